@@ -1,0 +1,37 @@
+# make demo, make test: each does all the set-up on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+# On a machine without an NVIDIA GPU, a plain `pip install torch` on Linux downloads several GB of
+# CUDA. The CPU build is taken instead: from the indexes pip is set up with, else from PyTorch's own.
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test check setup clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "iclora needs Python 3.11 to 3.13; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+		$(BIN)/pip install -q "torch==$(TORCH)+cpu" \
+		|| $(BIN)/pip install -q "torch==$(TORCH)+cpu" --index-url $(CPU_INDEX); \
+	fi
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv demo

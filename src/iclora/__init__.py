@@ -1,0 +1,8 @@
+"""iclora: In-Context LoRA (arXiv 2410.23775) as a tool.
+
+Import from the rooms: `iclora.layout`, `iclora.caption`, `iclora.recipe`, `iclora.dataset`,
+`iclora.models`, `iclora.train`, `iclora.generate`. This file imports nothing, so that
+`iclora --help` starts at once.
+"""
+
+__version__ = "0.1.0"

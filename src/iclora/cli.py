@@ -1,0 +1,508 @@
+"""The command line: one thin function per verb, over the functions a program would call.
+
+Heavy modules are imported inside the verbs, so that `--help`, `recipes`, `compose` and `check`
+start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclora import __version__
+from iclora.errors import ConfigError, IcloraError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from iclora.adapter import Adapter
+    from iclora.dataset import Problem
+    from iclora.generate import Request
+    from iclora.models import DiffusionModel
+    from iclora.recipe import Recipe
+
+__all__ = ["main"]
+
+Words = argparse.Namespace
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    words = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    _quiet()
+    try:
+        status = words.verb(words)
+    except IcloraError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"out of memory: {str(error).splitlines()[0]}\nUse a smaller canvas or resolution, "
+              "--gradient-checkpointing, or a GPU with more memory.", file=sys.stderr)  # fmt: skip
+        return 2
+    return int(status or 0)
+
+
+def _quiet() -> None:
+    """Keep libraries' chatter out of the output; a user who sets these variables wins."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _load(name: str, words: Words) -> DiffusionModel:
+    import transformers
+
+    from iclora.models import load_model
+
+    transformers.utils.logging.disable_progress_bar()
+    return load_model(name, words.device, words.dtype)
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+def _warn(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+# -- verbs --------------------------------------------------------------------------------------
+
+
+def recipes(words: Words) -> None:
+    """List the recipes, or show one in full."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from iclora.recipe import load_recipe, recipe_names
+
+    if words.name:
+        _show_recipe(load_recipe(words.name))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("canvas", no_wrap=True)
+    for column in ("markers", "what a set shows"):
+        table.add_column(column, overflow="fold")
+    for recipe in map(load_recipe, recipe_names()):
+        canvas = recipe.canvas
+        table.add_row(recipe.name, f"{canvas.width}x{canvas.height}",
+                      re.sub(r"[\[\]]", "", " ".join(recipe.markers)), recipe.summary)  # fmt: skip
+    Console().print(table)
+
+
+def _show_recipe(recipe: Recipe) -> None:
+    canvas = recipe.canvas
+    rows = " over ".join(map(str, canvas.per_row)) if canvas.per_row else "free boxes"
+    _say(
+        f"{recipe.name}: {recipe.summary}\n\n"
+        f"canvas       {canvas.width}x{canvas.height} px, {canvas.panels} panels ({rows})\n"
+        f"prefix       {recipe.prefix or '(none)'}\n"
+        f"markers      {' '.join(recipe.markers)}\n"
+        f"sampling     {recipe.sampling.steps} steps, guidance {recipe.sampling.guidance}\n\n"
+        f"captioning instruction\n{recipe.instruction}\n\nexample prompt\n{recipe.example}"
+    )
+
+
+def compose(words: Words) -> None:
+    """Join image sets into composites with captions, cropping nothing."""
+    from iclora.dataset import compose_dataset, open_dataset
+
+    source = open_dataset(words.source, words.recipe)
+    _say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
+    problems = compose_dataset(
+        source, words.out, resolution=words.resolution,
+        progress=lambda name, layout: _say(
+            f"  {name}  {layout.width}x{layout.height}  panels "
+            + " ".join(f"{w}x{h}" for w, h in layout.sizes)
+        ),
+    )  # fmt: skip
+    _show_problems(problems)
+    _say(f"wrote {words.out}; look at it, then `iclora check {words.out}`")
+
+
+def check(words: Words) -> int:
+    """Read every image and caption of a dataset and say what is wrong."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from iclora.dataset import check_dataset, open_dataset
+
+    dataset = open_dataset(words.data, words.recipe)
+    base: dict[str, Any] = {}
+    if words.base:
+        model = _load(words.base, words)
+        base = {"count_tokens": model.count_tokens, "limit": model.max_text_tokens,
+                "grid": model.grid}  # fmt: skip
+    if words.resolutions:
+        base["resolutions"] = words.resolutions
+    reports = list(check_dataset(dataset, **base))
+    problems = [*dataset.problems, *(p for r in reports for p in r.problems)]
+    table = Table(box=None, pad_edge=False)
+    for column in ("set", "panels", "sizes in px", "megapixels", "tokens", "state"):
+        table.add_column(column, overflow="fold")
+    for report in reports:
+        worst = {p.severity for p in report.problems}
+        state = "error" if "error" in worst else "warning" if worst else "ok"
+        pixels = sum(w * h for w, h in report.sizes) / 1e6
+        table.add_row(
+            report.name, str(len(report.sizes)), " ".join(f"{w}x{h}" for w, h in report.sizes),
+            f"{pixels:.2f}", "-" if report.tokens is None else str(report.tokens), state,
+        )  # fmt: skip
+    Console().print(table)
+    _show_problems(problems)
+    errors = sum(p.severity == "error" for p in problems)
+    if not words.base:
+        _say("tokens were not counted; pass --base to count them with the base's own tokenizer")
+    _say(f"{len(reports)} sets of {dataset.recipe.name}: {errors} errors, "
+         f"{len(problems) - errors} warnings")  # fmt: skip
+    return 2 if errors else 0
+
+
+def _show_problems(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        print(f"{problem.severity}: {problem}", file=sys.stderr)
+
+
+def train(words: Words) -> int:
+    """Tune a LoRA on a dataset, or go on with a run."""
+    from iclora.config import TrainConfig, read_config
+    from iclora.generate import make_preview
+    from iclora.train import resume_config
+    from iclora.train import train as run_training
+
+    settings = {k: v for k, v in vars(words).items() if k in TrainConfig.model_fields}
+    overrides = {k: v for k, v in settings.items() if v is not None}
+    if words.resume:
+        config = resume_config(words.resume, overrides)
+    else:
+        config = read_config(words.run_file, overrides)
+    words.device, words.dtype = config.device, config.dtype
+    model = _load(config.base, words)
+    _say(f"base {config.base} on {model.device} in {str(model.dtype).removeprefix('torch.')}")
+
+    def previewer(recipe: Recipe) -> Callable[[int], None]:
+        return make_preview(
+            model, recipe, config.preview_prompts or (recipe.example,),
+            resolution=config.preview_resolution, seed=config.seed,
+            folder=Path(config.out, "previews"),
+        )  # fmt: skip
+
+    with _bar() as bar:
+        result = run_training(
+            config, model, resume=bool(words.resume), make_preview=previewer, warn=_warn,
+            on_encode=lambda what, done, total: bar(f"encoding {what}", done, total, ""),
+            on_step=lambda r: bar("training", r.step, r.steps, f"loss {r.loss:.4f}"),
+        )  # fmt: skip
+    if not result.finished:
+        _say(f"stopped at step {result.step} of {config.steps}; nothing is lost\n"
+             f"go on with: iclora train --resume {result.folder}")  # fmt: skip
+        return 130
+    _say(f"wrote {result.adapter}\nloss curve {result.folder / 'loss.png'}")
+    if config.preview_every:
+        _say(f"previews {result.folder / 'previews'}")
+    return 0
+
+
+def generate(words: Words) -> None:
+    """Make new sets from joint prompts, or repeat a request."""
+    _make(words, {})
+
+
+def complete(words: Words) -> None:
+    """Make the missing panels of a set, or repeat a request."""
+    from iclora.images import open_image
+
+    if not words.known and not words.request:
+        raise ConfigError("no panel is known", "Give at least one, such as --known 1=shot.png.")
+    known = {number: open_image(Path(file)) for number, file in _pairs(words.known, "--known")}
+    _make(words, known)
+
+
+def _make(words: Words, known: dict[int, Image.Image]) -> None:
+    from iclora.generate import next_folder, run, use
+
+    model, adapter, wishes = _wishes(words, known)
+    use(model, adapter, wishes[0][0].strength)
+    texts = [model.encode_text(request.prompt) for request, _ in wishes]
+    if model.device.type != "cpu":
+        # Some 10 GB that nothing needs any more.
+        model.release("text")
+    for (request, given), text in zip(wishes, texts, strict=True):
+        folder = next_folder(Path(words.out))
+        with _bar() as bar:
+            made = run(model, request, given, text=text,
+                       on_step=lambda done, total: bar(folder.name, done, total, ""))  # noqa: B023  # fmt: skip
+        _say(f"wrote {made.save(folder)}: composite.png, panel-1.png to "
+             f"panel-{len(made.panels)}.png, request.json")  # fmt: skip
+
+
+def _wishes(
+    words: Words, known: dict[int, Image.Image]
+) -> tuple[DiffusionModel, Adapter | None, list[tuple[Request, dict[int, Image.Image]]]]:
+    """The base, the adapter, and the requests with their known panels."""
+    from iclora.adapter import Adapter
+    from iclora.generate import Request, load_adapter_of, prepare
+    from iclora.recipe import load_recipe
+
+    if words.request:
+        request, given = Request.load(words.request)
+        words.device = request.device if words.device == "auto" else words.device
+        words.dtype = {"float32": "fp32", "bfloat16": "bf16"}.get(request.dtype, "auto")
+        adapter = load_adapter_of(request, words.adapter)
+        return _load(words.base or request.base, words), adapter, [(request, given)]
+    adapter = Adapter.load(words.adapter) if words.adapter else None
+    base = words.base or (adapter.info.base if adapter and adapter.info else None)
+    if base is None:
+        raise ConfigError("no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev.")
+    prompts = list(words.prompt or ())
+    if words.prompts:
+        lines = _read_lines(words.prompts)
+        prompts += [line for line in lines if line]
+    if not prompts:
+        raise ConfigError("there is no prompt", 'Pass --prompt "..." or --prompts FILE.')
+    panel_seeds = {n: int(s) for n, s in _pairs(words.panel_seed, "--panel-seed", r"\d+")}
+    model = _load(base, words)
+    wishes, said = [], set()
+    for prompt in prompts:
+        for turn in range(words.count):
+            request, notes = prepare(
+                model, prompt, recipe=load_recipe(words.recipe) if words.recipe else None,
+                adapter=adapter, adapter_path=words.adapter, strength=words.strength,
+                size=words.size, seed=words.seed + turn, steps=words.steps,
+                guidance=words.guidance, known=known,
+                panel_seeds=panel_seeds,
+            )  # fmt: skip
+            wishes.append((request, known))
+            said.update(notes)
+    for note in sorted(said):
+        _warn(note)
+    return model, adapter, wishes
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompts {path} cannot be read: {error}", "Check the file.") from error
+    return [line.strip() for line in text.splitlines()]
+
+
+def _pairs(values: list[str] | None, option: str, form: str = ".+") -> list[tuple[int, str]]:
+    found = []
+    for value in values or ():
+        match = re.fullmatch(rf"(\d+)=({form})", value)
+        if not match:
+            raise ConfigError(
+                f'{option} "{value}" is not of the form PANEL=...',
+                f"Write for instance {option} 1=...; panels count from 1.",
+            )
+        found.append((int(match[1]), match[2]))
+    if len({number for number, _ in found}) < len(found):
+        raise ConfigError(f"{option} names a panel twice", "Name every panel once.")
+    return found
+
+
+def info(words: Words) -> None:
+    """Say what an adapter, a request or a run is."""
+    path = Path(words.file)
+    if path.is_dir() and (path / "config.toml").is_file():
+        _say((path / "config.toml").read_text(encoding="utf-8").rstrip())
+    elif path.suffix == ".json":
+        from iclora.generate import Request
+
+        _say(Request.load(path)[0].model_dump_json(indent=2))
+    else:
+        _show_adapter(path)
+
+
+def _show_adapter(path: Path) -> None:
+    from iclora.adapter import Adapter
+    from iclora.layout import Layout
+
+    adapter = Adapter.load(path)
+    downs = {k: v for k, v in adapter.weights.items() if ".lora_A." in k}
+    ranks = sorted({int(v.shape[0]) for v in downs.values()})
+    count = sum(v.numel() for v in adapter.weights.values())
+    precision = ", ".join(sorted({str(v.dtype)[6:] for v in adapter.weights.values()}))
+    _say(f"{path}\nmodules      {len(downs)}\nranks        {', '.join(map(str, ranks))}\n"
+         f"parameters   {count:,} in {precision}\nsha256       {adapter.sha256}")  # fmt: skip
+    if adapter.info is None:
+        _say("origin       another tool: no recipe and layout inside; pass --recipe to generate")
+        return
+    about, canvas = adapter.info, Layout.from_json(adapter.info.layout)
+    _say(f"base         {about.base} ({about.family})\ntrained      {about.steps} steps, "
+         f"rank {about.rank}, alpha {about.alpha:g}, targets {about.targets}\n"
+         f"recipe       {about.recipe.name}: {' '.join(about.recipe.markers)}\n"
+         f"layout       {canvas.width}x{canvas.height} px, {canvas.panels} panels\n"
+         f"written by   iclora {about.iclora}\n\n"
+         f"example prompt\n{about.recipe.example}")  # fmt: skip
+
+
+# -- progress -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Progress as a bar in a terminal, as a line now and then in a log."""
+    if not sys.stdout.isatty():
+        yield _line_printer()
+        return
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[note]}"), rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeRemainingColumn(elapsed_when_finished=True),
+    )  # fmt: skip
+    with rich.Progress(*columns) as progress:
+        tasks: dict[str, rich.TaskID] = {}
+
+        def show(what: str, done: int, total: int, note: str) -> None:
+            if what not in tasks:
+                # What a resumed run has behind it must not count as speed.
+                tasks[what] = progress.add_task(what, total=total, note=note, rate="")
+                progress.update(tasks[what], completed=done - 1)
+            speed = progress.tasks[tasks[what]].speed
+            rate = (
+                "" if not speed else f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.2f} s each"
+            )
+            progress.update(tasks[what], completed=done, total=total, note=note, rate=rate)
+
+        yield show
+
+
+def _line_printer() -> Callable[[str, int, int, str], None]:
+    import time
+
+    began: dict[str, tuple[float, int]] = {}
+    last = 0.0
+
+    def show(what: str, done: int, total: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        start, first = began.setdefault(what, (now, done))
+        if done < total and now - last < 10:
+            return
+        last = now
+        each = (now - start) / max(done - first, 1)
+        left = f", {each:.2f} s each, {each * (total - done):.0f} s left" if done > first else ""
+        _say(f"{what} {done}/{total} {note}{left}".replace(" ,", ","))
+
+    return show
+
+
+# -- options ------------------------------------------------------------------------------------
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="iclora",
+        description="In-Context LoRA: compose panel sets, train on them, generate and complete.",
+    )
+    parser.add_argument("--version", action="version", version=f"iclora {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def add(function: Callable[[Words], int | None]) -> argparse.ArgumentParser:
+        summary = function.__doc__ or ""
+        sub = verbs.add_parser(function.__name__, help=summary, description=summary)
+        sub.set_defaults(verb=function)
+        return sub
+
+    p = add(recipes)
+    p.add_argument("name", nargs="?", help="show this recipe (a name or a TOML file) in full")
+    p = add(compose)
+    p.add_argument("source", help="folder or zip archive of image sets")
+    p.add_argument("--recipe", help="recipe name or TOML path; by default the source's own")
+    p.add_argument("--out", required=True, help="new folder for the composites")
+    p.add_argument(
+        "--resolution",
+        type=int,
+        default=1536,
+        help="largest canvas, px: side of a square of the same area (default 1536)",
+    )
+    p = add(check)
+    p.add_argument("data", help="folder or zip archive of image sets")
+    p.add_argument("--recipe", help="recipe name or TOML path; by default the dataset's own")
+    p.add_argument("--base", help="count tokens as this base does")
+    p.add_argument("--resolutions", type=int, nargs="+", help="training resolutions to judge by")
+    p.set_defaults(device="cpu", dtype="fp32")
+    p = add(train)
+    if verb == "train":
+        _train_options(p)
+    for function in (generate, complete):
+        p = add(function)
+        _sampling_options(p)
+    p.add_argument("--known", action="append", metavar="PANEL=FILE",
+                   help="a given panel, counted from 1; repeat for more")  # fmt: skip
+    p = add(info)
+    p.add_argument("file", help="an adapter file, a request.json or a run folder")
+    return parser
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    """One option per field of TrainConfig; pydantic reads the values."""
+    from typing import get_origin
+
+    from iclora.config import TrainConfig
+
+    parser.add_argument("run_file", nargs="?", help="TOML run file with a [train] table")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    for name, field in TrainConfig.model_fields.items():
+        many = get_origin(field.annotation) is tuple
+        shown = field.default
+        if many:
+            shown = " ".join(map(str, field.default))
+        default = "" if field.is_required() or shown in (None, "") else f" (default {shown})"
+        options: dict[str, Any] = {"metavar": name.upper().split("_")[-1]}
+        if field.annotation is bool:
+            options = {"action": argparse.BooleanOptionalAction, "default": None}
+        elif many:
+            options["nargs"] = "+"
+        text = f"{field.description}{default}".replace("%", "%%")
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **options)
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("request", nargs="?", help="a request.json to repeat exactly")
+    add("--base", help="base model; by default the one the adapter was trained on")
+    add("--adapter", help="adapter file")
+    add("--strength", type=float, default=1.0, help="factor on the adapter (default 1)")
+    add("--recipe", help="recipe name or TOML path; by default the adapter's")
+    add("--prompt", action="append", help="a joint prompt; repeat for more sets")
+    add("--prompts", metavar="FILE", help="text file with one joint prompt per line")
+    add("--count", type=_positive, default=1, help="sets per prompt, with seeds one apart")
+    add("--size", type=_size, metavar="WxH", help="canvas in px; by default the recipe's")
+    add("--seed", type=int, default=0, help="decides the noise of all panels (default 0)")
+    add("--panel-seed", action="append", metavar="PANEL=SEED",
+        help="own seed for one panel, to re-roll it alone")  # fmt: skip
+    add("--steps", type=int, help="Euler steps; by default the base's or the recipe's")
+    add("--guidance", type=float, help="guidance value; by default the recipe's")
+    add("--out", default="out", help="folder for the sets, OUT/0001 and on (default out)")
+    add("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
+    add("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="precision of the base")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f'"{text}" is not WIDTHxHEIGHT, such as 1024x1536')
+    return int(match[1]), int(match[2])
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number from 1')
+    return int(text)

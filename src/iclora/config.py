@@ -1,0 +1,154 @@
+"""Every knob of a training run, each defined once.
+
+The same definition reads the [train] table of a run file, makes the command line's options and
+their help, and refuses nonsense.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iclora.errors import ConfigError
+from iclora.recipe import problems_of
+
+__all__ = ["TrainConfig", "read_config"]
+
+_Share = Annotated[float, Field(ge=0, lt=1)]
+_Count = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(BaseModel):
+    """A training run. Defaults are those of the paper's released configuration.
+
+    Raises: pydantic.ValidationError; `read_config` turns it into a ConfigError.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    base: str
+    """base model: a folder in diffusers' layout, a hub id, or tiny"""
+    data: str
+    """dataset: a folder or zip archive of image sets"""
+    out: str
+    """run folder, made anew"""
+    recipe: str | None = None
+    """recipe name or TOML path; by default the one the dataset names"""
+
+    steps: _Count = 5000
+    """optimizer steps"""
+    batch: _Count = 4
+    """sets per optimizer step"""
+    micro_batch: _Count = 1
+    """most sets of equal size in one pass; more is faster, needs more memory, learns the same"""
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """learning rate of AdamW"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's weight decay"""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """largest norm of a step's gradient"""
+    ema: _Share = 0.99
+    """decay of the averaged weights that become the adapter; 0 takes the last weights"""
+
+    rank: _Count = 16
+    """LoRA rank"""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """LoRA alpha; the update is scaled by alpha / rank"""
+    targets: Literal["all", "attention+mlp", "attention"] = "all"
+    """layers to adapt; all is every linear layer of every block, modulation included"""
+
+    resolutions: tuple[Annotated[int, Field(ge=64, le=4096)], ...] = (512, 768, 1024, 1280, 1536)
+    """canvas sizes to train at, px: sides of squares of the same area"""
+    upscale: bool = False
+    """whether sets smaller than a resolution are enlarged to it"""
+    caption_dropout: _Share = 0.05
+    """share of samples trained with an empty text"""
+    guidance: float = 1.0
+    """value of the guidance embedding in training; 1, not the 3.5 of sampling"""
+    sigma_mean: float = 0.0
+    """mean of the normal draw whose sigmoid is the noise level; above 0 favours noise"""
+    sigma_std: Annotated[float, Field(gt=0)] = 1.0
+    """standard deviation of that draw"""
+    shift: Literal["none", "resolution"] = "none"
+    """whether noise levels are shifted by canvas size, as the base's sampler does"""
+
+    seed: int = 0
+    """with step and sample it decides all randomness of the run"""
+    device: str = "auto"
+    """auto, cuda, cuda:N, mps or cpu"""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """precision of the base; auto is bf16, on a CPU fp32"""
+    gradient_checkpointing: bool = True
+    """recompute activations in the backward pass: a third slower, far less memory"""
+    save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """precision of the adapter file"""
+
+    save_every: _Count = 250
+    """steps between checkpoints"""
+    keep: _Count = 4
+    """checkpoints kept, the newest"""
+    preview_every: Annotated[int, Field(ge=0)] = 250
+    """steps between preview grids; 0 makes none"""
+    preview_prompts: tuple[str, ...] = ()
+    """joint prompts to preview; by default the recipe's example"""
+    preview_resolution: Annotated[int, Field(ge=64, le=4096)] = 768
+    """canvas size of previews, px: side of a square of the same area"""
+    cache: str | None = None
+    """folder for latents and prompt embeddings; by default inside the run folder"""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> TrainConfig:
+        if not self.resolutions:
+            raise ValueError("resolutions: give at least one")
+        return self
+
+    def to_toml(self) -> str:
+        """A run file that `read_config` reads back."""
+        values = {k: v for k, v in self.model_dump(mode="json").items() if v is not None}
+        return tomli_w.dumps({"train": values})
+
+
+def read_config(path: str | Path | None, overrides: dict[str, Any]) -> TrainConfig:
+    """A run's settings from a TOML file's [train] table and overrides, which win.
+
+    Args:
+        path: a run file, or None. Relative paths in it are relative to where the program runs.
+        overrides: settings by name, as numbers or strings.
+    Raises: ConfigError naming every setting that is wrong.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"run file {path} cannot be read: {error}", "Check it.") from error
+        unknown = sorted(set(table) - {"train"})
+        if unknown or not isinstance(table.get("train"), dict):
+            raise ConfigError(
+                f"run file {path} needs its settings in one table [train]"
+                + (f", but has {', '.join(unknown)} outside of it" if unknown else ""),
+                "Write [train] on the first line.",
+            )
+        values = table["train"]
+    values = {**values, **overrides}
+    missing = [k for k in ("base", "data", "out") if not values.get(k)]
+    if missing:
+        raise ConfigError(
+            f"a run needs {' and '.join(missing)}",
+            "Pass "
+            + " ".join(f"--{k} ..." for k in missing)
+            + ", or write them into the run file.",
+        )
+    try:
+        return TrainConfig.model_validate(
+            {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        )
+    except ValidationError as error:
+        raise ConfigError(
+            f"settings that make no sense: {problems_of(error)}",
+            "See `iclora train --help` for each setting's meaning.",
+        ) from error

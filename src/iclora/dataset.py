@@ -1,0 +1,525 @@
+"""Image sets on disk, in the two shapes people have them, and what is wrong with them.
+
+    DATA/iclora.toml         recipe = "film-storyboard"
+    DATA/0001.png            a composite, all panels joined ...
+    DATA/0001.txt            ... and its joint caption: the pair other trainers read and write
+
+    DATA/iclora.toml
+    DATA/0001/1.png 2.png    a folder per set: the panels in natural order ...
+    DATA/0001/caption.txt    ... and their joint caption
+
+A zip archive of either works as well; it is read in place and never unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import tomli_w
+from PIL import Image
+
+from iclora import files
+from iclora.caption import check_budget
+from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError, RecipeError
+from iclora.images import IMAGE_SUFFIXES, png_text, read_image, write_png
+from iclora.layout import Layout, Size
+from iclora.recipe import Recipe, load_recipe, read_recipe, recipe_names
+
+__all__ = [
+    "Dataset",
+    "ImageSet",
+    "PanelSet",
+    "Problem",
+    "SetReport",
+    "check_dataset",
+    "compose_dataset",
+    "open_dataset",
+    "training_layouts",
+]
+
+MANIFEST = "iclora.toml"
+_LAYOUT_KEY = "iclora:layout"
+_CAPTION = "caption.txt"
+_LARGEST_FILE = 512 * 2**20
+_HERE = PurePosixPath()
+# FLUX.1, FLUX.2, Qwen-Image and Z-Image all read 16 px tokens. Composites are written on this
+# grid; training fits every panel again to the grid of the base it is given.
+_COMPOSE_GRID = 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a set, and what to do about it."""
+
+    subject: str
+    """The set or file it is about."""
+    text: str
+    advice: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.text}. {self.advice}"
+
+
+@dataclass(frozen=True)
+class PanelSet:
+    """A name and its panel pictures in order; knows nothing of files."""
+
+    name: str
+    panels: tuple[Image.Image, ...]
+
+    @property
+    def sizes(self) -> list[Size]:
+        return [panel.size for panel in self.panels]
+
+    @property
+    def area(self) -> int:
+        """Pixels the set really has; a canvas beyond it would be made up by enlarging."""
+        return sum(width * height for width, height in self.sizes)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One set where it lies: one composite, or one file per panel.
+
+    Attributes:
+        name: unique in its dataset, usable as a file name.
+        images: file names inside the dataset, in panel order.
+        caption_file: name of its caption file, None where it has none.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    caption_file: str | None
+    _files: Mapping[str, Callable[[], bytes]] = field(repr=False)
+
+    def load(self, recipe: Recipe) -> PanelSet:
+        """Read its panels; a composite is split by the recipe's layout, along its own seams.
+
+        Raises: ImageError for a picture that cannot be read; DatasetError for missing or
+            surplus panels.
+        """
+        data = [self._files[name]() for name in self.images]
+        pictures = [read_image(d, name) for d, name in zip(data, self.images, strict=True)]
+        if len(pictures) == 1:
+            layout = _recorded_layout(data[0], pictures[0], recipe)
+            panels = (layout or recipe.canvas.find_seams(pictures[0])).split(pictures[0])
+        else:
+            panels = pictures
+        if len(panels) != recipe.canvas.panels:
+            raise DatasetError(
+                f'set "{self.name}" has {len(panels)} images; "{recipe.name}" has '
+                f"{recipe.canvas.panels} panels ({' '.join(recipe.markers)})",
+                "Add the missing panels, or remove the surplus ones: "
+                + ", ".join(PurePosixPath(n).name for n in self.images),
+            )
+        return PanelSet(self.name, tuple(panels))
+
+    def caption(self) -> str:
+        """Its caption's text, without a byte-order mark and outer white space.
+
+        Raises: DatasetError if there is none; CaptionError if it is empty or not UTF-8.
+        """
+        if self.caption_file is None:
+            wanted = f"{self.name}.txt" if len(self.images) == 1 else f"{self.name}/{_CAPTION}"
+            raise DatasetError(f'set "{self.name}" has no caption', f"Write {wanted}.")
+        try:
+            text = self._files[self.caption_file]().decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise CaptionError(
+                f"caption {self.caption_file} is not UTF-8 text ({error.reason} at byte "
+                f"{error.start})",
+                "Save it as UTF-8.",
+            ) from error
+        if not text:
+            raise CaptionError(f"caption {self.caption_file} is empty", "Write a joint caption.")
+        return text
+
+    @cached_property
+    def digest(self) -> str:
+        """Content hash of its image files, in order."""
+        return files.digest(*(self._files[name]() for name in self.images))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Image sets of one recipe, and what was odd about the folder itself."""
+
+    path: Path
+    recipe: Recipe
+    sets: tuple[ImageSet, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def digest(self) -> str:
+        """Content hash of all images and captions."""
+        captions = (s._files[s.caption_file]() if s.caption_file else b"" for s in self.sets)
+        return files.digest(
+            *(part for s, c in zip(self.sets, captions, strict=True) for part in (s.digest, c))
+        )
+
+
+def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layout | None:
+    """The layout that `compose` wrote into a PNG, where it still fits picture and recipe."""
+    text = png_text(data, _LAYOUT_KEY)
+    if text is None:
+        return None
+    try:
+        layout = Layout.from_json(json.loads(text))
+    except (LayoutError, ValueError):
+        return None
+    fits = (layout.width, layout.height) == picture.size and layout.panels == recipe.canvas.panels
+    return layout if fits else None
+
+
+# -- opening ------------------------------------------------------------------------------------
+
+
+def open_dataset(path: str | Path, recipe: str | Path | None = None) -> Dataset:
+    """Find the sets in a folder or zip archive.
+
+    Args:
+        recipe: name or TOML path; by default the manifest's.
+    Raises: DatasetError if there is nothing to read, the archive is damaged or unsafe, or no
+        recipe is known; RecipeError.
+    """
+    path = Path(path)
+    listing = _list_zip(path) if path.is_file() else _list_folder(path)
+    root = _common_folder(listing)
+    chosen = load_recipe(recipe) if recipe is not None else _manifest_recipe(path, listing, root)
+    sets, problems = _find_sets(listing, root)
+    if not sets:
+        raise DatasetError(
+            f"{path} holds no image sets",
+            "Give a folder or zip with NAME.png + NAME.txt pairs, or with one folder of panels "
+            f"per set. Images are {' '.join(IMAGE_SUFFIXES)}.",
+        )
+    return Dataset(path, chosen, tuple(sets), tuple(problems))
+
+
+def _clutter(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return any(p.startswith(".") or p == "__MACOSX" for p in parts) or parts[-1].lower() in (
+        "thumbs.db",
+        "desktop.ini",
+    )
+
+
+def _list_folder(path: Path) -> dict[str, Callable[[], bytes]]:
+    if not path.is_dir():
+        raise DatasetError(f"there is no folder or zip archive {path}", "Check the path.")
+    found = {}
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder, name)
+            relative = file.relative_to(path).as_posix()
+            if not _clutter(relative):
+                found[relative] = file.read_bytes
+    return found
+
+
+def _list_zip(path: Path) -> dict[str, Callable[[], bytes]]:
+    def reader(name: str) -> Callable[[], bytes]:
+        def read() -> bytes:
+            try:
+                with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+                    return member.read(_LARGEST_FILE)
+            except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+                raise DatasetError(
+                    f'"{name}" in {path} cannot be read: {error}', "Make the archive again."
+                ) from error
+
+        return read
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir() and not _clutter(m.filename)]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DatasetError(
+            f"{path} is not a zip archive, or a damaged one ({error})",
+            "Give a folder or a zip archive of image sets.",
+        ) from error
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
+            raise DatasetError(
+                f'{path} holds the unsafe name "{member.filename}", which leads out of the archive',
+                "Do not trust this archive; make it again from the images.",
+            )
+        if member.flag_bits & 1:
+            raise DatasetError(f'"{name}" in {path} is encrypted', "Unpack it yourself first.")
+        if member.file_size > _LARGEST_FILE:
+            raise DatasetError(
+                f'"{name}" in {path} unpacks to {member.file_size / 2**20:.0f} MiB',
+                f"Files of more than {_LARGEST_FILE // 2**20} MiB are refused.",
+            )
+    return {member.filename: reader(member.filename) for member in members}
+
+
+def _common_folder(listing: Mapping[str, Callable[[], bytes]]) -> PurePosixPath:
+    """The folder that holds the manifest, or else the deepest that holds every image."""
+    manifests = [PurePosixPath(n) for n in listing if PurePosixPath(n).name == MANIFEST]
+    if manifests:
+        return min(manifests, key=lambda p: len(p.parts)).parent
+    # "x" makes every path relative to one folder, which commonpath demands.
+    folders = [f"x/{PurePosixPath(n).parent}" for n in listing if _is_image(n)]
+    return PurePosixPath(os.path.commonpath(folders)).relative_to("x") if folders else _HERE
+
+
+def _manifest_recipe(
+    path: Path, listing: Mapping[str, Callable[[], bytes]], root: PurePosixPath
+) -> Recipe:
+    name = (root / MANIFEST).as_posix()
+    if name not in listing:
+        raise DatasetError(
+            f"{path} does not say which recipe its sets follow (it has no {MANIFEST})",
+            f'Pass --recipe, or write {MANIFEST} with the line recipe = "film-storyboard".',
+        )
+    try:
+        recipe = tomllib.loads(listing[name]().decode("utf-8"))["recipe"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise DatasetError(
+            f"{path}/{name} names no recipe ({error!r})",
+            'It needs one line such as recipe = "film-storyboard".',
+        ) from error
+    own = (root / str(recipe)).as_posix()
+    if recipe not in recipe_names() and own in listing:
+        return read_recipe(listing[own]().decode("utf-8", "replace"), f"{path}/{own}")
+    if recipe not in recipe_names():
+        # Not a path elsewhere: a dataset must not make its reader open other files.
+        raise RecipeError(
+            f'{path}/{name} names the recipe "{recipe}", which is neither one of iclora\'s nor a '
+            "file beside it",
+            f"Use one of {', '.join(recipe_names())}, or put the TOML file into the dataset.",
+        )
+    return load_recipe(str(recipe))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _find_sets(
+    listing: Mapping[str, Callable[[], bytes]], root: PurePosixPath
+) -> tuple[list[ImageSet], list[Problem]]:
+    folders: dict[PurePosixPath, list[str]] = defaultdict(list)
+    for name in sorted(listing, key=files.natural_key):
+        if PurePosixPath(name).is_relative_to(root):
+            folders[PurePosixPath(name).parent].append(name)
+    sets: list[ImageSet] = []
+    problems: list[Problem] = []
+    for folder, names in folders.items():
+        images = [n for n in names if _is_image(n)]
+        texts = {n for n in names if n.lower().endswith(".txt")}
+        caption = (folder / _CAPTION).as_posix()
+        paired = [n for n in images if f"{n.rsplit('.', 1)[0]}.txt" in texts]
+        if images and (caption in texts or (folder != root and len(images) > 1 and not paired)):
+            name = _set_name(folder, root) or "set"
+            sets.append(
+                ImageSet(name, tuple(images), caption if caption in texts else None, listing)
+            )
+            continue
+        for image in images:
+            stem = image.rsplit(".", 1)[0]
+            name = _set_name(PurePosixPath(stem), root)
+            text = f"{stem}.txt"
+            sets.append(ImageSet(name, (image,), text if text in texts else None, listing))
+        captioned = {s.caption_file for s in sets}
+        problems += [
+            Problem(t, "a caption without an image", "Add the image or remove the text.", "warning")
+            for t in sorted(texts - captioned - {None})
+        ]
+    counts = Counter(s.name for s in sets)
+    problems += [
+        Problem(name, "more than one image set of this name", "Rename or remove the others.")
+        for name, count in counts.items()
+        if count > 1
+    ]
+    return sets, problems
+
+
+def _set_name(path: PurePosixPath, root: PurePosixPath) -> str:
+    return "-".join(path.relative_to(root).parts)
+
+
+# -- checking -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """What `check` found out about one set."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    """Panel sizes in px as they lie there."""
+    tokens: int | None
+    """Tokens of the caption; None without a base or a caption."""
+    problems: tuple[Problem, ...]
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    count_tokens: Callable[[str], int] | None = None,
+    limit: int = 512,
+    resolutions: Sequence[int] = (512, 768, 1024, 1280, 1536),
+    grid: int = 16,
+) -> Iterator[SetReport]:
+    """Read every image and caption, and report each set as it is done.
+
+    Args:
+        count_tokens: the base's tokenizer. Without it only a caption of more words than `limit`
+            is known to be too long, since every word is at least one token.
+        limit: tokens the base reads.
+        resolutions: training resolutions (side of a square of the same area, px).
+        grid: token edge of the base, px.
+    Yields: one report per set, in order; errors in it stop `train`.
+    """
+    seen: dict[str, str] = {}
+    for image_set in dataset.sets:
+        problems: list[Problem] = []
+        sizes: tuple[Size, ...] = ()
+        tokens = None
+        try:
+            panels = image_set.load(dataset.recipe)
+            sizes = tuple(panels.sizes)
+            problems += _judge_sizes(panels, dataset.recipe, resolutions, grid)
+            twin = seen.setdefault(image_set.digest, image_set.name)
+            if twin != image_set.name:
+                problems.append(Problem(image_set.name, f'the same images as set "{twin}"',
+                                        "Remove one, or it counts double.", "warning"))  # fmt: skip
+        except (ImageError, DatasetError, LayoutError) as error:
+            problems.append(Problem(image_set.name, error.problem, error.advice))
+        try:
+            text = image_set.caption()
+            dataset.recipe.parse(text)
+            name = f'the caption of "{image_set.name}"'
+            if count_tokens:
+                tokens = check_budget(text, count_tokens, limit, name)
+            else:
+                check_budget(text, lambda t: len(t.split()), limit, name)
+        except (CaptionError, DatasetError) as error:
+            problems.append(Problem(image_set.name, error.problem, error.advice))
+        yield SetReport(image_set.name, sizes, tokens, tuple(problems))
+
+
+def _judge_sizes(
+    panels: PanelSet, recipe: Recipe, resolutions: Sequence[int], grid: int
+) -> Iterator[Problem]:
+    layouts = training_layouts(recipe.canvas, panels.sizes, resolutions, grid)
+    if not recipe.canvas.per_row:
+        worst = max(recipe.canvas.stretch(panels.sizes))
+        if worst > 1.25:
+            yield Problem(panels.name, f"a panel is {100 * (worst - 1):.0f}% off the shape of its "
+                          "fixed box, and nothing is cropped",
+                          "Bring it into that shape, or use a recipe of rows.")  # fmt: skip
+            return
+    worst = max(max(layout.stretch(panels.sizes)) for layout in layouts)
+    if worst > 1.06:
+        yield Problem(
+            panels.name,
+            f"a panel is stretched by {100 * (worst - 1):.0f}% at a training size, since its edges "
+            "move to the token grid",
+            "Use larger resolutions, or panels of less extreme shape.",
+            "warning",
+        )
+    least = min(resolutions)
+    if panels.area < least**2:
+        yield Problem(
+            panels.name,
+            f"only {panels.area / 1e6:.2f} megapixels in all, less than the smallest training size "
+            f"of {least}x{least}",
+            "It trains at its own size; larger originals would teach more.",
+            "warning",
+        )
+
+
+def training_layouts(
+    canvas: Layout,
+    sizes: Sequence[Size],
+    resolutions: Sequence[int],
+    grid: int,
+    upscale: bool = False,
+) -> list[Layout]:
+    """The distinct canvases a set trains at, smallest first.
+
+    A resolution beyond the set's own pixels falls back to these (unless `upscale`), and
+    resolutions that come to the same canvas count once, so no size is seen double.
+
+    Args:
+        resolutions: sides of squares of the wanted areas, px.
+    """
+    own = sum(width * height for width, height in sizes)
+    areas = sorted({r * r if upscale else min(r * r, own) for r in resolutions})
+    return list(dict.fromkeys(canvas.fit(sizes, area, grid) for area in areas))
+
+
+# -- composing ----------------------------------------------------------------------------------
+
+
+def compose_dataset(
+    source: Dataset,
+    out: str | Path,
+    *,
+    resolution: int = 1536,
+    progress: Callable[[str, Layout], None] | None = None,
+) -> list[Problem]:
+    """Write every set as one composite with its caption, and a manifest, into a new folder.
+
+    Each panel is resized once, to its box on a canvas of the set's own pixels but at most
+    `resolution` squared; nothing is cropped. The canvas's layout goes into the PNG, so its panels
+    are found again exactly.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        progress: called with each set's name and layout as it is written.
+    Returns: captions that are missing or do not parse, as problems to mend before training.
+    Raises: DatasetError if `out` is not empty or a set cannot be read (before anything is
+        written); StorageError.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out} is not an empty folder", "Choose another --out, or remove it.")
+    reports = list(check_dataset(source))
+    broken = [p for p in source.problems if p.severity == "error"]
+    broken += [p for r in reports if not r.sizes for p in r.problems]
+    if broken:
+        raise DatasetError(
+            f"{len(broken)} problem{'s' * (len(broken) > 1)} in {source.path}:\n"
+            + "\n".join(f"  {p}" for p in broken),
+            "Nothing was written. Mend these and run it again.",
+        )
+    for image_set in source.sets:
+        panels = image_set.load(source.recipe)
+        area = min(panels.area, resolution**2)
+        layout = source.recipe.canvas.fit(panels.sizes, area, _COMPOSE_GRID)
+        composite = layout.compose(panels.panels)
+        write_png(
+            out / f"{panels.name}.png", composite, {_LAYOUT_KEY: json.dumps(layout.to_json())}
+        )
+        if image_set.caption_file is not None:
+            files.write_text(out / f"{panels.name}.txt", image_set.caption())
+        if progress:
+            progress(panels.name, layout)
+    _write_manifest(out, source.recipe)
+    return [p for r in reports if r.sizes for p in r.problems] + list(source.problems)
+
+
+def _write_manifest(out: Path, recipe: Recipe) -> None:
+    name = recipe.name
+    if recipe.name not in recipe_names() or load_recipe(recipe.name) != recipe:
+        # A recipe of the user's own travels with the sets made by it.
+        name = "recipe.toml"
+        content = recipe.model_dump(mode="json", exclude_defaults=True)
+        files.write_text(out / name, tomli_w.dumps(content))
+    note = "# The task these sets belong to; read by iclora.\n"
+    files.write_text(out / MANIFEST, note + tomli_w.dumps({"recipe": name}))

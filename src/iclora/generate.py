@@ -1,0 +1,484 @@
+"""New sets from words, and known panels completed to sets.
+
+A `Request` says everything that decides the pixels; `run` turns it into a `GeneratedSet`.
+Completing differs from generating only in that some panels are known.
+
+    OUT/0001/composite.png
+    OUT/0001/panel-1.png ...
+    OUT/0001/request.json        run again, it gives the same bytes
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from iclora import __version__, flow
+from iclora.adapter import Adapter, remove
+from iclora.errors import AdapterError, ConfigError, LayoutError, StorageError
+from iclora.files import digest, inside, write_text
+from iclora.images import open_image, write_png
+from iclora.layout import Layout, token_mask
+from iclora.models.base import DiffusionModel, Text
+from iclora.recipe import Recipe, problems_of
+
+__all__ = [
+    "GeneratedSet",
+    "Request",
+    "complete",
+    "generate",
+    "make_preview",
+    "panel_noise",
+    "prepare",
+    "run",
+]
+
+Progress = Callable[[int, int], None]
+
+
+class KnownPanel(BaseModel):
+    """A given panel: its file beside the request, and the hash of its pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sha256: str
+
+
+class Request(BaseModel):
+    """Everything that decides the pixels of a set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    device: str
+    dtype: str
+    adapter: str | None = None
+    """Path of the adapter file."""
+    adapter_sha256: str = ""
+    strength: float = 1.0
+    """Factor on the adapter's update."""
+    recipe: str
+    prompt: str
+    layout: dict[str, Any]
+    seeds: tuple[int, ...]
+    """One per panel: changing one re-rolls the noise of that panel alone."""
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: float
+    known: dict[int, KnownPanel] = {}
+    """Given panels by number, counted from 1."""
+    versions: dict[str, str] = {}
+
+    @property
+    def canvas(self) -> Layout:
+        return Layout.from_json(self.layout)
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple[Request, dict[int, Image.Image]]:
+        """Read a request.json and the known panels it names, which must lie beside it.
+
+        Raises: ConfigError if it is not a request, names files elsewhere, or a known panel has
+            been changed; ImageError.
+        """
+        path = Path(path)
+        try:
+            request = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise ConfigError(f"{path} is no request: {problems_of(error)}", "Use what `generate` "
+                              "or `complete` wrote.") from error  # fmt: skip
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"request {path} cannot be read: {error}", "Check the path."
+            ) from error
+        known = {}
+        for number, panel in request.known.items():
+            image = open_image(inside(path.parent, panel.file, ConfigError))
+            if digest(image.tobytes()) != panel.sha256:
+                raise ConfigError(
+                    f"known panel {number} ({panel.file}) is not the one {path} was made with",
+                    "Restore it, or start anew with `iclora complete --known`.",
+                )
+            known[number] = image
+        return request, known
+
+
+@dataclass(frozen=True)
+class GeneratedSet:
+    """A composite, its panels, and the request that made them."""
+
+    composite: Image.Image
+    panels: tuple[Image.Image, ...]
+    request: Request
+
+    def save(self, folder: str | Path) -> Path:
+        """Write composite.png, panel-1.png ... and request.json, all or none of them.
+
+        Returns: the folder. Raises: StorageError if it exists or cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise StorageError(f"{folder} exists already", "Choose another --out.")
+        work = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            write_png(work / "composite.png", self.composite)
+            for number, panel in enumerate(self.panels, 1):
+                write_png(work / f"panel-{number}.png", panel)
+            write_text(work / "request.json", self.request.model_dump_json(indent=2) + "\n")
+            work.rename(folder)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {folder}: {error.strerror}", "Free some space."
+            ) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return folder
+
+
+# -- asking -------------------------------------------------------------------------------------
+
+
+def prepare(
+    model: DiffusionModel,
+    prompt: str,
+    *,
+    recipe: Recipe | None = None,
+    adapter: Adapter | None = None,
+    adapter_path: str | Path | None = None,
+    strength: float = 1.0,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    panel_seeds: Mapping[int, int] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    known: Mapping[int, Image.Image] | None = None,
+) -> tuple[Request, list[str]]:
+    """Turn a wish into a request, checked in full before any computing.
+
+    Args:
+        prompt: a joint prompt in the recipe's form.
+        recipe: by default the one the adapter carries.
+        size: canvas width and height, px; by default one that keeps the known panels at their own
+            size, or else of the adapter's or the recipe's area with the known panels' shapes.
+        seed: decides the seeds of all panels.
+        panel_seeds: own seeds for some panels, by number counted from 1.
+        steps, guidance: by default the base's wish, else the recipe's.
+        known: given panels by number, counted from 1.
+    Returns: the request, and notes for the user.
+    Raises: ConfigError, CaptionError (markers, token limit), LayoutError.
+    """
+    known = dict(known or {})
+    task = recipe or (adapter.info.recipe if adapter and adapter.info else None)
+    if task is None:
+        raise ConfigError(
+            "no recipe is known: neither was one given, nor does the adapter name one",
+            "Pass --recipe, such as --recipe film-storyboard.",
+        )
+    text, notes = task.prompt(prompt)
+    tokens = model.count_tokens(text)
+    if tokens > model.max_text_tokens:
+        # encode_text refuses it as well; here it happens before any weights are loaded.
+        raise ConfigError(
+            f"the prompt is {tokens} tokens long and {model.name} reads {model.max_text_tokens}; "
+            "the rest would be lost",
+            "Shorten it.",
+        )
+    layout = _layout(model, task, adapter, size, known)
+    for number, image in _fit_known(layout, known).items():
+        if image.size != known[number].size:
+            notes.append(
+                f"panel {number} is {known[number].width}x{known[number].height} px and "
+                f"{image.width}x{image.height} in the composite (its edges lie on the "
+                f"{model.grid} px token grid); panel-{number}.png keeps your pixels"
+            )
+    wish = model.sampling
+    if guidance is not None and not wish.guided:
+        notes.append(f"{model.name} is not guided: --guidance has no effect")
+    for number in panel_seeds or {}:
+        _check_number(number, layout)
+    seeds = tuple(
+        (panel_seeds or {}).get(n, int(digest("seed", str(seed), str(n))[:8], 16))
+        for n in range(1, layout.panels + 1)
+    )
+    request = Request(
+        base=model.name,
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        adapter=str(Path(adapter_path).resolve()) if adapter_path else None,
+        adapter_sha256=adapter.sha256 if adapter else "",
+        strength=strength,
+        recipe=task.name,
+        prompt=text,
+        layout=layout.to_json(),
+        seeds=seeds,
+        steps=steps or wish.steps or task.sampling.steps,
+        guidance=task.sampling.guidance if guidance is None else guidance,
+        known={
+            n: KnownPanel(file=f"panel-{n}.png", sha256=digest(image.tobytes()))
+            for n, image in sorted(known.items())
+        },
+        versions={"iclora": __version__, "torch": torch.__version__},
+    )
+    return request, notes
+
+
+def _check_number(number: int, layout: Layout) -> None:
+    if not 1 <= number <= layout.panels:
+        raise LayoutError(
+            f"there is no panel {number}; this layout has {layout.panels}",
+            f"Name panels 1 to {layout.panels}.",
+        )
+
+
+def _layout(
+    model: DiffusionModel,
+    recipe: Recipe,
+    adapter: Adapter | None,
+    size: tuple[int, int] | None,
+    known: Mapping[int, Image.Image],
+) -> Layout:
+    """The canvas: as asked, else the usual area with the known panels' shapes."""
+    usual = recipe.canvas
+    if adapter and adapter.info and adapter.info.recipe == recipe:
+        usual = Layout.from_json(adapter.info.layout)
+    for number in known:
+        _check_number(number, usual)
+    if known and len(known) == usual.panels:
+        raise ConfigError("all panels are known; nothing is left to complete", "Leave one out.")
+    if size is not None:
+        return usual.resized(*size, model.grid)
+    area = usual.width * usual.height
+    if known:
+        around = usual.fit_around({n - 1: image.size for n, image in known.items()}, model.grid)
+        # Within these bounds of the usual area a base still paints well, and nothing is resized.
+        if around and 0.2 * area <= around.width * around.height <= 1.5 * area:
+            return around
+    sizes = list(usual.sizes)
+    for number, image in known.items():
+        sizes[number - 1] = image.size
+    return usual.fit(sizes, area, model.grid)
+
+
+def _fit_known(layout: Layout, known: Mapping[int, Image.Image]) -> dict[int, Image.Image]:
+    """The known panels at the size of their boxes. Raises: LayoutError if one would be bent."""
+    fillers = [Image.new("RGB", size) for size in layout.sizes]
+    panels = [known.get(n, filler) for n, filler in enumerate(fillers, 1)]
+    split = layout.split(layout.compose(panels))
+    return {number: split[number - 1] for number in known}
+
+
+# -- making -------------------------------------------------------------------------------------
+
+
+def panel_noise(layout: Layout, seeds: Sequence[int], grid: int, channels: int) -> Tensor:
+    """Standard normal noise for a canvas, each panel's from its own seed.
+
+    Returns: (1, n, channels) float32 on the CPU, tokens row by row.
+    """
+    h, w = layout.height // grid, layout.width // grid
+    # Free boxes may leave gaps; these take noise of their own.
+    noise = torch.randn(h, w, channels, generator=flow.generator("gaps", *seeds))
+    for seed, box in zip(seeds, layout.boxes, strict=True):
+        rows = slice(box.top // grid, box.bottom // grid)
+        columns = slice(box.left // grid, box.right // grid)
+        shape = noise[rows, columns].shape
+        noise[rows, columns] = torch.randn(shape, generator=flow.generator("panel", seed))
+    return noise.reshape(1, h * w, channels)
+
+
+@torch.no_grad()
+def run(
+    model: DiffusionModel,
+    request: Request,
+    known: Mapping[int, Image.Image] | None = None,
+    *,
+    text: Text | None = None,
+    on_step: Progress | None = None,
+) -> GeneratedSet:
+    """Compute a request with the adapter that the base carries now.
+
+    Args:
+        known: pictures of the request's known panels.
+        text: the prompt's embedding, if it has been computed already.
+        on_step: called with (steps done, steps in all).
+    """
+    layout = request.canvas
+    layout.check_grid(model.grid)
+    size = (layout.width, layout.height)
+    words = text if text is not None else model.encode_text(request.prompt)
+    noise = panel_noise(layout, request.seeds, model.grid, model.channels).to(model.device)
+    known = known or {}
+    fitted = _fit_known(layout, known)
+    mask, x0 = _known_tokens(model, layout, fitted)
+    z = flow.denoise(
+        lambda z, sigma: model.velocity(
+            z, torch.tensor([sigma], device=model.device), [words], size, request.guidance
+        ),
+        noise,
+        model.sigmas(request.steps, noise.shape[1]),
+        known=mask,
+        x0=x0,
+        on_step=on_step,
+    )
+    composite = Image.fromarray(model.decode(z[0].cpu(), *size))
+    for number, image in fitted.items():
+        # The decoder only approximates what the encoder saw; the user's pixels are the truth.
+        composite.paste(image, layout.boxes[number - 1].corners[:2])
+    panels = [known.get(n, panel) for n, panel in enumerate(layout.split(composite), 1)]
+    return GeneratedSet(composite, tuple(panels), request)
+
+
+def _known_tokens(
+    model: DiffusionModel, layout: Layout, known: Mapping[int, Image.Image]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens are known, bool (n,), and their clean latents, (1, n, c)."""
+    if not known:
+        return None, None
+    mask = torch.from_numpy(token_mask(layout, [n - 1 for n in known], model.grid))
+    x0 = torch.zeros(*mask.shape, model.channels)
+    for number, image in known.items():
+        # Each panel is encoded alone: a placeholder beside it would bleed into its latents,
+        # across the border by convolution and everywhere by group norm.
+        box = layout.boxes[number - 1]
+        rows, columns = box.height // model.grid, box.width // model.grid
+        top, left = box.top // model.grid, box.left // model.grid
+        tokens = model.encode_image(np.asarray(image)).view(rows, columns, -1)
+        x0[top : top + rows, left : left + columns] = tokens
+    return mask.flatten().to(model.device), x0.flatten(0, 1)[None].to(model.device)
+
+
+def generate(
+    model: DiffusionModel, prompt: str, *, on_step: Progress | None = None, **wish: Any
+) -> GeneratedSet:
+    """Make a new set from words.
+
+    Args:
+        prompt: a joint prompt in the recipe's form.
+        wish: recipe, adapter, strength, size, seed, panel_seeds, steps, guidance; see `prepare`.
+    Raises: CaptionError, ConfigError, LayoutError, AdapterError.
+    """
+    request, _ = prepare(model, prompt, **wish)
+    use(model, wish.get("adapter"), request.strength)
+    return run(model, request, wish.get("known"), on_step=on_step)
+
+
+def complete(
+    model: DiffusionModel,
+    prompt: str,
+    known: Mapping[int, Image.Image],
+    *,
+    on_step: Progress | None = None,
+    **wish: Any,
+) -> GeneratedSet:
+    """Make the missing panels of a set; the known ones come back unchanged, pixel for pixel.
+
+    Where a known panel's size is off the token grid, the composite holds it resized to its box;
+    `GeneratedSet.panels` still holds the picture that was given. Nothing is cropped.
+
+    Args:
+        known: pictures by panel number, counted from 1.
+        wish: as in `generate`.
+    Raises: as `generate`; ConfigError if no panel is known, or all are.
+    """
+    if not known:
+        raise ConfigError("no panel is known", "Give at least one, such as --known 1=shot.png.")
+    return generate(model, prompt, on_step=on_step, known=known, **wish)
+
+
+def use(model: DiffusionModel, adapter: Adapter | None, strength: float) -> None:
+    """Let the base carry this adapter, or none. Raises: AdapterError if it does not fit."""
+    if adapter is None:
+        remove(model)
+    else:
+        adapter.apply(model, strength)
+
+
+def load_adapter_of(request: Request, path: str | None = None) -> Adapter | None:
+    """The adapter a request was made with, from its place then or from `path`.
+
+    Raises: AdapterError if it is gone or has other content.
+    """
+    where = path or request.adapter
+    if where is None:
+        return None
+    adapter = Adapter.load(where)
+    if adapter.sha256 != request.adapter_sha256:
+        raise AdapterError(
+            f"{where} is not the adapter this request was made with",
+            "Pass the right file as --adapter, or make a new request with this one.",
+        )
+    return adapter
+
+
+# -- looking ------------------------------------------------------------------------------------
+
+
+def make_preview(
+    model: DiffusionModel,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    *,
+    resolution: int,
+    seed: int,
+    folder: Path,
+) -> Callable[[int], None]:
+    """A callback for `train`: draws each prompt by the base alone and by the adapter so far.
+
+    The prompts are encoded here, so that the text encoders can be freed before training.
+
+    Returns: a function of the step that writes folder/step-000250.png.
+    Raises: CaptionError, ConfigError for a prompt that would fail later.
+    """
+    canvas = recipe.canvas.fit(recipe.canvas.sizes, resolution**2, model.grid)
+    requests = [
+        prepare(model, p, recipe=recipe, size=(canvas.width, canvas.height), seed=seed)[0]
+        for p in prompts
+    ]
+    texts = [model.encode_text(request.prompt) for request in requests]
+    plain: list[Image.Image] = []
+
+    def draw() -> list[Image.Image]:
+        return [run(model, r, text=t).composite for r, t in zip(requests, texts, strict=True)]
+
+    def preview(step: int) -> None:
+        denoiser: Any = model.denoiser
+        if not plain:
+            denoiser.disable_adapters()
+            try:
+                plain.extend(draw())
+            finally:
+                denoiser.enable_adapters()
+        grid = _side_by_side({"base": plain, f"adapter, step {step}": draw()})
+        write_png(folder / f"step-{step:06d}.png", grid)
+
+    return preview
+
+
+def _side_by_side(columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
+    """Pictures of equal size, a column per name, named above."""
+    first = next(iter(columns.values()))[0]
+    gap, head = 16, 40
+    height = head + len(next(iter(columns.values()))) * (first.height + gap)
+    sheet = Image.new("RGB", (gap + len(columns) * (first.width + gap), height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, pictures) in enumerate(columns.items()):
+        left = gap + i * (first.width + gap)
+        draw.text((left, 10), name, fill="#333333", font=ImageFont.load_default(18))
+        for j, picture in enumerate(pictures):
+            sheet.paste(picture, (left, head + j * (first.height + gap)))
+    return sheet
+
+
+def next_folder(out: Path) -> Path:
+    """OUT/0001, or the number after the highest there: nothing is overwritten."""
+    taken = [int(p.name) for p in out.glob("[0-9]*") if p.name.isdigit()] if out.is_dir() else []
+    return out / f"{max(taken, default=0) + 1:04d}"

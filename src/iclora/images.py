@@ -1,0 +1,161 @@
+"""Pictures in and out: upright, opaque, 8-bit sRGB, or refused by name."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from iclora.errors import ImageError
+from iclora.files import write_bytes
+
+__all__ = ["IMAGE_SUFFIXES", "encode_png", "open_image", "png_text", "read_image", "write_png"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Only these decoders run: a dataset is other people's files, and Pillow has some 40 more.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
+# 12,000 x 12,000: far above any panel, far below what exhausts 24 GB when decoded.
+_MOST_PIXELS = 144_000_000
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Our own pixel limit below is the judge, and names the file.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        what = "is empty" if not data else "is not a PNG, JPEG, WebP, TIFF or BMP image"
+        raise ImageError(f'image "{name}" {what}', "Export it again as PNG or JPEG.") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, "more than Pillow decodes") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _damaged(name, error) from error
+    if image.width * image.height > _MOST_PIXELS:
+        raise _too_large(name, f"{image.width}x{image.height} px")
+    return image
+
+
+def _too_large(name: str, size: str) -> ImageError:
+    return ImageError(
+        f'image "{name}" is {size}; more than {_MOST_PIXELS // 1_000_000} megapixels is refused, '
+        "for such a file can exhaust the memory (a decompression bomb)",
+        "Scale it down; no base model uses more than a few megapixels.",
+    )
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    return ImageError(
+        f'image "{name}" is damaged or cut short ({error})',
+        "Copy or export it again; a partly read panel is never used.",
+    )
+
+
+def png_text(data: bytes, key: str) -> str | None:
+    """A PNG's text chunk, as `write_png` puts it there; None where there is none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            value = image.info.get(key)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def open_image(path: Path) -> Image.Image:
+    """`read_image` of a file. Raises: ImageError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(
+            f'image "{path}" cannot be read: {error.strerror}', "Check the path."
+        ) from error
+    return read_image(data, str(path))
+
+
+def read_image(data: bytes, name: str) -> Image.Image:
+    """Decode a picture to upright, opaque 8-bit sRGB.
+
+    EXIF orientation is applied, transparency composited on white, CMYK, greyscale, palette and
+    16-bit pixels converted, a colour profile converted to sRGB. Animations are refused, since
+    which frame is meant cannot be known.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+    Returns: an RGB image.
+    Raises: ImageError naming the image.
+    """
+    image = _open(data, name)
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise ImageError(
+            f'image "{name}" has {image.n_frames} frames',  # type: ignore[attr-defined]
+            "Export the frame you mean as a single picture.",
+        )
+    try:
+        image.load()
+        profile = image.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise _damaged(name, error) from error
+    return _to_srgb(_opaque(_eight_bit(upright)), profile)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
+        grey = np.asarray(image).astype(np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(float(grey.max()), 1.0)
+        return Image.fromarray((grey.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+    return image
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image if image.mode in ("RGB", "CMYK") else image.convert("RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(
+                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except (ImageCms.PyCMSError, OSError):
+            # A profile for another colour space than the pixels (common after careless
+            # exports): show the numbers as they are, as browsers do.
+            converted = None
+        if converted is not None:
+            image = converted
+    image = image.convert("RGB")
+    # A copy without EXIF and profile: both are applied now, and must not be applied again.
+    clean = Image.new("RGB", image.size)
+    clean.paste(image)
+    return clean
+
+
+def encode_png(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """An RGB image as PNG bytes, lossless.
+
+    Args:
+        text: entries for PNG text chunks; `png_text` reads them back.
+    """
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
+    """`encode_png` to a file, whole or not at all. Raises: StorageError."""
+    write_bytes(path, encode_png(image, text))

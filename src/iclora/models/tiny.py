@@ -1,0 +1,111 @@
+"""The base called "tiny": a random FLUX.1 of under a million parameters.
+
+Its folder has FLUX.1-dev's layout, its classes and its token grid, so the loading code, the
+trainer and the samplers run on it as they run on the real thing. Its pictures are noise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from iclora.files import cache_home, digest
+from iclora.recipe import load_recipe, recipe_names
+
+__all__ = ["tiny_folder", "write_tiny"]
+
+
+def tiny_folder() -> Path:
+    """The folder of the tiny base; made on first use, in about a second."""
+    key = digest(Path(__file__).read_bytes(), diffusers.__version__, transformers.__version__)
+    folder = cache_home() / f"tiny-{key[:12]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny-"))
+        try:
+            write_tiny(work)
+            work.rename(folder)
+        except OSError:
+            # Another process was faster; its folder has the same bytes.
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def write_tiny(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> None:
+    """Write a tiny random FLUX.1 in diffusers' layout; the same bytes for the same seed.
+
+    Args:
+        guidance_embeds: True as in -dev, False as in -schnell.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = diffusers.FluxTransformer2DModel(
+            in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=32,
+            num_attention_heads=2, joint_attention_dim=64, pooled_projection_dim=32,
+            guidance_embeds=guidance_embeds, axes_dims_rope=(8, 12, 12),
+        )  # fmt: skip
+        vae = diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 16, 32, 32), norm_num_groups=8, latent_channels=16,
+            layers_per_block=1, sample_size=1024, use_quant_conv=False, use_post_quant_conv=False,
+            shift_factor=0.1159, scaling_factor=0.3611,
+        )  # fmt: skip
+        pieces = _t5_pieces()
+        t5 = transformers.T5EncoderModel(transformers.T5Config(
+            vocab_size=len(pieces) + 100, d_model=64, d_kv=32, d_ff=128, num_layers=1, num_heads=2,
+            feed_forward_proj="gated-gelu", tie_word_embeddings=False, use_cache=False,
+        ))  # fmt: skip
+        vocabulary = _clip_vocabulary()
+        clip = transformers.CLIPTextModel(transformers.CLIPTextConfig(
+            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=2, projection_dim=32, max_position_embeddings=77,
+            bos_token_id=vocabulary["<|startoftext|>"], eos_token_id=vocabulary["<|endoftext|>"],
+        ))  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds,
+        base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096,
+    )  # fmt: skip
+    pipeline = diffusers.FluxPipeline(
+        scheduler=scheduler, vae=vae, transformer=transformer, text_encoder=clip, text_encoder_2=t5,
+        tokenizer=transformers.CLIPTokenizer(vocabulary, merges=[], model_max_length=77),
+        tokenizer_2=transformers.T5TokenizerFast(pieces, model_max_length=512),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _t5_pieces() -> list[tuple[str, float]]:
+    """A unigram vocabulary: frequent pieces of the recipes' own words, and all printable ASCII."""
+    texts = [load_recipe(name) for name in recipe_names()]
+    words = re.findall(r"\S+", " ".join(f"{r.instruction} {r.example}" for r in texts))
+    counts: Counter[str] = Counter()
+    for word in words:
+        marked = f"▁{word}"
+        for start in range(len(marked)):
+            counts.update(marked[start:end] for end in range(start + 2, len(marked) + 1))
+    frequent = {piece: n for piece, n in counts.items() if n >= 4}
+    total = sum(frequent.values())
+    scored = [(p, math.log(n / total)) for p, n in sorted(frequent.items())]
+    floor = math.log(1 / total) - 2
+    singles = [("▁", floor), *((chr(code), floor) for code in range(33, 127))]
+    return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *singles, *scored]
+
+
+def _clip_vocabulary() -> dict[str, int]:
+    """Single bytes, alone and at a word's end, as in CLIP's own vocabulary before its merges."""
+    # CLIP's byte alphabet: printable bytes stand for themselves, the others are moved up.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = (chr(256 + i) for i in range(256 - len(printable)))
+    alphabet = [*(chr(b) for b in printable), *moved]
+    tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    return {token: i for i, token in enumerate(tokens)}
