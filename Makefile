@@ -22,6 +22,7 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
+	rm -rf demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh demo
 
 test: setup

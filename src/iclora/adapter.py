@@ -142,13 +142,13 @@ def attach(
 
     Returns: its parameters by "<module>.lora_A.weight" and "<module>.lora_B.weight".
     """
+    remove(model)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules=model.lora_targets(targets),
         init_lora_weights=True,
     )
-    remove(model)
     denoiser: Any = model.denoiser
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

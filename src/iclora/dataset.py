@@ -208,9 +208,15 @@ def open_dataset(path: str | Path, recipe: str | Path | None = None) -> Dataset:
 
 def _clutter(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    return any(p.startswith(".") or p == "__MACOSX" for p in parts) or parts[-1].lower() in (
-        "thumbs.db",
-        "desktop.ini",
+    hidden = any(p.startswith(".") and p != ".." for p in parts)
+    return (
+        hidden
+        or "__MACOSX" in parts
+        or parts[-1].lower()
+        in (
+            "thumbs.db",
+            "desktop.ini",
+        )
     )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iclora.errors import StorageError
@@ -65,7 +65,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _storage_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or its folder could not even be made
+            temporary.unlink()
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:

@@ -260,7 +260,7 @@ def _layout(
     if known:
         around = usual.fit_around({n - 1: image.size for n, image in known.items()}, model.grid)
         # Within these bounds of the usual area a base still paints well, and nothing is resized.
-        if around and 0.2 * area <= around.width * around.height <= 1.5 * area:
+        if around and 0.15 * area <= around.width * around.height <= 1.5 * area:
             return around
     sizes = list(usual.sizes)
     for number, image in known.items():

@@ -18,7 +18,8 @@ __all__ = ["IMAGE_SUFFIXES", "encode_png", "open_image", "png_text", "read_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # Only these decoders run: a dataset is other people's files, and Pillow has some 40 more.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
+# (JPEG covers MPO, the two-picture JPEG of many phones.)
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 # 12,000 x 12,000: far above any panel, far below what exhausts 24 GB when decoded.
 _MOST_PIXELS = 144_000_000
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -214,36 +214,33 @@ class Layout:
         """
         aspects = [w / h for w, h in self._one_each(sizes)]
         if self.per_row:
-            candidates = self._row_candidates(aspects, area, grid)
-        else:
-            candidates = self._free_candidates(area, grid)
-        best: tuple[float, Layout] | None = None
-        for layout in candidates:
-            over = layout.width * layout.height / area
-            if over > 1 and best is not None:
-                continue
-            error = max(math.log(s) for s in layout.stretch(sizes))
-            # A canvas over the area is only ever a last resort.
-            cost = error + _AREA_WEIGHT * abs(math.log(over)) + (1e6 * over if over > 1 else 0)
-            if best is None or cost < best[0]:
-                best = (cost, layout)
-        assert best is not None, "the smallest canvas is always a candidate"
-        return best[1]
+            return self._fit_rows(aspects, area, grid)
+        return min(
+            self._free_candidates(area, grid),
+            key=lambda layout: _cost(
+                max(math.log(s) for s in layout.stretch(sizes)),
+                layout.width * layout.height / area,
+            ),
+        )
 
-    def _row_candidates(self, aspects: list[float], area: float, grid: int) -> Iterable[Layout]:
+    def _fit_rows(self, aspects: Sequence[float], area: float, grid: int) -> Layout:
         starts = list(accumulate(self.per_row, initial=0))
         rows = [aspects[a:b] for a, b in pairwise(starts)]
         # A row of width W whose panels share one height is W / sum(aspects) tall.
         ideal = math.sqrt(area / sum(1 / sum(row) for row in rows))
         least = max(self.per_row) * grid
         low = max(least, math.floor(ideal * 0.75 / grid) * grid)
+        best: tuple[float, Sequence[int], list[list[int]]] | None = None
         for width in range(low, max(low, math.ceil(ideal * 1.1 / grid) * grid) + 1, grid):
             widths = [_shares(width, row, grid) for row in rows]
-            heights = [
-                _best_height(width, row, parts, grid)
-                for row, parts in zip(rows, widths, strict=True)
-            ]
-            yield _stack(heights, widths)
+            options = [_heights(w, row, grid) for w, row in zip(widths, rows, strict=True)]
+            for choice in product(*options):
+                heights, errors = zip(*choice, strict=True)
+                cost = _cost(max(errors), width * sum(heights) / area)
+                if best is None or cost < best[0]:
+                    best = (cost, heights, widths)
+        assert best is not None, "the narrowest canvas is always a candidate"
+        return _stack(best[1], best[2])
 
     def _free_candidates(self, area: float, grid: int) -> Iterable[Layout]:
         ideal = math.sqrt(area / (self.width * self.height))
@@ -286,10 +283,8 @@ class Layout:
                 return None
             spare = iter(_shares(rest, free, grid) if free else [])
             widths.append([known[i][0] if i in known else next(spare) for i in row])
-            heights.append(
-                given[0][1] if given
-                else _best_height(total, [ratio[i] for i in row], widths[-1], grid)
-            )  # fmt: skip
+            near = _heights(widths[-1], [ratio[i] for i in row], grid)
+            heights.append(given[0][1] if given else min(near, key=lambda h: h[1])[0])
         layout = _stack(heights, widths)
         bent = [s for i, s in enumerate(layout.stretch(self.sizes)) if i not in known]
         return layout if max(bent, default=1.0) <= 1.15 else None
@@ -466,12 +461,21 @@ def _width_around(
     return max(asked, key=lambda a: a[0])[1]
 
 
-def _best_height(width: int, aspects: Sequence[float], widths: Sequence[int], grid: int) -> int:
-    low = max(1, math.floor(width / sum(aspects) / grid))
-    return min(
-        (low * grid, (low + 1) * grid),
-        key=lambda h: max(abs(math.log(w / h / a)) for w, a in zip(widths, aspects, strict=True)),
+def _heights(
+    widths: Sequence[int], aspects: Sequence[float], grid: int
+) -> tuple[tuple[int, float], ...]:
+    """The two heights on the grid next to a row's ideal one, each with its largest log error."""
+    low = max(1, math.floor(sum(widths) / sum(aspects) / grid)) * grid
+    return tuple(
+        (h, max(abs(math.log(w / h / a)) for w, a in zip(widths, aspects, strict=True)))
+        for h in (low, low + grid)
     )
+
+
+def _cost(error: float, over: float) -> float:
+    """What a canvas costs: log error of its worst panel, and of its area against the wanted one."""
+    # A canvas over the area is only ever a last resort.
+    return error + _AREA_WEIGHT * abs(math.log(over)) + (1e6 * over if over > 1 else 0)
 
 
 def _snap(edges: Sequence[int], scale: float, grid: int) -> dict[int, int]:

@@ -42,7 +42,7 @@ from iclora.layout import Layout
 from iclora.models.base import DiffusionModel, Text
 from iclora.recipe import Recipe
 
-__all__ = ["RunResult", "StepReport", "resume_config", "schedule", "train"]
+__all__ = ["RunResult", "Sample", "StepReport", "accumulate", "resume_config", "schedule", "train"]
 
 _STATE = "state.safetensors"
 _RESUMABLE = {
@@ -453,12 +453,27 @@ def train_step(
     state: _State,
     config: TrainConfig,
 ) -> float:
-    """One optimizer step: the gradient of the mean loss over all samples, clipped, applied.
-
-    Samples are computed in groups of one canvas size, at most `config.micro_batch` at a time;
-    every sample weighs the same however it is grouped.
+    """One optimizer step: the gradient of the samples' mean loss, clipped, applied.
 
     Returns: the mean loss; where it is not finite no weight has been changed.
+    """
+    loss = accumulate(model, encoded, samples, config)
+    if math.isfinite(loss):
+        nn.utils.clip_grad_norm_(state.live.values(), config.grad_clip)
+        state.optimizer.step()
+        state.step += 1
+        state.average(config.ema)
+    state.optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def accumulate(
+    model: DiffusionModel, encoded: Encoded, samples: Sequence[Sample], config: TrainConfig
+) -> float:
+    """Add the gradient of the samples' mean loss to the LoRA parameters. Returns: the loss.
+
+    Samples are computed in groups of one canvas size, at most `config.micro_batch` at a time;
+    every sample weighs the same however it is grouped, and nothing is padded.
     """
     groups: dict[Layout, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -470,14 +485,7 @@ def train_step(
             losses = _losses(model, encoded, part, layout, config)
             torch.autograd.backward(losses.sum() / len(samples))
             total += float(losses.detach().sum())
-    mean = total / len(samples)
-    if math.isfinite(mean):
-        nn.utils.clip_grad_norm_(state.live.values(), config.grad_clip)
-        state.optimizer.step()
-        state.step += 1
-        state.average(config.ema)
-    state.optimizer.zero_grad(set_to_none=True)
-    return mean
+    return total / len(samples)
 
 
 def _losses(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from iclora import flow
@@ -87,7 +88,7 @@ class FluxModel(DiffusionModel):
             model = cls.from_pretrained(
                 self.folder / part, use_safetensors=True, local_files_only=True, **options
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ModelError(
                 f"{part} of {self.name} cannot be loaded: {str(error).splitlines()[0]}",
                 "Download it again as safetensors; weights in pickle files (.bin, .pt) are never "
@@ -99,13 +100,13 @@ class FluxModel(DiffusionModel):
 
     @cached_property
     def denoiser(self) -> nn.Module:
-        model = self._load("transformer", diffusers.FluxTransformer2DModel, torch_dtype=self.dtype)
+        model = self._load("transformer", diffusers.FluxTransformer2DModel, dtype=self.dtype)
         assert isinstance(model, nn.Module)
         return model
 
     @cached_property
     def _vae(self) -> Any:
-        return self._load("vae", diffusers.AutoencoderKL, torch_dtype=self.dtype)
+        return self._load("vae", diffusers.AutoencoderKL, dtype=self.dtype)
 
     @cached_property
     def _clip(self) -> Any:

@@ -1,0 +1,83 @@
+"""What several test files need: the tiny base, small datasets, the official sample set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Before any import of the hub's client: tests never reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "movie-shots.zip"
+CAPTION = (
+    "[MOVIE-SHOTS] A day at sea, [SCENE-1] <Ana> sails out, [SCENE-2] then <Ana> fishes, "
+    "[SCENE-3] and <Ana> sails home."
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tiny base out of the user's cache; xdist's workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["ICLORA_CACHE"] = str(folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The tiny random FLUX.1, float32 on the CPU."""
+    import torch
+
+    from iclora.models import load_model
+
+    torch.set_num_threads(1)
+    return load_model("tiny", device="cpu")
+
+
+@pytest.fixture
+def clean(tiny):
+    """The tiny base without any adapter, before and after the test."""
+    from iclora.adapter import remove
+
+    remove(tiny)
+    yield tiny
+    remove(tiny)
+
+
+@pytest.fixture(scope="session")
+def official() -> Path:
+    if not OFFICIAL.exists():
+        pytest.skip("the official sample set is not on this machine")
+    return OFFICIAL
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth picture of random colours: neighbours differ little, two seeds a lot."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Write a storyboard dataset: a folder per set, three panels each."""
+
+    def make(sets: int = 3, size: tuple[int, int] = (64, 32), name: str = "data") -> Path:
+        root = tmp_path / name
+        for i in range(sets):
+            folder = root / f"{i + 1:04d}"
+            folder.mkdir(parents=True)
+            for panel in range(3):
+                picture(*size, seed=10 * i + panel).save(folder / f"{panel + 1}.png")
+            (folder / "caption.txt").write_text(CAPTION.replace("Ana", f"Ana{i}"))
+        (root / "iclora.toml").write_text('recipe = "film-storyboard"\n')
+        return root
+
+    return make

@@ -1,0 +1,267 @@
+"""The command line as its users type it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import CAPTION, picture
+from PIL import Image
+
+from iclora import __version__
+from iclora.cli import main
+
+SMALL = ["--size", "96x192", "--steps", "2"]
+TRAIN = [
+    "--steps",
+    "2",
+    "--batch",
+    "2",
+    "--rank",
+    "2",
+    "--resolutions",
+    "64",
+    "--preview-every",
+    "0",
+]
+
+
+def run(capsys, *words):
+    status = main([str(w) for w in words])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture
+def adapter(clean, make_dataset, tmp_path, capsys):
+    data = make_dataset()
+    out = tmp_path / "run"
+    assert run(capsys, "train", "--base", "tiny", "--data", data, "--out", out, *TRAIN)[0] == 0
+    return out / "adapter.safetensors"
+
+
+def test_the_readmes_walk_works_as_written(clean, make_dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_dataset(name="sets")
+    assert run(capsys, "recipes")[0] == 0
+    status, out, _ = run(capsys, "compose", "sets", "--recipe", "film-storyboard", "--out", "DATA")
+    assert status == 0
+    assert "3 sets of film-storyboard" in out
+    status, out, _ = run(capsys, "check", "DATA", "--base", "tiny")
+    assert status == 0
+    assert "0 errors" in out
+    status, out, _ = run(
+        capsys, "train", "--base", "tiny", "--data", "DATA", "--out", "RUN", *TRAIN
+    )
+    assert status == 0
+    assert "RUN/adapter.safetensors" in out
+    adapter = ["--base", "tiny", "--adapter", "RUN/adapter.safetensors"]
+    status, _, _ = run(
+        capsys, "generate", *adapter, "--prompt", "...", "--seed", 7, "--out", "OUT", *SMALL
+    )
+    assert status == 0
+    picture(96, 64).save("shot.png")
+    known = ["--known", "1=shot.png"]
+    status, _, _ = run(
+        capsys, "complete", *adapter, *known, "--prompt", CAPTION, "--out", "OUT", *SMALL
+    )
+    assert status == 0
+    for folder in ("0001", "0002"):
+        assert sorted(p.name for p in (tmp_path / "OUT" / folder).iterdir()) == [
+            "composite.png", "panel-1.png", "panel-2.png", "panel-3.png", "request.json",
+        ]  # fmt: skip
+    shot = Image.open("OUT/0002/panel-1.png")
+    assert shot.tobytes() == picture(96, 64).tobytes()
+    status, out, _ = run(capsys, "info", "RUN/adapter.safetensors")
+    assert status == 0
+    assert "film-storyboard" in out
+
+
+@pytest.mark.parametrize("verb", ["generate", "complete"])
+def test_a_request_repeated_gives_the_same_bytes(adapter, tmp_path, capsys, verb):
+    picture(96, 64).save(tmp_path / "shot.png")
+    known = ["--known", f"1={tmp_path / 'shot.png'}"] if verb == "complete" else []
+    words = [verb, "--adapter", adapter, "--prompt", CAPTION, "--seed", 3, *SMALL, *known]
+    assert run(capsys, *words, "--out", tmp_path / "a")[0] == 0
+    one, two = tmp_path / "a" / "0001", tmp_path / "b" / "0001"
+    assert run(capsys, verb, one / "request.json", "--out", tmp_path / "b")[0] == 0
+    assert all((two / p.name).read_bytes() == p.read_bytes() for p in one.iterdir())
+
+
+def test_a_request_with_another_adapter_in_its_place_is_refused(adapter, tmp_path, capsys):
+    words = ["generate", "--adapter", adapter, "--prompt", CAPTION, *SMALL]
+    assert run(capsys, *words, "--out", tmp_path / "a")[0] == 0
+    adapter.write_bytes(adapter.read_bytes()[:-1] + b"\x01")
+    status, _, err = run(capsys, "generate", tmp_path / "a" / "0001" / "request.json")
+    assert status == 2
+    assert "not the adapter this request was made with" in err
+
+
+def test_count_and_prompt_files_make_several_sets_with_different_noise(clean, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text(f"{CAPTION}\n\n{CAPTION.replace('Ana', 'Eva')}\n")
+    words = ["generate", "--base", "tiny", "--recipe", "film-storyboard", *SMALL]
+    status, _, _ = run(
+        capsys, *words, "--prompts", tmp_path / "p.txt", "--count", 2, "--out", tmp_path / "o"
+    )
+    assert status == 0
+    requests = [
+        json.loads((tmp_path / "o" / f"000{i}" / "request.json").read_text()) for i in (1, 2, 3, 4)
+    ]
+    assert len({tuple(r["seeds"]) for r in requests}) == 2
+    assert ["Eva" in r["prompt"] for r in requests] == [False, False, True, True]
+
+
+def test_one_panel_is_re_rolled_by_its_own_seed(clean, tmp_path, capsys):
+    words = [
+        "generate",
+        "--base",
+        "tiny",
+        "--recipe",
+        "film-storyboard",
+        *SMALL,
+        "--prompt",
+        CAPTION,
+    ]
+    run(capsys, *words, "--out", tmp_path)
+    run(capsys, *words, "--panel-seed", "2=5", "--out", tmp_path)
+    one, two = (
+        json.loads((tmp_path / f"000{i}" / "request.json").read_text())["seeds"] for i in (1, 2)
+    )
+    assert (one[0], one[2], two[1]) == (two[0], two[2], 5)
+
+
+def test_check_fails_on_errors_and_names_them(make_dataset, capsys):
+    root = make_dataset()
+    (root / "0002" / "2.png").unlink()
+    status, out, err = run(capsys, "check", root)
+    assert status == 2
+    assert "1 errors" in out
+    assert re.search(r"error: 0002: .*has 2 images", err)
+
+
+def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, capsys, monkeypatch):
+    import iclora.train as room
+
+    real = room.train_step
+
+    def interrupted(*args):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(room, "train_step", interrupted)
+    words = ["--base", "tiny", "--data", make_dataset(), "--out", tmp_path / "run", *TRAIN]
+    status, out, _ = run(capsys, "train", *words)
+    assert status == 130
+    resume = re.search(r"go on with: iclora (train --resume \S+)", out)
+    monkeypatch.undo()
+    assert run(capsys, *resume[1].split())[0] == 0
+    assert (tmp_path / "run" / "adapter.safetensors").exists()
+
+
+def test_a_run_file_trains(clean, make_dataset, tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'[train]\nbase = "tiny"\ndata = "{make_dataset()}"\nout = "{tmp_path / "run"}"\n'
+        "steps = 1\nbatch = 1\nresolutions = [64]\npreview_resolution = 64\n"
+    )
+    status, out, _ = run(capsys, "train", path)
+    assert status == 0
+    assert (tmp_path / "run" / "previews" / "step-000001.png").exists()
+    assert "previews" in out
+    assert "steps = 1" in run(capsys, "info", tmp_path / "run")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compose", "nowhere", "--out", "x"], "no folder or zip archive nowhere"),
+        (["check", "nowhere"], "nowhere"),
+        (["recipes", "nothing"], 'no recipe "nothing"'),
+        (["train", "--steps", "3"], "a run needs base and data and out"),
+        (["train", "--resume", "nowhere"], "holds no run"),
+        (["generate", "--prompt", "x"], "no base is given"),
+        (["generate", "--base", "tiny"], "there is no prompt"),
+        (["generate", "--base", "tiny", "--prompt", "x"], "no recipe is known"),
+        (["generate", "--base", "./none", "--prompt", "x"], 'no folder "./none"'),
+        (["generate", "--base", "tiny", "--prompt", "x", "--device", "toaster"], "no device"),
+        (["generate", "--base", "tiny", "--prompts", "none.txt"], "none.txt"),
+        (["generate", "--adapter", "none.safetensors", "--prompt", "x"], "none.safetensors"),
+        (["generate", "none.json"], "none.json"),
+        (["complete", "--base", "tiny", "--prompt", "x"], "no panel is known"),
+        (["complete", "--known", "1", "--prompt", "x"], "not of the form"),
+        (["complete", "--known", "1=none.png", "--prompt", "x"], "none.png"),
+        (["info", "none.safetensors"], "none.safetensors"),
+    ],
+)
+def test_a_users_mistake_is_one_message_status_2_and_no_traceback(
+    clean, capsys, tmp_path, monkeypatch, words, says
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert 2 <= len(err.splitlines()) <= 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        [],
+        ["generate", "--size", "12"],
+        ["generate", "--count", "0"],
+        ["train", "--x"],
+    ],
+)
+def test_words_the_parser_does_not_know_end_with_status_2(capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "recipes", "compose", "check", "train", "generate", "complete", "info"]
+)
+def test_every_verb_explains_itself(capsys, verb):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"] if verb else ["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "usage: iclora" in out
+    if verb == "train":
+        from iclora.config import TrainConfig
+
+        assert all(f"--{n.replace('_', '-')}" in out for n in TrainConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["--help"], 0), (["train", "--help"], 0), (["recipes"], 0), (["check", "nowhere"], 2)],
+)
+def test_light_verbs_load_no_heavy_library(words, status):
+    """Or `--help` would take seconds."""
+    code = (
+        "import sys; from iclora.cli import main\n"
+        "try: s = main(sys.argv[1:])\n"
+        "except SystemExit as e: s = e.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'matplotlib'} & set(sys.modules)\n"
+        "print('HEAVY', heavy); sys.exit(s)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert "HEAVY set()" in done.stdout
+    assert done.returncode == status
+
+
+def test_the_module_and_the_script_are_the_same_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "iclora", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == f"iclora {__version__}"

@@ -1,0 +1,85 @@
+"""The flow against float64 formulas and diffusers' scheduler."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from iclora import flow
+
+
+def test_noise_and_loss_equal_the_float64_formula():
+    rng = np.random.default_rng(0)
+    x0, eps, v = (rng.standard_normal((3, 5, 4)) for _ in range(3))
+    sigma = np.array([0.0, 0.3, 1.0])
+    noisy = flow.add_noise(*(torch.tensor(a) for a in (x0, eps, sigma)))
+    s = sigma[:, None, None]
+    np.testing.assert_allclose(noisy.numpy(), (1 - s) * x0 + s * eps, rtol=1e-12)
+    loss = flow.loss(*(torch.tensor(a, dtype=torch.float32) for a in (v, x0, eps)))
+    np.testing.assert_allclose(loss.numpy(), ((v - (eps - x0)) ** 2).mean((1, 2)), rtol=1e-5)
+
+
+def test_sigma_is_logit_normal_with_the_asked_mean_and_spread():
+    draws = torch.cat([flow.draw_sigma(flow.generator("t", i), 0.5, 1.5) for i in range(4000)])
+    logits = torch.logit(draws)
+    assert abs(float(logits.mean()) - 0.5) < 0.1
+    assert abs(float(logits.std()) - 1.5) < 0.1
+
+
+@pytest.mark.parametrize("tokens", [256, 6144, 9216])
+def test_the_shift_equals_diffusers_scheduler(tokens):
+    mu = flow.resolution_shift(tokens, 256, 4096, 0.5, 1.15)
+    assert math.isclose(mu, calculate_shift(tokens), rel_tol=1e-9)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    sigma = np.linspace(1, 0.05, 20)
+    expected = scheduler.time_shift(mu, 1.0, sigma)
+    np.testing.assert_allclose(flow.shift(torch.tensor(sigma), mu).numpy(), expected, rtol=1e-6)
+
+
+def test_a_shift_of_zero_changes_nothing():
+    sigma = torch.linspace(0.01, 1, 50)
+    torch.testing.assert_close(flow.shift(sigma, 0.0), sigma)
+
+
+def test_the_same_key_gives_the_same_numbers_and_another_key_others():
+    def draw(*key):
+        return torch.randn(8, generator=flow.generator(*key))
+
+    assert torch.equal(draw(1, "a", 2), draw(1, "a", 2))
+    assert not torch.equal(draw(1, "a", 2), draw(1, "a", 3))
+    assert not torch.equal(draw(1, 23), draw(12, 3))
+
+
+def test_the_euler_loop_reaches_the_data_exactly_when_the_velocity_is_exact():
+    x0, noise = torch.randn(2, 1, 6, 4, generator=flow.generator("x"))
+    out = flow.denoise(lambda z, s: noise - x0, noise, [1.0, 0.7, 0.2, 0.0])
+    torch.testing.assert_close(out, x0)
+
+
+def test_known_tokens_are_noised_to_each_sigma_and_end_clean():
+    x0, noise = torch.randn(2, 1, 6, 4, generator=flow.generator("y"))
+    known = torch.tensor([True, False, True, False, False, False])
+    seen = []
+
+    def velocity(z, sigma):
+        seen.append((z.clone(), sigma))
+        return torch.full_like(z, 3.0)
+
+    out = flow.denoise(velocity, noise, [1.0, 0.5, 0.0], known=known, x0=x0)
+    for z, sigma in seen:
+        expected = (1 - sigma) * x0 + sigma * noise
+        torch.testing.assert_close(z[:, known], expected[:, known])
+    assert torch.equal(out[:, known], x0[:, known])
+    torch.testing.assert_close(out[:, ~known], noise[:, ~known] - 3.0)
+
+
+def test_progress_is_reported_after_every_step():
+    steps = []
+    z = torch.zeros(1, 2, 2)
+    flow.denoise(lambda z, s: z, z, [1.0, 0.5, 0.0], on_step=lambda *a: steps.append(a))
+    assert steps == [(1, 2), (2, 2)]

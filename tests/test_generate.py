@@ -1,0 +1,301 @@
+"""Sampling against diffusers' own pipelines, known panels, requests that repeat themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTION, picture
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+
+from iclora import flow
+from iclora.adapter import Adapter, attach
+from iclora.errors import CaptionError, ConfigError, IcloraError, LayoutError, StorageError
+from iclora.generate import (
+    Request,
+    complete,
+    generate,
+    make_preview,
+    next_folder,
+    panel_noise,
+    prepare,
+    run,
+)
+from iclora.layout import Layout
+from iclora.recipe import load_recipe
+
+STORY = load_recipe("film-storyboard")
+SIZE = (96, 192)
+
+
+def wish(**more):
+    return {"recipe": STORY, "size": SIZE, "steps": 4, **more}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    return diffusers.FluxPipeline.from_pretrained(tiny.folder, dtype=torch.float32)
+
+
+def test_generate_equals_diffusers_fluxpipeline(clean, pipeline):
+    made = generate(clean, CAPTION, seed=7, **wish())
+    noise = panel_noise(made.request.canvas, made.request.seeds, clean.grid, clean.channels)
+    theirs = pipeline(
+        made.request.prompt, width=SIZE[0], height=SIZE[1], num_inference_steps=4,
+        guidance_scale=3.5, latents=noise, output_type="np",
+    ).images[0]  # fmt: skip
+    ours = np.asarray(made.composite) / 255
+    assert np.abs(ours - theirs).max() <= 0.5 / 255 + 1e-4
+
+
+def test_denoised_latents_equal_fluxpipelines_to_1e_4(clean, pipeline):
+    request, _ = prepare(clean, CAPTION, seed=3, **wish(steps=20))
+    noise = panel_noise(request.canvas, request.seeds, clean.grid, clean.channels)
+    text = clean.encode_text(request.prompt)
+    with torch.no_grad():
+        ours = flow.denoise(
+            lambda z, s: clean.velocity(z, torch.tensor([s]), [text], SIZE, 3.5),
+            noise,
+            clean.sigmas(20, noise.shape[1]),
+        )
+    theirs = pipeline(
+        request.prompt, width=SIZE[0], height=SIZE[1], num_inference_steps=20,
+        guidance_scale=3.5, latents=noise, output_type="latent",
+    ).images  # fmt: skip
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("known", [(1,), (2,), (1, 3)])
+def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, known, monkeypatch):
+    panels = {n: picture(96, 64, seed=n) for n in known}
+    request, _ = prepare(clean, CAPTION, seed=5, known=panels, **wish())
+    layout = request.canvas
+    # diffusers draws from the VAE's posterior where we take its mode, and encodes the canvas with
+    # a placeholder where we encode each panel alone: give it the same latents.
+    monkeypatch.setattr(
+        DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()
+    )
+    latents = torch.zeros(1, 16, SIZE[1] // 8, SIZE[0] // 8)
+    mask = Image.new("L", SIZE, 255)
+    inpaint = diffusers.FluxInpaintPipeline(**pipeline.components)
+    for n, image in panels.items():
+        box = layout.boxes[n - 1]
+        pixels = inpaint.image_processor.preprocess(image)
+        top, left = box.top // 8, box.left // 8
+        latents[:, :, top : top + box.height // 8, left : left + box.width // 8] = (
+            inpaint._encode_vae_image(pixels, None)
+        )
+        mask.paste(0, box.corners)
+    noise = panel_noise(layout, request.seeds, clean.grid, clean.channels)
+    noise = inpaint._unpack_latents(noise, SIZE[1], SIZE[0], 8)
+    theirs = inpaint(
+        request.prompt, image=latents, masked_image_latents=latents, mask_image=mask,
+        width=SIZE[0], height=SIZE[1], strength=1.0, num_inference_steps=4, guidance_scale=3.5,
+        latents=noise, output_type="latent",
+    ).images[0]  # fmt: skip
+    denoised = []
+    decode = clean.decode
+    monkeypatch.setattr(clean, "decode", lambda z, *a: denoised.append(z) or decode(z, *a))
+    run(clean, request, panels)
+    assert (denoised[0] - theirs).abs().max() < 1e-4
+
+
+def test_known_panels_come_back_unchanged_after_denoising(clean):
+    panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
+    made = complete(clean, CAPTION, panels, **wish())
+    for n, image in panels.items():
+        box = made.request.canvas.boxes[n - 1]
+        assert made.panels[n - 1].tobytes() == image.tobytes()
+        assert made.composite.crop(box.corners).tobytes() == image.tobytes()
+    assert made.panels[1].tobytes() == made.composite.crop((0, 64, 96, 128)).tobytes()
+
+
+@pytest.mark.parametrize("known", [{1}, {2}, {3}, {1, 2}, {1, 3}, {2, 3}])
+def test_every_subset_of_known_panels_completes_to_a_different_unknown_panel(clean, known):
+    panels = {n: picture(96, 64, n) for n in known}
+    one = complete(clean, CAPTION, panels, **wish(steps=2))
+    two = complete(clean, CAPTION, {n: picture(96, 64, n + 50) for n in known}, **wish(steps=2))
+    for n in {1, 2, 3} - known:
+        assert one.panels[n - 1].tobytes() != two.panels[n - 1].tobytes()
+
+
+def test_a_known_panel_keeps_its_own_size_where_the_grid_allows(clean):
+    made = complete(clean, CAPTION, {2: picture(544, 240, 1)}, recipe=STORY, steps=1)
+    assert made.request.canvas.sizes == ((544, 272), (544, 240), (544, 272))
+
+
+def test_a_known_panel_off_the_grid_comes_back_as_given_and_fitted_in_the_composite(clean):
+    image = picture(541, 243, 1)
+    request, notes = prepare(clean, CAPTION, recipe=STORY, known={2: image}, steps=1)
+    assert request.canvas.boxes[1].width % 16 == 0
+    assert request.canvas.stretch([(2, 1), image.size, (2, 1)])[1] < 1.03
+    assert "541x243" in notes[0]
+    request, _ = prepare(clean, CAPTION, known={2: image}, **wish(size=(96, 128)))
+    # 96x128 in three rows is 48, 48, 32 px high: near enough to 2.2:1
+    made = run(clean, request, {2: image})
+    assert made.panels[1].tobytes() == image.tobytes()
+    assert made.composite.crop(request.canvas.boxes[1].corners).size == (96, 48)
+
+
+def test_a_known_panel_of_the_wrong_shape_is_refused_before_any_computing(clean):
+    with pytest.raises(LayoutError, match="panel 1 is 64x96 px"):
+        prepare(clean, CAPTION, known={1: picture(64, 96)}, **wish())
+
+
+def test_changing_one_panel_seed_changes_the_noise_of_that_panel_alone(tiny):
+    layout = STORY.canvas.resized(*SIZE, 16)
+    one = panel_noise(layout, (1, 2, 3), 16, 64).view(12, 6, 64)
+    two = panel_noise(layout, (1, 9, 3), 16, 64).view(12, 6, 64)
+    assert torch.equal(one[:4], two[:4])
+    assert torch.equal(one[8:], two[8:])
+    assert not torch.equal(one[4:8], two[4:8])
+
+
+def test_panel_noise_is_standard_normal_and_fills_gaps_between_free_boxes():
+    layout = Layout.free([(0, 0, 256, 128), (0, 256, 256, 256)], 256, 512)
+    noise = panel_noise(layout, (1, 2), 16, 64)
+    assert noise.shape == (1, 512, 64)
+    assert abs(float(noise.mean())) < 0.02
+    assert abs(float(noise.std()) - 1) < 0.02
+    assert not bool((noise == 0).all(-1).any())
+
+
+def test_a_saved_request_run_again_gives_the_same_bytes(clean, tmp_path):
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish())
+    one = made.save(tmp_path / "0001")
+    request, known = Request.load(one / "request.json")
+    two = run(clean, request, known).save(tmp_path / "0002")
+    names = sorted(p.name for p in one.iterdir())
+    assert names == ["composite.png", "panel-1.png", "panel-2.png", "panel-3.png", "request.json"]
+    assert all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
+
+
+def test_an_adapter_carries_its_recipe_so_generate_needs_only_words(clean, tmp_path):
+    from iclora.adapter import AdapterInfo
+
+    parameters = attach(clean, rank=2, alpha=2, targets="attention", seed=0)
+    layout = STORY.canvas.resized(*SIZE, 16)
+    info = AdapterInfo(
+        base="tiny", family="flux", rank=2, alpha=2, targets="attention", steps=1, recipe=STORY,
+        layout=layout.to_json(),
+    )  # fmt: skip
+    Adapter({k: v + 0.1 for k, v in parameters.items()}, info).save(tmp_path / "a.safetensors")
+    adapter = Adapter.load(tmp_path / "a.safetensors")
+    made = generate(clean, CAPTION, adapter=adapter, steps=2)
+    assert made.composite.size == SIZE
+    plain = generate(clean, CAPTION, recipe=STORY, size=SIZE, steps=2)
+    assert made.composite.tobytes() != plain.composite.tobytes()
+    none = generate(clean, CAPTION, adapter=adapter, strength=0.0, steps=2)
+    assert none.composite.tobytes() == plain.composite.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"prompt": "  "}, CaptionError, "empty"),
+        ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [SCENE-2] two"}, CaptionError, "SCENE-3"),
+        ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [LEFT] two"}, CaptionError, "LEFT"),
+        ({"prompt": CAPTION + " word" * 600}, ConfigError, "reads 512"),
+        ({"size": (100, 192)}, LayoutError, "token grid"),
+        ({"panel_seeds": {4: 1}}, LayoutError, "no panel 4"),
+        ({"known": {0: picture(96, 64)}}, LayoutError, "no panel 0"),
+        ({"known": {n: picture(96, 64) for n in (1, 2, 3)}}, ConfigError, "all panels"),
+        ({"recipe": None}, ConfigError, "--recipe"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused_before_any_computing(tiny, change, error, says):
+    asked = {"prompt": CAPTION, **wish(), **change}
+    with pytest.raises(error, match=says):
+        prepare(tiny, asked.pop("prompt"), **asked)
+
+
+def test_completing_with_nothing_known_is_refused(tiny):
+    with pytest.raises(ConfigError, match="no panel is known"):
+        complete(tiny, CAPTION, {}, **wish())
+
+
+def test_a_request_cannot_name_files_outside_its_folder(clean, tmp_path):
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish(steps=1))
+    path = made.save(tmp_path / "in" / "0001") / "request.json"
+    picture(96, 64, 1).save(tmp_path / "secret.png")
+    data = json.loads(path.read_text())
+    for name in ("../../secret.png", str(tmp_path / "secret.png")):
+        data["known"]["1"]["file"] = name
+        path.write_text(json.dumps(data))
+        with pytest.raises(ConfigError, match="leads out of"):
+            Request.load(path)
+
+
+def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish(steps=1))
+    folder = made.save(tmp_path / "0001")
+    picture(96, 64, 2).save(folder / "panel-1.png")
+    with pytest.raises(ConfigError, match="known panel 1"):
+        Request.load(folder / "request.json")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense", '{"base": 1}'])
+def test_a_file_that_is_no_request_is_named(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"r\.json"):
+        Request.load(tmp_path / "r.json")
+
+
+def test_a_set_is_never_written_over_another_one(clean, tmp_path):
+    made = generate(clean, CAPTION, **wish(steps=1))
+    made.save(tmp_path / "0001")
+    with pytest.raises(StorageError, match="exists already"):
+        made.save(tmp_path / "0001")
+    (tmp_path / "0007").mkdir()
+    assert next_folder(tmp_path).name == "0008"
+    assert next_folder(tmp_path / "none").name == "0001"
+
+
+def test_a_set_that_cannot_be_written_leaves_nothing_behind(clean, tmp_path, monkeypatch):
+    made = generate(clean, CAPTION, **wish(steps=1))
+    import errno
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        made.save(tmp_path / "0001")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_without_prefix_or_markers_is_used_and_said_so(tiny):
+    request, notes = prepare(tiny, "a shy boy at a carnival", **wish())
+    assert request.prompt == "[MOVIE-SHOTS] a shy boy at a carnival"
+    assert any("MOVIE-SHOTS" in note for note in notes)
+    assert any("no panel markers" in note for note in notes)
+
+
+def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
+    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path)
+    parameters = attach(clean, rank=2, alpha=2, targets="attention", seed=0)
+    draw(1)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.2)
+    draw(2)
+    one, two = (Image.open(tmp_path / f"step-00000{i}.png").convert("RGB") for i in (1, 2))
+    box = STORY.canvas.fit(STORY.canvas.sizes, 96**2, 16)
+    base, adapted = (16, 40), (16 + box.width + 16, 40)
+
+    def cut(sheet, at):
+        return sheet.crop((*at, at[0] + box.width, at[1] + box.height)).tobytes()
+
+    assert cut(one, base) == cut(two, base)
+    assert cut(one, adapted) == cut(one, base)  # B is still zero
+    assert cut(two, adapted) != cut(two, base)
+
+
+def test_every_refusal_is_one_of_iclora_s_errors():
+    for error in (CaptionError, ConfigError, LayoutError, StorageError):
+        assert issubclass(error, IcloraError)

@@ -1,0 +1,399 @@
+"""Training: exact gradients, equal exposure, runs that stop and go on without losing a byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections import Counter
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTION, picture
+from safetensors.torch import load_file
+
+from iclora import flow
+from iclora.adapter import Adapter, attach
+from iclora.cache import encode_dataset
+from iclora.config import read_config
+from iclora.dataset import open_dataset
+from iclora.errors import ConfigError, DatasetError, RunError, StorageError
+from iclora.train import Sample, accumulate, resume_config, schedule, train
+
+FAST = {
+    "base": "tiny", "steps": 6, "batch": 2, "rank": 4, "alpha": 6, "resolutions": (64, 96),
+    "save_every": 2, "preview_every": 0, "gradient_checkpointing": False, "save_dtype": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(make_dataset, tmp_path):
+    data = make_dataset()
+
+    def make(out="run", **more):
+        return read_config(None, {**FAST, "data": str(data), "out": str(tmp_path / out), **more})
+
+    return make
+
+
+def encoded(model, config, folder):
+    return encode_dataset(
+        model, open_dataset(config.data), resolutions=config.resolutions, upscale=config.upscale,
+        folder=folder,
+    )  # fmt: skip
+
+
+# -- the gradient -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gradient_case(clean, config, tmp_path):
+    """Four samples of two canvas sizes and a LoRA whose B is not zero."""
+    settings = config(batch=4, caption_dropout=0.3)
+    data = encoded(clean, settings, tmp_path / "cache")
+    parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
+    rng = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.1)
+    samples = [Sample(20, 0, 0), Sample(21, 1, 1), Sample(22, 2, 0), Sample(23, 0, 1)]
+    return clean, settings, data, parameters, samples
+
+
+def float64_reference(model, settings, data, parameters, samples):
+    """Loss and LoRA gradients by the formula, in float64, on diffusers' bare transformer.
+
+    No PEFT: every adapted weight is W + alpha / rank * B @ A.
+    """
+    bare = diffusers.FluxTransformer2DModel.from_pretrained(model.folder / "transformer")
+    bare = bare.double()
+    weights = {k: v.detach().double() for k, v in bare.state_dict().items()}
+    lora = {k: v.detach().double().requires_grad_() for k, v in parameters.items()}
+    for key in [k for k in lora if k.endswith("lora_A.weight")]:
+        module = key.removesuffix(".lora_A.weight")
+        update = lora[f"{module}.lora_B.weight"] @ lora[key]
+        weights[f"{module}.weight"] = weights[f"{module}.weight"] + 6 / 4 * update
+    total = 0.0
+    for sample in samples:
+        entry = data.sets[sample.set]
+        layout = entry.layouts[sample.size]
+        x0 = entry.latents(sample.size).double()[None]
+        key = (settings.seed, sample.number)
+        eps = torch.randn(x0.shape[1:], generator=flow.generator("noise", *key)).double()[None]
+        normal = torch.randn(1, generator=flow.generator("sigma", *key)).double()
+        dropped = torch.rand(1, generator=flow.generator("dropout", *key)) < 0.3
+        text = data.empty if dropped else entry.text()
+        sigma = 1 / (1 + torch.exp(-normal))
+        rows, columns = layout.height // 16, layout.width // 16
+        grid = np.stack(np.meshgrid(range(rows), range(columns), indexing="ij"), -1).reshape(-1, 2)
+        ids = torch.cat([torch.zeros(len(grid), 1), torch.tensor(grid)], 1)
+        velocity = torch.func.functional_call(bare, weights, kwargs={
+            "hidden_states": (1 - sigma) * x0 + sigma * eps,
+            "encoder_hidden_states": text["prompt"].double()[None],
+            "pooled_projections": text["pooled"].double()[None],
+            "timestep": sigma, "guidance": torch.ones(1).double(),
+            "img_ids": ids, "txt_ids": torch.zeros(512, 3), "return_dict": False,
+        })[0]  # fmt: skip
+        total = total + ((velocity - (eps - x0)) ** 2).mean() / len(samples)
+    total.backward()
+    return total.detach().item(), {k: v.grad for k, v in lora.items()}
+
+
+def relative(got, want):
+    return float((got.double() - want).norm() / want.norm())
+
+
+def test_lora_gradients_equal_a_float64_reference_without_peft(gradient_case):
+    model, settings, data, parameters, samples = gradient_case
+    loss = accumulate(model, data, samples, settings)
+    expected, gradients = float64_reference(*gradient_case)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, parameter in parameters.items():
+        assert relative(parameter.grad, gradients[name]) < 1e-4, name
+
+
+def test_the_reference_notices_a_wrong_target():
+    """The bound above is no formality: a sign error would exceed it by four orders."""
+    x0, eps = torch.randn(2, 1, 4, 4)
+    right, wrong = flow.loss(eps - x0, x0, eps), flow.loss(x0 - eps, x0, eps)
+    assert float(right) < 1e-12
+    assert float(wrong) > 1
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 4}, {"gradient_checkpointing": True}])
+def test_grouping_and_recomputing_do_not_change_the_gradient(gradient_case, change):
+    model, settings, data, parameters, samples = gradient_case
+    accumulate(model, data, samples, settings)
+    one = {k: v.grad.clone() for k, v in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    if change.get("gradient_checkpointing"):
+        model.denoiser.enable_gradient_checkpointing()
+    try:
+        accumulate(model, data, samples, settings.model_copy(update=change))
+    finally:
+        model.denoiser.disable_gradient_checkpointing()
+    for name, parameter in parameters.items():
+        assert relative(parameter.grad, one[name].double()) < 1e-4, name
+
+
+def test_training_makes_the_loss_smaller(clean, config):
+    losses = []
+    settings = config(steps=60, batch=2, lr=0.01, resolutions=(64,), save_every=100)
+    train(settings, clean, on_step=lambda report: losses.append(report.loss))
+    assert np.mean(losses[-15:]) < 0.9 * np.mean(losses[:15])
+
+
+# -- the schedule -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sets", "steps", "batch"), [(10, 5000, 4), (37, 1000, 4), (20, 333, 3)])
+def test_every_set_is_seen_equally_often_over_a_run(sets, steps, batch):
+    sizes = [1 + i % 5 for i in range(sets)]
+    drawn = [schedule(0, n, sizes) for n in range(min(steps * batch, 4000))]
+    seen = Counter(s.set for s in drawn)
+    assert len(seen) == sets
+    assert max(seen.values()) / min(seen.values()) <= 1.05
+    for chosen in range(sets):
+        canvases = Counter(s.size for s in drawn if s.set == chosen)
+        assert len(canvases) == sizes[chosen]
+        assert max(canvases.values()) - min(canvases.values()) <= 1
+
+
+def test_the_order_differs_between_passes_and_seeds():
+    def order(seed, turn):
+        return [schedule(seed, turn * 20 + i, [1] * 20).set for i in range(20)]
+
+    assert sorted(order(0, 0)) == list(range(20))
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+# -- runs ---------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_what_its_users_look_for(clean, config):
+    settings = config()
+    result = train(settings, clean)
+    names = {p.name for p in result.folder.iterdir()}
+    assert names == {
+        "adapter.safetensors", "cache", "checkpoints", "config.toml", "log.jsonl", "loss.png",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert (result.folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    info = Adapter.load(result.adapter).info
+    assert (info.rank, info.alpha, info.steps, info.base) == (4, 6, 6, "tiny")
+    assert info.recipe.name == "film-storyboard"
+    assert result.finished
+
+
+def stop_after(step):
+    """What Ctrl-C does, right after a step."""
+
+    def on_step(report):
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+def test_a_run_stopped_and_resumed_gives_the_same_bytes_as_one_that_was_not(clean, config):
+    whole = train(config("whole"), clean)
+    result = train(config("parts"), clean, on_step=stop_after(3))
+    assert (result.finished, result.step) == (False, 3)
+    assert not result.adapter.exists()
+    result = train(config("parts"), clean, resume=True, on_step=stop_after(5))
+    assert result.step == 5
+    result = train(config("parts"), clean, resume=True)
+    assert result.adapter.read_bytes() == whole.adapter.read_bytes()
+    logs = [(r.folder / "log.jsonl").read_text() for r in (whole, result)]
+    assert logs[0] == logs[1]
+
+
+def test_a_run_killed_between_checkpoints_takes_the_lost_steps_again(clean, config):
+    whole = train(config("whole"), clean)
+
+    def killed(report):
+        if report.step == 5:
+            raise SystemExit  # nothing after this line runs, as after SIGKILL
+
+    with pytest.raises(SystemExit):
+        train(config("parts"), clean, on_step=killed)
+    result = train(config("parts"), clean, resume=True)
+    assert result.adapter.read_bytes() == whole.adapter.read_bytes()
+    rows = (result.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(r)["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(clean, config):
+    whole = train(config("whole"), clean)
+    train(config("parts"), clean, on_step=stop_after(5))
+    newest = config("parts").out + "/checkpoints/step-000005"
+    state = open_path(newest, "state.safetensors")
+    state.write_bytes(state.read_bytes()[:5000])
+    said = []
+    result = train(config("parts"), clean, resume=True, warn=said.append)
+    assert any("step-000005 is damaged" in s for s in said)
+    assert result.adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+def open_path(*parts):
+    from pathlib import Path
+
+    return Path(*parts)
+
+
+def test_with_no_whole_checkpoint_a_resumed_run_starts_anew(clean, config):
+    whole = train(config("whole"), clean)
+    train(config("parts"), clean, on_step=stop_after(1))
+    for state in open_path(config("parts").out).rglob("state.safetensors"):
+        state.write_bytes(b"")
+    said = []
+    result = train(config("parts"), clean, resume=True, warn=said.append)
+    assert any("no whole checkpoint" in s for s in said)
+    assert result.adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+def test_only_the_newest_checkpoints_are_kept(clean, config):
+    result = train(config(save_every=1, keep=2), clean)
+    kept = sorted(p.name for p in (result.folder / "checkpoints").iterdir())
+    assert kept == ["step-000005", "step-000006"]
+    final = load_file(result.adapter)
+    last = load_file(result.folder / "checkpoints" / "step-000006" / "adapter.safetensors")
+    assert all(torch.equal(final[k], last[k]) for k in final)
+
+
+def test_the_adapter_is_the_average_of_the_weights_unless_told_otherwise(clean, config):
+    averaged = load_file(train(config("a", lr=0.01), clean).adapter)
+    result = train(config("b", ema=0, lr=0.01), clean)
+    last = load_file(result.adapter)
+    assert not all(torch.equal(averaged[k], last[k]) for k in last)
+    state = load_file(result.folder / "checkpoints" / "step-000006" / "state.safetensors")
+    for key, value in last.items():
+        live = state["live/" + key.removeprefix("transformer.")]
+        scale = 6 / 4 if "lora_B" in key else 1
+        torch.testing.assert_close(value, live * scale)
+
+
+def test_a_folder_with_a_run_is_not_trained_into_again(clean, config, tmp_path):
+    train(config(), clean)
+    with pytest.raises(RunError, match=r"already holds a run\nGo on with it by `iclora train --re"):
+        train(config(), clean)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("x")
+    with pytest.raises(RunError, match="not an empty folder"):
+        train(config("other"), clean)
+
+
+def test_bad_data_stops_a_run_before_anything_is_written(clean, config, tmp_path):
+    settings = config()
+    open_path(settings.data, "0002", "caption.txt").write_text("[MOVIE-SHOTS] [SCENE-1] a")
+    with pytest.raises(DatasetError, match=r"0002: \[SCENE-2\] is missing"):
+        train(settings, clean)
+    open_path(settings.data, "0002", "caption.txt").write_text(CAPTION + " word" * 600)
+    with pytest.raises(DatasetError, match="the base reads 512"):
+        train(settings, clean)
+    assert not open_path(settings.out).exists()
+
+
+def test_a_resumed_run_may_be_longer_but_not_another_run(clean, config):
+    settings = config()
+    train(settings, clean)
+    longer = resume_config(settings.out, {"steps": "8"})
+    assert (longer.steps, longer.rank) == (8, 4)
+    assert train(longer, clean, resume=True).step == 8
+    with pytest.raises(RunError, match="cannot change lr, rank"):
+        resume_config(settings.out, {"rank": "8", "lr": "1"})
+    with pytest.raises(ConfigError):
+        resume_config(settings.out, {"steps": "x"})
+    with pytest.raises(RunError, match="holds no run"):
+        resume_config(settings.data, {})
+
+
+def test_changed_data_is_noticed_on_resuming(clean, config):
+    settings = config()
+    train(settings, clean, on_step=stop_after(2))
+    picture(64, 32, seed=77).save(open_path(settings.data, "0001", "1.png"))
+    said = []
+    train(settings, clean, resume=True, warn=said.append)
+    assert any("dataset has changed" in s for s in said)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_step_and_sets(clean, config, monkeypatch):
+    monkeypatch.setattr(flow, "loss", lambda v, x0, eps: v.sum((1, 2)) * float("nan"))
+    with pytest.raises(RunError, match=r"became nan at step 1, on sets 000\d, 000\d"):
+        train(config(), clean)
+
+
+def test_a_full_disk_ends_a_run_with_a_clear_error_and_keeps_its_checkpoint(
+    clean, config, monkeypatch
+):
+    import errno
+    from pathlib import Path
+
+    settings = config()
+    train(settings, clean, on_step=stop_after(2))
+    real = Path.write_bytes
+
+    def full(self, data):
+        if "state" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        train(settings, clean, resume=True)
+    monkeypatch.undo()
+    kept = [p.name for p in open_path(settings.out, "checkpoints").iterdir()]
+    assert kept == ["step-000002"]
+    assert train(settings, clean, resume=True).finished
+
+
+def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, config):
+    seen = []
+
+    def make_preview(recipe):
+        assert recipe.name == "film-storyboard"
+
+        def preview(step):
+            from iclora.adapter import lora_parameters
+
+            seen.append((step, {k: v.detach().clone() for k, v in lora_parameters(clean).items()}))
+
+        return preview
+
+    settings = config(preview_every=4, lr=0.01, alpha=4)
+    result = train(settings, clean, make_preview=make_preview)
+    assert [step for step, _ in seen] == [4, 6]
+    final = load_file(result.adapter)
+    assert all(torch.equal(final[f"transformer.{k}"], v) for k, v in seen[-1][1].items())
+
+
+def test_training_in_a_thread_works_without_signals(clean, config):
+    results = []
+    worker = threading.Thread(target=lambda: results.append(train(config(steps=1), clean)))
+    worker.start()
+    worker.join()
+    assert results[0].finished
+
+
+def test_the_resolution_shift_moves_training_towards_noise(clean, config, tmp_path, monkeypatch):
+    seen = []
+    real = flow.add_noise
+    monkeypatch.setattr(flow, "add_noise", lambda *a: seen.append(float(a[2])) or real(*a))
+    settings = config(steps=1)
+    data = encoded(clean, settings, tmp_path / "cache")
+    attach(clean, rank=2, alpha=2, targets="attention", seed=0)
+    for shift in ("none", "resolution"):
+        accumulate(clean, data, [Sample(5, 0, 0)], settings.model_copy(update={"shift": shift}))
+    plain, shifted = seen
+    tokens = len(data.sets[0].latents(0))
+    mu = clean.shift_mu(tokens)
+    expected = np.exp(mu) / (np.exp(mu) + 1 / plain - 1)
+    assert shifted == pytest.approx(expected, rel=1e-5)
+    assert shifted > plain
