@@ -262,6 +262,7 @@ def plot_loss(path: Path, steps: list[int], losses: list[float]) -> None:
     axes.plot(steps, smooth, color="#27548a", linewidth=1.6, label="running mean")
     axes.set(xlabel="step", ylabel="loss (MSE of the velocity)")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
