@@ -251,6 +251,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 def plot_loss(path: Path, steps: list[int], losses: list[float]) -> None:
     """A PNG of the loss per step and its running mean."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     smooth, mean = [], losses[0]
     for loss in losses:
@@ -262,7 +263,7 @@ def plot_loss(path: Path, steps: list[int], losses: list[float]) -> None:
     axes.plot(steps, smooth, color="#27548a", linewidth=1.6, label="running mean")
     axes.set(xlabel="step", ylabel="loss (MSE of the velocity)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
