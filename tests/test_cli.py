@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import CAPTION, picture
@@ -148,7 +150,6 @@ def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, caps
     real = room.train_step
 
     def interrupted(*args):
-        import os
         import signal
 
         os.kill(os.getpid(), signal.SIGINT)
@@ -162,6 +163,27 @@ def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, caps
     monkeypatch.undo()
     assert run(capsys, *resume[1].split())[0] == 0
     assert (tmp_path / "run" / "adapter.safetensors").exists()
+
+
+def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(clean, make_dataset, tmp_path, capsys):
+    more = ["--steps", "12", "--save-every", "3"]
+    data = ["--base", "tiny", "--data", str(make_dataset()), *TRAIN, *more]
+    assert run(capsys, "train", *data, "--out", tmp_path / "whole")[0] == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iclora", "train", *data, "--out", str(tmp_path / "parts")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: the sums' order
+    )
+    log = tmp_path / "parts" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 4):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "parts" / "adapter.safetensors").exists()
+    assert run(capsys, "train", "--resume", tmp_path / "parts")[0] == 0
+    one, two = ((tmp_path / n / "adapter.safetensors").read_bytes() for n in ("whole", "parts"))
+    assert one == two
 
 
 def test_a_run_file_trains(clean, make_dataset, tmp_path, capsys):
