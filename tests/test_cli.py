@@ -135,6 +135,28 @@ def test_one_panel_is_re_rolled_by_its_own_seed(clean, tmp_path, capsys):
     assert (one[0], one[2], two[1]) == (two[0], two[2], 5)
 
 
+def test_check_estimates_tokens_and_keeps_brackets_in_names(make_dataset, capsys):
+    root = make_dataset(sets=1)
+    (root / "0001").rename(root / "0001[v2]")
+    status, out, _ = run(capsys, "check", root)
+    assert status == 0
+    assert "0001[v2]" in out
+    estimate = int(re.search(r"~(\d+)", out)[1])
+    assert 20 < estimate < 60
+    (root / "0001[v2]" / "caption.txt").write_text(CAPTION + " extraordinarily" * 200)
+    status, _, err = run(capsys, "check", root)
+    assert status == 0
+    assert "may be too long" in err
+
+
+def test_out_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    (tmp_path / "out").write_text("x")
+    words = ["generate", "--base", "nowhere", "--prompt", "x", "--out", tmp_path / "out"]
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "is a file" in err
+
+
 def test_check_fails_on_errors_and_names_them(make_dataset, capsys):
     root = make_dataset()
     (root / "0002" / "2.png").unlink()
@@ -216,6 +238,22 @@ def test_a_run_file_trains(clean, make_dataset, tmp_path, capsys):
         (["generate", "--adapter", "none.safetensors", "--prompt", "x"], "none.safetensors"),
         (["generate", "none.json"], "none.json"),
         (["complete", "--base", "tiny", "--prompt", "x"], "no panel is known"),
+        (
+            [
+                "generate",
+                "--base",
+                "tiny",
+                "--recipe",
+                "film-storyboard",
+                "--prompt",
+                "x",
+                "--steps",
+                "0",
+            ],
+            "steps",
+        ),
+        (["generate", "r.json", "--seed", "3", "--steps", "9"], "--seed, --steps"),
+        (["train", "run.toml", "--resume", "nowhere"], "Leave the run file out"),
         (["complete", "--known", "1", "--prompt", "x"], "not of the form"),
         (["complete", "--known", "1=none.png", "--prompt", "x"], "none.png"),
         (["info", "none.safetensors"], "none.safetensors"),
@@ -241,6 +279,8 @@ def test_a_users_mistake_is_one_message_status_2_and_no_traceback(
         ["generate", "--size", "12"],
         ["generate", "--count", "0"],
         ["train", "--x"],
+        ["compose", "x", "--out", "y", "--resolution", "0"],
+        ["check", "x", "--resolutions", "-5"],
     ],
 )
 def test_words_the_parser_does_not_know_end_with_status_2(capsys, words):

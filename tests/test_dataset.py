@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import zipfile
+from contextlib import suppress
 
 import pytest
 from conftest import CAPTION, picture
 
-from iclora.dataset import check_dataset, compose_dataset, open_dataset, training_layouts
+from iclora.dataset import (
+    check_dataset,
+    compose_dataset,
+    open_dataset,
+    training_layouts,
+    typical_layout,
+)
 from iclora.errors import DatasetError, ImageError, RecipeError
 from iclora.layout import Layout
 from iclora.recipe import load_recipe
@@ -177,6 +184,81 @@ def test_a_missing_panel_is_named_with_its_set(make_dataset):
     assert "1.png, 3.png" in problem.advice
 
 
+@pytest.mark.parametrize("left", [1, 2])
+@pytest.mark.parametrize("recipe", ["film-storyboard", "home-decoration"])
+def test_a_folder_of_too_few_panels_is_never_taken_for_a_composite(make_dataset, left, recipe):
+    root = make_dataset(sets=1)
+    for i in range(left + 1, 4):
+        (root / "0001" / f"{i}.png").unlink()
+    found = errors(open_dataset(root, recipe))
+    assert any(f"has {left} images" in p.text for p in found)
+
+
+def test_panels_that_fit_no_box_are_an_error_in_check_and_stop_composing(make_dataset, tmp_path):
+    root = make_dataset(sets=2)
+    for i in range(3):
+        picture(1200, 4, i).save(root / "0002" / f"{i + 1}.png")
+    (problem,) = errors(open_dataset(root))
+    assert problem.subject == "0002"
+    assert "off the shape of its box" in problem.text
+    with pytest.raises(DatasetError, match="Nothing was written"):
+        compose_dataset(open_dataset(root), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_composite_without_visible_borders_is_warned_about(tmp_path):
+    picture(96, 144).save(tmp_path / "0001.png")
+    found = problems(open_dataset(tmp_path, "film-storyboard"))
+    assert any("2 of the borders" in p.text for p in found)
+
+
+def test_composing_leaves_nothing_behind_when_it_is_stopped(make_dataset, tmp_path):
+    def stopped(name, layout):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compose_dataset(open_dataset(make_dataset()), tmp_path / "out", progress=stopped)
+    assert not [p for p in tmp_path.iterdir() if p.name != "data"]
+
+
+def test_composing_passes_over_captions_it_cannot_read_and_names_them(make_dataset, tmp_path):
+    root = make_dataset(sets=2)
+    (root / "0001" / "caption.txt").write_bytes(b"\xff\xfe")
+    found = compose_dataset(open_dataset(root), tmp_path / "out")
+    assert any("not UTF-8" in p.text for p in found)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"0001.png", "0002.png", "0002.txt", "iclora.toml"}
+
+
+def test_a_zip_damaged_anywhere_is_refused_by_an_error_of_ours(tmp_path):
+    pair(tmp_path / "d", "0001", heights=(40, 40, 40))
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries_of(tmp_path / "d", "").items():
+            archive.writestr(name, data)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 31):
+        broken = bytearray(whole)
+        broken[at] ^= 0x5A
+        path.write_bytes(bytes(broken))
+        with suppress(DatasetError):
+            list(check_dataset(open_dataset(path, "film-storyboard")))
+
+
+def test_a_link_to_nowhere_is_named(make_dataset):
+    root = make_dataset(sets=1)
+    (root / "0001" / "1.png").unlink()
+    (root / "0001" / "1.png").symlink_to(root / "gone.png")
+    assert "cannot be read" in errors(open_dataset(root))[0].text
+
+
+def test_the_canvas_to_generate_on_has_the_shapes_that_were_trained():
+    stack = Layout.rows(3, 1024, 1536)
+    layout = typical_layout(stack, [[(1080, 480)] * 3, [(900, 400)] * 3, [(100, 400)] * 3], 16)
+    assert max(layout.stretch([(1080, 480)] * 3)) < 1.02
+    assert 0.9 < layout.width * layout.height / (1024 * 1536) <= 1
+
+
 def test_a_broken_picture_is_named_and_the_other_sets_still_checked(make_dataset):
     root = make_dataset()
     path = root / "0002" / "2.png"
@@ -230,6 +312,8 @@ def test_small_twin_and_orphan_files_are_warned_about(make_dataset):
     (root / "stray.txt").write_text("words")
     found = problems(open_dataset(root))
     assert all(p.severity == "warning" for p in found)
+    (root / "0003.txt").write_text(CAPTION)
+    assert "0003.txt" in [p.subject for p in errors(open_dataset(root))]
     texts = " ".join(str(p) for p in found)
     assert "the same images as set" in texts
     assert "caption without an image" in texts

@@ -15,11 +15,12 @@ from PIL import Image
 
 from iclora import flow
 from iclora.adapter import Adapter, attach
-from iclora.errors import CaptionError, ConfigError, IcloraError, LayoutError, StorageError
+from iclora.errors import AdapterError, CaptionError, ConfigError, LayoutError, StorageError
 from iclora.generate import (
     Request,
     complete,
     generate,
+    load_adapter_of,
     make_preview,
     next_folder,
     panel_noise,
@@ -192,15 +193,24 @@ def test_an_adapter_carries_its_recipe_so_generate_needs_only_words(clean, tmp_p
     assert made.composite.tobytes() != plain.composite.tobytes()
     none = generate(clean, CAPTION, adapter=adapter, strength=0.0, steps=2)
     assert none.composite.tobytes() == plain.composite.tobytes()
+    # What was made in Python knows its adapter as well, and repeats with it or not at all.
+    request, _ = Request.load(made.save(tmp_path / "0001") / "request.json")
+    assert request.adapter == str(tmp_path / "a.safetensors")
+    assert load_adapter_of(request).sha256 == adapter.sha256
+    with pytest.raises(AdapterError, match="does not say where"):
+        load_adapter_of(request.model_copy(update={"adapter": None}))
 
 
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
+        ({"steps": 0}, ConfigError, "steps"),
+        ({"steps": -3}, ConfigError, "steps"),
+        ({"guidance": float("nan")}, ConfigError, "guidance"),
         ({"prompt": "  "}, CaptionError, "empty"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [SCENE-2] two"}, CaptionError, "SCENE-3"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [LEFT] two"}, CaptionError, "LEFT"),
-        ({"prompt": CAPTION + " word" * 600}, ConfigError, "reads 512"),
+        ({"prompt": CAPTION + " word" * 600}, CaptionError, "reads 512"),
         ({"size": (100, 192)}, LayoutError, "token grid"),
         ({"panel_seeds": {4: 1}}, LayoutError, "no panel 4"),
         ({"known": {0: picture(96, 64)}}, LayoutError, "no panel 0"),
@@ -237,6 +247,51 @@ def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
     picture(96, 64, 2).save(folder / "panel-1.png")
     with pytest.raises(ConfigError, match="known panel 1"):
         Request.load(folder / "request.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": [1, 2]},
+        {"known": {"7": {"file": "a.png", "sha256": ""}}},
+        {"steps": 0},
+        {"layout": {}},
+        {"dtype": "float16"},
+        {"surprise": 1},
+    ],
+)
+def test_an_edited_request_that_does_not_fit_together_is_refused(clean, tmp_path, change):
+    path = generate(clean, CAPTION, **wish(steps=1)).save(tmp_path / "0001") / "request.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match="is no request"):
+        Request.load(path)
+
+
+def test_a_request_is_not_repeated_on_other_weights(clean, tmp_path):
+    from iclora.generate import check_base
+    from iclora.models.flux import FluxModel
+    from iclora.models.tiny import write_tiny
+
+    request, _ = prepare(clean, CAPTION, **wish())
+    check_base(request, clean)
+    write_tiny(tmp_path / "other", seed=1)
+    other = FluxModel(tmp_path / "other", "tiny", clean.device, clean.dtype)
+    with pytest.raises(ConfigError, match="not those this request was made with"):
+        check_base(request, other)
+
+
+def test_sets_saved_at_the_same_time_take_different_numbers(clean, tmp_path):
+    import threading
+
+    made = generate(clean, CAPTION, **wish(steps=1))
+    workers = [threading.Thread(target=made.save_next, args=(tmp_path,)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [f"000{i}" for i in range(1, 7)]
+    assert all((tmp_path / n / "request.json").exists() for n in names)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense", '{"base": 1}'])
@@ -294,8 +349,3 @@ def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
     assert cut(one, base) == cut(two, base)
     assert cut(one, adapted) == cut(one, base)  # B is still zero
     assert cut(two, adapted) != cut(two, base)
-
-
-def test_every_refusal_is_one_of_iclora_s_errors():
-    for error in (CaptionError, ConfigError, LayoutError, StorageError):
-        assert issubclass(error, IcloraError)

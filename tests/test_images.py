@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -119,6 +120,20 @@ def test_an_animation_is_refused_since_no_frame_is_meant():
     data = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:])
     with pytest.raises(ImageError, match="3 frames"):
         read_image(data, "a.webp")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+def test_a_file_damaged_anywhere_is_read_or_refused_by_an_error_of_ours(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = (
+        saved(picture(24, 16), form, exif=exif) if form != "BMP" else saved(picture(24, 16), form)
+    )
+    for at in range(0, len(data), max(1, len(data) // 300)):
+        broken = bytearray(data)
+        broken[at] ^= 0xA5
+        with suppress(ImageError):
+            read_image(bytes(broken), "x")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -137,17 +137,38 @@ def open_copy(folder):
     return FluxModel(folder, "copy", torch.device("cpu"), torch.float32)
 
 
-def test_a_fingerprint_changes_with_weights_settings_and_precision(tiny, copy):
+def test_a_fingerprint_changes_with_the_parts_own_weights(tiny, copy):
     before = open_copy(copy)
     assert before.fingerprint("vae") == tiny.fingerprint("vae")
-    other = FluxModel(copy, "copy", torch.device("cpu"), torch.bfloat16)
-    assert other.fingerprint("vae") != before.fingerprint("vae")
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert open_copy(copy).fingerprint("vae") != tiny.fingerprint("vae")
     assert open_copy(copy).fingerprint("text") == tiny.fingerprint("text")
+
+
+def test_how_far_a_text_is_padded_is_part_of_the_text_fingerprint(copy, tiny):
+    config = json.loads((copy / "transformer" / "config.json").read_text())
+    (copy / "transformer" / "config.json").write_text(
+        json.dumps({**config, "guidance_embeds": False})
+    )
+    assert open_copy(copy).fingerprint("text") != tiny.fingerprint("text")
+    assert open_copy(copy).fingerprint("vae") == tiny.fingerprint("vae")
+
+
+def test_settings_that_are_no_flux_s_are_named(copy):
+    config = json.loads((copy / "vae" / "config.json").read_text())
+    del config["shift_factor"]
+    (copy / "vae" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="shift_factor"):
+        open_copy(copy)
+
+
+def test_a_missing_encoder_is_named_before_anything_is_encoded(copy):
+    shutil.rmtree(copy / "text_encoder")
+    with pytest.raises(ModelError, match="lacks a readable text part"):
+        open_copy(copy).identity()
 
 
 def test_weights_in_a_pickle_file_are_never_opened(copy):

@@ -109,9 +109,35 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device().type == "cpu"
-    for name in ("cuda", "mps", "toaster"):
+    for name in ("cuda", "mps", "toaster", "meta", "xpu"):
         with pytest.raises(ConfigError):
             pick_device(name)
+
+
+def test_a_gpu_number_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("cuda:0").index == 0
+    with pytest.raises(ConfigError, match="no cuda:7"):
+        pick_device("cuda:7")
+
+
+def test_a_relative_folder_is_remembered_by_its_full_path(tiny, tmp_path, monkeypatch):
+    (tmp_path / "mods").mkdir()
+    (tmp_path / "mods" / "flux").symlink_to(tiny.folder)
+    monkeypatch.chdir(tmp_path)
+    assert load_model("mods/flux", device="cpu").name == str(tiny.folder)
+
+
+def test_counting_tokens_downloads_no_weights(monkeypatch, tiny):
+    asked = {}
+    monkeypatch.setattr(
+        room.huggingface_hub,
+        "snapshot_download",
+        lambda name, **kwargs: asked.update(kwargs) or tiny.folder,
+    )
+    load_model("some/model", device="cpu", weights=False)
+    assert not any("safetensors" in p for p in asked["allow_patterns"])
 
 
 def test_cuda_is_preferred_to_mps_and_mps_to_the_cpu(monkeypatch):

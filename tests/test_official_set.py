@@ -30,7 +30,7 @@ def panels(dataset):
 def test_ten_sets_of_three_panels_are_found_without_a_complaint(dataset):
     assert [s.name for s in dataset.sets] == [f"{i:04d}" for i in range(1, 11)]
     assert dataset.problems == ()
-    for report in check_dataset(dataset):
+    for report in check_dataset(dataset, resolutions=RESOLUTIONS):
         assert len(report.sizes) == 3
         assert report.problems == ()
 

@@ -21,6 +21,7 @@ from iclora.cache import encode_dataset
 from iclora.config import read_config
 from iclora.dataset import open_dataset
 from iclora.errors import ConfigError, DatasetError, RunError, StorageError
+from iclora.layout import Layout
 from iclora.train import Sample, accumulate, resume_config, schedule, train
 
 FAST = {
@@ -116,12 +117,20 @@ def test_lora_gradients_equal_a_float64_reference_without_peft(gradient_case):
         assert relative(parameter.grad, gradients[name]) < 1e-4, name
 
 
-def test_the_reference_notices_a_wrong_target():
-    """The bound above is no formality: a sign error would exceed it by four orders."""
-    x0, eps = torch.randn(2, 1, 4, 4)
-    right, wrong = flow.loss(eps - x0, x0, eps), flow.loss(x0 - eps, x0, eps)
-    assert float(right) < 1e-12
-    assert float(wrong) > 1
+@pytest.mark.parametrize("fault", ["target", "sigma", "guidance"])
+def test_the_float64_reference_notices_a_wrong_objective(gradient_case, fault, monkeypatch):
+    """The bound above is no formality."""
+    model, settings, data, parameters, samples = gradient_case
+    if fault == "target":
+        real = flow.loss
+        monkeypatch.setattr(flow, "loss", lambda v, x0, eps: real(v, eps, x0))
+    elif fault == "sigma":
+        monkeypatch.setattr(flow, "draw_sigma", lambda rng, *_: torch.rand(1, generator=rng))
+    else:
+        settings = settings.model_copy(update={"guidance": 3.5})
+    accumulate(model, data, samples, settings)
+    _, gradients = float64_reference(*gradient_case)
+    assert max(relative(p.grad, gradients[n]) for n, p in parameters.items()) > 1e-2
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 4}, {"gradient_checkpointing": True}])
@@ -189,6 +198,7 @@ def test_a_run_writes_what_its_users_look_for(clean, config):
     info = Adapter.load(result.adapter).info
     assert (info.rank, info.alpha, info.steps, info.base) == (4, 6, 6, "tiny")
     assert info.recipe.name == "film-storyboard"
+    assert Layout.from_json(info.layout).width == 1024
     assert result.finished
 
 
@@ -307,8 +317,11 @@ def test_a_resumed_run_may_be_longer_but_not_another_run(clean, config):
     longer = resume_config(settings.out, {"steps": "8"})
     assert (longer.steps, longer.rank) == (8, 4)
     assert train(longer, clean, resume=True).step == 8
-    with pytest.raises(RunError, match="cannot change lr, rank"):
-        resume_config(settings.out, {"rank": "8", "lr": "1"})
+    with pytest.raises(RunError, match="cannot change out, rank"):
+        resume_config(settings.out, {"rank": "8", "out": "x"})
+    said = []
+    assert resume_config(settings.out, {"lr": "1e-5"}, said.append).lr == 1e-5
+    assert "differs from an unstopped run" in said[0]
     with pytest.raises(ConfigError):
         resume_config(settings.out, {"steps": "x"})
     with pytest.raises(RunError, match="holds no run"):
@@ -321,13 +334,52 @@ def test_changed_data_is_noticed_on_resuming(clean, config):
     picture(64, 32, seed=77).save(open_path(settings.data, "0001", "1.png"))
     said = []
     train(settings, clean, resume=True, warn=said.append)
-    assert any("dataset has changed" in s for s in said)
+    assert any("dataset or its recipe has changed" in s for s in said)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_step_and_sets(clean, config, monkeypatch):
     monkeypatch.setattr(flow, "loss", lambda v, x0, eps: v.sum((1, 2)) * float("nan"))
     with pytest.raises(RunError, match=r"became nan at step 1, on sets 000\d, 000\d"):
         train(config(), clean)
+
+
+def test_an_infinite_gradient_stops_the_run_before_any_weight_is_changed(clean, config):
+    settings = config(save_every=1)
+
+    def poison(report):
+        if report.step == 1:
+            from iclora.adapter import lora_parameters
+
+            parameter = next(iter(lora_parameters(clean).values()))
+            parameter.register_hook(lambda grad: grad * float("inf"))
+
+    with pytest.raises(RunError, match=r"gradient became (inf|nan) at step 2"):
+        train(settings, clean, on_step=poison)
+    assert train(settings, clean, resume=True).finished
+
+
+def test_another_base_under_the_same_name_does_not_go_on_with_a_run(clean, config, tmp_path):
+    from iclora.models.flux import FluxModel
+    from iclora.models.tiny import write_tiny
+
+    train(config(), clean, on_step=stop_after(2))
+    write_tiny(tmp_path / "other", seed=1)
+    other = FluxModel(tmp_path / "other", "tiny", clean.device, clean.dtype)
+    with pytest.raises(RunError, match="not those this run was started with"):
+        train(config(), other, resume=True)
+
+
+def test_a_damaged_checkpoint_never_pushes_out_a_whole_one(clean, config):
+    settings = config(keep=1, save_every=1)
+    train(settings, clean, on_step=stop_after(4))
+    folder = open_path(settings.out, "checkpoints")
+    (folder / "step-000900").mkdir()
+    (folder / "step-1000000").mkdir()
+    said = []
+    train(settings, clean, resume=True, on_step=stop_after(5), warn=said.append)
+    kept = sorted(p.name for p in folder.iterdir())
+    assert kept == ["damaged-step-000900", "damaged-step-1000000", "step-000005"]
+    assert len(said) == 2
 
 
 def test_a_full_disk_ends_a_run_with_a_clear_error_and_keeps_its_checkpoint(

@@ -67,11 +67,13 @@ class Adapter:
         weights: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r), scaled so
             that the update is B @ A.
         info: None for files of other tools.
-        sha256: of the file it was read from, empty if it was not.
+        path: of the file it was read from, None if it was not.
+        sha256: of that file, empty if there is none.
     """
 
     weights: Mapping[str, Tensor]
     info: AdapterInfo | None = None
+    path: Path | None = None
     sha256: str = ""
 
     @classmethod
@@ -97,7 +99,7 @@ class Adapter:
                 f"adapter {path} cannot be read: {error}",
                 "Check the path; if the file is cut short, copy it again.",
             ) from error
-        return cls(_normalised(raw, str(path)), _info(metadata, path), digest(data))
+        return cls(_normalised(raw, str(path)), _info(metadata, path), path.resolve(), digest(data))
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write it, whole or not at all. Raises: StorageError; AdapterError without info."""
@@ -204,8 +206,10 @@ def _normalised(raw: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
             f"{len(strange)} of {len(raw)} keys of {path} are no LoRA weights of a transformer in "
             f"diffusers' naming, such as {strange[0]}",
             "It is in kohya's naming: convert it with sd-scripts' convert_flux_lora.py to "
-            "ai-toolkit's." if kohya else "Nothing was loaded; use an adapter of this base family.",
-        )  # fmt: skip
+            "ai-toolkit's."
+            if kohya
+            else "Nothing was loaded; use an adapter of this base family.",
+        )
     weights = {}
     for module, parts in modules.items():
         down, up = parts.get(".lora_A.weight"), parts.get(".lora_B.weight")

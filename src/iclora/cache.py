@@ -82,7 +82,7 @@ def encode_dataset(
     report = progress or (lambda *_: None)
     captions = ["", *(image_set.caption() for image_set in dataset.sets)]
     texts = []
-    encoder = model.fingerprint("text")
+    encoder = f"{model.fingerprint('text')} {model.dtype}"
     for done, caption in enumerate(captions, 1):
         path = folder / f"text-{digest(encoder, caption)[:32]}.safetensors"
         if not _whole(path):
@@ -91,7 +91,7 @@ def encode_dataset(
         report("captions", done, len(captions))
     model.release("text")
     sets = []
-    encoder = model.fingerprint("vae")
+    encoder = f"{model.fingerprint('vae')} {model.dtype}"
     for done, (image_set, text) in enumerate(zip(dataset.sets, texts[1:], strict=True), 1):
         panels = image_set.load(dataset.recipe)
         layouts = training_layouts(

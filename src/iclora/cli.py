@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Words = argparse.Namespace
+Bar = Callable[[str, int, int, str], None]
+"""Shows progress: what is done, how much of it, of how much, and a note."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,8 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"out of memory: {str(error).splitlines()[0]}\nUse a smaller canvas or resolution, "
-              "--gradient-checkpointing, or a GPU with more memory.", file=sys.stderr)  # fmt: skip
+        print(
+            f"out of memory: {str(error).splitlines()[0]}\nUse a smaller canvas or resolution, "
+            "--gradient-checkpointing, or a GPU with more memory.",
+            file=sys.stderr,
+        )
         return 2
     return int(status or 0)
 
@@ -60,13 +66,13 @@ def _quiet() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
-def _load(name: str, words: Words) -> DiffusionModel:
+def _load(name: str, words: Words, weights: bool = True) -> DiffusionModel:
     import transformers
 
     from iclora.models import load_model
 
     transformers.utils.logging.disable_progress_bar()
-    return load_model(name, words.device, words.dtype)
+    return load_model(name, words.device, words.dtype, weights=weights)
 
 
 def _say(message: str) -> None:
@@ -97,8 +103,12 @@ def recipes(words: Words) -> None:
         table.add_column(column, overflow="fold")
     for recipe in map(load_recipe, recipe_names()):
         canvas = recipe.canvas
-        table.add_row(recipe.name, f"{canvas.width}x{canvas.height}",
-                      re.sub(r"[\[\]]", "", " ".join(recipe.markers)), recipe.summary)  # fmt: skip
+        table.add_row(
+            recipe.name,
+            f"{canvas.width}x{canvas.height}",
+            re.sub(r"[\[\]]", "", " ".join(recipe.markers)),
+            recipe.summary,
+        )
     Console().print(table)
 
 
@@ -122,12 +132,14 @@ def compose(words: Words) -> None:
     source = open_dataset(words.source, words.recipe)
     _say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
     problems = compose_dataset(
-        source, words.out, resolution=words.resolution,
+        source,
+        words.out,
+        resolution=words.resolution,
         progress=lambda name, layout: _say(
             f"  {name}  {layout.width}x{layout.height}  panels "
             + " ".join(f"{w}x{h}" for w, h in layout.sizes)
         ),
-    )  # fmt: skip
+    )
     _show_problems(problems)
     _say(f"wrote {words.out}; look at it, then `iclora check {words.out}`")
 
@@ -135,6 +147,7 @@ def compose(words: Words) -> None:
 def check(words: Words) -> int:
     """Read every image and caption of a dataset and say what is wrong."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from iclora.dataset import check_dataset, open_dataset
@@ -142,9 +155,12 @@ def check(words: Words) -> int:
     dataset = open_dataset(words.data, words.recipe)
     base: dict[str, Any] = {}
     if words.base:
-        model = _load(words.base, words)
-        base = {"count_tokens": model.count_tokens, "limit": model.max_text_tokens,
-                "grid": model.grid}  # fmt: skip
+        model = _load(words.base, words, weights=False)
+        base = {
+            "count_tokens": model.count_tokens,
+            "limit": model.max_text_tokens,
+            "grid": model.grid,
+        }
     if words.resolutions:
         base["resolutions"] = words.resolutions
     reports = list(check_dataset(dataset, **base))
@@ -156,17 +172,19 @@ def check(words: Words) -> int:
         worst = {p.severity for p in report.problems}
         state = "error" if "error" in worst else "warning" if worst else "ok"
         pixels = sum(w * h for w, h in report.sizes) / 1e6
-        table.add_row(
-            report.name, str(len(report.sizes)), " ".join(f"{w}x{h}" for w, h in report.sizes),
-            f"{pixels:.2f}", "-" if report.tokens is None else str(report.tokens), state,
-        )  # fmt: skip
+        tokens = "-" if report.tokens is None else f"{'' if words.base else '~'}{report.tokens}"
+        sizes = " ".join(f"{w}x{h}" for w, h in report.sizes)
+        panels = str(len(report.sizes))
+        table.add_row(escape(report.name), panels, sizes, f"{pixels:.2f}", tokens, state)
     Console().print(table)
     _show_problems(problems)
     errors = sum(p.severity == "error" for p in problems)
     if not words.base:
-        _say("tokens were not counted; pass --base to count them with the base's own tokenizer")
-    _say(f"{len(reports)} sets of {dataset.recipe.name}: {errors} errors, "
-         f"{len(problems) - errors} warnings")  # fmt: skip
+        _say("tokens are estimated; pass --base to count them with the base's own tokenizer")
+    _say(
+        f"{len(reports)} sets of {dataset.recipe.name}: {errors} errors, "
+        f"{len(problems) - errors} warnings"
+    )
     return 2 if errors else 0
 
 
@@ -185,7 +203,9 @@ def train(words: Words) -> int:
     settings = {k: v for k, v in vars(words).items() if k in TrainConfig.model_fields}
     overrides = {k: v for k, v in settings.items() if v is not None}
     if words.resume:
-        config = resume_config(words.resume, overrides)
+        if words.run_file:
+            raise ConfigError("a resumed run has its own settings", "Leave the run file out.")
+        config = resume_config(words.resume, overrides, _warn)
     else:
         config = read_config(words.run_file, overrides)
     words.device, words.dtype = config.device, config.dtype
@@ -194,20 +214,34 @@ def train(words: Words) -> int:
 
     def previewer(recipe: Recipe) -> Callable[[int], None]:
         return make_preview(
-            model, recipe, config.preview_prompts or (recipe.example,),
-            resolution=config.preview_resolution, seed=config.seed,
+            model,
+            recipe,
+            config.preview_prompts or (recipe.example,),
+            resolution=config.preview_resolution,
+            seed=config.seed,
             folder=Path(config.out, "previews"),
-        )  # fmt: skip
+        )
 
     with _bar() as bar:
-        result = run_training(
-            config, model, resume=bool(words.resume), make_preview=previewer, warn=_warn,
-            on_encode=lambda what, done, total: bar(f"encoding {what}", done, total, ""),
-            on_step=lambda r: bar("training", r.step, r.steps, f"loss {r.loss:.4f}"),
-        )  # fmt: skip
+        try:
+            result = run_training(
+                config,
+                model,
+                resume=bool(words.resume),
+                make_preview=previewer,
+                warn=_warn,
+                on_encode=lambda what, done, total: bar(f"encoding {what}", done, total, ""),
+                on_step=lambda r: bar("training", r.step, r.steps, f"loss {r.loss:.4f}"),
+            )
+        except KeyboardInterrupt:
+            if Path(config.out, "config.toml").exists():
+                _say(f"go on with: iclora train --resume {config.out}")
+            raise
     if not result.finished:
-        _say(f"stopped at step {result.step} of {config.steps}; nothing is lost\n"
-             f"go on with: iclora train --resume {result.folder}")  # fmt: skip
+        _say(
+            f"stopped at step {result.step} of {config.steps}; nothing is lost\n"
+            f"go on with: iclora train --resume {result.folder}"
+        )
         return 130
     _say(f"wrote {result.adapter}\nloss curve {result.folder / 'loss.png'}")
     if config.preview_every:
@@ -231,21 +265,29 @@ def complete(words: Words) -> None:
 
 
 def _make(words: Words, known: dict[int, Image.Image]) -> None:
-    from iclora.generate import next_folder, run, use
+    from iclora.generate import run, use
 
+    out = Path(words.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file", "Give a folder.")
     model, adapter, wishes = _wishes(words, known)
-    use(model, adapter, wishes[0][0].strength)
-    texts = [model.encode_text(request.prompt) for request, _ in wishes]
+    texts = {prompt: model.encode_text(prompt) for prompt in {r.prompt for r, _ in wishes}}
     if model.device.type != "cpu":
-        # Some 10 GB that nothing needs any more.
+        # Some 10 GB that nothing needs any more, before the denoiser is loaded.
         model.release("text")
-    for (request, given), text in zip(wishes, texts, strict=True):
-        folder = next_folder(Path(words.out))
-        with _bar() as bar:
-            made = run(model, request, given, text=text,
-                       on_step=lambda done, total: bar(folder.name, done, total, ""))  # noqa: B023  # fmt: skip
-        _say(f"wrote {made.save(folder)}: composite.png, panel-1.png to "
-             f"panel-{len(made.panels)}.png, request.json")  # fmt: skip
+    use(model, adapter, wishes[0][0].strength)
+    with _bar() as bar:
+        for number, (request, given) in enumerate(wishes, 1):
+            on_step = partial(_sampling, bar, f"set {number} of {len(wishes)}")
+            made = run(model, request, given, text=texts[request.prompt], on_step=on_step)
+            _say(
+                f"wrote {made.save_next(out)}: composite.png, panel-1.png to "
+                f"panel-{len(made.panels)}.png, request.json"
+            )
+
+
+def _sampling(bar: Bar, name: str, done: int, total: int) -> None:
+    bar(name, done, total, "")
 
 
 def _wishes(
@@ -253,15 +295,18 @@ def _wishes(
 ) -> tuple[DiffusionModel, Adapter | None, list[tuple[Request, dict[int, Image.Image]]]]:
     """The base, the adapter, and the requests with their known panels."""
     from iclora.adapter import Adapter
-    from iclora.generate import Request, load_adapter_of, prepare
+    from iclora.generate import Request, check_base, load_adapter_of, prepare
     from iclora.recipe import load_recipe
 
     if words.request:
+        _refuse_with_request(words)
         request, given = Request.load(words.request)
         words.device = request.device if words.device == "auto" else words.device
-        words.dtype = {"float32": "fp32", "bfloat16": "bf16"}.get(request.dtype, "auto")
+        words.dtype = {"float32": "fp32", "bfloat16": "bf16"}[request.dtype]
         adapter = load_adapter_of(request, words.adapter)
-        return _load(words.base or request.base, words), adapter, [(request, given)]
+        model = _load(words.base or request.base, words)
+        check_base(request, model)
+        return model, adapter, [(request, given)]
     adapter = Adapter.load(words.adapter) if words.adapter else None
     base = words.base or (adapter.info.base if adapter and adapter.info else None)
     if base is None:
@@ -276,19 +321,51 @@ def _wishes(
     model = _load(base, words)
     wishes, said = [], set()
     for prompt in prompts:
-        for turn in range(words.count):
+        for turn in range(words.count or 1):
             request, notes = prepare(
-                model, prompt, recipe=load_recipe(words.recipe) if words.recipe else None,
-                adapter=adapter, adapter_path=words.adapter, strength=words.strength,
-                size=words.size, seed=words.seed + turn, steps=words.steps,
-                guidance=words.guidance, known=known,
+                model,
+                prompt,
+                recipe=load_recipe(words.recipe) if words.recipe else None,
+                adapter=adapter,
+                strength=1.0 if words.strength is None else words.strength,
+                size=words.size,
+                seed=(words.seed or 0) + turn,
                 panel_seeds=panel_seeds,
-            )  # fmt: skip
+                steps=words.steps,
+                guidance=words.guidance,
+                known=known,
+            )
             wishes.append((request, known))
             said.update(notes)
     for note in sorted(said):
         _warn(note)
     return model, adapter, wishes
+
+
+_DECIDED = (
+    "recipe",
+    "prompt",
+    "prompts",
+    "count",
+    "size",
+    "seed",
+    "panel_seed",
+    "steps",
+    "guidance",
+    "strength",
+    "known",
+)
+
+
+def _refuse_with_request(words: Words) -> None:
+    """A request says everything; an option beside it would be ignored."""
+    given = [f"--{o.replace('_', '-')}" for o in _DECIDED if getattr(words, o, None) is not None]
+    given += ["--dtype"] * (words.dtype != "auto")
+    if given:
+        raise ConfigError(
+            f"{words.request} already decides what {', '.join(given)} would",
+            "Repeat it without, or write a new prompt instead of it.",
+        )
 
 
 def _read_lines(path: str) -> list[str]:
@@ -336,25 +413,29 @@ def _show_adapter(path: Path) -> None:
     ranks = sorted({int(v.shape[0]) for v in downs.values()})
     count = sum(v.numel() for v in adapter.weights.values())
     precision = ", ".join(sorted({str(v.dtype)[6:] for v in adapter.weights.values()}))
-    _say(f"{path}\nmodules      {len(downs)}\nranks        {', '.join(map(str, ranks))}\n"
-         f"parameters   {count:,} in {precision}\nsha256       {adapter.sha256}")  # fmt: skip
+    _say(
+        f"{path}\nmodules      {len(downs)}\nranks        {', '.join(map(str, ranks))}\n"
+        f"parameters   {count:,} in {precision}\nsha256       {adapter.sha256}"
+    )
     if adapter.info is None:
         _say("origin       another tool: no recipe and layout inside; pass --recipe to generate")
         return
     about, canvas = adapter.info, Layout.from_json(adapter.info.layout)
-    _say(f"base         {about.base} ({about.family})\ntrained      {about.steps} steps, "
-         f"rank {about.rank}, alpha {about.alpha:g}, targets {about.targets}\n"
-         f"recipe       {about.recipe.name}: {' '.join(about.recipe.markers)}\n"
-         f"layout       {canvas.width}x{canvas.height} px, {canvas.panels} panels\n"
-         f"written by   iclora {about.iclora}\n\n"
-         f"example prompt\n{about.recipe.example}")  # fmt: skip
+    _say(
+        f"base         {about.base} ({about.family})\ntrained      {about.steps} steps, "
+        f"rank {about.rank}, alpha {about.alpha:g}, targets {about.targets}\n"
+        f"recipe       {about.recipe.name}: {' '.join(about.recipe.markers)}\n"
+        f"layout       {canvas.width}x{canvas.height} px, {canvas.panels} panels\n"
+        f"written by   iclora {about.iclora}\n\n"
+        f"example prompt\n{about.recipe.example}"
+    )
 
 
 # -- progress -----------------------------------------------------------------------------------
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
+def _bar() -> Iterator[Bar]:
     """Progress as a bar in a terminal, as a line now and then in a log."""
     if not sys.stdout.isatty():
         yield _line_printer()
@@ -362,10 +443,13 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
     from rich import progress as rich
 
     columns = (
-        rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[note]}"), rich.TextColumn("{task.fields[rate]}"),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[note]}"),
+        rich.TextColumn("{task.fields[rate]}"),
         rich.TimeRemainingColumn(elapsed_when_finished=True),
-    )  # fmt: skip
+    )
     with rich.Progress(*columns) as progress:
         tasks: dict[str, rich.TaskID] = {}
 
@@ -383,7 +467,7 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
         yield show
 
 
-def _line_printer() -> Callable[[str, int, int, str], None]:
+def _line_printer() -> Bar:
     import time
 
     began: dict[str, tuple[float, int]] = {}
@@ -428,7 +512,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="new folder for the composites")
     p.add_argument(
         "--resolution",
-        type=int,
+        type=_side,
         default=1536,
         help="largest canvas, px: side of a square of the same area (default 1536)",
     )
@@ -436,7 +520,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     p.add_argument("data", help="folder or zip archive of image sets")
     p.add_argument("--recipe", help="recipe name or TOML path; by default the dataset's own")
     p.add_argument("--base", help="count tokens as this base does")
-    p.add_argument("--resolutions", type=int, nargs="+", help="training resolutions to judge by")
+    p.add_argument("--resolutions", type=_side, nargs="+", help="training resolutions to judge by")
     p.set_defaults(device="cpu", dtype="fp32")
     p = add(train)
     if verb == "train":
@@ -444,8 +528,12 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     for function in (generate, complete):
         p = add(function)
         _sampling_options(p)
-    p.add_argument("--known", action="append", metavar="PANEL=FILE",
-                   help="a given panel, counted from 1; repeat for more")  # fmt: skip
+    p.add_argument(
+        "--known",
+        action="append",
+        metavar="PANEL=FILE",
+        help="a given panel, counted from 1; repeat for more",
+    )
     p = add(info)
     p.add_argument("file", help="an adapter file, a request.json or a run folder")
     return parser
@@ -479,15 +567,19 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     add("request", nargs="?", help="a request.json to repeat exactly")
     add("--base", help="base model; by default the one the adapter was trained on")
     add("--adapter", help="adapter file")
-    add("--strength", type=float, default=1.0, help="factor on the adapter (default 1)")
+    add("--strength", type=float, help="factor on the adapter (default 1)")
     add("--recipe", help="recipe name or TOML path; by default the adapter's")
     add("--prompt", action="append", help="a joint prompt; repeat for more sets")
     add("--prompts", metavar="FILE", help="text file with one joint prompt per line")
-    add("--count", type=_positive, default=1, help="sets per prompt, with seeds one apart")
+    add("--count", type=_positive, help="sets per prompt, with seeds one apart (default 1)")
     add("--size", type=_size, metavar="WxH", help="canvas in px; by default the recipe's")
-    add("--seed", type=int, default=0, help="decides the noise of all panels (default 0)")
-    add("--panel-seed", action="append", metavar="PANEL=SEED",
-        help="own seed for one panel, to re-roll it alone")  # fmt: skip
+    add("--seed", type=int, help="decides the noise of all panels (default 0)")
+    add(
+        "--panel-seed",
+        action="append",
+        metavar="PANEL=SEED",
+        help="own seed for one panel, to re-roll it alone",
+    )
     add("--steps", type=int, help="Euler steps; by default the base's or the recipe's")
     add("--guidance", type=float, help="guidance value; by default the recipe's")
     add("--out", default="out", help="folder for the sets, OUT/0001 and on (default out)")
@@ -500,6 +592,12 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f'"{text}" is not WIDTHxHEIGHT, such as 1024x1536')
     return int(match[1]), int(match[2])
+
+
+def _side(text: str) -> int:
+    if not text.isdigit() or not 64 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of px from 64 to 4096')
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import statistics
 import tomllib
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -28,10 +31,10 @@ import tomli_w
 from PIL import Image
 
 from iclora import files
-from iclora.caption import check_budget
+from iclora.caption import check_budget, has_markers
 from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError, RecipeError
 from iclora.images import IMAGE_SUFFIXES, png_text, read_image, write_png
-from iclora.layout import Layout, Size
+from iclora.layout import MOST_STRETCH, Layout, Size
 from iclora.recipe import Recipe, load_recipe, read_recipe, recipe_names
 
 __all__ = [
@@ -44,11 +47,14 @@ __all__ = [
     "compose_dataset",
     "open_dataset",
     "training_layouts",
+    "typical_layout",
 ]
 
 MANIFEST = "iclora.toml"
 _LAYOUT_KEY = "iclora:layout"
 _CAPTION = "caption.txt"
+# T5 makes some 4 bytes of English a token; less here, so that the estimate errs to the safe side.
+_BYTES_PER_TOKEN = 3.5
 _LARGEST_FILE = 512 * 2**20
 _HERE = PurePosixPath()
 # FLUX.1, FLUX.2, Qwen-Image and Z-Image all read 16 px tokens. Composites are written on this
@@ -65,6 +71,8 @@ class Problem:
     text: str
     advice: str
     severity: Literal["error", "warning"] = "error"
+    caption: bool = False
+    """Whether it concerns the words and not the pictures."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.text}. {self.advice}"
@@ -76,6 +84,8 @@ class PanelSet:
 
     name: str
     panels: tuple[Image.Image, ...]
+    unseen_seams: int = 0
+    """Borders between panels of a composite that were assumed, since none shows."""
 
     @property
     def sizes(self) -> list[Size]:
@@ -89,16 +99,18 @@ class PanelSet:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One set where it lies: one composite, or one file per panel.
+    """One set where it lies.
 
     Attributes:
         name: unique in its dataset, usable as a file name.
         images: file names inside the dataset, in panel order.
+        composite: whether its one image holds all panels; otherwise every image is a panel.
         caption_file: name of its caption file, None where it has none.
     """
 
     name: str
     images: tuple[str, ...]
+    composite: bool
     caption_file: str | None
     _files: Mapping[str, Callable[[], bytes]] = field(repr=False)
 
@@ -110,19 +122,19 @@ class ImageSet:
         """
         data = [self._files[name]() for name in self.images]
         pictures = [read_image(d, name) for d, name in zip(data, self.images, strict=True)]
-        if len(pictures) == 1:
-            layout = _recorded_layout(data[0], pictures[0], recipe)
-            panels = (layout or recipe.canvas.find_seams(pictures[0])).split(pictures[0])
-        else:
-            panels = pictures
-        if len(panels) != recipe.canvas.panels:
+        if self.composite:
+            layout, unseen = _recorded_layout(data[0], pictures[0], recipe), 0
+            if layout is None:
+                layout, unseen = recipe.canvas.find_seams(pictures[0])
+            return PanelSet(self.name, tuple(layout.split(pictures[0])), unseen)
+        if len(pictures) != recipe.canvas.panels:
             raise DatasetError(
-                f'set "{self.name}" has {len(panels)} images; "{recipe.name}" has '
+                f'set "{self.name}" has {len(pictures)} images; "{recipe.name}" has '
                 f"{recipe.canvas.panels} panels ({' '.join(recipe.markers)})",
                 "Add the missing panels, or remove the surplus ones: "
                 + ", ".join(PurePosixPath(n).name for n in self.images),
             )
-        return PanelSet(self.name, tuple(panels))
+        return PanelSet(self.name, tuple(pictures))
 
     def caption(self) -> str:
         """Its caption's text, without a byte-order mark and outer white space.
@@ -130,7 +142,7 @@ class ImageSet:
         Raises: DatasetError if there is none; CaptionError if it is empty or not UTF-8.
         """
         if self.caption_file is None:
-            wanted = f"{self.name}.txt" if len(self.images) == 1 else f"{self.name}/{_CAPTION}"
+            wanted = f"{self.name}.txt" if self.composite else f"{self.name}/{_CAPTION}"
             raise DatasetError(f'set "{self.name}" has no caption', f"Write {wanted}.")
         try:
             text = self._files[self.caption_file]().decode("utf-8-sig").strip()
@@ -161,11 +173,10 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Content hash of all images and captions."""
+        """Content hash of its recipe and all images and captions."""
         captions = (s._files[s.caption_file]() if s.caption_file else b"" for s in self.sets)
-        return files.digest(
-            *(part for s, c in zip(self.sets, captions, strict=True) for part in (s.digest, c))
-        )
+        parts = (part for s, c in zip(self.sets, captions, strict=True) for part in (s.digest, c))
+        return files.digest(self.recipe.model_dump_json(), *parts)
 
 
 def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layout | None:
@@ -196,7 +207,7 @@ def open_dataset(path: str | Path, recipe: str | Path | None = None) -> Dataset:
     listing = _list_zip(path) if path.is_file() else _list_folder(path)
     root = _common_folder(listing)
     chosen = load_recipe(recipe) if recipe is not None else _manifest_recipe(path, listing, root)
-    sets, problems = _find_sets(listing, root)
+    sets, problems = _find_sets(listing, root, chosen)
     if not sets:
         raise DatasetError(
             f"{path} holds no image sets",
@@ -229,8 +240,18 @@ def _list_folder(path: Path) -> dict[str, Callable[[], bytes]]:
             file = Path(folder, name)
             relative = file.relative_to(path).as_posix()
             if not _clutter(relative):
-                found[relative] = file.read_bytes
+                found[relative] = _file_reader(file)
     return found
+
+
+def _file_reader(file: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{file} cannot be read: {error.strerror}", "Check it.") from error
+
+    return read
 
 
 def _list_zip(path: Path) -> dict[str, Callable[[], bytes]]:
@@ -239,7 +260,8 @@ def _list_zip(path: Path) -> dict[str, Callable[[], bytes]]:
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(name) as member:
                     return member.read(_LARGEST_FILE)
-            except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            except Exception as error:
+                # Damaged archives make zipfile raise almost anything, zlib.error among it.
                 raise DatasetError(
                     f'"{name}" in {path} cannot be read: {error}', "Make the archive again."
                 ) from error
@@ -249,7 +271,7 @@ def _list_zip(path: Path) -> dict[str, Callable[[], bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and not _clutter(m.filename)]
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:
         raise DatasetError(
             f"{path} is not a zip archive, or a damaged one ({error})",
             "Give a folder or a zip archive of image sets.",
@@ -315,7 +337,7 @@ def _is_image(name: str) -> bool:
 
 
 def _find_sets(
-    listing: Mapping[str, Callable[[], bytes]], root: PurePosixPath
+    listing: Mapping[str, Callable[[], bytes]], root: PurePosixPath, recipe: Recipe
 ) -> tuple[list[ImageSet], list[Problem]]:
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
     for name in sorted(listing, key=files.natural_key):
@@ -331,19 +353,26 @@ def _find_sets(
         if images and (caption in texts or (folder != root and len(images) > 1 and not paired)):
             name = _set_name(folder, root) or "set"
             sets.append(
-                ImageSet(name, tuple(images), caption if caption in texts else None, listing)
+                ImageSet(name, tuple(images), False, caption if caption in texts else None, listing)
             )
             continue
         for image in images:
             stem = image.rsplit(".", 1)[0]
             name = _set_name(PurePosixPath(stem), root)
             text = f"{stem}.txt"
-            sets.append(ImageSet(name, (image,), text if text in texts else None, listing))
+            sets.append(ImageSet(name, (image,), True, text if text in texts else None, listing))
         captioned = {s.caption_file for s in sets}
-        problems += [
-            Problem(t, "a caption without an image", "Add the image or remove the text.", "warning")
-            for t in sorted(texts - captioned - {None})
-        ]
+        for text in sorted(texts - captioned - {None}):
+            words = listing[text]().decode("utf-8", "replace")
+            problems.append(
+                Problem(
+                    text,
+                    "a caption without an image",
+                    "Add the image or remove the text.",
+                    "error" if has_markers(words, recipe.markers) else "warning",
+                    caption=True,
+                )
+            )
     counts = Counter(s.name for s in sets)
     problems += [
         Problem(name, "more than one image set of this name", "Rename or remove the others.")
@@ -368,7 +397,7 @@ class SetReport:
     sizes: tuple[Size, ...]
     """Panel sizes in px as they lie there."""
     tokens: int | None
-    """Tokens of the caption; None without a base or a caption."""
+    """Tokens of the caption; an estimate where they were not counted; None without a caption."""
     problems: tuple[Problem, ...]
 
 
@@ -378,15 +407,17 @@ def check_dataset(
     count_tokens: Callable[[str], int] | None = None,
     limit: int = 512,
     resolutions: Sequence[int] = (512, 768, 1024, 1280, 1536),
+    upscale: bool = False,
     grid: int = 16,
 ) -> Iterator[SetReport]:
     """Read every image and caption, and report each set as it is done.
 
     Args:
-        count_tokens: the base's tokenizer. Without it only a caption of more words than `limit`
-            is known to be too long, since every word is at least one token.
+        count_tokens: the base's tokenizer. Without it the number is estimated, and only a caption
+            of more words than `limit` is known to be too long: every word is at least one token.
         limit: tokens the base reads.
         resolutions: training resolutions (side of a square of the same area, px).
+        upscale: whether sets are enlarged to them.
         grid: token edge of the base, px.
     Yields: one report per set, in order; errors in it stop `train`.
     """
@@ -398,11 +429,18 @@ def check_dataset(
         try:
             panels = image_set.load(dataset.recipe)
             sizes = tuple(panels.sizes)
-            problems += _judge_sizes(panels, dataset.recipe, resolutions, grid)
+            layouts = training_layouts(dataset.recipe.canvas, sizes, resolutions, grid, upscale)
+            problems += _judge_sizes(panels, layouts, min(resolutions))
             twin = seen.setdefault(image_set.digest, image_set.name)
             if twin != image_set.name:
-                problems.append(Problem(image_set.name, f'the same images as set "{twin}"',
-                                        "Remove one, or it counts double.", "warning"))  # fmt: skip
+                problems.append(
+                    Problem(
+                        image_set.name,
+                        f'the same images as set "{twin}"',
+                        "Remove one, or it counts double.",
+                        "warning",
+                    )
+                )
         except (ImageError, DatasetError, LayoutError) as error:
             problems.append(Problem(image_set.name, error.problem, error.advice))
         try:
@@ -413,24 +451,38 @@ def check_dataset(
                 tokens = check_budget(text, count_tokens, limit, name)
             else:
                 check_budget(text, lambda t: len(t.split()), limit, name)
+                tokens = round(len(text.encode()) / _BYTES_PER_TOKEN)
+                if tokens > limit:
+                    problems.append(
+                        Problem(
+                            image_set.name,
+                            f"the caption may be too long, some {tokens} tokens of {limit}",
+                            "Count them with --base.",
+                            "warning",
+                        )
+                    )
         except (CaptionError, DatasetError) as error:
-            problems.append(Problem(image_set.name, error.problem, error.advice))
+            problems.append(Problem(image_set.name, error.problem, error.advice, caption=True))
         yield SetReport(image_set.name, sizes, tokens, tuple(problems))
 
 
-def _judge_sizes(
-    panels: PanelSet, recipe: Recipe, resolutions: Sequence[int], grid: int
-) -> Iterator[Problem]:
-    layouts = training_layouts(recipe.canvas, panels.sizes, resolutions, grid)
-    if not recipe.canvas.per_row:
-        worst = max(recipe.canvas.stretch(panels.sizes))
-        if worst > 1.25:
-            yield Problem(panels.name, f"a panel is {100 * (worst - 1):.0f}% off the shape of its "
-                          "fixed box, and nothing is cropped",
-                          "Bring it into that shape, or use a recipe of rows.")  # fmt: skip
-            return
+def _judge_sizes(panels: PanelSet, layouts: Sequence[Layout], least: int) -> Iterator[Problem]:
+    if panels.unseen_seams:
+        yield Problem(
+            panels.name,
+            f"{panels.unseen_seams} of the borders between its panels do not show in the picture, "
+            "so it is split where they would usually be",
+            "Look at it; a folder with one file per panel leaves no doubt.",
+            "warning",
+        )
     worst = max(max(layout.stretch(panels.sizes)) for layout in layouts)
-    if worst > 1.06:
+    if worst > MOST_STRETCH:
+        yield Problem(
+            panels.name,
+            f"a panel is {100 * (worst - 1):.0f}% off the shape of its box, and nothing is cropped",
+            "Bring it into that shape, or use a recipe of rows and larger resolutions.",
+        )
+    elif worst > 1.06:
         yield Problem(
             panels.name,
             f"a panel is stretched by {100 * (worst - 1):.0f}% at a training size, since its edges "
@@ -438,7 +490,6 @@ def _judge_sizes(
             "Use larger resolutions, or panels of less extreme shape.",
             "warning",
         )
-    least = min(resolutions)
     if panels.area < least**2:
         yield Problem(
             panels.name,
@@ -469,6 +520,19 @@ def training_layouts(
     return list(dict.fromkeys(canvas.fit(sizes, area, grid) for area in areas))
 
 
+def typical_layout(canvas: Layout, sizes: Sequence[Sequence[Size]], grid: int) -> Layout:
+    """The canvas for sets like these: `canvas`'s area, each panel of its median shape.
+
+    Args:
+        sizes: panel sizes of each set.
+    """
+    if not canvas.per_row:
+        return canvas
+    ratios = [statistics.median(w / h for w, h in column) for column in zip(*sizes, strict=True)]
+    shapes = [(round(1000 * ratio), 1000) for ratio in ratios]
+    return canvas.fit(shapes, canvas.width * canvas.height, grid)
+
+
 # -- composing ----------------------------------------------------------------------------------
 
 
@@ -489,35 +553,47 @@ def compose_dataset(
         out: a folder that does not exist yet or is empty.
         progress: called with each set's name and layout as it is written.
     Returns: captions that are missing or do not parse, as problems to mend before training.
-    Raises: DatasetError if `out` is not empty or a set cannot be read (before anything is
-        written); StorageError.
+    Raises: DatasetError if `out` is not empty or a set cannot be composed, before anything is
+        written; StorageError, and nothing is left behind.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} is not an empty folder", "Choose another --out, or remove it.")
-    reports = list(check_dataset(source))
-    broken = [p for p in source.problems if p.severity == "error"]
-    broken += [p for r in reports if not r.sizes for p in r.problems]
+    reports = list(check_dataset(source, resolutions=(resolution,), grid=_COMPOSE_GRID))
+    problems = [*source.problems, *(p for r in reports for p in r.problems)]
+    broken = [p for p in problems if p.severity == "error" and not p.caption]
     if broken:
         raise DatasetError(
             f"{len(broken)} problem{'s' * (len(broken) > 1)} in {source.path}:\n"
             + "\n".join(f"  {p}" for p in broken),
             "Nothing was written. Mend these and run it again.",
         )
-    for image_set in source.sets:
-        panels = image_set.load(source.recipe)
-        area = min(panels.area, resolution**2)
-        layout = source.recipe.canvas.fit(panels.sizes, area, _COMPOSE_GRID)
-        composite = layout.compose(panels.panels)
-        write_png(
-            out / f"{panels.name}.png", composite, {_LAYOUT_KEY: json.dumps(layout.to_json())}
-        )
-        if image_set.caption_file is not None:
-            files.write_text(out / f"{panels.name}.txt", image_set.caption())
-        if progress:
-            progress(panels.name, layout)
-    _write_manifest(out, source.recipe)
-    return [p for r in reports if r.sizes for p in r.problems] + list(source.problems)
+    work = out.with_name(f".{out.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        for image_set in source.sets:
+            layout = _write_composite(image_set, source.recipe, work, resolution)
+            if progress:
+                progress(image_set.name, layout)
+        _write_manifest(work, source.recipe)
+        work.rename(out)
+    except OSError as error:
+        raise files.storage_error(out, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return problems
+
+
+def _write_composite(image_set: ImageSet, recipe: Recipe, out: Path, resolution: int) -> Layout:
+    panels = image_set.load(recipe)
+    area = min(panels.area, resolution**2)
+    layout = recipe.canvas.fit(panels.sizes, area, _COMPOSE_GRID)
+    recorded = {_LAYOUT_KEY: json.dumps(layout.to_json())}
+    write_png(out / f"{panels.name}.png", layout.compose(panels.panels), recorded)
+    # What is wrong with a caption is among the problems; many are written after composing.
+    with suppress(CaptionError, DatasetError):
+        files.write_text(out / f"{panels.name}.txt", image_set.caption())
+    return layout
 
 
 def _write_manifest(out: Path, recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "inside",
     "natural_key",
     "replacing",
+    "storage_error",
     "write_bytes",
     "write_text",
 ]
@@ -63,13 +64,14 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     finally:
         with suppress(OSError):  # it was renamed, or its folder could not even be made
             temporary.unlink()
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What to raise for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
             f"cannot write {path}: the disk is full; nothing that was there has been changed",
@@ -98,7 +100,7 @@ def append_line(path: Path, line: str) -> None:
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(line + "\n")
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
 
 
 def inside(folder: Path, name: str, refuse: Callable[[str, str], Exception]) -> Path:

@@ -10,22 +10,25 @@ Completing differs from generating only in that some panels are known.
 
 from __future__ import annotations
 
+import errno
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from iclora import __version__, flow
 from iclora.adapter import Adapter, remove
+from iclora.caption import check_budget
 from iclora.errors import AdapterError, ConfigError, LayoutError, StorageError
-from iclora.files import digest, inside, write_text
+from iclora.files import digest, inside, storage_error, write_text
 from iclora.images import open_image, write_png
 from iclora.layout import Layout, token_mask
 from iclora.models.base import DiffusionModel, Text
@@ -60,8 +63,9 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str
+    base_fingerprint: str
     device: str
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     adapter: str | None = None
     """Path of the adapter file."""
     adapter_sha256: str = ""
@@ -73,10 +77,22 @@ class Request(BaseModel):
     seeds: tuple[int, ...]
     """One per panel: changing one re-rolls the noise of that panel alone."""
     steps: Annotated[int, Field(ge=1, le=1000)]
-    guidance: float
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
     known: dict[int, KnownPanel] = {}
     """Given panels by number, counted from 1."""
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Request:
+        try:
+            panels = self.canvas.panels
+        except LayoutError as error:
+            raise ValueError(str(error)) from error
+        if len(self.seeds) != panels:
+            raise ValueError(f"{len(self.seeds)} seeds for {panels} panels")
+        if not set(self.known) < set(range(1, panels + 1)):
+            raise ValueError(f"known panels {sorted(self.known)} of {panels}")
+        return self
 
     @property
     def canvas(self) -> Layout:
@@ -93,8 +109,10 @@ class Request(BaseModel):
         try:
             request = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
-            raise ConfigError(f"{path} is no request: {problems_of(error)}", "Use what `generate` "
-                              "or `complete` wrote.") from error  # fmt: skip
+            raise ConfigError(
+                f"{path} is no request: {problems_of(error)}",
+                "Use what `generate` or `complete` wrote.",
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"request {path} cannot be read: {error}", "Check the path."
@@ -125,23 +143,35 @@ class GeneratedSet:
         Returns: the folder. Raises: StorageError if it exists or cannot be written.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise StorageError(f"{folder} exists already", "Choose another --out.")
-        work = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(work, ignore_errors=True)
+        # A name of its own: another process may be writing a set beside this one.
+        work = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
         try:
+            if folder.exists():
+                raise FileExistsError(errno.EEXIST, "it exists already")
             write_png(work / "composite.png", self.composite)
             for number, panel in enumerate(self.panels, 1):
                 write_png(work / f"panel-{number}.png", panel)
             write_text(work / "request.json", self.request.model_dump_json(indent=2) + "\n")
             work.rename(folder)
         except OSError as error:
-            raise StorageError(
-                f"cannot write {folder}: {error.strerror}", "Free some space."
-            ) from error
+            raise storage_error(folder, error) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return folder
+
+    def save_next(self, out: str | Path) -> Path:
+        """`save` under the next free number of a folder: OUT/0001, OUT/0002 and on.
+
+        Returns: the new folder. Raises: StorageError.
+        """
+        while True:
+            folder = next_folder(Path(out))
+            try:
+                return self.save(folder)
+            except StorageError:
+                # Somebody else took that number meanwhile; every other reason stands.
+                if not folder.exists():
+                    raise
 
 
 # -- asking -------------------------------------------------------------------------------------
@@ -153,7 +183,6 @@ def prepare(
     *,
     recipe: Recipe | None = None,
     adapter: Adapter | None = None,
-    adapter_path: str | Path | None = None,
     strength: float = 1.0,
     size: tuple[int, int] | None = None,
     seed: int = 0,
@@ -171,7 +200,8 @@ def prepare(
             size, or else of the adapter's or the recipe's area with the known panels' shapes.
         seed: decides the seeds of all panels.
         panel_seeds: own seeds for some panels, by number counted from 1.
-        steps, guidance: by default the base's wish, else the recipe's.
+        steps: Euler steps; by default the base's own number, else the recipe's.
+        guidance: by default the recipe's.
         known: given panels by number, counted from 1.
     Returns: the request, and notes for the user.
     Raises: ConfigError, CaptionError (markers, token limit), LayoutError.
@@ -184,14 +214,8 @@ def prepare(
             "Pass --recipe, such as --recipe film-storyboard.",
         )
     text, notes = task.prompt(prompt)
-    tokens = model.count_tokens(text)
-    if tokens > model.max_text_tokens:
-        # encode_text refuses it as well; here it happens before any weights are loaded.
-        raise ConfigError(
-            f"the prompt is {tokens} tokens long and {model.name} reads {model.max_text_tokens}; "
-            "the rest would be lost",
-            "Shorten it.",
-        )
+    # encode_text refuses a long one as well; here it happens before any weights are loaded.
+    check_budget(text, model.count_tokens, model.max_text_tokens, "the prompt")
     layout = _layout(model, task, adapter, size, known)
     for number, image in _fit_known(layout, known).items():
         if image.size != known[number].size:
@@ -209,26 +233,32 @@ def prepare(
         (panel_seeds or {}).get(n, int(digest("seed", str(seed), str(n))[:8], 16))
         for n in range(1, layout.panels + 1)
     )
-    request = Request(
-        base=model.name,
-        device=model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
-        adapter=str(Path(adapter_path).resolve()) if adapter_path else None,
-        adapter_sha256=adapter.sha256 if adapter else "",
-        strength=strength,
-        recipe=task.name,
-        prompt=text,
-        layout=layout.to_json(),
-        seeds=seeds,
-        steps=steps or wish.steps or task.sampling.steps,
-        guidance=task.sampling.guidance if guidance is None else guidance,
-        known={
+    settings = {
+        "base": model.name,
+        "base_fingerprint": model.identity(),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "adapter": str(adapter.path) if adapter and adapter.path else None,
+        "adapter_sha256": adapter.sha256 if adapter else "",
+        "strength": strength,
+        "recipe": task.name,
+        "prompt": text,
+        "layout": layout.to_json(),
+        "seeds": seeds,
+        "steps": next(n for n in (steps, wish.steps, task.sampling.steps) if n is not None),
+        "guidance": task.sampling.guidance if guidance is None else guidance,
+        "known": {
             n: KnownPanel(file=f"panel-{n}.png", sha256=digest(image.tobytes()))
             for n, image in sorted(known.items())
         },
-        versions={"iclora": __version__, "torch": torch.__version__},
-    )
-    return request, notes
+        "versions": {"iclora": __version__, "torch": torch.__version__},
+    }
+    try:
+        return Request.model_validate(settings), notes
+    except ValidationError as error:
+        raise ConfigError(
+            f"settings that make no sense: {problems_of(error)}", "Change them."
+        ) from error
 
 
 def _check_number(number: int, layout: Layout) -> None:
@@ -402,6 +432,16 @@ def use(model: DiffusionModel, adapter: Adapter | None, strength: float) -> None
         adapter.apply(model, strength)
 
 
+def check_base(request: Request, model: DiffusionModel) -> None:
+    """Raises: ConfigError if the base is not the one the request was made with."""
+    if request.base_fingerprint != model.identity():
+        raise ConfigError(
+            f"the weights of {model.name} are not those this request was made with, so the "
+            "pictures would be others",
+            "Restore that base, or make a new request.",
+        )
+
+
 def load_adapter_of(request: Request, path: str | None = None) -> Adapter | None:
     """The adapter a request was made with, from its place then or from `path`.
 
@@ -409,6 +449,11 @@ def load_adapter_of(request: Request, path: str | None = None) -> Adapter | None
     """
     where = path or request.adapter
     if where is None:
+        if request.adapter_sha256:
+            raise AdapterError(
+                "this request was made with an adapter, and does not say where it lies",
+                "Pass it as --adapter.",
+            )
         return None
     adapter = Adapter.load(where)
     if adapter.sha256 != request.adapter_sha256:

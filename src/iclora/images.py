@@ -35,7 +35,7 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise ImageError(f'image "{name}" {what}', "Export it again as PNG or JPEG.") from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, "more than Pillow decodes") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         raise _damaged(name, error) from error
     if image.width * image.height > _MOST_PIXELS:
         raise _too_large(name, f"{image.width}x{image.height} px")
@@ -92,17 +92,18 @@ def read_image(data: bytes, name: str) -> Image.Image:
     Raises: ImageError naming the image.
     """
     image = _open(data, name)
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise ImageError(
-            f'image "{name}" has {image.n_frames} frames',  # type: ignore[attr-defined]
-            "Export the frame you mean as a single picture.",
-        )
     try:
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
         profile = image.info.get("icc_profile")
         upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:
+        # Damaged files make Pillow raise almost anything: struct.error, TypeError, KeyError ...
         raise _damaged(name, error) from error
+    if frames > 1:
+        raise ImageError(
+            f'image "{name}" has {frames} frames', "Export the frame you mean as a single picture."
+        )
     return _to_srgb(_opaque(_eight_bit(upright)), profile)
 
 

@@ -24,14 +24,14 @@ from PIL import Image
 
 from iclora.errors import LayoutError
 
-__all__ = ["Box", "Layout", "token_mask"]
+__all__ = ["MOST_STRETCH", "Box", "Layout", "token_mask"]
 
 Size = tuple[int, int]
 """Width and height in px."""
 
 _MOST_PANELS = 9
 # Beyond this a resized panel looks wrong to anybody; grid rounding stays far below it.
-_MOST_STRETCH = 1.25
+MOST_STRETCH = 1.25
 # What a panel off its aspect costs against a canvas off its area, in log units. Shape is what a
 # designer sees; area only has to stay close to what was asked for.
 _AREA_WEIGHT = 0.25
@@ -210,8 +210,10 @@ class Layout:
             area: wanted canvas area in px^2; the result does not exceed it unless a canvas of
                 one grid step a panel already does.
             grid: token edge in px.
-        Raises: LayoutError if the number of pictures is wrong.
+        Raises: LayoutError if the number of pictures is wrong, or the area no area.
         """
+        if not area >= 1:
+            raise LayoutError(f"a canvas of {area} px^2", "Ask for a resolution of 64 or more.")
         aspects = [w / h for w, h in self._one_each(sizes)]
         if self.per_row:
             return self._fit_rows(aspects, area, grid)
@@ -313,7 +315,7 @@ class Layout:
         """
         sizes = [image.size for image in self._one_each(panels)]
         for i, (size, stretch) in enumerate(zip(sizes, self.stretch(sizes), strict=True), 1):
-            if stretch > _MOST_STRETCH:
+            if stretch > MOST_STRETCH:
                 box = self.boxes[i - 1]
                 raise LayoutError(
                     f"panel {i} is {size[0]}x{size[1]} px and its box {box.width}x{box.height} px: "
@@ -338,30 +340,41 @@ class Layout:
             )
         return [composite.crop(box.corners) for box in self.boxes]
 
-    def find_seams(self, composite: Image.Image) -> Layout:
+    def find_seams(self, composite: Image.Image) -> tuple[Layout, int]:
         """This arrangement's boxes in a composite that somebody else joined, of any size.
 
         Rows of panels: each seam is searched around its place in this layout, as the line across
         the canvas where the picture changes at once. Where nothing changes, the expected place
         stands. Free boxes are scaled. All pixels belong to a panel; the boxes need no grid.
+
+        Returns: the layout, and how many seams do not show.
+        Raises: LayoutError if the composite is too small to hold the panels.
         """
         width, height = composite.size
+        if min(width, height) < 8 * self.panels:
+            raise LayoutError(
+                f"a composite of {width}x{height} px is too small to hold {self.panels} panels",
+                "Use the full-sized picture.",
+            )
         if not self.per_row:
             sx, sy = width / self.width, height / self.height
-            edges = [tuple(round(e * s) for e, s in zip(b.corners, (sx, sy, sx, sy), strict=True))
-                     for b in self.boxes]  # fmt: skip
-            return Layout.free([(a, b, c - a, d - b) for a, b, c, d in edges], width, height)
+            edges = [
+                tuple(round(e * s) for e, s in zip(b.corners, (sx, sy, sx, sy), strict=True))
+                for b in self.boxes
+            ]
+            return Layout.free([(a, b, c - a, d - b) for a, b, c, d in edges], width, height), 0
         pixels = np.asarray(composite, dtype=np.float32)
         bottoms = [self.boxes[i - 1].bottom / self.height for i in accumulate(self.per_row)]
-        ys = _seams(pixels, bottoms)
+        ys, missed = _seams(pixels, bottoms)
         widths = []
         for (top, bottom), end, n in zip(
             pairwise([0, *ys]), accumulate(self.per_row), self.per_row, strict=True
         ):
             rights = [box.right / self.width for box in self.boxes[end - n : end]]
-            xs = _seams(pixels[top:bottom].transpose(1, 0, 2), rights)
+            xs, unseen = _seams(pixels[top:bottom].transpose(1, 0, 2), rights)
+            missed += unseen
             widths.append([b - a for a, b in pairwise([0, *xs])])
-        return _stack([b - a for a, b in pairwise([0, *ys])], widths)
+        return _stack([b - a for a, b in pairwise([0, *ys])], widths), missed
 
     # -- as data --------------------------------------------------------------------------------
 
@@ -380,7 +393,7 @@ class Layout:
         try:
             layout = cls.free(data["boxes"], int(data["width"]), int(data["height"]))
             return replace(layout, per_row=tuple(int(n) for n in data.get("per_row", ())))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise LayoutError(f"not a layout: {data!r:.200}", "Use what iclora wrote.") from error
 
 
@@ -488,8 +501,13 @@ def _snap(edges: Sequence[int], scale: float, grid: int) -> dict[int, int]:
     return snapped
 
 
-def _seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int]:
-    """Where stacked panels end, in px; `ends` are the expected ends as fractions of the height."""
+def _seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
+    """Where stacked panels end, in px, and how many of these seams do not show.
+
+    Args:
+        pixels: (height, width, 3).
+        ends: expected ends as fractions of the height, the last one 1.
+    """
     height = pixels.shape[0]
     # Some 500 samples across the canvas judge a line as well as all of them do.
     pixels = pixels[:, :: max(1, pixels.shape[1] // 500)]
@@ -500,6 +518,7 @@ def _seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int]:
     broken = (change > 2 * around + 6).mean(axis=1)
     score = change.mean(axis=1) * broken
     seams: list[int] = []
+    missed = 0
     for start, end, following in zip([0.0, *ends], ends[:-1], ends[1:], strict=False):
         expected = round(end * height)
         reach = max(1, int(min(end - start, following - end) * height * 0.25))
@@ -511,4 +530,5 @@ def _seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int]:
         # A fifth of the line must break, or it is part of a picture.
         found = broken[window[best] - 1] >= 0.2
         seams.append(window[best] if found else expected)
-    return [*seams, height]
+        missed += not found
+    return [*seams, height], missed

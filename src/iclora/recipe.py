@@ -183,7 +183,7 @@ def read_recipe(text: str, source: str) -> Recipe:
     except ValidationError as error:
         raise RecipeError(
             f"recipe {source} does not fit together: {problems_of(error)}",
-            "Compare it with a recipe that ships with iclora: `iclora recipes film-storyboard`.",
+            "Compare it with the recipes that ship with iclora, in its folder recipes/.",
         ) from error
 
 

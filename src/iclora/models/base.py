@@ -28,7 +28,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["DiffusionModel", "Part", "Sampling", "Text"]
+from iclora.files import digest
+
+__all__ = ["PARTS", "DiffusionModel", "Part", "Sampling", "Text"]
 
 Text = dict[str, Tensor]
 """What a base's text encoders make of one text; no batch dimension; only the base reads it."""
@@ -36,13 +38,15 @@ Text = dict[str, Tensor]
 Part = Literal["text", "vae", "denoiser"]
 """What a base consists of; each is loaded at first use and can be released."""
 
+PARTS: tuple[Part, ...] = ("text", "vae", "denoiser")
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a base wants to be sampled; None leaves it to the recipe."""
+    """How a base wants to be sampled."""
 
     steps: int | None = None
-    guidance: float | None = None
+    """Euler steps; None leaves them to the recipe."""
     guided: bool = True
     """Whether the guidance value has any effect."""
 
@@ -86,7 +90,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def fingerprint(self, part: Part) -> str:
-        """A hash that changes with the part's weights or settings; part of every cache key."""
+        """A hash that changes with the part's weights or settings, whatever it is called."""
+
+    def identity(self) -> str:
+        """A hash of all its weights and settings."""
+        return digest(*(self.fingerprint(part) for part in PARTS))
 
     @abstractmethod
     def count_tokens(self, text: str) -> int:

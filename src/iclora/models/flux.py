@@ -52,15 +52,21 @@ class FluxModel(DiffusionModel):
         self.folder, self.name, self.device, self.dtype = folder, name, device, dtype
         config = self._config("transformer")
         vae = self._config("vae")
-        self._vae_stride = 2 ** (len(vae["block_out_channels"]) - 1)
-        self._vae_shift = float(vae["shift_factor"])
-        self._vae_scale = float(vae["scaling_factor"])
-        self.grid = self._vae_stride * _PACK
-        self.channels = int(config["in_channels"])
-        if self.channels != int(vae["latent_channels"]) * _PACK**2:
+        try:
+            self.grid = 2 ** (len(vae["block_out_channels"]) - 1) * _PACK
+            self._vae_shift = float(vae["shift_factor"])
+            self._vae_scale = float(vae["scaling_factor"])
+            self.channels = int(config["in_channels"])
+            packed = int(vae["latent_channels"]) * _PACK**2
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the settings of {name} are not those of a FLUX.1 ({error!r})",
+                "Use FLUX.1-dev, -schnell or -Krea-dev in diffusers' layout.",
+            ) from error
+        if self.channels != packed:
             raise ModelError(
                 f"{name} takes {self.channels} channels a token, a text-to-image FLUX.1 takes "
-                f"{int(vae['latent_channels']) * _PACK**2}: it is a Fill, Depth, Canny or Redux "
+                f"{packed}: it is a Fill, Depth, Canny or Redux "
                 "variant",
                 "Use FLUX.1-dev, -schnell or -Krea-dev.",
             )
@@ -140,10 +146,17 @@ class FluxModel(DiffusionModel):
             torch.cuda.empty_cache()
 
     def fingerprint(self, part: Part) -> str:
-        pieces: list[bytes | str] = [str(self.dtype)]
-        for folder in _PARTS[part]:
-            for path in sorted((self.folder / folder).iterdir()):
-                pieces += [f"{folder}/{path.name}", _content(path)]
+        # How far a text is padded is part of what its encoders make of it.
+        pieces = [str(self.max_text_tokens)] if part == "text" else []
+        try:
+            for folder in _PARTS[part]:
+                for path in sorted((self.folder / folder).iterdir()):
+                    pieces += [f"{folder}/{path.name}", _content(path) if path.is_file() else ""]
+        except OSError as error:
+            raise ModelError(
+                f"{self.name} lacks a readable {part} part ({error})",
+                "Download the model again, whole and in diffusers' layout.",
+            ) from error
         return digest(*pieces)
 
     # -- text -----------------------------------------------------------------------------------
@@ -156,9 +169,12 @@ class FluxModel(DiffusionModel):
         check_budget(text, self.count_tokens, self.max_text_tokens, "the text")
         # CLIP reads 77 tokens and only lends a pooled vector: cut there in every FLUX.1 tool.
         clip = self._clip_tokenizer(
-            text, padding="max_length", max_length=self._clip_tokenizer.model_max_length,
-            truncation=True, return_tensors="pt",
-        )  # fmt: skip
+            text,
+            padding="max_length",
+            max_length=self._clip_tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
         # No attention mask over T5's padding: FLUX.1 was trained to see it.
         t5 = self._t5_tokenizer(
             text, padding="max_length", max_length=self.max_text_tokens, return_tensors="pt"

@@ -27,7 +27,8 @@ BUILT_IN: dict[str, Callable[[], Path]] = {"tiny": tiny_folder}
 """Bases that need no download: a name, and what finds or makes its folder."""
 
 # Weights as safetensors only: a pickle runs code when it is opened.
-_WANTED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+_SETTINGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model"]
+_WEIGHTS = ["*/*.safetensors"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -36,14 +37,16 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and torch.backends.mps.is_available():
             name = "mps"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f'"{name}" is no device', "Use auto, cuda, cuda:1, mps or cpu."
-        ) from error
+    if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", name):
+        raise ConfigError(f'"{name}" is no device', "Use auto, cuda, cuda:1, mps or cpu.")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("this machine has no usable CUDA device", "Use --device cpu, or auto.")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there is no {name}; this machine has {torch.cuda.device_count()} CUDA devices",
+            "Count them from cuda:0.",
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("this machine has no usable MPS device", "Use --device cpu, or auto.")
     return device
@@ -62,7 +65,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes[name]
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> DiffusionModel:
+def load_model(
+    name: str, device: str = "auto", dtype: str = "auto", *, weights: bool = True
+) -> DiffusionModel:
     """Open a base model; its parts load when they are first used.
 
     Args:
@@ -70,11 +75,15 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Diffusio
             as "black-forest-labs/FLUX.1-dev".
         device: auto, cuda, cuda:N, mps or cpu.
         dtype: auto, bf16 or fp32.
+        weights: False downloads settings and tokenizers only, enough to count tokens.
     Raises: ModelError if it cannot be found, reached or read; ConfigError.
     """
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    folder = _find(name)
+    folder = _find(name, weights)
+    if name not in BUILT_IN and Path(name).expanduser().is_dir():
+        # A relative path, recorded as it is, could pass for a hub id elsewhere.
+        name = str(folder.resolve())
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
@@ -94,7 +103,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Diffusio
     return FAMILIES[pipeline](folder, name, where, precision)
 
 
-def _find(name: str) -> Path:
+def _find(name: str, weights: bool) -> Path:
     if name in BUILT_IN:
         return BUILT_IN[name]()
     path = Path(name).expanduser()
@@ -110,12 +119,12 @@ def _find(name: str) -> Path:
             f'there is no folder "{name}", and it is no hub id',
             'Give a folder, an id such as "black-forest-labs/FLUX.1-dev", or "tiny".',
         )
-    return _download(name)
+    return _download(name, _SETTINGS + _WEIGHTS * weights)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, wanted: list[str]) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_WANTED))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except hub.GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: its licence must be accepted before it can be downloaded",

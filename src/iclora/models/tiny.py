@@ -51,36 +51,74 @@ def write_tiny(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = diffusers.FluxTransformer2DModel(
-            in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=32,
-            num_attention_heads=2, joint_attention_dim=64, pooled_projection_dim=32,
-            guidance_embeds=guidance_embeds, axes_dims_rope=(8, 12, 12),
-        )  # fmt: skip
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            pooled_projection_dim=32,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(8, 12, 12),
+        )
         vae = diffusers.AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 16, 32, 32), norm_num_groups=8, latent_channels=16,
-            layers_per_block=1, sample_size=1024, use_quant_conv=False, use_post_quant_conv=False,
-            shift_factor=0.1159, scaling_factor=0.3611,
-        )  # fmt: skip
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 16, 32, 32),
+            norm_num_groups=8,
+            latent_channels=16,
+            layers_per_block=1,
+            sample_size=1024,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.1159,
+            scaling_factor=0.3611,
+        )
         pieces = _t5_pieces()
-        t5 = transformers.T5EncoderModel(transformers.T5Config(
-            vocab_size=len(pieces) + 100, d_model=64, d_kv=32, d_ff=128, num_layers=1, num_heads=2,
-            feed_forward_proj="gated-gelu", tie_word_embeddings=False, use_cache=False,
-        ))  # fmt: skip
+        t5 = transformers.T5EncoderModel(
+            transformers.T5Config(
+                vocab_size=len(pieces) + 100,
+                d_model=64,
+                d_kv=32,
+                d_ff=128,
+                num_layers=1,
+                num_heads=2,
+                feed_forward_proj="gated-gelu",
+                tie_word_embeddings=False,
+                use_cache=False,
+            )
+        )
         vocabulary = _clip_vocabulary()
-        clip = transformers.CLIPTextModel(transformers.CLIPTextConfig(
-            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-            num_attention_heads=2, projection_dim=32, max_position_embeddings=77,
-            bos_token_id=vocabulary["<|startoftext|>"], eos_token_id=vocabulary["<|endoftext|>"],
-        ))  # fmt: skip
+        clip = transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                projection_dim=32,
+                max_position_embeddings=77,
+                bos_token_id=vocabulary["<|startoftext|>"],
+                eos_token_id=vocabulary["<|endoftext|>"],
+            )
+        )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-        shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds,
-        base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096,
-    )  # fmt: skip
+        shift=3.0 if guidance_embeds else 1.0,
+        use_dynamic_shifting=guidance_embeds,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
     pipeline = diffusers.FluxPipeline(
-        scheduler=scheduler, vae=vae, transformer=transformer, text_encoder=clip, text_encoder_2=t5,
+        scheduler=scheduler,
+        vae=vae,
+        transformer=transformer,
+        text_encoder=clip,
+        text_encoder_2=t5,
         tokenizer=transformers.CLIPTokenizer(vocabulary, merges=[], model_max_length=77),
         tokenizer_2=transformers.T5TokenizerFast(pieces, model_max_length=512),
-    )  # fmt: skip
+    )
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
