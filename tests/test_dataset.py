@@ -9,13 +9,8 @@ from contextlib import suppress
 import pytest
 from conftest import CAPTION, picture
 
-from iclora.dataset import (
-    check_dataset,
-    compose_dataset,
-    open_dataset,
-    training_layouts,
-    typical_layout,
-)
+from iclora.compose import compose_dataset
+from iclora.dataset import check_dataset, open_dataset, training_layouts, typical_layout
 from iclora.errors import DatasetError, ImageError, RecipeError
 from iclora.layout import Layout
 from iclora.recipe import load_recipe

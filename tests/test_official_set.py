@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from iclora.adapter import Adapter
+from iclora.compose import compose_dataset
 from iclora.config import read_config
-from iclora.dataset import check_dataset, compose_dataset, open_dataset, training_layouts
+from iclora.dataset import check_dataset, open_dataset, training_layouts
 from iclora.generate import complete, generate
 from iclora.train import train
 

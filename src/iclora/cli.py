@@ -10,14 +10,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclora import __version__
 from iclora.errors import ConfigError, IcloraError
+from iclora.progress import Bar, progress_bar
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Words = argparse.Namespace
-Bar = Callable[[str, int, int, str], None]
-"""Shows progress: what is done, how much of it, of how much, and a note."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,7 +125,8 @@ def _show_recipe(recipe: Recipe) -> None:
 
 def compose(words: Words) -> None:
     """Join image sets into composites with captions, cropping nothing."""
-    from iclora.dataset import compose_dataset, open_dataset
+    from iclora.compose import compose_dataset
+    from iclora.dataset import open_dataset
 
     source = open_dataset(words.source, words.recipe)
     _say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
@@ -222,7 +221,7 @@ def train(words: Words) -> int:
             folder=Path(config.out, "previews"),
         )
 
-    with _bar() as bar:
+    with progress_bar() as bar:
         try:
             result = run_training(
                 config,
@@ -276,7 +275,7 @@ def _make(words: Words, known: dict[int, Image.Image]) -> None:
         # Some 10 GB that nothing needs any more, before the denoiser is loaded.
         model.release("text")
     use(model, adapter, wishes[0][0].strength)
-    with _bar() as bar:
+    with progress_bar() as bar:
         for number, (request, given) in enumerate(wishes, 1):
             on_step = partial(_sampling, bar, f"set {number} of {len(wishes)}")
             made = run(model, request, given, text=texts[request.prompt], on_step=on_step)
@@ -429,62 +428,6 @@ def _show_adapter(path: Path) -> None:
         f"written by   iclora {about.iclora}\n\n"
         f"example prompt\n{about.recipe.example}"
     )
-
-
-# -- progress -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _bar() -> Iterator[Bar]:
-    """Progress as a bar in a terminal, as a line now and then in a log."""
-    if not sys.stdout.isatty():
-        yield _line_printer()
-        return
-    from rich import progress as rich
-
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[note]}"),
-        rich.TextColumn("{task.fields[rate]}"),
-        rich.TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with rich.Progress(*columns) as progress:
-        tasks: dict[str, rich.TaskID] = {}
-
-        def show(what: str, done: int, total: int, note: str) -> None:
-            if what not in tasks:
-                # What a resumed run has behind it must not count as speed.
-                tasks[what] = progress.add_task(what, total=total, note=note, rate="")
-                progress.update(tasks[what], completed=done - 1)
-            speed = progress.tasks[tasks[what]].speed
-            rate = (
-                "" if not speed else f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.2f} s each"
-            )
-            progress.update(tasks[what], completed=done, total=total, note=note, rate=rate)
-
-        yield show
-
-
-def _line_printer() -> Bar:
-    import time
-
-    began: dict[str, tuple[float, int]] = {}
-    last = 0.0
-
-    def show(what: str, done: int, total: int, note: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        start, first = began.setdefault(what, (now, done))
-        if done < total and now - last < 10:
-            return
-        last = now
-        each = (now - start) / max(done - first, 1)
-        left = f", {each:.2f} s each, {each * (total - done):.0f} s left" if done > first else ""
-        _say(f"{what} {done}/{total} {note}{left}".replace(" ,", ","))
-
-    return show
 
 
 # -- options ------------------------------------------------------------------------------------

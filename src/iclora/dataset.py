@@ -15,51 +15,47 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import tomllib
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import tomli_w
 from PIL import Image
 
 from iclora import files
 from iclora.caption import check_budget, has_markers
 from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError, RecipeError
-from iclora.images import IMAGE_SUFFIXES, png_text, read_image, write_png
+from iclora.images import IMAGE_SUFFIXES, png_text, read_image
 from iclora.layout import MOST_STRETCH, Layout, Size
 from iclora.recipe import Recipe, load_recipe, read_recipe, recipe_names
 
 __all__ = [
+    "LAYOUT_KEY",
+    "MANIFEST",
     "Dataset",
     "ImageSet",
     "PanelSet",
     "Problem",
     "SetReport",
     "check_dataset",
-    "compose_dataset",
     "open_dataset",
     "training_layouts",
     "typical_layout",
 ]
 
 MANIFEST = "iclora.toml"
-_LAYOUT_KEY = "iclora:layout"
+LAYOUT_KEY = "iclora:layout"
 _CAPTION = "caption.txt"
 # T5 makes some 4 bytes of English a token; less here, so that the estimate errs to the safe side.
 _BYTES_PER_TOKEN = 3.5
 _LARGEST_FILE = 512 * 2**20
 _HERE = PurePosixPath()
-# FLUX.1, FLUX.2, Qwen-Image and Z-Image all read 16 px tokens. Composites are written on this
-# grid; training fits every panel again to the grid of the base it is given.
-_COMPOSE_GRID = 16
+_CLUTTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -181,7 +177,7 @@ class Dataset:
 
 def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layout | None:
     """The layout that `compose` wrote into a PNG, where it still fits picture and recipe."""
-    text = png_text(data, _LAYOUT_KEY)
+    text = png_text(data, LAYOUT_KEY)
     if text is None:
         return None
     try:
@@ -219,16 +215,7 @@ def open_dataset(path: str | Path, recipe: str | Path | None = None) -> Dataset:
 
 def _clutter(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    hidden = any(p.startswith(".") and p != ".." for p in parts)
-    return (
-        hidden
-        or "__MACOSX" in parts
-        or parts[-1].lower()
-        in (
-            "thumbs.db",
-            "desktop.ini",
-        )
-    )
+    return any((p.startswith(".") and p != "..") or p.lower() in _CLUTTER for p in parts)
 
 
 def _list_folder(path: Path) -> dict[str, Callable[[], bytes]]:
@@ -531,77 +518,3 @@ def typical_layout(canvas: Layout, sizes: Sequence[Sequence[Size]], grid: int) -
     ratios = [statistics.median(w / h for w, h in column) for column in zip(*sizes, strict=True)]
     shapes = [(round(1000 * ratio), 1000) for ratio in ratios]
     return canvas.fit(shapes, canvas.width * canvas.height, grid)
-
-
-# -- composing ----------------------------------------------------------------------------------
-
-
-def compose_dataset(
-    source: Dataset,
-    out: str | Path,
-    *,
-    resolution: int = 1536,
-    progress: Callable[[str, Layout], None] | None = None,
-) -> list[Problem]:
-    """Write every set as one composite with its caption, and a manifest, into a new folder.
-
-    Each panel is resized once, to its box on a canvas of the set's own pixels but at most
-    `resolution` squared; nothing is cropped. The canvas's layout goes into the PNG, so its panels
-    are found again exactly.
-
-    Args:
-        out: a folder that does not exist yet or is empty.
-        progress: called with each set's name and layout as it is written.
-    Returns: captions that are missing or do not parse, as problems to mend before training.
-    Raises: DatasetError if `out` is not empty or a set cannot be composed, before anything is
-        written; StorageError, and nothing is left behind.
-    """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} is not an empty folder", "Choose another --out, or remove it.")
-    reports = list(check_dataset(source, resolutions=(resolution,), grid=_COMPOSE_GRID))
-    problems = [*source.problems, *(p for r in reports for p in r.problems)]
-    broken = [p for p in problems if p.severity == "error" and not p.caption]
-    if broken:
-        raise DatasetError(
-            f"{len(broken)} problem{'s' * (len(broken) > 1)} in {source.path}:\n"
-            + "\n".join(f"  {p}" for p in broken),
-            "Nothing was written. Mend these and run it again.",
-        )
-    work = out.with_name(f".{out.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        for image_set in source.sets:
-            layout = _write_composite(image_set, source.recipe, work, resolution)
-            if progress:
-                progress(image_set.name, layout)
-        _write_manifest(work, source.recipe)
-        work.rename(out)
-    except OSError as error:
-        raise files.storage_error(out, error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return problems
-
-
-def _write_composite(image_set: ImageSet, recipe: Recipe, out: Path, resolution: int) -> Layout:
-    panels = image_set.load(recipe)
-    area = min(panels.area, resolution**2)
-    layout = recipe.canvas.fit(panels.sizes, area, _COMPOSE_GRID)
-    recorded = {_LAYOUT_KEY: json.dumps(layout.to_json())}
-    write_png(out / f"{panels.name}.png", layout.compose(panels.panels), recorded)
-    # What is wrong with a caption is among the problems; many are written after composing.
-    with suppress(CaptionError, DatasetError):
-        files.write_text(out / f"{panels.name}.txt", image_set.caption())
-    return layout
-
-
-def _write_manifest(out: Path, recipe: Recipe) -> None:
-    name = recipe.name
-    if recipe.name not in recipe_names() or load_recipe(recipe.name) != recipe:
-        # A recipe of the user's own travels with the sets made by it.
-        name = "recipe.toml"
-        content = recipe.model_dump(mode="json", exclude_defaults=True)
-        files.write_text(out / name, tomli_w.dumps(content))
-    note = "# The task these sets belong to; read by iclora.\n"
-    files.write_text(out / MANIFEST, note + tomli_w.dumps({"recipe": name}))

@@ -1,0 +1,44 @@
+"""Where one picture ends and the next begins in a composite somebody else joined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["find_seams"]
+
+
+def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
+    """Where stacked panels end, in px, and how many of these seams do not show.
+
+    Args:
+        pixels: (height, width, 3).
+        ends: expected ends as fractions of the height, the last one 1.
+    """
+    height = pixels.shape[0]
+    # Some 500 samples across the canvas judge a line as well as all of them do.
+    pixels = pixels[:, :: max(1, pixels.shape[1] // 500)]
+    change = np.abs(np.diff(pixels, axis=0)).mean(axis=2)
+    # What each column changes by near a line but not on it: texture and soft edges change over
+    # several lines, a seam in one (JPEG may smear it over two, so the nearest are left out).
+    around = np.median([np.roll(change, k, axis=0) for k in (-6, -5, -4, -3, 3, 4, 5, 6)], axis=0)
+    broken = (change > 2 * around + 6).mean(axis=1)
+    score = change.mean(axis=1) * broken
+    seams: list[int] = []
+    missed = 0
+    for start, end, following in zip([0.0, *ends], ends[:-1], ends[1:], strict=False):
+        expected = round(end * height)
+        reach = max(1, int(min(end - start, following - end) * height * 0.25))
+        low = max(expected - reach, (seams[-1] if seams else 0) + 1)
+        window = range(low, min(expected + reach, height - 1) + 1)
+        # A mild pull towards the expected place decides between near equals.
+        pulled = [score[y - 1] * math.exp(-(((y - expected) / (2 * reach)) ** 2)) for y in window]
+        best = int(np.argmax(pulled))
+        # A fifth of the line must break, or it is part of a picture.
+        found = broken[window[best] - 1] >= 0.2
+        seams.append(window[best] if found else expected)
+        missed += not found
+    return [*seams, height], missed
