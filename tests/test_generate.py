@@ -16,19 +16,10 @@ from PIL import Image
 from iclora import flow
 from iclora.adapter import Adapter, attach
 from iclora.errors import AdapterError, CaptionError, ConfigError, LayoutError, StorageError
-from iclora.generate import (
-    Request,
-    complete,
-    generate,
-    load_adapter_of,
-    make_preview,
-    next_folder,
-    panel_noise,
-    prepare,
-    run,
-)
+from iclora.generate import complete, generate, make_preview, panel_noise, run
 from iclora.layout import Layout
 from iclora.recipe import load_recipe
+from iclora.request import Request, load_adapter_of, next_folder, prepare
 
 STORY = load_recipe("film-storyboard")
 SIZE = (96, 192)
@@ -268,9 +259,9 @@ def test_an_edited_request_that_does_not_fit_together_is_refused(clean, tmp_path
 
 
 def test_a_request_is_not_repeated_on_other_weights(clean, tmp_path):
-    from iclora.generate import check_base
     from iclora.models.flux import FluxModel
     from iclora.models.tiny import write_tiny
+    from iclora.request import check_base
 
     request, _ = prepare(clean, CAPTION, **wish())
     check_base(request, clean)

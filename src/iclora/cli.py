@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from iclora.adapter import Adapter
     from iclora.dataset import Problem
-    from iclora.generate import Request
     from iclora.models import DiffusionModel
     from iclora.recipe import Recipe
+    from iclora.request import Request
 
 __all__ = ["main"]
 
@@ -294,8 +294,8 @@ def _wishes(
 ) -> tuple[DiffusionModel, Adapter | None, list[tuple[Request, dict[int, Image.Image]]]]:
     """The base, the adapter, and the requests with their known panels."""
     from iclora.adapter import Adapter
-    from iclora.generate import Request, check_base, load_adapter_of, prepare
     from iclora.recipe import load_recipe
+    from iclora.request import Request, check_base, load_adapter_of, prepare
 
     if words.request:
         _refuse_with_request(words)
@@ -396,7 +396,7 @@ def info(words: Words) -> None:
     if path.is_dir() and (path / "config.toml").is_file():
         _say((path / "config.toml").read_text(encoding="utf-8").rstrip())
     elif path.suffix == ".json":
-        from iclora.generate import Request
+        from iclora.request import Request
 
         _say(Request.load(path)[0].model_dump_json(indent=2))
     else:

@@ -1,0 +1,333 @@
+"""What is asked for, checked in full before anything is computed, and what came of it.
+
+OUT/0001/composite.png
+OUT/0001/panel-1.png ...
+OUT/0001/request.json        run again, it makes the same set
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iclora import __version__
+from iclora.adapter import Adapter
+from iclora.caption import check_budget
+from iclora.errors import AdapterError, ConfigError, LayoutError, StorageError
+from iclora.files import digest, inside, storage_error, write_text
+from iclora.images import open_image, write_png
+from iclora.layout import Layout
+from iclora.models.base import DiffusionModel
+from iclora.recipe import Recipe, problems_of
+
+__all__ = [
+    "GeneratedSet",
+    "Request",
+    "check_base",
+    "fit_known",
+    "load_adapter_of",
+    "next_folder",
+    "prepare",
+]
+
+
+class KnownPanel(BaseModel):
+    """A given panel: its file beside the request, and the hash of its pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sha256: str
+
+
+class Request(BaseModel):
+    """Everything that decides the pixels of a set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    base_fingerprint: str
+    device: str
+    dtype: Literal["float32", "bfloat16"]
+    adapter: str | None = None
+    """Path of the adapter file."""
+    adapter_sha256: str = ""
+    strength: float = 1.0
+    """Factor on the adapter's update."""
+    recipe: str
+    prompt: str
+    layout: dict[str, Any]
+    seeds: tuple[int, ...]
+    """One per panel: changing one re-rolls the noise of that panel alone."""
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    known: dict[int, KnownPanel] = {}
+    """Given panels by number, counted from 1."""
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Request:
+        try:
+            panels = self.canvas.panels
+        except LayoutError as error:
+            raise ValueError(str(error)) from error
+        if len(self.seeds) != panels:
+            raise ValueError(f"{len(self.seeds)} seeds for {panels} panels")
+        if not set(self.known) < set(range(1, panels + 1)):
+            raise ValueError(f"known panels {sorted(self.known)} of {panels}")
+        return self
+
+    @property
+    def canvas(self) -> Layout:
+        return Layout.from_json(self.layout)
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple[Request, dict[int, Image.Image]]:
+        """Read a request.json and the known panels it names, which must lie beside it.
+
+        Raises: ConfigError if it is not a request, names files elsewhere, or a known panel has
+            been changed; ImageError.
+        """
+        path = Path(path)
+        try:
+            request = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise ConfigError(
+                f"{path} is no request: {problems_of(error)}",
+                "Use what `generate` or `complete` wrote.",
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"request {path} cannot be read: {error}", "Check the path."
+            ) from error
+        known = {}
+        for number, panel in request.known.items():
+            image = open_image(inside(path.parent, panel.file, ConfigError))
+            if digest(image.tobytes()) != panel.sha256:
+                raise ConfigError(
+                    f"known panel {number} ({panel.file}) is not the one {path} was made with",
+                    "Restore it, or start anew with `iclora complete --known`.",
+                )
+            known[number] = image
+        return request, known
+
+
+@dataclass(frozen=True)
+class GeneratedSet:
+    """A composite, its panels, and the request that made them."""
+
+    composite: Image.Image
+    panels: tuple[Image.Image, ...]
+    request: Request
+
+    def save(self, folder: str | Path) -> Path:
+        """Write composite.png, panel-1.png ... and request.json, all or none of them.
+
+        Returns: the folder. Raises: StorageError if it exists or cannot be written.
+        """
+        folder = Path(folder)
+        # A name of its own: another process may be writing a set beside this one.
+        work = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+        try:
+            if folder.exists():
+                raise FileExistsError(errno.EEXIST, "it exists already")
+            write_png(work / "composite.png", self.composite)
+            for number, panel in enumerate(self.panels, 1):
+                write_png(work / f"panel-{number}.png", panel)
+            write_text(work / "request.json", self.request.model_dump_json(indent=2) + "\n")
+            work.rename(folder)
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return folder
+
+    def save_next(self, out: str | Path) -> Path:
+        """`save` under the next free number of a folder: OUT/0001, OUT/0002 and on.
+
+        Returns: the new folder. Raises: StorageError.
+        """
+        while True:
+            folder = next_folder(Path(out))
+            try:
+                return self.save(folder)
+            except StorageError:
+                # Somebody else took that number meanwhile; every other reason stands.
+                if not folder.exists():
+                    raise
+
+
+def next_folder(out: Path) -> Path:
+    """OUT/0001, or the number after the highest there: nothing is overwritten."""
+    taken = [int(p.name) for p in out.glob("[0-9]*") if p.name.isdigit()] if out.is_dir() else []
+    return out / f"{max(taken, default=0) + 1:04d}"
+
+
+def prepare(
+    model: DiffusionModel,
+    prompt: str,
+    *,
+    recipe: Recipe | None = None,
+    adapter: Adapter | None = None,
+    strength: float = 1.0,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    panel_seeds: Mapping[int, int] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    known: Mapping[int, Image.Image] | None = None,
+) -> tuple[Request, list[str]]:
+    """Turn a wish into a request, checked in full before any computing.
+
+    Args:
+        prompt: a joint prompt in the recipe's form.
+        recipe: by default the one the adapter carries.
+        size: canvas width and height, px; by default one that keeps the known panels at their own
+            size, or else of the adapter's or the recipe's area with the known panels' shapes.
+        seed: decides the seeds of all panels.
+        panel_seeds: own seeds for some panels, by number counted from 1.
+        steps: Euler steps; by default the base's own number, else the recipe's.
+        guidance: by default the recipe's.
+        known: given panels by number, counted from 1.
+    Returns: the request, and notes for the user.
+    Raises: ConfigError, CaptionError (markers, token limit), LayoutError.
+    """
+    known = dict(known or {})
+    task = recipe or (adapter.info.recipe if adapter and adapter.info else None)
+    if task is None:
+        raise ConfigError(
+            "no recipe is known: neither was one given, nor does the adapter name one",
+            "Pass --recipe, such as --recipe film-storyboard.",
+        )
+    text, notes = task.prompt(prompt)
+    # encode_text refuses a long one as well; here it happens before any weights are loaded.
+    check_budget(text, model.count_tokens, model.max_text_tokens, "the prompt")
+    layout = _layout(model, task, adapter, size, known)
+    for number, image in fit_known(layout, known).items():
+        if image.size != known[number].size:
+            notes.append(
+                f"panel {number} is {known[number].width}x{known[number].height} px and "
+                f"{image.width}x{image.height} in the composite (its edges lie on the "
+                f"{model.grid} px token grid); panel-{number}.png keeps your pixels"
+            )
+    wish = model.sampling
+    if guidance is not None and not wish.guided:
+        notes.append(f"{model.name} is not guided: --guidance has no effect")
+    for number in panel_seeds or {}:
+        _check_number(number, layout)
+    seeds = tuple(
+        (panel_seeds or {}).get(n, int(digest("seed", str(seed), str(n))[:8], 16))
+        for n in range(1, layout.panels + 1)
+    )
+    settings = {
+        "base": model.name,
+        "base_fingerprint": model.identity(),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "adapter": str(adapter.path) if adapter and adapter.path else None,
+        "adapter_sha256": adapter.sha256 if adapter else "",
+        "strength": strength,
+        "recipe": task.name,
+        "prompt": text,
+        "layout": layout.to_json(),
+        "seeds": seeds,
+        "steps": next(n for n in (steps, wish.steps, task.sampling.steps) if n is not None),
+        "guidance": task.sampling.guidance if guidance is None else guidance,
+        "known": {
+            n: KnownPanel(file=f"panel-{n}.png", sha256=digest(image.tobytes()))
+            for n, image in sorted(known.items())
+        },
+        "versions": {"iclora": __version__, "torch": torch.__version__},
+    }
+    try:
+        return Request.model_validate(settings), notes
+    except ValidationError as error:
+        raise ConfigError(
+            f"settings that make no sense: {problems_of(error)}", "Change them."
+        ) from error
+
+
+def _check_number(number: int, layout: Layout) -> None:
+    if not 1 <= number <= layout.panels:
+        raise LayoutError(
+            f"there is no panel {number}; this layout has {layout.panels}",
+            f"Name panels 1 to {layout.panels}.",
+        )
+
+
+def _layout(
+    model: DiffusionModel,
+    recipe: Recipe,
+    adapter: Adapter | None,
+    size: tuple[int, int] | None,
+    known: Mapping[int, Image.Image],
+) -> Layout:
+    """The canvas: as asked, else the usual area with the known panels' shapes."""
+    usual = recipe.canvas
+    if adapter and adapter.info and adapter.info.recipe == recipe:
+        usual = Layout.from_json(adapter.info.layout)
+    for number in known:
+        _check_number(number, usual)
+    if known and len(known) == usual.panels:
+        raise ConfigError("all panels are known; nothing is left to complete", "Leave one out.")
+    if size is not None:
+        return usual.resized(*size, model.grid)
+    area = usual.width * usual.height
+    if known:
+        around = usual.fit_around({n - 1: image.size for n, image in known.items()}, model.grid)
+        # Within these bounds of the usual area a base still paints well, and nothing is resized.
+        if around and 0.15 * area <= around.width * around.height <= 1.5 * area:
+            return around
+    sizes = list(usual.sizes)
+    for number, image in known.items():
+        sizes[number - 1] = image.size
+    return usual.fit(sizes, area, model.grid)
+
+
+def fit_known(layout: Layout, known: Mapping[int, Image.Image]) -> dict[int, Image.Image]:
+    """The known panels at the size of their boxes. Raises: LayoutError if one would be bent."""
+    fillers = [Image.new("RGB", size) for size in layout.sizes]
+    panels = [known.get(n, filler) for n, filler in enumerate(fillers, 1)]
+    split = layout.split(layout.compose(panels))
+    return {number: split[number - 1] for number in known}
+
+
+def check_base(request: Request, model: DiffusionModel) -> None:
+    """Raises: ConfigError if the base is not the one the request was made with."""
+    if request.base_fingerprint != model.identity():
+        raise ConfigError(
+            f"the weights of {model.name} are not those this request was made with, so the "
+            "pictures would be others",
+            "Restore that base, or make a new request.",
+        )
+
+
+def load_adapter_of(request: Request, path: str | None = None) -> Adapter | None:
+    """The adapter a request was made with, from its place then or from `path`.
+
+    Raises: AdapterError if it is gone or has other content.
+    """
+    where = path or request.adapter
+    if where is None:
+        if request.adapter_sha256:
+            raise AdapterError(
+                "this request was made with an adapter, and does not say where it lies",
+                "Pass it as --adapter.",
+            )
+        return None
+    adapter = Adapter.load(where)
+    if adapter.sha256 != request.adapter_sha256:
+        raise AdapterError(
+            f"{where} is not the adapter this request was made with",
+            "Pass the right file as --adapter, or make a new request with this one.",
+        )
+    return adapter
