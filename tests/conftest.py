@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +82,32 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+FAST = {
+    "base": "tiny", "steps": 6, "batch": 2, "rank": 4, "alpha": 6, "resolutions": (64, 96),
+    "save_every": 2, "preview_every": 0, "gradient_checkpointing": False, "save_dtype": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(make_dataset, tmp_path):
+    """Settings of a short run on a small dataset."""
+    from iclora.config import read_config
+
+    data = make_dataset()
+
+    def make(out="run", **more):
+        return read_config(None, {**FAST, "data": str(data), "out": str(tmp_path / out), **more})
+
+    return make
+
+
+def stop_after(step):
+    """What Ctrl-C does, right after a step."""
+
+    def on_step(report):
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
