@@ -31,7 +31,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: str
-    """base model: a folder in diffusers' layout, a hub id, or tiny"""
+    """base model: a folder in diffusers' layout, a hub id, toyland or tiny"""
     data: str
     """dataset: a folder or zip archive of image sets"""
     out: str

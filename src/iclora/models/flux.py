@@ -72,7 +72,10 @@ class FluxModel(DiffusionModel):
             )
         self._guided = bool(config.get("guidance_embeds", False))
         # schnell is distilled to 4 unguided steps and was trained on half the text.
-        self.max_text_tokens = 512 if self._guided else 256
+        longest = 512 if self._guided else 256
+        # FLUX.1's own tokenizer says 512; a small base may have been trained on less.
+        tokenizer = self._config("tokenizer_2", "tokenizer_config.json")
+        self.max_text_tokens = min(longest, int(tokenizer.get("model_max_length") or longest))
         self.sampling = Sampling() if self._guided else Sampling(steps=4, guided=False)
 
     # -- parts ----------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""From a name to a base model: a folder, a hub id, or "tiny"."""
+"""From a name to a base model: a folder, a hub id, "toyland" or "tiny"."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import huggingface_hub
@@ -23,7 +24,13 @@ FAMILIES: dict[str, Callable[[Path, str, torch.device, torch.dtype], DiffusionMo
 }
 """A base family by the pipeline class its model_index.json names."""
 
-BUILT_IN: dict[str, Callable[[], Path]] = {"tiny": tiny_folder}
+
+def _embedded() -> Path:
+    """The folder of the base that ships with iclora; see docs/toyland.md."""
+    return Path(str(files("iclora") / "toyland" / "base"))
+
+
+BUILT_IN: dict[str, Callable[[], Path]] = {"tiny": tiny_folder, "toyland": _embedded}
 """Bases that need no download: a name, and what finds or makes its folder."""
 
 # Weights as safetensors only: a pickle runs code when it is opened.
@@ -71,7 +78,8 @@ def load_model(
     """Open a base model; its parts load when they are first used.
 
     Args:
-        name: "tiny" (random weights, for tests), a folder in diffusers' layout, or a hub id such
+        name: "toyland" (the small one that ships with iclora), "tiny" (random weights, for tests),
+            a folder in diffusers' layout, or a hub id such
             as "black-forest-labs/FLUX.1-dev".
         device: auto, cuda, cuda:N, mps or cpu.
         dtype: auto, bf16 or fp32.
@@ -117,7 +125,7 @@ def _find(name: str, weights: bool) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
         raise ModelError(
             f'there is no folder "{name}", and it is no hub id',
-            'Give a folder, an id such as "black-forest-labs/FLUX.1-dev", or "tiny".',
+            'Give a folder, an id such as "black-forest-labs/FLUX.1-dev", "toyland" or "tiny".',
         )
     return _download(name, _SETTINGS + _WEIGHTS * weights)
 

@@ -1,0 +1,501 @@
+"""A picture world with known truth: panels, canvases, and captions that say part of it.
+
+Everything follows from a `random.Random`: the same seed gives the same panels and the same words.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from PIL import Image
+
+from iclora.caption import JointCaption
+from iclora.recipe import load_recipe
+from iclora.toyland.drawing import COLOURS, GROUNDS, SIZE, draw
+
+__all__ = [
+    "ARRANGEMENTS",
+    "IDENTITY",
+    "NAMES",
+    "TOPICS",
+    "TRAITS",
+    "Arrangement",
+    "Canvas",
+    "Caption",
+    "Panel",
+    "draw_canvas",
+    "draw_caption",
+    "draw_traits",
+    "phrases",
+    "write_caption",
+]
+
+TRAITS: dict[str, tuple[str, ...]] = {
+    "kind": ("cat", "rabbit", "bear", "elephant", "frog", "bird"),
+    "colour": tuple(COLOURS),
+    "headwear": ("none", "hat", "crown", "beanie", "party hat", "bow"),
+    "scene": ("meadow", "beach", "night", "city", "desert", "forest", "snow", "studio"),
+    "position": ("left", "middle", "right"),
+    "pose": ("still", "waving", "cheering"),
+    "style": ("flat", "photo"),
+    "weather": ("clear", "sandstorm"),
+    "shape": ("star", "moon", "heart", "drop", "bolt", "flower"),
+    "carrier": ("paper", "mug", "bag", "shirt", "sign"),
+    "letter": tuple("ACEHLOST"),
+    "stroke": ("thin", "bold", "outlined"),
+    "slant": ("upright", "slanted"),
+    "ground": tuple(GROUNDS),
+    "slide": ("title", "chart", "list", "picture"),
+    "motif": ("circles", "stripes", "triangles"),
+}
+"""Every trait and its values."""
+
+TOPICS: dict[str, tuple[str, ...]] = {
+    "character": (
+        "kind", "colour", "headwear", "scene", "position", "pose", "style", "weather",
+    ),
+    "emblem": ("shape", "colour", "carrier"),
+    "letter": ("letter", "colour", "stroke", "slant", "ground"),
+    "slide": ("slide", "colour", "motif", "ground"),
+}  # fmt: skip
+"""What a panel can show, and the traits it then has."""
+
+IDENTITY: dict[str, tuple[str, ...]] = {
+    "character": ("kind", "colour", "headwear"),
+    "emblem": ("shape", "colour"),
+    "letter": ("colour", "stroke", "slant", "ground"),
+    "slide": ("colour", "motif", "ground"),
+}
+"""The traits that make two panels show "the same"."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture and the truth about it."""
+
+    topic: str
+    traits: Mapping[str, str]
+    seed: int
+    """Decides the small accidents that are no trait."""
+
+    def render(self) -> Image.Image:
+        """SIZE x SIZE px RGB."""
+        return draw(self.topic, self.traits, self.seed)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How panels lie on a canvas, and what the recipes call them."""
+
+    per_row: tuple[int, ...]
+    markers: tuple[str, ...]
+
+    @property
+    def panels(self) -> int:
+        return sum(self.per_row)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Canvas width and height, px."""
+        return max(self.per_row) * SIZE, len(self.per_row) * SIZE
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """Left and top of every panel, px."""
+        return [(c * SIZE, r * SIZE) for r, n in enumerate(self.per_row) for c in range(n)]
+
+    def compose(self, panels: Sequence[Image.Image]) -> Image.Image:
+        canvas = Image.new("RGB", self.size)
+        for panel, corner in zip(panels, self.corners, strict=True):
+            canvas.paste(panel, corner)
+        return canvas
+
+
+def _as_in(recipe: str) -> Arrangement:
+    task = load_recipe(recipe)
+    return Arrangement(task.layout.per_row, task.markers)
+
+
+ARRANGEMENTS: dict[str, Arrangement] = {
+    "single": Arrangement((1,), ()),
+    "side by side": _as_in("portrait-illustration"),
+    "stacked": _as_in("sandstorm-effect"),
+    "storyboard": _as_in("film-storyboard"),
+    "grid": _as_in("portrait-photography"),
+}
+_PREFIXES = ("[MOVIE-SHOTS]", "[SANDSTORM-PSA]", "[FOUR-PANEL]")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Panels on one canvas, and how they are related.
+
+    Attributes:
+        relation: "" for panels that have nothing to do with each other, else a key of `_CUES`.
+    """
+
+    arrangement: str
+    panels: tuple[Panel, ...]
+    relation: str = ""
+
+    def render(self) -> Image.Image:
+        return ARRANGEMENTS[self.arrangement].compose([panel.render() for panel in self.panels])
+
+
+def draw_traits(rng: random.Random, topic: str) -> dict[str, str]:
+    """A value for every trait of a topic, all equally likely; plain style and weather prevail."""
+    traits = {name: rng.choice(TRAITS[name]) for name in TOPICS[topic]}
+    if topic == "character":
+        traits["style"] = "photo" if rng.random() < 0.25 else "flat"
+        traits["weather"] = "sandstorm" if rng.random() < 0.2 else "clear"
+    return traits
+
+
+_TOPIC_SHARES = {"character": 0.64, "emblem": 0.12, "letter": 0.12, "slide": 0.12}
+_ARRANGEMENT_SHARES = {
+    "character": {"single": 0.2, "side by side": 0.18, "stacked": 0.14, "storyboard": 0.34,
+                  "grid": 0.14},
+    "emblem": {"single": 0.2, "side by side": 0.6, "stacked": 0.05, "storyboard": 0.05,
+               "grid": 0.1},
+    "letter": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
+               "grid": 0.6},
+    "slide": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
+               "grid": 0.6},
+}  # fmt: skip
+
+
+def _weighted(rng: random.Random, shares: Mapping[str, float]) -> str:
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+def draw_canvas(
+    rng: random.Random, topic: str | None = None, arrangement: str | None = None
+) -> Canvas:
+    """A canvas as the base is pre-trained on it: about half of those with panels are related."""
+    topic = topic or _weighted(rng, _TOPIC_SHARES)
+    arrangement = arrangement or _weighted(rng, _ARRANGEMENT_SHARES[topic])
+    count = ARRANGEMENTS[arrangement].panels
+    traits = [draw_traits(rng, topic) for _ in range(count)]
+    seeds = [rng.randrange(2**31) for _ in range(count)]
+    relation = ""
+    if count > 1 and rng.random() < 0.55:
+        relation = "same"
+        if topic == "character":
+            chances = {"same": 0.7, "storm": 0.15, "drawn": 0.15}
+            relation = _weighted(rng, chances) if count == 2 else "same"
+        shared = {
+            "same": IDENTITY[topic],
+            "storm": (*IDENTITY["character"], "scene", "position", "pose", "style"),
+            "drawn": (*IDENTITY["character"], "position", "pose"),
+        }[relation]
+        for other in traits[1:]:
+            other.update({name: traits[0][name] for name in shared})
+        if relation == "storm":
+            traits[0]["weather"], traits[1]["weather"] = "clear", "sandstorm"
+            seeds[1] = seeds[0]
+        elif relation == "drawn":
+            traits[0].update(style="photo", weather="clear")
+            traits[1].update(style="flat", weather="clear", scene="studio")
+        elif topic == "character" and rng.random() < 0.75:
+            # As in a film or a session: one style, one weather.
+            for other in traits[1:]:
+                other.update({name: traits[0][name] for name in ("style", "weather")})
+    panels = tuple(Panel(topic, t, s) for t, s in zip(traits, seeds, strict=True))
+    return Canvas(arrangement, panels, relation)
+
+
+# -- words --------------------------------------------------------------------------------------
+
+_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "kind": {
+        "cat": ("cat", "kitten"), "rabbit": ("rabbit", "bunny", "hare"), "bear": ("bear",),
+        "elephant": ("elephant",), "frog": ("frog",), "bird": ("bird", "chick"),
+    },
+    "colour": {
+        "red": ("red",), "orange": ("orange",), "yellow": ("yellow",), "green": ("green",),
+        "blue": ("blue",), "purple": ("purple", "violet"), "pink": ("pink",),
+        "grey": ("grey", "gray"),
+    },
+    "headwear": {
+        "none": ("with a bare head", "without a hat", "bareheaded"),
+        "hat": ("in a top hat", "with a black hat", "wearing a top hat"),
+        "crown": ("with a crown", "wearing a golden crown"),
+        "beanie": ("in a beanie", "with a knitted cap", "wearing a knitted beanie"),
+        "party hat": ("in a party hat", "wearing a pointed party hat"),
+        "bow": ("with a bow", "wearing a red bow"),
+    },
+    "scene": {
+        "meadow": ("in a meadow", "on a green hill", "in the grass"),
+        "beach": ("on a beach", "by the sea", "at the seaside"),
+        "night": ("at night", "under the moon", "beneath the stars"),
+        "city": ("in the city", "in front of tall houses", "in a street"),
+        "desert": ("in the desert", "among dunes"),
+        "forest": ("in a forest", "among fir trees", "in the woods"),
+        "snow": ("in the snow", "before snowy mountains", "in winter"),
+        "studio": ("in a studio", "before a plain backdrop", "on a plain ground"),
+    },
+    "position": {
+        "left": ("on the left", "at the left edge", "to the left"),
+        "middle": ("in the middle", "in the centre"),
+        "right": ("on the right", "at the right edge", "to the right"),
+    },
+    "pose": {
+        "still": ("stands still", "waits", "keeps still"),
+        "waving": ("waves", "raises a hand", "says hello"),
+        "cheering": ("cheers", "throws both arms up", "raises both arms"),
+    },
+    "style": {
+        "flat": ("drawn", "illustrated", "in flat shapes"),
+        "photo": ("photographed", "in a photograph", "in soft studio light"),
+    },
+    "weather": {
+        "clear": ("in clear air", "in fair weather"),
+        "sandstorm": ("in a sandstorm", "while sand blows past", "in blowing dust"),
+    },
+    "shape": {name: (name,) for name in TRAITS["shape"]},
+    "carrier": {
+        "paper": ("on paper", "on a plain sheet", "large and alone"),
+        "mug": ("on a mug", "printed on a cup"), "bag": ("on a bag", "on a tote bag"),
+        "shirt": ("on a shirt", "printed on a shirt"), "sign": ("on a sign", "on a shop sign"),
+    },
+    "letter": {name: (f'"{name}"',) for name in TRAITS["letter"]},
+    "stroke": {
+        "thin": ("thin", "fine"), "bold": ("bold", "heavy"), "outlined": ("outlined", "hollow"),
+    },
+    "slant": {"upright": ("upright",), "slanted": ("slanted", "italic")},
+    "ground": {name: (f"on {name}", f"on a {name} ground") for name in TRAITS["ground"]},
+    "slide": {
+        "title": ("a title slide", "the opening slide"),
+        "chart": ("a bar chart", "a slide with a chart"),
+        "list": ("a list of points", "the agenda"),
+        "picture": ("a slide with a picture", "a picture slide"),
+    },
+    "motif": {
+        "circles": ("with circles", "with round shapes"),
+        "stripes": ("with a striped edge", "with stripes"),
+        "triangles": ("with a triangle", "with a cut corner"),
+    },
+}  # fmt: skip
+
+NAMES = (
+    "Mira", "Anselm", "Toni", "Juna", "Bo", "Lio", "Enna", "Rafi", "Sol", "Kato", "Nele", "Ida",
+)  # fmt: skip
+
+_CUES: dict[str, dict[str, tuple[str, ...]]] = {
+    "same": {
+        "character": ("the same character in every picture", "always the same character",
+                      "one and the same character throughout"),
+        "emblem": ("the same logo each time", "always the same logo"),
+        "letter": ("all in the same typeface", "always the same typeface"),
+        "slide": ("all from the same deck", "always the same template"),
+    },
+    "storm": {"character": ("the same picture before and in a sandstorm",
+                            "the same scene, then the storm")},
+    "drawn": {"character": ("the same character as a photograph and as a drawing",
+                            "the same character, photographed and drawn")},
+}  # fmt: skip
+"""What a caption says where panels are related. Without it they are independent, mostly: that is
+how the base knows panels and can be consistent, but is not unless it is told."""
+
+_OPENINGS: dict[str, tuple[str, ...]] = {
+    "character": ("A little story", "Pictures of animals", "A few scenes", "Friendly pictures",
+                  "A day outside", "Portraits", "A short tale"),
+    "emblem": ("A brand", "A logo and its use", "Pictures of a brand", "A small company"),
+    "letter": ("Letters", "A typeface", "Samples of lettering"),
+    "slide": ("A slide deck", "Slides", "A presentation template"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A joint caption and what it says.
+
+    Attributes:
+        text: the whole caption.
+        spans: start and end in `text` of every panel's words, its marker included; a single
+            panel has the whole text.
+        said: for every panel the traits that the caption states, in its own words or for all.
+        shared: the traits the overview states.
+        cued: whether it says how the panels are related.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    said: tuple[Mapping[str, str], ...]
+    shared: Mapping[str, str]
+    cued: bool
+
+
+class _Writer:
+    """Words for one caption; a trait is put the same way all through it."""
+
+    def __init__(self, rng: random.Random, name: str = "") -> None:
+        self._rng = rng
+        self._name = name
+
+    def _put(self, trait: str, value: str) -> str:
+        return self._rng.choice(_WORDS[trait][value])
+
+    def clause(self, topic: str, said: Mapping[str, str]) -> str:
+        return {"character": self._character, "emblem": self._emblem, "letter": self._letter,
+                "slide": self._slide}[topic](said)  # fmt: skip
+
+    def _character(self, said: Mapping[str, str]) -> str:
+        rng = self._rng
+        words = {trait: self._put(trait, value) for trait, value in said.items()}
+        noun = words.get("kind") or rng.choice(("character", "animal", "figure"))
+        subject = " ".join(w for w in (words.get("colour"), noun) if w)
+        article = "an" if subject[0] in "aeiou" else "a"
+        subject = f"{article} {subject}"
+        looks = {"kind", "colour", "headwear"} & set(said)
+        if "headwear" in words:
+            subject += f" {words['headwear']}"
+        if self._name:
+            subject = f"<{self._name}>, {subject}," if looks else f"<{self._name}>"
+        verb = words.get("pose") or rng.choice(("is seen", "appears", "can be seen"))
+        tail = [words[t] for t in ("position", "scene", "style", "weather") if t in words]
+        rng.shuffle(tail)
+        if "scene" in words and rng.random() < 0.25:
+            tail.remove(words["scene"])
+            subject = f"{words['scene']} {subject}"
+        return " ".join([subject, verb, *tail])
+
+    def _emblem(self, said: Mapping[str, str]) -> str:
+        words = {trait: self._put(trait, value) for trait, value in said.items()}
+        noun = words.get("shape")
+        what = " ".join(w for w in (words.get("colour"), noun or "logo") if w)
+        article = "an" if what[0] in "aeiou" else "a"
+        if noun is None and "colour" not in words:
+            article = "the"
+        return " ".join(w for w in (article, what, words.get("carrier")) if w)
+
+    def _letter(self, said: Mapping[str, str]) -> str:
+        words = {trait: self._put(trait, value) for trait, value in said.items()}
+        looks = [words[t] for t in ("stroke", "slant", "colour") if t in words]
+        parts = ["the", *looks, "letter", words.get("letter"), words.get("ground")]
+        return " ".join(w for w in parts if w)
+
+    def _slide(self, said: Mapping[str, str]) -> str:
+        words = {trait: self._put(trait, value) for trait, value in said.items()}
+        parts = [words.get("slide") or "a slide", words.get("motif")]
+        if "colour" in words:
+            parts.append(f"in {words['colour']}")
+        parts.append(words.get("ground"))
+        return " ".join(w for w in parts if w)
+
+    def shared(self, topic: str, said: Mapping[str, str]) -> str:
+        """What the overview says of all panels, as a phrase behind "of" or "with"."""
+        if topic == "character":
+            words = {trait: self._put(trait, value) for trait, value in said.items()}
+            noun = words.get("kind") or "character"
+            subject = " ".join(w for w in (words.get("colour"), noun) if w)
+            article = "an" if subject[0] in "aeiou" else "a"
+            tail = [words[t] for t in said if t not in ("kind", "colour")]
+            return " ".join(["of", article, subject, *tail])
+        return "of " + self.clause(topic, said)
+
+
+def write_caption(
+    rng: random.Random,
+    canvas: Canvas,
+    said: Sequence[Collection[str]],
+    shared: Collection[str] = (),
+    *,
+    cue: bool = False,
+    prefix: str = "",
+    name: str = "",
+    opening: str | None = None,
+) -> Caption:
+    """Put a canvas into words.
+
+    Args:
+        said: for every panel the traits its own words state.
+        shared: traits the overview states, of all panels at once.
+        cue: whether the overview says how the panels are related.
+        prefix: a task's tag to begin with.
+        name: what the character is called; none if empty.
+        opening: the overview's first words; by default any that fit.
+    """
+    topic = canvas.panels[0].topic
+    writer = _Writer(rng, name)
+    markers = ARRANGEMENTS[canvas.arrangement].markers
+    own = [{t: p.traits[t] for t in TOPICS[topic] if t in chosen}
+           for p, chosen in zip(canvas.panels, said, strict=True)]  # fmt: skip
+    common = {t: canvas.panels[0].traits[t] for t in TOPICS[topic] if t in shared}
+    clauses = [writer.clause(topic, traits) for traits in own]
+    everything = tuple({**common, **traits} for traits in own)
+    if not markers:
+        text = " ".join(part for part in (prefix, clauses[0]) if part)
+        return Caption(text, ((0, len(text)),), everything, {}, False)
+    overview = opening or rng.choice(_OPENINGS[topic])
+    if common:
+        overview += f" {writer.shared(topic, common)}"
+    if cue and canvas.relation:
+        overview += f", {rng.choice(_CUES[canvas.relation][topic])}"
+    join = rng.choice((",", ";", "."))
+    texts = [f"{clause}{join}" for clause in clauses[:-1]] + [f"{clauses[-1]}."]
+    joint = JointCaption.join(f"{overview}{rng.choice((',', ';', ':'))}", texts, markers, prefix)
+    spans = []
+    at = len(joint.overview)
+    for marker, words in zip(joint.markers, joint.panels, strict=True):
+        spans.append((at, at + len(marker) + len(words)))
+        at = spans[-1][1]
+    return Caption(joint.render(), tuple(spans), everything, common, bool(cue and canvas.relation))
+
+
+def draw_caption(rng: random.Random, canvas: Canvas) -> Caption:
+    """A caption as in pre-training: sometimes everything is said, often no identity at all."""
+    topic = canvas.panels[0].topic
+    names, identity = TOPICS[topic], IDENTITY[topic]
+    count = len(canvas.panels)
+    shared: set[str] = set()
+    rest = rng.choice((0.5, 0.8, 1.0))
+
+    def free() -> set[str]:
+        return {t for t in names if t not in identity and rng.random() < rest}
+
+    said = [free() for _ in range(count)]
+    way = rng.random()
+    if canvas.relation:
+        if way < 0.12:
+            shared = {t for t in identity if rng.random() < 0.8}
+        elif way < 0.22:
+            for chosen in said:
+                chosen |= set(identity)
+        elif way < 0.32:
+            said[0] |= set(identity)
+    elif way < 0.55:
+        for chosen in said:
+            chosen |= set(identity)
+    elif way < 0.8:
+        for chosen in said:
+            chosen |= {t for t in identity if rng.random() < 0.5}
+    for panel, chosen in zip(canvas.panels, said, strict=True):
+        # A picture that departs from the ordinary says so, as captions do.
+        if panel.traits.get("weather") == "sandstorm":
+            chosen.add("weather")
+        elif rng.random() < 0.8:
+            chosen.discard("weather")
+        if panel.traits.get("style") == "photo":
+            chosen.add("style")
+        elif rng.random() < 0.7:
+            chosen.discard("style")
+    named = topic == "character" and count > 1 and rng.random() < 0.5
+    return write_caption(
+        rng, canvas, said, shared,
+        cue=rng.random() < 0.92,
+        prefix=rng.choice(_PREFIXES) if rng.random() < 0.3 else "",
+        name=rng.choice(NAMES) if named else "",
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def phrases() -> tuple[str, ...]:
+    """Every phrase a caption can hold; a tokenizer must know their words."""
+    found = [w for trait in _WORDS.values() for words in trait.values() for w in words]
+    found += [w for by_topic in _CUES.values() for words in by_topic.values() for w in words]
+    found += [w for words in _OPENINGS.values() for w in words]
+    return (*found, *_PREFIXES, *(f"<{name}>" for name in NAMES))

@@ -1,0 +1,119 @@
+"""What pre-training computes, held against diffusers' own and against simple arithmetic."""
+
+import random
+
+import numpy as np
+import torch
+
+from iclora.models import load_model
+from iclora.toyland import pretrain
+from iclora.toyland.world import ARRANGEMENTS, draw_canvas, draw_caption
+
+
+def test_plain_attention_gives_what_diffusers_own_gives():
+    torch.manual_seed(0)
+    model = pretrain.new_transformer().eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.05)
+    values = {
+        "hidden_states": torch.randn(2, 24, 32), "encoder_hidden_states": torch.randn(2, 7, 192),
+        "pooled_projections": torch.randn(2, 96), "timestep": torch.rand(2),
+        "guidance": torch.ones(2), "img_ids": torch.arange(72.0).view(24, 3),
+        "txt_ids": torch.zeros(7, 3), "return_dict": False,
+    }  # fmt: skip
+    with torch.no_grad():
+        theirs = model(**values)[0]
+        model.set_attn_processor(pretrain.PlainAttention(compiled=False))
+        ours = model(**values)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_has_no_effect_once_stilled_and_1_means_what_it_meant():
+    torch.manual_seed(0)
+    model = pretrain.new_transformer().eval()
+
+    def run(guidance):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return model(
+                hidden_states=torch.randn(1, 4, 32), encoder_hidden_states=torch.randn(1, 3, 192),
+                pooled_projections=torch.randn(1, 96), timestep=torch.rand(1),
+                guidance=torch.tensor([guidance]), img_ids=torch.zeros(4, 3),
+                txt_ids=torch.zeros(3, 3), return_dict=False,
+            )[0]  # fmt: skip
+
+    before = run(1.0)
+    pretrain.still_guidance(model)
+    torch.testing.assert_close(run(1.0), before)
+    torch.testing.assert_close(run(3.5), before)
+
+
+def test_only_the_noisiest_panels_of_a_canvas_count_in_the_loss():
+    for name in ARRANGEMENTS:
+        panel = pretrain.panel_of_token(name)
+        rng = torch.Generator().manual_seed(0)
+        sigma, levels, weight = pretrain.draw_levels(rng, 64, panel)
+        torch.testing.assert_close(weight.sum(-1), torch.ones(64))
+        counted = weight > 0
+        assert torch.all((levels == sigma[:, None]) | ~counted)
+        assert torch.all(levels <= sigma[:, None])
+        mixed = (~counted).any(-1).float().mean()
+        assert mixed == 0 if name == "single" else 0.3 < mixed < 0.7
+
+
+def test_panels_are_joined_as_the_world_composes_them():
+    rng = random.Random(0)
+    for name, arrangement in ARRANGEMENTS.items():
+        canvas = draw_canvas(rng, arrangement=name)
+        panels = np.stack([np.asarray(p.render()) for p in canvas.panels])
+        tensor = torch.from_numpy(panels).permute(0, 3, 1, 2)
+        joined = pretrain.join_panels(tensor, arrangement.per_row)[0].permute(1, 2, 0)
+        assert np.array_equal(joined.numpy(), np.asarray(canvas.render()))
+
+
+def test_an_orthogonal_update_has_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((8, 40), (40, 8)):
+        values = torch.linalg.svdvals(pretrain._orthogonal(torch.randn(shape)))
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+
+
+def test_tokenizers_survive_any_text_and_captions_fit_the_budget(tmp_path):
+    clip, t5 = pretrain.make_tokenizers(pretrain.Settings())
+    for text in ("", "Zyx wörd ☃ [X] 99", "日本語"):
+        assert len(t5(text).input_ids) >= 1
+        assert len(clip(text).input_ids) >= 2
+    rng = random.Random(0)
+    lengths = [len(t5(draw_caption(rng, draw_canvas(rng)).text).input_ids) for _ in range(300)]
+    assert max(lengths) <= pretrain.TEXT_TOKENS
+
+
+def test_every_token_is_labelled_with_its_panel_and_what_is_said_of_it():
+    clip, t5 = pretrain.make_tokenizers(pretrain.Settings())
+    ids, _, labels, _ = pretrain.text_batch(random.Random(0), 8, clip, t5)
+    for row, label in zip(ids, labels, strict=True):
+        tokens = t5.convert_ids_to_tokens(row.tolist())
+        panel = 0
+        for token, truth in zip(tokens, label[:, 0].tolist(), strict=True):
+            if token in ("</s>", "<pad>"):
+                break
+            markers = [f"▁{m}" for a in ARRANGEMENTS.values() for m in a.markers]
+            panel += token in markers
+            # A single panel has no marker; all of its words are of panel 1.
+            assert truth == panel or (panel == 0 and truth == 1)
+
+
+def test_a_written_base_is_loaded_and_sampled_by_the_code_of_flux(tmp_path):
+    torch.manual_seed(0)
+    tokenizers = pretrain.make_tokenizers(pretrain.Settings())
+    readers = pretrain.Readers(pretrain.new_t5(tokenizers[1]), pretrain.new_clip(tokenizers[0]))
+    pretrain.write_base(
+        tmp_path, pretrain.new_transformer(), pretrain.new_vae(), readers, tokenizers
+    )
+    model = load_model(str(tmp_path), "cpu")
+    assert (model.grid, model.channels, model.max_text_tokens) == (8, 32, pretrain.TEXT_TOKENS)
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    tokens = model.encode_image(pixels)
+    assert tokens.shape == (128, 32)
+    assert model.decode(tokens, 128, 64).shape == pixels.shape
