@@ -23,7 +23,7 @@ setup: .venv/ready
 
 demo: setup
 	rm -rf demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh demo
+	$(BIN)/iclora demo --out demo
 
 test: setup
 	$(BIN)/python -m pytest -n 2

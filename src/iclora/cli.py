@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Words = argparse.Namespace
+# Named here so that `--help` need not load them; a test holds them equal to toyland's.
+_TOY_TASKS = (
+    "film-storyboard",
+    "portrait-photography",
+    "portrait-illustration",
+    "sandstorm-effect",
+    "visual-identity",
+    "font-design",
+    "ppt-template",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -390,6 +400,18 @@ def _pairs(values: list[str] | None, option: str, form: str = ".+") -> list[tupl
     return found
 
 
+def demo(words: Words) -> None:
+    """Show the whole method on the small base that ships with iclora."""
+    import transformers
+
+    from iclora.toyland.demo import run_demo
+
+    transformers.utils.logging.disable_progress_bar()
+    with progress_bar() as bar:
+        page = run_demo(Path(words.out), words.task, quick=words.quick, say=_say, bar=bar)
+    _say(f"\nwrote {page}; open it in a browser")
+
+
 def info(words: Words) -> None:
     """Say what an adapter, a request or a run is."""
     path = Path(words.file)
@@ -477,6 +499,10 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         metavar="PANEL=FILE",
         help="a given panel, counted from 1; repeat for more",
     )
+    p = add(demo)
+    p.add_argument("--out", default="demo", help="new folder (default demo)")
+    p.add_argument("--task", default="film-storyboard", choices=_TOY_TASKS, help="another recipe")
+    p.add_argument("--quick", action="store_true", help="a smoke run, whose figures mean nothing")
     p = add(info)
     p.add_argument("file", help="an adapter file, a request.json or a run folder")
     return parser

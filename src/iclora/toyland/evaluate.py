@@ -11,7 +11,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from PIL import Image
 
 from iclora import flow
 from iclora.adapter import Adapter
+from iclora.compose import compose_dataset
 from iclora.config import TrainConfig
+from iclora.dataset import open_dataset
 from iclora.files import write_text
 from iclora.generate import panel_noise, use
 from iclora.images import write_png
@@ -33,9 +35,9 @@ from iclora.request import GeneratedSet, prepare
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
 from iclora.toyland.world import IDENTITY, TOPICS, Canvas, Panel, write_caption
-from iclora.train import train
+from iclora.train import StepReport, train
 
-__all__ = ["Score", "complete_sets", "full_captions", "generate_sets", "tune"]
+__all__ = ["Score", "complete_sets", "full_captions", "generate_sets", "tune", "tuning_config"]
 
 
 @dataclass
@@ -200,30 +202,48 @@ def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
     return Score(figures, [m.composite for m in made])
 
 
-def tune(model: DiffusionModel, task: Task, folder: Path, *, sets: int = 40, seed: int = 0,
-         **settings: Any) -> tuple[Adapter, float]:  # fmt: skip
-    """Tune an adapter on `sets` sets of a task.
+def tuning_config(base: str, task: Task, data: Path, out: Path, **settings: Any) -> TrainConfig:
+    """Settings that fit toyland, where they differ from the paper's; `settings` win."""
+    values = {
+        "steps": 300,
+        "batch": 8,
+        "micro_batch": 8,
+        "lr": 1e-3,
+        "ema": 0.98,
+        # The base was pre-trained with this draw: what a set shares is settled in the noise.
+        "sigma_mean": 1.0,
+        "sigma_std": 1.3,
+        "resolutions": (task.resolution,),
+        "gradient_checkpointing": False,
+        "preview_every": 0,
+        "save_every": 1000,
+    }
+    return TrainConfig(base=base, data=str(data), out=str(out), **{**values, **settings})
+
+
+def tune(
+    model: DiffusionModel,
+    task: Task,
+    folder: Path,
+    *,
+    sets: int = 40,
+    seed: int = 0,
+    on_step: Callable[[StepReport], None] | None = None,
+    **settings: Any,
+) -> tuple[Adapter, float]:
+    """Draw sets of a task, compose them, and tune an adapter on them.
 
     Args:
-        folder: where dataset and run go; must not hold a run yet.
+        folder: where sets, composites and run go; must not hold them yet.
+        on_step: called after every optimizer step.
         settings: of `TrainConfig`, over the defaults that fit toyland.
     Returns: the adapter and the seconds its training took, encoding included.
     """
     write_sets(task, folder / "sets", sets, seed)
-    values = {
-        "steps": 300, "batch": 8, "micro_batch": 8, "lr": 1e-3, "ema": 0.98,
-        # The base was pre-trained with this draw: what a set shares is settled in the noise.
-        "sigma_mean": 1.0, "sigma_std": 1.3, "resolutions": (task.resolution,),
-        "gradient_checkpointing": False, "preview_every": 0, "save_every": 1000, "seed": seed,
-    }  # fmt: skip
-    config = TrainConfig(
-        base=model.name,
-        data=str(folder / "sets"),
-        out=str(folder / "run"),
-        **{**values, **settings},
-    )
+    compose_dataset(open_dataset(folder / "sets"), folder / "data")
+    config = tuning_config(model.name, task, folder / "data", folder / "run", seed=seed, **settings)
     began = time.monotonic()
-    result = train(config, model)
+    result = train(config, model, on_step=on_step)
     # Training left its own layers in the denoiser.
     model.release("denoiser")
     return Adapter.load(result.adapter), time.monotonic() - began

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole of In-Context LoRA, verb by verb, on the tiny random base: what `make demo` runs.
+# The whole of In-Context LoRA on the command line, verb by verb, on the tiny random base.
 # Its pictures are NOISE, for the base's weights are random; the walk is the one for FLUX.1.
 #
-#     examples/demo.sh FOLDER
+#     examples/verbs.sh FOLDER
 set -euo pipefail
 out=${1:?give a new folder}
 here=$(cd "$(dirname "$0")" && pwd)
