@@ -43,7 +43,7 @@ def scene(sail: str, sky: tuple[str, str], sun: float, boat: float, size: float)
 
 def main(folder: Path, sets: int) -> None:
     for number in range(1, sets + 1):
-        rng = random.Random(number)  # noqa: S311  (a drawing, not a secret)
+        rng = random.Random(number)
         name, sail, sky = rng.choice(NAMES), rng.choice(list(SAILS)), rng.choice(SKIES)
         target = folder / f"{number:04d}"
         target.mkdir(parents=True, exist_ok=True)

@@ -609,6 +609,6 @@ def draw(topic: str, traits: Mapping[str, str], seed: int | None) -> Image.Image
         seed: decides the small accidents (a pixel to the left, another dust streak); None
             draws the ideal picture without any.
     """
-    rng = _Calm(0) if seed is None else random.Random(seed)  # noqa: S311
+    rng = _Calm(0) if seed is None else random.Random(seed)
     image = _TOPICS[topic](traits, rng)
     return image.reduce(_UP)

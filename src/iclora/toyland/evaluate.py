@@ -137,7 +137,7 @@ def full_captions(model: DiffusionModel, task: Task, count: int, steps: int) -> 
     """How much of captions that say everything the base paints, panel by panel."""
     wishes, captions = [], []
     for number in range(count):
-        rng = random.Random(f"full {task.recipe} {number}")  # noqa: S311
+        rng = random.Random(f"full {task.recipe} {number}")
         canvas, _ = draw_set(task, rng)
         # Identities of their own, so that no panel can be got right from another.
         others = [draw_set(task, rng)[0].panels[i].traits for i in range(len(canvas.panels))]
@@ -164,7 +164,7 @@ def generate_sets(model: DiffusionModel, task: Task, prompts: int, seeds: int, s
     """Sets from prompts that leave the identity out: agreement, adherence, diversity."""
     wishes, captions = [], []
     for number in range(prompts):
-        rng = random.Random(f"prompt {task.recipe} {number}")  # noqa: S311
+        rng = random.Random(f"prompt {task.recipe} {number}")
         _, caption = draw_set(task, rng, unseen=True)
         captions += [caption] * seeds
         wishes += [_Wish(caption.text, 1000 * number + seed) for seed in range(seeds)]
@@ -185,7 +185,7 @@ def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
     """Sets completed from a true first panel with a held-out identity: what is carried over."""
     wishes, truths = [], []
     for number in range(count):
-        rng = random.Random(f"known {task.recipe} {number}")  # noqa: S311
+        rng = random.Random(f"known {task.recipe} {number}")
         canvas, caption = draw_set(task, rng, unseen=True)
         wishes.append(_Wish(caption.text, number, {1: canvas.panels[0].render()}))
         truths.append(canvas.panels[0].traits)

@@ -186,7 +186,7 @@ def measure(
 ) -> dict[str, float]:
     """Share of each trait the judge reads right on true renderings; `how` fixes some traits."""
     how = how or {}
-    rng = random.Random(f"judge {seed}")  # noqa: S311
+    rng = random.Random(f"judge {seed}")
     right: dict[str, list[bool]] = {}
     for _ in range(count):
         traits = {**draw_traits(rng, topic), **how}

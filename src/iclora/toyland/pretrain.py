@@ -223,7 +223,7 @@ def new_vae() -> Any:
 
 def panel_pool(seed: int, count: int) -> Tensor:
     """Rendered panels of all topics, (count, 3, SIZE, SIZE) uint8."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     pixels = [np.asarray(draw_canvas(rng, arrangement="single").render()) for _ in range(count)]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
@@ -251,7 +251,7 @@ def train_vae(settings: Settings, work: Path, log: Log) -> Any:
         optimizers = _optimizers(vae, settings.vae_lr)
         start, _ = _load_state(work / "vae-state.safetensors", vae, *optimizers)
         for step in range(start, settings.vae_steps):
-            rng = random.Random(f"vae {settings.seed} {step}")  # noqa: S311
+            rng = random.Random(f"vae {settings.seed} {step}")
             chosen = torch.tensor([rng.randrange(len(pool)) for _ in range(settings.vae_panels)])
             x = pool[chosen].float() / 127.5 - 1
             x = join_panels(x, rng.choice(kinds).per_row).contiguous(
@@ -303,7 +303,7 @@ TEXT_TOKENS = 128
 
 def _corpus(settings: Settings, count: int = 6000) -> list[str]:
     """Captions of the world, every phrase it knows, and the recipes' own examples."""
-    rng = random.Random(f"words {settings.seed}")  # noqa: S311
+    rng = random.Random(f"words {settings.seed}")
     captions = [draw_caption(rng, draw_canvas(rng)).text for _ in range(count)]
     recipes = [load_recipe(name) for name in recipe_names()]
     return [*captions, *phrases(), *(r.example for r in recipes for _ in range(4))]
@@ -507,7 +507,7 @@ def train_text(settings: Settings, work: Path, log: Log, tokenizers: tuple[Any, 
         optimizers = _optimizers(readers, settings.text_lr)
         start, _ = _load_state(work / "text-state.safetensors", readers, *optimizers)
         for step in range(start, settings.text_steps):
-            rng = random.Random(f"text {settings.seed} {step}")  # noqa: S311
+            rng = random.Random(f"text {settings.seed} {step}")
             batch = text_batch(rng, settings.text_batch, clip_tokenizer, t5_tokenizer)
             rate = settings.text_lr * _warm_then_cosine(step, settings.text_steps)
             with _amp():
@@ -635,7 +635,7 @@ def encode_canvases(settings: Settings, work: Path, vae: Any, log: Log) -> dict[
     """Draw and encode the canvases the transformer is trained on, by arrangement."""
     by_arrangement: dict[str, list[Canvas]] = {name: [] for name in ARRANGEMENTS}
     for i in range(settings.flow_canvases):
-        rng = random.Random(f"canvas {settings.seed} {i}")  # noqa: S311
+        rng = random.Random(f"canvas {settings.seed} {i}")
         canvas = draw_canvas(rng)
         by_arrangement[canvas.arrangement].append(canvas)
     found = {}
@@ -759,7 +759,7 @@ def train_flow(settings: Settings, work: Path, log: Log, readers: Readers,
     recent: list[float] = []
     began = time.monotonic()
     for step in range(start, settings.flow_steps):
-        rng = random.Random(f"flow {settings.seed} {step}")  # noqa: S311
+        rng = random.Random(f"flow {settings.seed} {step}")
         arrangement = rng.choices(list(_SHARES), list(_SHARES.values()))[0]
         length = TEXT_TOKENS + (SIZE // TOKEN) ** 2 * ARRANGEMENTS[arrangement].panels
         count = settings.flow_tokens // length

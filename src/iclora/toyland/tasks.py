@@ -61,7 +61,7 @@ class Task:
         """The recipe with toyland's canvas and an example in toyland's words."""
         width, height = ARRANGEMENTS[self.arrangement].size
         full = load_recipe(self.recipe)
-        caption = draw_set(self, random.Random(f"example {self.recipe}"))[1]  # noqa: S311
+        caption = draw_set(self, random.Random(f"example {self.recipe}"))[1]
         values = full.model_dump()
         values["layout"] |= {"width": width, "height": height}
         return Recipe.model_validate({**values, "example": caption.text})
@@ -148,7 +148,7 @@ def write_sets(task: Task, folder: Path, count: int, seed: int = 0) -> None:
     write_text(folder / f"{task.recipe}-toyland.toml", tomli_w.dumps(recipe))
     write_text(folder / "iclora.toml", tomli_w.dumps({"recipe": f"{task.recipe}-toyland.toml"}))
     for number in range(count):
-        rng = random.Random(f"tuning {task.recipe} {seed} {number}")  # noqa: S311
+        rng = random.Random(f"tuning {task.recipe} {seed} {number}")
         canvas, caption = draw_set(task, rng)
         place = folder / f"{number + 1:04d}"
         for i, panel in enumerate(canvas.panels, 1):
