@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from itertools import combinations
@@ -43,7 +44,7 @@ def _half(pixels: Pixels) -> Pixels:
     return small
 
 
-class _Bank:
+class _Bank(ABC):
     """All pictures of one topic, small, and a way to see some of them in full."""
 
     def __init__(self, traits: list[Traits], coarse: Pixels) -> None:
@@ -51,8 +52,9 @@ class _Bank:
         self._coarse = coarse
         self._norms = (coarse**2).sum(-1)
 
+    @abstractmethod
     def full(self, number: int) -> Pixels:
-        raise NotImplementedError
+        """Picture `number` at full size, (SIZE, SIZE, 3)."""
 
     def nearest(self, pixels: Pixels) -> Traits:
         """Traits of the closest picture."""
