@@ -47,7 +47,9 @@ def compose_dataset(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} is not an empty folder", "Choose another --out, or remove it.")
-    reports = list(check_dataset(source, resolutions=(resolution,), grid=_COMPOSE_GRID))
+    # The smallest usual training size beside it, or every set would count as too small for it.
+    sizes = (min(512, resolution), resolution)
+    reports = list(check_dataset(source, resolutions=sizes, grid=_COMPOSE_GRID))
     problems = [*source.problems, *(p for r in reports for p in r.problems)]
     broken = [p for p in problems if p.severity == "error" and not p.caption]
     if broken:
