@@ -98,7 +98,8 @@ def config(make_dataset, tmp_path):
     data = make_dataset()
 
     def make(out="run", **more):
-        return read_config(None, {**FAST, "data": str(data), "out": str(tmp_path / out), **more})
+        where = {"data": str(data), "out": str(tmp_path / out)}
+        return read_config(None, {**FAST, **where, **more})
 
     return make
 

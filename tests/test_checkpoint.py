@@ -11,7 +11,7 @@ from conftest import picture, stop_after
 from safetensors.torch import load_file
 
 from iclora.errors import RunError, StorageError
-from iclora.train import train
+from iclora.train import resume_config, train
 
 
 def test_a_run_stopped_and_resumed_gives_the_same_bytes_as_one_that_was_not(clean, config):
@@ -141,3 +141,18 @@ def test_a_full_disk_ends_a_run_with_a_clear_error_and_keeps_its_checkpoint(
     kept = [p.name for p in Path(settings.out, "checkpoints").iterdir()]
     assert kept == ["step-000002"]
     assert train(settings, clean, resume=True).finished
+
+
+def test_a_run_is_resumed_from_another_folder_whatever_lies_around(
+    clean, config, tmp_path, monkeypatch
+):
+    (tmp_path / "here" / "film-storyboard").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    settings = config(data="../data", cache="kept", recipe="film-storyboard")
+    train(settings, clean, on_step=stop_after(2))
+    monkeypatch.chdir(tmp_path)
+    resumed = resume_config(settings.out, {})
+    assert resumed.recipe == "film-storyboard"
+    assert resumed.cache == str(tmp_path / "here" / "kept")
+    assert train(resumed, clean, resume=True).finished
+    assert not (tmp_path / "kept").exists()

@@ -31,7 +31,7 @@ from iclora.errors import DatasetError, RunError
 from iclora.files import write_text
 from iclora.layout import Layout
 from iclora.models.base import DiffusionModel, Text
-from iclora.recipe import Recipe
+from iclora.recipe import Recipe, recipe_names
 
 __all__ = ["RunResult", "Sample", "StepReport", "accumulate", "resume_config", "schedule", "train"]
 
@@ -226,8 +226,10 @@ def _check(
 
 def _anywhere(config: TrainConfig, model: DiffusionModel) -> TrainConfig:
     """The settings with absolute paths, so that the run is resumed from any folder."""
-    paths = {"data": config.data, "cache": config.cache, "recipe": config.recipe}
-    found = {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()}
+    # A recipe's name stays a name, even where a folder is called like it.
+    own = config.recipe is not None and config.recipe not in recipe_names()
+    paths = {"data": config.data, "cache": config.cache, "recipe": config.recipe if own else None}
+    found = {key: str(Path(path).resolve()) for key, path in paths.items() if path}
     return config.model_copy(update={**found, "base": model.name})
 
 
