@@ -327,3 +327,77 @@ def test_the_module_and_the_script_are_the_same_program():
         [sys.executable, "-m", "iclora", "--version"], capture_output=True, text=True
     )
     assert done.stdout.strip() == f"iclora {__version__}"
+
+
+# -- captions -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer():
+    """A server that captions every storyboard alike, and hopelessly where it sees "nonsense"."""
+    from test_captioners_openai import Server, completion
+
+    answer = {
+        "overview": "A day by the sea.",
+        "panels": ["<Ana> rows out.", "A gull lands.", "Night falls over the bay."],
+    }
+    server = Server(lambda body: (200, completion(json.dumps(answer))))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_caption_says_what_is_sent_where_and_never_the_key(
+    make_dataset, writer, monkeypatch, capsys
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    root = make_dataset(2)
+    (root / "0002" / "caption.txt").unlink()
+    words = ["caption", str(root), "--captioner", "openai:m", "--api", writer.url]
+    assert main(words) == 0
+    told = "".join(capsys.readouterr())
+    assert f"sent to {writer.url} (model m)" in told
+    assert "no side above 768 px" in told
+    assert "1 captions written, 1 sets had one already, 0 failed" in told
+    assert "sk-secret" not in told
+    assert not [f for f in root.rglob("*") if f.is_file() and b"sk-secret" in f.read_bytes()]
+
+
+def test_caption_ends_with_a_status_and_a_list_where_sets_failed(make_dataset, writer, capsys):
+    from test_captioners_openai import completion
+
+    writer.behave = lambda body: (200, completion("nonsense"))
+    root = make_dataset(1)
+    (root / "0001" / "caption.txt").unlink()
+    words = ["caption", str(root), "--captioner", "openai:m", "--api", writer.url]
+    assert main(words) == 1
+    assert "caption-failures.json" in capsys.readouterr().out
+
+
+def test_review_writes_a_page_beside_the_dataset(make_dataset, capsys):
+    root = make_dataset(2)
+    assert main(["review", str(root)]) == 0
+    page = root.with_name(f"{root.name}-review.html")
+    assert str(page) in capsys.readouterr().out
+    assert page.read_text().count("<section") == 2
+
+
+def test_an_idea_is_turned_into_a_prompt_and_into_a_set(writer, tmp_path, capsys):
+    how = ["--captioner", "openai:m", "--api", writer.url]
+    assert main(["prompt", "a day at sea", "--recipe", "film-storyboard", *how]) == 0
+    prompt = capsys.readouterr().out.strip()
+    assert prompt.startswith("[MOVIE-SHOTS] A day by the sea. [SCENE-1] <Ana> rows out.")
+    words = ["generate", "--base", "tiny", "--recipe", "film-storyboard", "--size", "32x96"]
+    words += ["--idea", "a day at sea", "--steps", "1", "--out", str(tmp_path), *how]
+    assert main(words) == 0
+    request = json.loads((tmp_path / "0001" / "request.json").read_text())
+    assert request["prompt"] == prompt
+
+
+def test_an_idea_without_a_captioner_or_recipe_is_an_error_before_anything_is_asked(writer, capsys):
+    words = ["generate", "--base", "tiny", "--idea", "a day at sea"]
+    assert main(words) == 2
+    assert "--captioner" in capsys.readouterr().err
+    assert main([*words, "--captioner", "openai:m", "--api", writer.url]) == 2
+    assert "--recipe" in capsys.readouterr().err
+    assert not writer.bodies

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Words = argparse.Namespace
+_CAPTIONER = (
+    "who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY), "
+    "local:PATH for a transformers model on this machine"
+)
 # Named here so that `--help` need not load them; a test holds them equal to toyland's.
 _TOY_TASKS = (
     "film-storyboard",
@@ -40,6 +44,7 @@ _TOY_TASKS = (
     "visual-identity",
     "font-design",
     "ppt-template",
+    "home-decoration",
 )
 
 
@@ -151,6 +156,79 @@ def compose(words: Words) -> None:
     )
     _show_problems(problems)
     _say(f"wrote {words.out}; look at it, then `iclora check {words.out}`")
+
+
+def caption(words: Words) -> int:
+    """Write joint captions with a multimodal language model, for sets that have none."""
+    from iclora.captioners import load_captioner
+    from iclora.captioning import FAILURES, Outcome, caption_dataset
+    from iclora.dataset import open_dataset
+
+    dataset = open_dataset(words.data, words.recipe)
+    captioner = load_captioner(
+        words.captioner, url=words.api, together=words.together, device=words.model_device
+    )
+    pictures = "the panels of a set one by one" if words.send == "panels" else "one composite a set"
+    for notice in captioner.notices:
+        _say(f"{notice}: {pictures}, no side above {words.longest_side} px")
+    with progress_bar() as bar:
+
+        def report(outcome: Outcome, done: int, total: int) -> None:
+            if outcome.caption is None:
+                _warn(f"{outcome.name}: no caption, {outcome.problem}")
+            bar("captioning", done, total, outcome.name)
+
+        summary = caption_dataset(
+            dataset,
+            captioner,
+            **_token_budget(words),
+            send=words.send,
+            longest=words.longest_side,
+            overwrite=words.overwrite,
+            on_done=report,
+        )
+    _say(
+        f"{len(summary.written)} captions written, {len(summary.kept)} sets had one already, "
+        f"{len(summary.failed)} failed; the model read {summary.read:,} and wrote "
+        f"{summary.wrote:,} tokens"
+    )
+    if summary.failed:
+        _say(f"failed sets are listed in {dataset.path / FAILURES}; run again to try them again")
+    _say(f"look through them: iclora review {dataset.path}")
+    return 1 if summary.failed else 0
+
+
+def _token_budget(words: Words) -> dict[str, Any]:
+    """How to count tokens, and how many there may be, as --base does."""
+    if not words.base:
+        return {}
+    model = _load(words.base, words, weights=False)
+    return {"count_tokens": model.count_tokens, "limit": model.max_text_tokens}
+
+
+def review(words: Words) -> None:
+    """Make one page of all sets and their words, to look through."""
+    from iclora.dataset import check_dataset, open_dataset
+    from iclora.review import write_review
+
+    dataset = open_dataset(words.data, words.recipe)
+    budget = _token_budget(words)
+    reports = list(check_dataset(dataset, **budget))
+    out = Path(words.out or f"{dataset.path.with_suffix('')}-review.html")
+    write_review(dataset, reports, out, budget.get("limit", 512))
+    _say(f"wrote {out}; open it in a browser")
+
+
+def prompt(words: Words) -> None:
+    """Turn an idea into a joint prompt in a recipe's form."""
+    from iclora.captioners import load_captioner
+    from iclora.captioning import write_prompt
+    from iclora.recipe import load_recipe
+
+    captioner = load_captioner(words.captioner, url=words.api, device=words.model_device)
+    for notice in captioner.notices:
+        print(notice.replace("pictures and instructions", "the idea"), file=sys.stderr)
+    _say(write_prompt(load_recipe(words.recipe), words.idea, captioner, **_token_budget(words)))
 
 
 def check(words: Words) -> int:
@@ -324,10 +402,14 @@ def _wishes(
     if words.prompts:
         lines = _read_lines(words.prompts)
         prompts += [line for line in lines if line]
-    if not prompts:
-        raise ConfigError("there is no prompt", 'Pass --prompt "..." or --prompts FILE.')
+    if not prompts and not words.idea:
+        raise ConfigError(
+            "there is no prompt", 'Pass --prompt "...", --prompts FILE or --idea "...".'
+        )
     panel_seeds = {n: int(s) for n, s in _pairs(words.panel_seed, "--panel-seed", r"\d+")}
+    write_ideas = _idea_writer(words, adapter)
     model = _load(base, words)
+    prompts += write_ideas(model)
     wishes, said = [], set()
     for prompt in prompts:
         for turn in range(words.count or 1):
@@ -351,7 +433,41 @@ def _wishes(
     return model, adapter, wishes
 
 
+def _idea_writer(words: Words, adapter: Adapter | None) -> Callable[[DiffusionModel], list[str]]:
+    """What will make joint prompts of --idea; refused before any weights are loaded."""
+    from iclora.captioners import load_captioner
+    from iclora.captioning import write_prompt
+    from iclora.recipe import load_recipe
+
+    if not words.idea:
+        return lambda _: []
+    if not words.captioner:
+        raise ConfigError("an idea needs somebody to write it out", "Pass --captioner too.")
+    if words.recipe:
+        recipe = load_recipe(words.recipe)
+    elif adapter and adapter.info:
+        recipe = adapter.info.recipe
+    else:
+        raise ConfigError("an idea needs a recipe to be written in", "Pass --recipe.")
+    captioner = load_captioner(words.captioner, url=words.api, device=words.device)
+
+    def write(model: DiffusionModel) -> list[str]:
+        budget: dict[str, Any] = {
+            "count_tokens": model.count_tokens,
+            "limit": model.max_text_tokens,
+        }
+        found = [write_prompt(recipe, idea, captioner, **budget) for idea in words.idea]
+        for prompt in found:
+            _say(f"prompt: {prompt}")
+        return found
+
+    return write
+
+
 _DECIDED = (
+    "idea",
+    "captioner",
+    "api",
     "recipe",
     "prompt",
     "prompts",
@@ -481,6 +597,34 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         default=1536,
         help="largest canvas, px: side of a square of the same area (default 1536)",
     )
+    p = add(caption)
+    p.add_argument("data", help="folder of image sets")
+    p.add_argument("--recipe", help="recipe name or TOML path; by default the dataset's own")
+    p.add_argument(
+        "--send",
+        choices=("panels", "composite"),
+        default="panels",
+        help="show the model the panels one by one (default), or joined",
+    )
+    p.add_argument(
+        "--longest-side",
+        type=_side,
+        default=768,
+        help="pictures are scaled down to this before they are sent, px (default 768)",
+    )
+    p.add_argument("--together", type=_positive, help="requests at the same time (default 4)")
+    p.add_argument("--overwrite", action="store_true", help="also replace captions that are there")
+    _captioner_options(p)
+    p = add(review)
+    p.add_argument("data", help="folder or zip archive of image sets")
+    p.add_argument("--recipe", help="recipe name or TOML path; by default the dataset's own")
+    p.add_argument("--base", help="count tokens as this base does")
+    p.add_argument("--out", help="HTML file; by default DATA-review.html beside the dataset")
+    p.set_defaults(device="cpu", dtype="fp32")
+    p = add(prompt)
+    p.add_argument("idea", help="one line, such as: a shy boy at a carnival")
+    p.add_argument("--recipe", required=True, help="recipe name or TOML path")
+    _captioner_options(p)
     p = add(check)
     p.add_argument("data", help="folder or zip archive of image sets")
     p.add_argument("--recipe", help="recipe name or TOML path; by default the dataset's own")
@@ -540,6 +684,9 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--recipe", help="recipe name or TOML path; by default the adapter's")
     add("--prompt", action="append", help="a joint prompt; repeat for more sets")
     add("--prompts", metavar="FILE", help="text file with one joint prompt per line")
+    add("--idea", action="append", help="one line that a captioner turns into a joint prompt")
+    add("--captioner", help=f"for --idea, {_CAPTIONER}")
+    add("--api", metavar="URL", help="for --idea, the server's base URL")
     add("--count", type=_positive, help="sets per prompt, with seeds one apart (default 1)")
     add("--size", type=_size, metavar="WxH", help="canvas in px; by default the recipe's")
     add("--seed", type=int, help="decides the noise of all panels (default 0)")
@@ -554,6 +701,15 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--out", default="out", help="folder for the sets, OUT/0001 and on (default out)")
     add("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     add("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="precision of the base")
+
+
+def _captioner_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--captioner", required=True, help=_CAPTIONER)
+    add("--api", metavar="URL", help="the server's base URL; by default $OPENAI_BASE_URL")
+    add("--model-device", default="auto", help="where a local model runs (default auto)")
+    add("--base", help="count tokens as this base does")
+    parser.set_defaults(device="cpu", dtype="fp32")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -42,6 +42,7 @@ __all__ = [
     "PanelSet",
     "Problem",
     "SetReport",
+    "caption_path",
     "check_dataset",
     "open_dataset",
     "training_layouts",
@@ -173,6 +174,12 @@ class Dataset:
         captions = (s._files[s.caption_file]() if s.caption_file else b"" for s in self.sets)
         parts = (part for s, c in zip(self.sets, captions, strict=True) for part in (s.digest, c))
         return files.digest(self.recipe.model_dump_json(), *parts)
+
+
+def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:
+    """Where a set's caption lies, or would lie, in a dataset that is a folder."""
+    image = dataset.path / image_set.images[0]
+    return image.with_suffix(".txt") if image_set.composite else image.parent / _CAPTION
 
 
 def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layout | None:

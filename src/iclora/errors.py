@@ -7,6 +7,7 @@ IcloraError            anything a user can mend; the CLI prints it and exits wit
 |- RecipeError         an unknown recipe or a TOML file that is not one
 |- DatasetError        image sets on disk that are incomplete or ambiguous
 |- ConfigError         a setting that makes no sense
+|- CaptionerError      a captioning model or server that cannot be used, or gave no answer
 |- ModelError          a base model that cannot be found, opened or used
 |- AdapterError        LoRA weights that do not fit the base
 |- RunError            a training run that cannot start, go on or be resumed
@@ -55,6 +56,10 @@ class DatasetError(IcloraError):
 
 class ConfigError(IcloraError):
     """A setting that makes no sense."""
+
+
+class CaptionerError(IcloraError):
+    """A captioning model or server that cannot be used, or that gave no answer."""
 
 
 class ModelError(IcloraError):

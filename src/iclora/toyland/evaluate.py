@@ -294,8 +294,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="auto", help="of the base while tuning: fp32 or bf16")
     parser.add_argument("--base-only", action="store_true", help="leave the adapter out")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     figures: dict[str, dict[str, Any]] = {}
     for name in args.task or list(TASKS):
         task, out = TASKS[name], args.out / name

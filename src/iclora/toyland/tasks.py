@@ -95,6 +95,8 @@ TASKS: dict[str, Task] = {
              ({},) * 4),
         Task("ppt-template", "grid", "slide", ("colour", "motif", "ground"), ("slide",),
              ({},) * 4),
+        Task("home-decoration", "grid", "room", ("colour", "wall", "floor"), ("room",),
+             ({},) * 4),
     )
 }  # fmt: skip
 """The tasks by recipe name."""
@@ -120,8 +122,8 @@ def draw_set(task: Task, rng: random.Random, *, unseen: bool = False) -> tuple[C
     for fixed in task.fixed:
         own = {**draw_traits(rng, task.topic), **{t: shared[t] for t in task.relation}, **fixed}
         traits.append(own)
-    if task.topic in ("letter", "slide"):
-        # Four different letters, four different slides.
+    if task.topic in ("letter", "slide", "room"):
+        # Four different letters, slides, rooms.
         first = task.stated[0]
         values = rng.sample(TRAITS[first], count)
         for own, value in zip(traits, values, strict=True):

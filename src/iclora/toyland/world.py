@@ -6,6 +6,7 @@ Everything follows from a `random.Random`: the same seed gives the same panels a
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,9 @@ __all__ = [
     "draw_canvas",
     "draw_caption",
     "draw_traits",
+    "idea_of",
     "phrases",
+    "traits_said",
     "write_caption",
 ]
 
@@ -50,6 +53,9 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "ground": tuple(GROUNDS),
     "slide": ("title", "chart", "list", "picture"),
     "motif": ("circles", "stripes", "triangles"),
+    "room": ("living room", "bedroom", "kitchen", "study"),
+    "wall": ("plain", "striped", "panelled"),
+    "floor": ("planks", "tiles", "carpet"),
 }
 """Every trait and its values."""
 
@@ -60,6 +66,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "emblem": ("shape", "colour", "carrier"),
     "letter": ("letter", "colour", "stroke", "slant", "ground"),
     "slide": ("slide", "colour", "motif", "ground"),
+    "room": ("room", "colour", "wall", "floor"),
 }  # fmt: skip
 """What a panel can show, and the traits it then has."""
 
@@ -68,6 +75,7 @@ IDENTITY: dict[str, tuple[str, ...]] = {
     "emblem": ("shape", "colour"),
     "letter": ("colour", "stroke", "slant", "ground"),
     "slide": ("colour", "motif", "ground"),
+    "room": ("colour", "wall", "floor"),
 }
 """The traits that make two panels show "the same"."""
 
@@ -154,7 +162,7 @@ def draw_traits(rng: random.Random, topic: str) -> dict[str, str]:
     return traits
 
 
-_TOPIC_SHARES = {"character": 0.64, "emblem": 0.12, "letter": 0.12, "slide": 0.12}
+_TOPIC_SHARES = {"character": 0.6, "emblem": 0.1, "letter": 0.1, "slide": 0.1, "room": 0.1}
 _ARRANGEMENT_SHARES = {
     "character": {"single": 0.2, "side by side": 0.18, "stacked": 0.14, "storyboard": 0.34,
                   "grid": 0.14},
@@ -163,6 +171,8 @@ _ARRANGEMENT_SHARES = {
     "letter": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
                "grid": 0.6},
     "slide": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
+               "grid": 0.6},
+    "room": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
                "grid": 0.6},
 }  # fmt: skip
 
@@ -278,6 +288,22 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "stripes": ("with a striped edge", "with stripes"),
         "triangles": ("with a triangle", "with a cut corner"),
     },
+    "room": {
+        "living room": ("a living room", "a room with a sofa"),
+        "bedroom": ("a bedroom", "a room with a bed"),
+        "kitchen": ("a kitchen", "a kitchen with a stove"),
+        "study": ("a study", "a room with a desk"),
+    },
+    "wall": {
+        "plain": ("with plain walls", "with bare walls"),
+        "striped": ("with striped wallpaper", "with striped walls"),
+        "panelled": ("with panelled walls", "with wall panels"),
+    },
+    "floor": {
+        "planks": ("over oak planks", "on a wooden floor"),
+        "tiles": ("over chequered tiles", "on a tiled floor"),
+        "carpet": ("over a soft carpet", "on a carpet"),
+    },
 }  # fmt: skip
 
 NAMES = (
@@ -291,6 +317,7 @@ _CUES: dict[str, dict[str, tuple[str, ...]]] = {
         "emblem": ("the same logo each time", "always the same logo"),
         "letter": ("all in the same typeface", "always the same typeface"),
         "slide": ("all from the same deck", "always the same template"),
+        "room": ("all in the same home", "always the same style"),
     },
     "storm": {"character": ("the same picture before and in a sandstorm",
                             "the same scene, then the storm")},
@@ -306,6 +333,7 @@ _OPENINGS: dict[str, tuple[str, ...]] = {
     "emblem": ("A brand", "A logo and its use", "Pictures of a brand", "A small company"),
     "letter": ("Letters", "A typeface", "Samples of lettering"),
     "slide": ("A slide deck", "Slides", "A presentation template"),
+    "room": ("Rooms", "A home", "Pictures of rooms", "A small flat"),
 }  # fmt: skip
 
 
@@ -341,7 +369,7 @@ class _Writer:
 
     def clause(self, topic: str, said: Mapping[str, str]) -> str:
         return {"character": self._character, "emblem": self._emblem, "letter": self._letter,
-                "slide": self._slide}[topic](said)  # fmt: skip
+                "slide": self._slide, "room": self._room}[topic](said)  # fmt: skip
 
     def _character(self, said: Mapping[str, str]) -> str:
         rng = self._rng
@@ -385,6 +413,13 @@ class _Writer:
             parts.append(f"in {words['colour']}")
         parts.append(words.get("ground"))
         return " ".join(w for w in parts if w)
+
+    def _room(self, said: Mapping[str, str]) -> str:
+        words = {trait: self._put(trait, value) for trait, value in said.items()}
+        parts = [words.get("room") or "a room"]
+        if "colour" in words:
+            parts.append(f"in {words['colour']}")
+        return " ".join([*parts, *(words[t] for t in ("wall", "floor") if t in words)])
 
     def shared(self, topic: str, said: Mapping[str, str]) -> str:
         """What the overview says of all panels, as a phrase behind "of" or "with"."""
@@ -490,6 +525,29 @@ def draw_caption(rng: random.Random, canvas: Canvas) -> Caption:
         prefix=rng.choice(_PREFIXES) if rng.random() < 0.3 else "",
         name=rng.choice(NAMES) if named else "",
     )  # fmt: skip
+
+
+def idea_of(rng: random.Random, topic: str, said: Mapping[str, str]) -> str:
+    """A short wish for a set that shares these traits, as a person would type it."""
+    return _Writer(rng).shared(topic, said).removeprefix("of ")
+
+
+def traits_said(text: str, topic: str) -> dict[str, str]:
+    """The traits some words state, longest phrases first; the inverse of writing them."""
+    found: dict[str, str] = {}
+    known = [
+        (phrase, trait, value)
+        for trait in TOPICS[topic]
+        for value, ways in _WORDS[trait].items()
+        for phrase in ways
+    ]
+    for phrase, trait, value in sorted(known, key=lambda k: -len(k[0])):
+        pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
+        if re.search(pattern, text):
+            found.setdefault(trait, value)
+            # Or "wearing a red bow" would also be a red character.
+            text = re.sub(pattern, "-", text)
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,40 @@
+"""A captioner by its name: KIND:MODEL, or the name of one that ships with iclora."""
+
+from __future__ import annotations
+
+from iclora.captioners.base import Captioner
+from iclora.errors import CaptionerError
+
+__all__ = ["load_captioner"]
+
+
+def load_captioner(
+    name: str,
+    *,
+    url: str | None = None,
+    together: int | None = None,
+    device: str = "auto",
+) -> Captioner:
+    """Open a captioner.
+
+    Args:
+        name: "openai:MODEL" for a server, "local:PATH_OR_HUB_ID" for a transformers model.
+        url: the server's base URL.
+        together: requests or sets at the same time.
+        device: where a local model runs: auto, cuda, cuda:N, mps or cpu.
+    Raises: CaptionerError.
+    """
+    kind, _, model = name.partition(":")
+    count = {"together": together} if together else {}
+    if kind == "openai" and model:
+        from iclora.captioners.openai import OpenAICaptioner
+
+        return OpenAICaptioner(model, url, **count)
+    if kind == "local" and model:
+        from iclora.captioners.local import LocalCaptioner
+
+        return LocalCaptioner(model, device=device, **count)
+    raise CaptionerError(
+        f'there is no captioner "{name}"',
+        "Use openai:MODEL for a server, or local:PATH for a model in transformers' layout.",
+    )

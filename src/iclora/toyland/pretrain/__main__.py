@@ -1,0 +1,55 @@
+"""`python -m iclora.toyland.pretrain`: all stages, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import iclora.toyland.pretrain as package
+from iclora.toyland.pretrain.autoencoder import train_vae
+from iclora.toyland.pretrain.canvases import encode_canvases
+from iclora.toyland.pretrain.captioner import train_captioner
+from iclora.toyland.pretrain.export import write_base
+from iclora.toyland.pretrain.painter import train_flow
+from iclora.toyland.pretrain.readers import train_text
+from iclora.toyland.pretrain.stage import Log, Settings
+from iclora.toyland.pretrain.words import load_tokenizers
+
+STAGES = ("autoencoder", "canvases", "text", "captioner")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(package.__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the base")
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--stage", choices=STAGES, help="train this stage alone")
+    parser.add_argument("--steps", type=int, default=Settings.flow_steps, help="transformer steps")
+    parser.add_argument("--device", type=torch.device, default=Settings.device)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = Settings(seed=args.seed, device=args.device, flow_steps=args.steps)
+    work = args.out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    log = Log(work / "log.jsonl")
+    if args.stage == "captioner":
+        train_captioner(settings, work, log, args.out / "captioner")
+        return
+    # The two first stages do not need each other: two machines, or cores, can share them.
+    vae = None if args.stage == "text" else train_vae(settings, work, log)
+    data = encode_canvases(settings, work, vae, log) if args.stage in (None, "canvases") else {}
+    if args.stage in ("autoencoder", "canvases"):
+        return
+    tokenizers = load_tokenizers(settings, work)
+    readers = train_text(settings, work, log, tokenizers)
+    if vae is None:
+        return
+    train_flow(settings, work, log, readers, tokenizers, data,
+               lambda model: write_base(args.out, model, vae, readers, tokenizers))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
