@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from iclora.models import load_model
 from iclora.toyland.pretrain import autoencoder, canvases, export, painter, readers, stage, words
@@ -173,3 +174,27 @@ def test_training_that_was_stopped_and_taken_up_steps_as_if_it_never_stopped(tmp
     go(taken, optimizers, 3, 6)
     for ours, theirs in zip(taken.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_base_can_be_gone_on_from_without_its_work_folder(tmp_path):
+    torch.manual_seed(0)
+    settings = stage.Settings()
+    tokenizers = words.make_tokenizers(settings)
+    both = readers.Readers(readers.new_t5(tokenizers[1]), readers.new_clip(tokenizers[0]))
+    model = painter.new_transformer()
+    export.write_base(tmp_path / "base", model, autoencoder.new_vae(), both, tokenizers)
+    work = tmp_path / "work"
+    work.mkdir()
+    export.warm_start(tmp_path / "base", work)
+    log = stage.Log(work / "log.jsonl")
+    kept = words.load_tokenizers(settings, work)
+    assert kept[1]("a red cat").input_ids == tokenizers[1]("a red cat").input_ids
+    again = readers.train_text(settings, work, log, kept)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        ours, theirs = again.t5(ids)[0], both.t5.to(torch.bfloat16).float()(ids)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    weights = load_file(work / "warm.safetensors")
+    export.still_guidance(model)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-2)

@@ -166,7 +166,11 @@ def caption(words: Words) -> int:
 
     dataset = open_dataset(words.data, words.recipe)
     captioner = load_captioner(
-        words.captioner, url=words.api, together=words.together, device=words.model_device
+        words.captioner,
+        url=words.api,
+        together=words.together,
+        device=words.model_device,
+        schema=words.schema,
     )
     pictures = "the panels of a set one by one" if words.send == "panels" else "one composite a set"
     for notice in captioner.notices:
@@ -611,6 +615,12 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         type=_side,
         default=768,
         help="pictures are scaled down to this before they are sent, px (default 768)",
+    )
+    p.add_argument(
+        "--schema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="hold a server's answers to a JSON schema, where it can (default)",
     )
     p.add_argument("--together", type=_positive, help="requests at the same time (default 4)")
     p.add_argument("--overwrite", action="store_true", help="also replace captions that are there")

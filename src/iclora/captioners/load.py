@@ -14,6 +14,7 @@ def load_captioner(
     url: str | None = None,
     together: int | None = None,
     device: str = "auto",
+    schema: bool = True,
 ) -> Captioner:
     """Open a captioner.
 
@@ -21,6 +22,7 @@ def load_captioner(
         name: "openai:MODEL" for a server, "local:PATH_OR_HUB_ID" for a transformers model.
         url: the server's base URL.
         together: requests or sets at the same time.
+        schema: whether a server is asked to hold its answers to a JSON schema.
         device: where a local model runs: auto, cuda, cuda:N, mps or cpu.
     Raises: CaptionerError.
     """
@@ -29,7 +31,7 @@ def load_captioner(
     if kind == "openai" and model:
         from iclora.captioners.openai import OpenAICaptioner
 
-        return OpenAICaptioner(model, url, **count)
+        return OpenAICaptioner(model, url, schema=schema, **count)
     if kind == "local" and model:
         from iclora.captioners.local import LocalCaptioner
 

@@ -35,6 +35,8 @@ class OpenAICaptioner(Captioner):
         retries: of one request after 429, 5xx, a timeout or a broken connection, each after a
             longer pause.
         timeout: seconds to wait for one answer.
+        schema: whether to begin with a JSON schema. A server that ignores it without a word may
+            be better off without.
     Raises: CaptionerError if the openai package is missing, or a key is needed and there is none.
     """
 
@@ -46,6 +48,7 @@ class OpenAICaptioner(Captioner):
         together: int = 4,
         retries: int = 5,
         timeout: float = 180,
+        schema: bool = True,
     ) -> None:
         try:
             import openai
@@ -67,7 +70,7 @@ class OpenAICaptioner(Captioner):
             base_url=url, api_key=key or "none", max_retries=retries, timeout=timeout
         )
         self._errors = openai
-        self._form = 0
+        self._form = 0 if schema else 2
         self.notices = [f"pictures and instructions are sent to {_bare(url)} (model {model})"]
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:

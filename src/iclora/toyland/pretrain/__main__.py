@@ -11,7 +11,7 @@ import iclora.toyland.pretrain as package
 from iclora.toyland.pretrain.autoencoder import train_vae
 from iclora.toyland.pretrain.canvases import encode_canvases
 from iclora.toyland.pretrain.captioner import train_captioner
-from iclora.toyland.pretrain.export import write_base
+from iclora.toyland.pretrain.export import warm_start, write_base
 from iclora.toyland.pretrain.painter import train_flow
 from iclora.toyland.pretrain.readers import train_text
 from iclora.toyland.pretrain.stage import Log, Settings
@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--stage", choices=STAGES, help="train this stage alone")
     parser.add_argument("--steps", type=int, default=Settings.flow_steps, help="transformer steps")
+    parser.add_argument(
+        "--warm", type=Path, help="folder of a base to go on from, in place of its kept work/"
+    )
     parser.add_argument("--device", type=torch.device, default=Settings.device)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
@@ -35,6 +38,8 @@ def main() -> None:
     work = args.out / "work"
     work.mkdir(parents=True, exist_ok=True)
     log = Log(work / "log.jsonl")
+    if args.warm:
+        warm_start(args.warm, work)
     if args.stage == "captioner":
         train_captioner(settings, work, log, args.out / "captioner")
         return

@@ -8,10 +8,11 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import save_file
 
 from iclora.toyland.pretrain.readers import Readers
 
-__all__ = ["still_guidance", "write_base"]
+__all__ = ["still_guidance", "warm_start", "write_base"]
 
 
 @torch.no_grad()
@@ -48,3 +49,21 @@ def write_base(
         text_encoder_2=copies[3], tokenizer=clip_tokenizer, tokenizer_2=t5_tokenizer,
     )  # fmt: skip
     pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def warm_start(base: Path, work: Path) -> None:
+    """Fill a new `work` folder from an exported base: all but the transformer is done there.
+
+    The transformer's training begins anew from its weights, with optimizers that know nothing.
+    What is in `work` already stays as it is.
+    """
+    pipeline = diffusers.FluxPipeline.from_pretrained(base, dtype=torch.float32)
+    if not (work / "tokenizers").is_dir():
+        pipeline.tokenizer.save_pretrained(work / "tokenizers" / "tokenizer")
+        pipeline.tokenizer_2.save_pretrained(work / "tokenizers" / "tokenizer_2")
+    readers = Readers(pipeline.text_encoder_2, pipeline.text_encoder)
+    parts = {"vae": pipeline.vae, "text": readers, "warm": pipeline.transformer}
+    for name, part in parts.items():
+        path = work / f"{name}.safetensors"
+        if not path.is_file():
+            save_file({k: v.clone().contiguous() for k, v in part.state_dict().items()}, path)

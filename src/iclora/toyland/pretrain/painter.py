@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,6 +186,8 @@ def train_flow(settings: Settings, work: Path, log: Log, readers: Readers,
     torch.manual_seed(settings.seed + 2)
     device = settings.device
     model = new_transformer().to(device)
+    if (work / "warm.safetensors").is_file():
+        model.load_state_dict(load_file(work / "warm.safetensors"))
     if device.type == "cpu":
         model.set_attn_processor(PlainAttention(compiled=True))
     # In fp32 from the first layer on, or the noise level would be told in bf16's coarse steps.

@@ -46,7 +46,7 @@ class Settings:
     text_lr: float = 2e-3
     flow_canvases: int = 12_000
     """Different canvases the transformer sees; their captions are new each time."""
-    flow_steps: int = 2700
+    flow_steps: int = 5200
     flow_cooldown: int = 600
     """Last steps, over which the learning rate falls to zero."""
     flow_tokens: int = 10_240
