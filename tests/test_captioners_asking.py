@@ -63,6 +63,9 @@ def _json(overview="A day at sea.", panels=TEXTS):
         ("x" * 10_000_000, "10,000,000 characters"),
         ('{"overview": 3, "panels": "x"}', "must be a string"),
         ("", "[SCENE-1] is missing"),
+        (_json(panels=[{"text": "a boy"}, *TEXTS[1:]]), "no string"),
+        (_json(overview="\ud83d sea"), "half a character"),
+        ('{"a":' + "[" * 19_000, "no whole JSON object"),
     ],
 )
 def test_an_answer_that_is_no_caption_is_refused_with_the_reason(text, problem):

@@ -249,6 +249,17 @@ def test_the_users_of_a_remote_model_are_told_where_pictures_go_but_no_password(
     ]
 
 
+def test_a_key_with_a_line_end_works_and_one_that_is_none_is_not_shown(serve, monkeypatch):
+    server = serve(lambda body: (200, completion("x")))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
+    only(OpenAICaptioner("m", server.url), ask())
+    assert server.headers[0]["authorization"] == "Bearer sk-secret"
+    monkeypatch.setenv("OPENAI_API_KEY", "\u201csk-secret\u201d")
+    with pytest.raises(CaptionerError, match="no key has") as refused:
+        OpenAICaptioner("m", server.url)
+    assert "secret" not in str(refused.value)
+
+
 def test_openai_itself_needs_a_key(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)

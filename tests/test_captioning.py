@@ -142,6 +142,17 @@ def test_nothing_a_person_wrote_is_overwritten_unless_asked_for(make_dataset, se
     assert (root / "0001" / "caption.txt").read_bytes() != mine
 
 
+def test_a_caption_that_was_written_meanwhile_is_kept(bare, serve):
+    root = bare(1)
+
+    def behave(body):
+        (root / "0001" / "caption.txt").write_text("mine")
+        return 200, completion(good())
+
+    assert caption(root, serve(behave)).kept == ["0001"]
+    assert (root / "0001" / "caption.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_whose_server_died_goes_on_and_captions_nothing_twice(make_dataset, serve, overwrite):
     root = make_dataset(6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,8 @@ _TRIES = 4
 """The first answer, and three after an objection."""
 _KEPT = 2000
 """Characters of an answer that are shown to the model again, or to its user."""
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+"""White space, and a byte-order mark."""
 _AT_ONCE = 16
 """Least sets held in memory together."""
 
@@ -92,6 +95,12 @@ def caption_dataset(
             f"{dataset.path} is an archive, and captions are written beside the images",
             "Unpack it into a folder first.",
         )
+    names = [image_set.name for image_set in dataset.sets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DatasetError(
+            f"more than one image set is called {', '.join(twice)}", "Rename or remove the others."
+        )
     summary = Summary()
 
     def judge(answer: str) -> str:
@@ -118,10 +127,14 @@ def caption_dataset(
         try:
             for outcome in _captions(part, captioner, judge, look, summary):
                 count += 1
+                place = places[outcome.name]
                 if outcome.caption is None:
                     summary.failed.append(outcome)
+                elif not overwrite and place.is_file() and place.read_bytes().strip(_BLANK):
+                    # Somebody wrote one while the model was at it.
+                    summary.kept.append(outcome.name)
                 else:
-                    write_text(places[outcome.name], outcome.caption + "\n")
+                    write_text(place, outcome.caption + "\n")
                     summary.written.append(outcome.name)
                     if overwrite:
                         journal.note(outcome.name)
@@ -227,11 +240,7 @@ def _has_words(image_set: ImageSet) -> bool:
     """Whether somebody wrote a caption; an empty file is none."""
     if image_set.caption_file is None:
         return False
-    try:
-        image_set.caption()
-    except CaptionError as error:
-        return "is empty" not in error.problem
-    return True
+    return bool(image_set.caption_bytes().strip(_BLANK))
 
 
 class _Journal:
@@ -248,7 +257,13 @@ class _Journal:
             lines = []
         if lines and lines[0] == json.dumps(self._settings):
             # The last line may be cut short by a kill; then its set is done once more.
-            return {json.loads(line) for line in lines[1:] if line.endswith('"')}
+            done = set()
+            for line in lines[1:]:
+                with suppress(ValueError):
+                    done.add(json.loads(line))
+            # Written anew, or the next name would join the torn line.
+            write_text(self._path, "".join(json.dumps(x) + "\n" for x in [self._settings, *done]))
+            return done
         write_text(self._path, json.dumps(self._settings) + "\n")
         return set()
 

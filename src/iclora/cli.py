@@ -218,7 +218,9 @@ def review(words: Words) -> None:
     dataset = open_dataset(words.data, words.recipe)
     budget = _token_budget(words)
     reports = list(check_dataset(dataset, **budget))
-    out = Path(words.out or f"{dataset.path.with_suffix('')}-review.html")
+    place = dataset.path.resolve()
+    name = place.stem if place.is_file() else place.name
+    out = Path(words.out) if words.out else place.with_name(f"{name}-review.html")
     write_review(dataset, reports, out, budget.get("limit", 512))
     _say(f"wrote {out}; open it in a browser")
 

@@ -153,6 +153,10 @@ class ImageSet:
             raise CaptionError(f"caption {self.caption_file} is empty", "Write a joint caption.")
         return text
 
+    def caption_bytes(self) -> bytes:
+        """What its caption file holds; nothing where there is none."""
+        return b"" if self.caption_file is None else self._files[self.caption_file]()
+
     @cached_property
     def digest(self) -> str:
         """Content hash of its image files, in order."""

@@ -96,8 +96,13 @@ def _whole(dataset: Dataset, panels: Sequence[Image.Image]) -> str:
     if not panels:
         return "<div></div>"
     sizes = [panel.size for panel in panels]
-    layout = training_layouts(dataset.recipe.canvas, sizes, (1024,), 16)[-1]
-    return _image(layout.compose(panels), _SIDE, "whole")
+    try:
+        layout = training_layouts(dataset.recipe.canvas, sizes, (1024,), 16)[-1]
+        whole = layout.compose(panels)
+    except IcloraError:
+        # What is wrong stands beside it; the panels are shown one by one.
+        return "<div></div>"
+    return _image(whole, _SIDE, "whole")
 
 
 def _words(dataset: Dataset, image_set: ImageSet, panels: Sequence[Image.Image]) -> Iterator[str]:

@@ -93,6 +93,8 @@ def read_answer(
         )
     text = re.sub(r"^\s*```\w*\s*|\s*```\s*$", "", text).strip()
     overview, panels = (_from_json if text.startswith("{") else _from_marks)(text, recipe)
+    if any("\ud800" <= sign <= "\udfff" for sign in "".join([overview, *panels])):
+        raise CaptionError("the answer holds half a character", "Write plain text.")
     if _REFUSALS.search(" ".join([overview, *panels])[:400]):
         raise CaptionError(
             f'the answer is a refusal ("{text[:80]}")', "Describe what is to be seen."
@@ -116,14 +118,16 @@ def _from_json(text: str, recipe: Recipe) -> tuple[str, list[str]]:
     try:
         value = json.loads(text)
         overview, panels = value["overview"], value["panels"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CaptionError(
             f"the answer is no whole JSON object with overview and panels ({error})",
             "Write it again, whole.",
         ) from error
     if not isinstance(overview, str) or not isinstance(panels, list):
         raise CaptionError("overview must be a string, panels a list", "Mind their types.")
-    texts = [str(panel) for panel in panels]
+    if not all(isinstance(panel, str) for panel in panels):
+        raise CaptionError("a panel's text is no string", "Write plain strings.")
+    texts = list(panels)
     if len(texts) != len(recipe.markers):
         raise CaptionError(
             f"{len(texts)} panel texts for {len(recipe.markers)} panels",

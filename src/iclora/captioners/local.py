@@ -26,16 +26,19 @@ class LocalCaptioner(Captioner):
     def __init__(self, model: str, *, device: str = "auto", together: int = 4) -> None:
         import torch
         import transformers
+        from safetensors import SafetensorError
 
         super().__init__(f"local:{model}", together)
         where = device if device != "auto" else _best_device(torch)
         kind: dict[str, Any] = {"dtype": "auto" if where.startswith("cuda") else torch.float32}
         try:
-            self._processor: Any = transformers.AutoProcessor.from_pretrained(model)
-            self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                model, use_safetensors=True, **kind
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(
+                model, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                model, use_safetensors=True, trust_remote_code=False, **kind
+            )
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise CaptionerError(
                 f"{model} cannot be opened as an image-text-to-text model: {error}",
                 "Give a folder or hub id of such a model, with safetensors weights and a chat "

@@ -58,7 +58,11 @@ class OpenAICaptioner(Captioner):
                 "Install it: pip install 'iclora[openai]'.",
             ) from error
         url = url or os.environ.get("OPENAI_BASE_URL") or _HOSTED
-        key = os.environ.get("OPENAI_API_KEY")
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (key.isascii() and (key.isprintable() or not key)):
+            raise CaptionerError(
+                "$OPENAI_API_KEY holds signs no key has", "Set it anew; it is not shown here."
+            )
         if not key and url.startswith(_HOSTED):
             raise CaptionerError(
                 "OpenAI wants a key and $OPENAI_API_KEY is not set",
@@ -132,8 +136,12 @@ class OpenAICaptioner(Captioner):
             raise ValueError("no choices in it")
         usage = reply.usage
         text = reply.choices[0].message.content or reply.choices[0].message.refusal or ""
+        if not isinstance(text, str):
+            raise ValueError("its content is no text")
         return Answer(
-            text, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0
+            text,
+            (usage.prompt_tokens or 0) if usage else 0,
+            (usage.completion_tokens or 0) if usage else 0,
         )
 
     def _body(self, ask: Ask, structured: bool, plain: bool) -> dict[str, Any]:
