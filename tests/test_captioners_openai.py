@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -204,6 +207,71 @@ def test_what_was_under_way_when_the_key_was_refused_is_not_lost(serve):
     assert next(answers)[1].text == "paid"
     with pytest.raises(CaptionerError, match="refuses the key"):
         list(answers)
+
+
+def test_a_server_that_hangs_does_not_keep_a_run_whose_key_was_refused(serve, monkeypatch):
+    monkeypatch.setattr("iclora.captioners.openai._PATIENCE", 0.2)
+
+    def behave(body):
+        bad = "Bad." in body["messages"][0]["content"][-1]["text"]
+        return (401, b"{}") if bad else (200, completion("late"), 5.0)
+
+    captioner = OpenAICaptioner("m", serve(behave).url, together=2)
+    began = time.monotonic()
+    with pytest.raises(CaptionerError, match="refuses the key"):
+        list(captioner.answer([ask("Slow."), ask("Bad.")]))
+    assert time.monotonic() - began < 4
+
+
+def test_ctrl_c_waits_for_no_server(serve):
+    server = serve(lambda body: (200, completion("late"), 30.0))
+    program = (
+        "from PIL import Image\n"
+        "from iclora.captioners import Ask\n"
+        "from iclora.captioners.openai import OpenAICaptioner\n"
+        f"captioner = OpenAICaptioner('m', {server.url!r})\n"
+        "list(captioner.answer([Ask('x', (), ('[A]', '[B]'))] * 4))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    while len(server.bodies) < 4:
+        time.sleep(0.02)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
+    assert time.monotonic() - began < 10
+
+
+def test_an_account_without_quota_ends_the_run(serve):
+    error = b'{"error": {"message": "pay", "code": "insufficient_quota"}}'
+    captioner = OpenAICaptioner("m", serve(lambda body: (429, error)).url, retries=0, together=1)
+    with pytest.raises(CaptionerError, match="quota is used up"):
+        list(captioner.answer([ask(), ask()]))
+
+
+def test_a_refusal_of_one_set_does_not_change_how_the_next_are_asked(serve):
+    def behave(body):
+        odd = "Odd." in body["messages"][0]["content"][-1]["text"]
+        return (400, b"{}") if odd and "response_format" in body else (200, completion("ok"))
+
+    server = serve(behave)
+    captioner = OpenAICaptioner("m", server.url, together=1)
+    assert len(list(captioner.answer([ask("Fine."), ask("Odd."), ask("Fine.")]))) == 3
+    assert "response_format" in server.bodies[-1]
+
+
+def test_an_answer_cut_off_at_the_most_tokens_is_known_as_such(serve):
+    cut = completion("half an").replace(b'"stop"', b'"length"')
+    assert not only(OpenAICaptioner("m", serve(lambda body: (200, cut)).url), ask()).whole
+    whole = serve(lambda body: (200, completion("all")))
+    assert only(OpenAICaptioner("m", whole.url), ask()).whole
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "http://host:abc/v1", "ftp://host", "http://"]
+)
+def test_what_is_no_base_url_is_refused_before_anything_is_sent(url):
+    with pytest.raises(CaptionerError, match="no base URL"):
+        OpenAICaptioner("m", url)
 
 
 @pytest.mark.parametrize(("status", "what"), [(401, "refuses the key"), (404, "knows no model")])

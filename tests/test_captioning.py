@@ -202,6 +202,40 @@ def test_a_killed_run_leaves_whole_captions_and_goes_on(bare, serve):
     assert set(summary.written) | done == {f"{n:04d}" for n in range(1, 9)}
 
 
+def test_a_run_nobody_answers_stops_and_lists_what_it_asked(bare, serve):
+    root = bare(20)
+    server = serve(lambda body: (429, b"{}"))
+    with pytest.raises(CaptionerError, match=r"9 sets in a row got no answer.*429.*0 of 20"):
+        caption(root, server, together=1)
+    assert len(server.bodies) < 20
+    assert len(json.loads((root / FAILURES).read_text())) == 9
+
+
+def test_an_overwriting_run_that_failed_for_one_set_goes_on_with_that_alone(make_dataset, serve):
+    root = make_dataset(3)
+    hopeless = []
+
+    def behave(body):
+        first = body["messages"][0]["content"][0]["image_url"]["url"]
+        hopeless[:] = hopeless or [first]
+        return 200, completion("no" if first == hopeless[0] else good())
+
+    assert len(caption(root, serve(behave), together=1, overwrite=True).failed) == 1
+    after = caption(root, serve(lambda body: (200, completion(good()))), overwrite=True)
+    assert (len(after.kept), len(after.written)) == (2, 1)
+    again = caption(root, serve(lambda body: (200, completion(good()))), overwrite=True)
+    assert len(again.written) == 3
+
+
+def test_an_answer_that_was_cut_off_or_empty_is_asked_again(bare, serve):
+    cut = completion(good()).replace(b'"stop"', b'"length"')
+    answers = iter([cut, completion(""), completion(good())])
+    server = serve(lambda body: (200, next(answers)))
+    assert caption(bare(1), server, together=1).written == ["0001"]
+    assert "cut off" in server.bodies[1]["messages"][2]["content"]
+    assert all(m["content"] for m in server.bodies[2]["messages"])
+
+
 def test_an_archive_is_refused_with_advice(official, serve):
     server = serve(lambda body: (200, completion(good())))
     with pytest.raises(DatasetError, match="captions are written beside the images"):
@@ -219,3 +253,6 @@ def test_an_idea_becomes_a_prompt_the_recipe_reads_or_an_error(serve):
     silent = OpenAICaptioner("m", serve(lambda body: (200, completion("no"))).url, retries=0)
     with pytest.raises(CaptionError, match="in 4 tries"):
         write_prompt(STORY, "an idea", silent)
+    busy = OpenAICaptioner("m", serve(lambda body: (503, b"{}")).url, retries=0)
+    with pytest.raises(CaptionerError, match="status 503"):
+        write_prompt(STORY, "an idea", busy)

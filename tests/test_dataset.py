@@ -9,7 +9,13 @@ from contextlib import suppress
 import pytest
 from conftest import CAPTION, picture
 
-from iclora.dataset import check_dataset, open_dataset, training_layouts, typical_layout
+from iclora.dataset import (
+    caption_path,
+    check_dataset,
+    open_dataset,
+    training_layouts,
+    typical_layout,
+)
 from iclora.errors import DatasetError, ImageError, RecipeError
 from iclora.layout import Layout
 
@@ -319,3 +325,31 @@ def test_an_unreadable_picture_raises_its_own_error(make_dataset):
     dataset = open_dataset(root)
     with pytest.raises(ImageError, match=r"0001/1\.png"):
         dataset.sets[0].load(dataset.recipe)
+
+
+def test_a_caption_in_capitals_belongs_to_its_image(tmp_path):
+    pair(tmp_path, "one")
+    (tmp_path / "one.txt").rename(tmp_path / "ONE.tmp")
+    (tmp_path / "ONE.tmp").rename(tmp_path / "one.TXT")
+    (found,) = open_dataset(tmp_path, "film-storyboard").sets
+    assert found.caption_file == "one.TXT"
+    assert caption_path(open_dataset(tmp_path, "film-storyboard"), found).name == "one.TXT"
+
+
+def test_as_many_lone_images_as_a_set_has_panels_are_doubted(tmp_path):
+    for name in "abc":
+        pair(tmp_path, name, caption=None)
+    (doubt,) = open_dataset(tmp_path, "film-storyboard").problems
+    assert "as many as a set has panels" in doubt.text
+    pair(tmp_path, "d", caption=None)
+    assert not open_dataset(tmp_path, "film-storyboard").problems
+
+
+def test_a_file_name_that_is_no_text_is_refused(tmp_path):
+    pair(tmp_path, "one")
+    try:
+        (tmp_path / "t\udcff.png").write_bytes(b"")
+    except OSError:
+        pytest.skip("this disk has no such names")
+    with pytest.raises(DatasetError, match="unreadable name"):
+        open_dataset(tmp_path, "film-storyboard")

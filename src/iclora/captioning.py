@@ -15,7 +15,7 @@ from iclora.captioners.asking import ask_about, ask_for_prompt, read_answer, shr
 from iclora.captioners.base import Answer, Ask, Captioner, Turn
 from iclora.dataset import Dataset, ImageSet, PanelSet, caption_path, training_layouts
 from iclora.errors import CaptionerError, CaptionError, DatasetError, IcloraError
-from iclora.files import append_line, write_text
+from iclora.files import append_line, digest, write_text
 from iclora.recipe import Recipe
 
 __all__ = ["FAILURES", "Outcome", "Summary", "caption_dataset", "estimate_tokens", "write_prompt"]
@@ -30,6 +30,8 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 """White space, and a byte-order mark."""
 _AT_ONCE = 16
 """Least sets held in memory together."""
+_SILENCE = 8
+"""Sets in a row without any answer, beyond those asked at once, after which a run stops."""
 
 Send = Literal["panels", "composite"]
 
@@ -43,6 +45,8 @@ class Outcome:
     problem: str = ""
     answer: str = ""
     tries: int = 0
+    silence: CaptionerError | None = None
+    """Why there was no answer at all."""
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Summary:
 
     written: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    """Sets that had a caption already."""
+    """Sets that had a caption already, or that the run before overwrote."""
     failed: list[Outcome] = field(default_factory=list)
     read: int = 0
     """Tokens the model read, as far as its server says."""
@@ -76,8 +80,8 @@ def caption_dataset(
 ) -> Summary:
     """Write a joint caption beside every set that has none.
 
-    Each caption is written as it arrives. A run that was killed goes on where it was, also one
-    that overwrites.
+    Each caption is written as it arrives. A run that was killed, or left sets without a caption,
+    goes on where it was, also one that overwrites.
 
     Args:
         count_tokens, limit: of the base that will be trained.
@@ -88,7 +92,7 @@ def caption_dataset(
     Returns: what became of every set. Sets without a good caption are also listed in
         `dataset.path / FAILURES`.
     Raises: DatasetError for an archive, which cannot be written into; CaptionerError if the
-        captioner cannot go on.
+        captioner cannot go on, or many sets in a row get no answer.
     """
     if not dataset.path.is_dir():
         raise DatasetError(
@@ -110,7 +114,9 @@ def caption_dataset(
         panels = image_set.load(dataset.recipe)
         return ask_about(dataset.recipe, _pictures(panels, dataset.recipe, send, longest), limit)
 
-    journal = _Journal(dataset.path / _JOURNAL, f"{captioner.name} {send} {longest}")
+    # Not the address: a server may come back at another.
+    asked = [captioner.name, dataset.recipe.model_dump_json(), limit, send, longest]
+    journal = _Journal(dataset.path / _JOURNAL, digest(*map(str, asked)))
     done = journal.begin() if overwrite else set()
     todo = []
     for image_set in dataset.sets:
@@ -120,34 +126,56 @@ def caption_dataset(
             todo.append(image_set)
     places = {s.name: caption_path(dataset, s) for s in todo}
     total = len(todo)
-    step = max(_AT_ONCE, 2 * captioner.together)
-    count = 0
-    for start in range(0, total, step):
-        part = todo[start : start + step]
-        try:
-            for outcome in _captions(part, captioner, judge, look, summary):
-                count += 1
-                place = places[outcome.name]
-                if outcome.caption is None:
-                    summary.failed.append(outcome)
-                elif not overwrite and place.is_file() and place.read_bytes().strip(_BLANK):
-                    # Somebody wrote one while the model was at it.
-                    summary.kept.append(outcome.name)
-                else:
-                    write_text(place, outcome.caption + "\n")
-                    summary.written.append(outcome.name)
-                    if overwrite:
-                        journal.note(outcome.name)
-                if on_done:
-                    on_done(outcome, count, total)
-        except CaptionerError as error:
-            raise CaptionerError(
-                f"{error.problem}; {len(summary.written)} of {total} captions are written",
-                f"{error.advice} The same command goes on with the rest.",
-            ) from error
-    journal.end()
-    _list_failures(dataset.path / FAILURES, summary.failed)
+    try:
+        outcomes = _all_outcomes(todo, captioner, judge, look, summary)
+        for count, outcome in enumerate(outcomes, 1):
+            place = places[outcome.name]
+            if outcome.caption is None:
+                summary.failed.append(outcome)
+            elif not overwrite and place.is_file() and place.read_bytes().strip(_BLANK):
+                # Somebody wrote one while the model was at it.
+                summary.kept.append(outcome.name)
+            else:
+                write_text(place, outcome.caption + "\n")
+                summary.written.append(outcome.name)
+                if overwrite:
+                    journal.note(outcome.name)
+            if on_done:
+                on_done(outcome, count, total)
+    except CaptionerError as error:
+        raise CaptionerError(
+            f"{error.problem}; {len(summary.written)} of {total} captions are written",
+            f"{error.advice} The same command goes on with the rest.",
+        ) from error
+    finally:
+        _list_failures(dataset.path / FAILURES, summary.failed)
+    if not summary.failed:
+        journal.end()
     return summary
+
+
+def _all_outcomes(
+    todo: Sequence[ImageSet],
+    captioner: Captioner,
+    judge: Callable[[str], str],
+    look: Callable[[ImageSet], Ask],
+    summary: Summary,
+) -> Iterator[Outcome]:
+    """What becomes of every set, a few in memory at a time.
+
+    Raises: CaptionerError if set after set gets no answer.
+    """
+    step = max(_AT_ONCE, 2 * captioner.together)
+    silent = 0
+    for start in range(0, len(todo), step):
+        for outcome in _captions(todo[start : start + step], captioner, judge, look, summary):
+            yield outcome
+            silent = silent + 1 if outcome.silence else 0
+            if outcome.silence and silent >= captioner.together + _SILENCE:
+                raise CaptionerError(
+                    f"{silent} sets in a row got no answer: {outcome.silence.problem}",
+                    outcome.silence.advice,
+                )
 
 
 def write_prompt(
@@ -169,6 +197,8 @@ def write_prompt(
         return read_answer(answer, recipe, count_tokens, limit).render()
 
     (outcome,) = _until_good({idea: ask}, captioner, judge, summary)
+    if outcome.silence:
+        raise outcome.silence
     if outcome.caption is None:
         raise CaptionError(
             f"no prompt came of this idea in {outcome.tries} tries: {outcome.problem}",
@@ -206,23 +236,25 @@ def _until_good(
         names = list(asks)
         again: dict[str, Ask] = {}
         for number, reply in captioner.answer([asks[name] for name in names]):
-            name, text, problem = names[number], "", ""
-            if isinstance(reply, Answer):
-                summary.read += reply.read
-                summary.wrote += reply.written
+            name = names[number]
+            if not isinstance(reply, Answer):
+                # The captioner has tried again already, with pauses.
+                yield Outcome(name, None, reply.problem, tries=tries, silence=reply)
+                continue
+            summary.read += reply.read
+            summary.wrote += reply.written
+            try:
+                if not reply.whole:
+                    raise CaptionError("the answer was cut off before its end", "Write less.")
+                yield Outcome(name, judge(reply.text), tries=tries)
+            except CaptionError as error:
                 text = reply.text[:_KEPT]
-                try:
-                    yield Outcome(name, judge(reply.text), tries=tries)
-                    continue
-                except CaptionError as error:
-                    problem = error.problem
-                    turn = Turn(text, f"That cannot be used: {problem}. {error.advice}")
-                    again[name] = replace(asks[name], earlier=(turn,))
-            else:
-                problem = reply.problem
-                again[name] = asks[name]
-            if tries == _TRIES:
-                yield Outcome(name, None, problem, text, tries)
+                objection = f"That cannot be used: {error.problem}. {error.advice}"
+                # Some servers refuse a turn without words.
+                turn = Turn(text if text.strip() else "(nothing)", objection)
+                again[name] = replace(asks[name], earlier=(turn,))
+                if tries == _TRIES:
+                    yield Outcome(name, None, error.problem, text, tries)
         asks = again
         if not asks:
             return

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from iclora.adapter import Adapter
+    from iclora.captioners import Captioner
     from iclora.dataset import Problem
     from iclora.models import DiffusionModel
     from iclora.recipe import Recipe
@@ -165,6 +166,7 @@ def caption(words: Words) -> int:
     from iclora.dataset import open_dataset
 
     dataset = open_dataset(words.data, words.recipe)
+    _show_problems(dataset.problems)
     captioner = load_captioner(
         words.captioner,
         url=words.api,
@@ -231,10 +233,16 @@ def prompt(words: Words) -> None:
     from iclora.captioning import write_prompt
     from iclora.recipe import load_recipe
 
-    captioner = load_captioner(words.captioner, url=words.api, device=words.model_device)
-    for notice in captioner.notices:
-        print(notice.replace("pictures and instructions", "the idea"), file=sys.stderr)
+    captioner = load_captioner(
+        words.captioner, url=words.api, device=words.model_device, schema=words.schema
+    )
+    _tell_of_ideas(captioner)
     _say(write_prompt(load_recipe(words.recipe), words.idea, captioner, **_token_budget(words)))
+
+
+def _tell_of_ideas(captioner: Captioner) -> None:
+    for notice in captioner.notices:
+        _warn(notice.replace("pictures and instructions", "the idea and its instruction"))
 
 
 def check(words: Words) -> int:
@@ -456,6 +464,7 @@ def _idea_writer(words: Words, adapter: Adapter | None) -> Callable[[DiffusionMo
     else:
         raise ConfigError("an idea needs a recipe to be written in", "Pass --recipe.")
     captioner = load_captioner(words.captioner, url=words.api, device=words.device)
+    _tell_of_ideas(captioner)
 
     def write(model: DiffusionModel) -> list[str]:
         budget: dict[str, Any] = {
@@ -618,12 +627,6 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         default=768,
         help="pictures are scaled down to this before they are sent, px (default 768)",
     )
-    p.add_argument(
-        "--schema",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="hold a server's answers to a JSON schema, where it can (default)",
-    )
     p.add_argument("--together", type=_positive, help="requests at the same time (default 4)")
     p.add_argument("--overwrite", action="store_true", help="also replace captions that are there")
     _captioner_options(p)
@@ -720,6 +723,12 @@ def _captioner_options(parser: argparse.ArgumentParser) -> None:
     add("--captioner", required=True, help=_CAPTIONER)
     add("--api", metavar="URL", help="the server's base URL; by default $OPENAI_BASE_URL")
     add("--model-device", default="auto", help="where a local model runs (default auto)")
+    add(
+        "--schema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="hold a server's answers to a JSON schema, where it can (default)",
+    )
     add("--base", help="count tokens as this base does")
     parser.set_defaults(device="cpu", dtype="fp32")
 

@@ -182,6 +182,9 @@ class Dataset:
 
 def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:
     """Where a set's caption lies, or would lie, in a dataset that is a folder."""
+    if image_set.caption_file is not None:
+        # Perhaps 0001.TXT, which some disks take for the same file as 0001.txt.
+        return dataset.path / image_set.caption_file
     image = dataset.path / image_set.images[0]
     return image.with_suffix(".txt") if image_set.composite else image.parent / _CAPTION
 
@@ -237,8 +240,13 @@ def _list_folder(path: Path) -> dict[str, Callable[[], bytes]]:
         for name in names:
             file = Path(folder, name)
             relative = file.relative_to(path).as_posix()
-            if not _clutter(relative):
-                found[relative] = _file_reader(file)
+            if _clutter(relative):
+                continue
+            if any(sign < " " or "\ud800" <= sign <= "\udfff" for sign in relative):
+                raise DatasetError(
+                    f"{path} holds a file with an unreadable name, {relative!a}", "Rename it."
+                )
+            found[relative] = _file_reader(file)
     return found
 
 
@@ -345,22 +353,23 @@ def _find_sets(
     problems: list[Problem] = []
     for folder, names in folders.items():
         images = [n for n in names if _is_image(n)]
-        texts = {n for n in names if n.lower().endswith(".txt")}
-        caption = (folder / _CAPTION).as_posix()
-        paired = [n for n in images if f"{n.rsplit('.', 1)[0]}.txt" in texts]
-        if images and (caption in texts or (folder != root and len(images) > 1 and not paired)):
+        # In this order 0001.txt wins over 0001.TXT.
+        written = sorted(n for n in names if n.lower().endswith(".txt"))
+        texts = {n.rsplit(".", 1)[0]: n for n in written}
+        joint = next((n for n in texts.values() if PurePosixPath(n).name.lower() == _CAPTION), None)
+        paired = [n for n in images if n.rsplit(".", 1)[0] in texts]
+        if images and (joint or (folder != root and len(images) > 1 and not paired)):
             name = _set_name(folder, root) or "set"
-            sets.append(
-                ImageSet(name, tuple(images), False, caption if caption in texts else None, listing)
-            )
+            sets.append(ImageSet(name, tuple(images), False, joint, listing))
             continue
+        if folder == root and len(images) == recipe.canvas.panels > 1 and not paired:
+            problems.append(_perhaps_one_set(images))
         for image in images:
             stem = image.rsplit(".", 1)[0]
             name = _set_name(PurePosixPath(stem), root)
-            text = f"{stem}.txt"
-            sets.append(ImageSet(name, (image,), True, text if text in texts else None, listing))
+            sets.append(ImageSet(name, (image,), True, texts.get(stem), listing))
         captioned = {s.caption_file for s in sets}
-        for text in sorted(texts - captioned - {None}):
+        for text in sorted(set(texts.values()) - captioned):
             words = listing[text]().decode("utf-8", "replace")
             problems.append(
                 Problem(
@@ -378,6 +387,16 @@ def _find_sets(
         if count > 1
     ]
     return sets, problems
+
+
+def _perhaps_one_set(images: Sequence[str]) -> Problem:
+    return Problem(
+        PurePosixPath(images[0]).name,
+        f"{len(images)} images without captions lie side by side, as many as a set has panels; "
+        "each is taken for a whole composite",
+        "If they are the panels of one set, put them into a folder of their own.",
+        "warning",
+    )
 
 
 def _set_name(path: PurePosixPath, root: PurePosixPath) -> str:

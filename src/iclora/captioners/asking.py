@@ -23,10 +23,13 @@ _WORDS_PER_TOKEN = 0.7
 """English, as T5 cuts it; rather too low than too high."""
 _ALIKE = 0.92
 _REFUSALS = re.compile(
-    r"\b(i('m| am) sorry|i (can('|no)t|am unable to|am not able to) (help|assist|describe|identify|"
-    r"provide|do|see|view)|as an ai\b|cannot assist)",
+    r"(?:^|[.!?]\s+)(?:sorry, |(?:but )?unfortunately,? )*"
+    r"(?:i(?:'m| am) (?:sorry|afraid|unable|not able)\b|as an ai\b|"
+    r"i (?:can(?:'|no)t|am unable to|won't|will not) (?:help|assist|describe|identify|provide|do|"
+    r"see|view|comply|fulfil|process|generate|create)\b|cannot assist|sorry, )",
     re.IGNORECASE,
 )
+"""A sentence that begins so; a robot "posing as an AI" is none."""
 
 
 def shrink(picture: Image.Image, longest: int) -> Image.Image:
@@ -81,8 +84,8 @@ def read_answer(
     """Turn an answer into a joint caption, or say what is wrong with it.
 
     Args:
-        text: a JSON object as `Ask.schema` has it, or marked text; a code fence around it is
-            forgiven.
+        text: a JSON object as `Ask.schema` has it, or marked text; a code fence around it and
+            thoughts before it are forgiven.
         count_tokens: of the base that will read the caption.
         limit: tokens that base reads.
     Raises: CaptionError, whose problem can be told to the model.
@@ -91,11 +94,15 @@ def read_answer(
         raise CaptionError(
             f"the answer is {len(text):,} characters long", "Write one short caption."
         )
+    # Some models think aloud before they answer.
+    text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL)
+    if text.lstrip().startswith("<think>"):
+        raise CaptionError("the answer never got beyond its thoughts", "Answer at once.")
     text = re.sub(r"^\s*```\w*\s*|\s*```\s*$", "", text).strip()
     overview, panels = (_from_json if text.startswith("{") else _from_marks)(text, recipe)
     if any("\ud800" <= sign <= "\udfff" for sign in "".join([overview, *panels])):
         raise CaptionError("the answer holds half a character", "Write plain text.")
-    if _REFUSALS.search(" ".join([overview, *panels])[:400]):
+    if _REFUSALS.search(" ".join([overview, *panels])[:400].replace("\u2019", "'")):
         raise CaptionError(
             f'the answer is a refusal ("{text[:80]}")', "Describe what is to be seen."
         )

@@ -79,6 +79,8 @@ class Answer:
     text: str
     read: int = 0
     written: int = 0
+    whole: bool = True
+    """False where it was cut off at the most tokens allowed."""
 
 
 @dataclass
@@ -101,7 +103,8 @@ class Captioner(ABC):
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
         """Answer them all.
 
-        Yields: the number of an ask, and its answer or why there is none, each as it arrives.
+        Yields: the number of an ask, and its answer or why there is none after all retries, each
+            as it arrives.
         Raises: CaptionerError if no further ask can be answered either: a refused key, a server
             that is gone.
         """

@@ -53,7 +53,13 @@ class LocalCaptioner(Captioner):
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self._model.to(where).eval()
+        try:
+            self._model.to(where).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise CaptionerError(
+                f'{model} cannot run on "{where}" ({str(error).splitlines()[0]})',
+                "Use --model-device auto, cuda, cuda:1, mps or cpu.",
+            ) from error
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
         for start in range(0, len(asks), self.together):
@@ -75,10 +81,19 @@ class LocalCaptioner(Captioner):
             )[:, length:]  # fmt: skip
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
         padding = self._processor.tokenizer.pad_token_id
+        ends = torch.tensor(self._ends(), device=written.device)
         return [
-            Answer(text, int(mask.sum()), int((tokens != padding).sum()))
+            Answer(text, int(mask.sum()), int((tokens != padding).sum()),
+                   whole=len(tokens) < self.longest or bool(torch.isin(tokens, ends).any()))
             for text, mask, tokens in zip(texts, inputs["attention_mask"], written, strict=True)
-        ]
+        ]  # fmt: skip
+
+    def _ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        ends = self._model.generation_config.eos_token_id
+        if ends is None:
+            ends = self._processor.tokenizer.eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def _best_device(torch: Any) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -23,6 +26,8 @@ _FORMS = ((True, True), (True, False), (False, True), (False, False))
 schemas, and hosted reasoning models refuse the other two."""
 _LARGEST_PNG = 300_000
 """Bytes; above it a picture travels as JPEG."""
+_PATIENCE = 20.0
+"""Seconds that answers under way are waited for once no other ask can be answered."""
 
 
 class OpenAICaptioner(Captioner):
@@ -68,23 +73,19 @@ class OpenAICaptioner(Captioner):
                 "OpenAI wants a key and $OPENAI_API_KEY is not set",
                 "Set it, or name another server with --api URL or $OPENAI_BASE_URL.",
             )
+        _refuse_odd(url)
         super().__init__(f"openai:{model}", together)
-        self._model, self._url = model, url
+        self._model, self._url, self._retries = model, url, retries
         self._client = openai.OpenAI(
             base_url=url, api_key=key or "none", max_retries=retries, timeout=timeout
         )
         self._errors = openai
         self._form = 0 if schema else 2
+        self._form_works = False
         self.notices = [f"pictures and instructions are sent to {_bare(url)} (model {model})"]
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
-        with ThreadPoolExecutor(self.together) as pool:
-            waiting = {pool.submit(self._one, ask): number for number, ask in enumerate(asks)}
-            try:
-                yield from _as_they_come(waiting)
-            finally:
-                # What is not under way yet must not be paid for once the caller has given up.
-                pool.shutdown(wait=False, cancel_futures=True)
+        yield from _as_they_come(self._one, asks, self.together)
 
     def _one(self, ask: Ask) -> Answer | CaptionerError:
         """One answer, or what came instead.
@@ -93,7 +94,7 @@ class OpenAICaptioner(Captioner):
         """
         api = self._errors
         try:
-            return self._request(ask)
+            return self._readable(ask)
         except (api.AuthenticationError, api.PermissionDeniedError) as error:
             raise CaptionerError(
                 f"{_bare(self._url)} refuses the key (status {error.status_code})",
@@ -106,6 +107,16 @@ class OpenAICaptioner(Captioner):
             ) from None
         except api.APITimeoutError:
             return CaptionerError("the server did not answer in time", "Try again later.")
+        except api.RateLimitError as error:
+            if error.code == "insufficient_quota":
+                raise CaptionerError(
+                    f"{_bare(self._url)} says that the account's quota is used up",
+                    "Mend that with its provider.",
+                ) from None
+            return CaptionerError(
+                f"the server refused with status 429: {_short(error.message)}",
+                "Ask for fewer at a time with --together, or try later.",
+            )
         except api.APIConnectionError as error:
             raise CaptionerError(
                 f"there is no connection to {_bare(self._url)} ({error.__cause__ or error})",
@@ -116,22 +127,34 @@ class OpenAICaptioner(Captioner):
                 f"the server refused with status {error.status_code}: {_short(error.message)}",
                 "See the server's log.",
             )
-        except (api.OpenAIError, ValueError, AttributeError, TypeError, IndexError) as error:
-            # Servers that break off in the middle, or answer with something else altogether.
-            return CaptionerError(
-                f"the server's answer cannot be read ({_short(str(error))})", "Try again."
-            )
+
+    def _readable(self, ask: Ask) -> Answer | CaptionerError:
+        """Ask again where a server breaks off in the middle, or answers something else."""
+        for turn in range(self._retries + 1):
+            try:
+                return self._request(ask)
+            except self._errors.APIError:
+                raise
+            except (self._errors.OpenAIError, ValueError, AttributeError, TypeError,
+                    IndexError) as error:  # fmt: skip
+                unread = str(error)
+            time.sleep(min(8.0, 0.5 * 2**turn) if turn < self._retries else 0)
+        return CaptionerError(
+            f"the server's answer cannot be read ({_short(unread)})", "Try again."
+        )
 
     def _request(self, ask: Ask) -> Answer:
         """Ask in the form that worked last; where the server refuses it, in the next."""
         for form in range(self._form, len(_FORMS)):
             try:
                 reply = self._client.chat.completions.create(**self._body(ask, *_FORMS[form]))
-                self._form = form
                 break
             except (self._errors.BadRequestError, self._errors.UnprocessableEntityError):
                 if form == len(_FORMS) - 1:
                     raise
+        if not self._form_works:
+            # Once one form has worked, a refusal is about that set alone.
+            self._form, self._form_works = form, True
         if isinstance(reply, str) or not reply.choices:
             raise ValueError("no choices in it")
         usage = reply.usage
@@ -142,6 +165,7 @@ class OpenAICaptioner(Captioner):
             text,
             (usage.prompt_tokens or 0) if usage else 0,
             (usage.completion_tokens or 0) if usage else 0,
+            whole=reply.choices[0].finish_reason != "length",
         )
 
     def _body(self, ask: Ask, structured: bool, plain: bool) -> dict[str, Any]:
@@ -164,30 +188,86 @@ class OpenAICaptioner(Captioner):
 
 
 def _as_they_come(
-    waiting: Mapping[Future[Answer | CaptionerError], int],
+    one: Callable[[Ask], Answer | CaptionerError], asks: Sequence[Ask], together: int
 ) -> Iterator[tuple[int, Answer | CaptionerError]]:
-    """Yield what is done; after a fatal error only what was under way already, then raise it."""
-    left = set(waiting)
-    fatal: CaptionerError | None = None
-    while left:
-        done, _ = wait(left, return_when=FIRST_COMPLETED)
-        left -= done
-        for future in done:
+    """Answer `asks`, `together` at a time, and yield what is done.
+
+    After an error that ends the run, what is under way is waited for a little, then the error is
+    raised. The threads are daemons: a caller that gives up, or Ctrl-C, waits for no server.
+    """
+    waiting: queue.SimpleQueue[tuple[int, Ask]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Answer | CaptionerError | BaseException]]
+    done = queue.SimpleQueue()
+    for pair in enumerate(asks):
+        waiting.put(pair)
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
             try:
-                reply = future.result()
-            except CaptionerError as error:
-                fatal = fatal or error
-                left -= {other for other in left if other.cancel()}
-            else:
-                yield waiting[future], reply
+                number, ask = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((number, one(ask)))
+            except BaseException as error:
+                over.set()
+                done.put((-1, error))
+
+    for _ in range(min(together, len(asks))):
+        threading.Thread(target=work, daemon=True).start()
+    fatal: BaseException | None = None
+    left, until = len(asks), 0.0
+    try:
+        while left:
+            try:
+                number, reply = done.get(timeout=until - time.monotonic() if fatal else None)
+            except (queue.Empty, ValueError):
+                break
+            left -= 1
+            if number >= 0:
+                assert isinstance(reply, Answer | CaptionerError)
+                yield number, reply
+            elif fatal is None:
+                assert isinstance(reply, BaseException)
+                fatal, until = reply, time.monotonic() + _PATIENCE
+                # What nobody has taken up yet never will be.
+                left -= _drain(waiting)
+    finally:
+        over.set()
     if fatal:
         raise fatal
 
 
+def _drain(waiting: queue.SimpleQueue[tuple[int, Ask]]) -> int:
+    """Empty a queue. Returns: how many were in it."""
+    count = 0
+    while True:
+        try:
+            waiting.get_nowait()
+        except queue.Empty:
+            return count
+        count += 1
+
+
+def _refuse_odd(url: str) -> None:
+    """Raises: CaptionerError for what is no base URL."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise CaptionerError(
+            f'"{_bare(url)}" is no base URL of a server',
+            "It looks like http://localhost:8000/v1.",
+        )
+
+
 def _bare(url: str) -> str:
     """A URL without what people put a password into."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.split('?')[0].rpartition('@')[2]}"
+    scheme, mark, rest = url.rpartition("://")
+    return f"{scheme}{mark}{rest.split('?')[0].rpartition('@')[2]}"
 
 
 def _short(text: str) -> str:
