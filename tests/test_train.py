@@ -123,12 +123,11 @@ def test_grouping_and_recomputing_do_not_change_the_gradient(gradient_case, chan
     one = {k: v.grad.clone() for k, v in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
-    if change.get("gradient_checkpointing"):
-        model.denoiser.enable_gradient_checkpointing()
+    model.recompute = model.blocks if change.get("gradient_checkpointing") else 0
     try:
         accumulate(model, data, samples, settings.model_copy(update=change))
     finally:
-        model.denoiser.disable_gradient_checkpointing()
+        model.recompute = 0
     for name, parameter in parameters.items():
         assert relative(parameter.grad, one[name].double()) < 1e-4, name
 

@@ -153,9 +153,7 @@ def train(
     state = TrainState.fresh(model, config)
     if resume and not run.restore(state, warn):
         state = TrainState.fresh(model, config)
-    if config.gradient_checkpointing:
-        denoiser: Any = model.denoiser
-        denoiser.enable_gradient_checkpointing()
+    model.recompute = model.blocks if config.gradient_checkpointing else 0
     with _interruptible() as interrupted:
         finished = _loop(run, model, encoded, state, interrupted, on_step, preview)
     if finished:

@@ -66,6 +66,7 @@ class DiffusionModel(ABC):
         sampling: how it wants to be sampled.
         applied: weights and strength of the adapter the denoiser carries, so that the same one is
             not loaded again; None after a release or a removal.
+        recompute: how many blocks of the denoiser keep their input alone for the backward pass.
     """
 
     name: str
@@ -78,11 +79,17 @@ class DiffusionModel(ABC):
     dtype: torch.dtype
     sampling: Sampling
     applied: tuple[Mapping[str, Tensor], float] | None = None
+    recompute: int = 0
 
     @property
     @abstractmethod
     def denoiser(self) -> nn.Module:
         """The transformer, a diffusers model with PEFT's adapter methods; loaded at first use."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> int:
+        """How many blocks the denoiser has."""
 
     @abstractmethod
     def release(self, *parts: Part) -> None:
@@ -129,6 +136,7 @@ class DiffusionModel(ABC):
         texts: Sequence[Text],
         size: tuple[int, int],
         guidance: float,
+        clean: Tensor | None = None,
     ) -> Tensor:
         """Predict eps - x0.
 
@@ -138,6 +146,8 @@ class DiffusionModel(ABC):
             texts: one per sample.
             size: canvas width and height in px; n = width // grid * (height // grid).
             guidance: value of the guidance embedding, or weight of the guided pass.
+            clean: bool (n,), True at tokens of `z` that carry no noise; the denoiser is told so,
+                token by token. What is returned there means nothing.
         Returns: (B, n, channels) float32.
         """
 

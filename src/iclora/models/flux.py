@@ -23,6 +23,7 @@ from iclora.caption import check_budget
 from iclora.errors import ConfigError, ModelError
 from iclora.files import digest
 from iclora.models.base import DiffusionModel, Part, Sampling, Text
+from iclora.models.flux_forward import Levels, flux_forward
 
 __all__ = ["FluxModel"]
 
@@ -220,24 +221,31 @@ class FluxModel(DiffusionModel):
         texts: Sequence[Text],
         size: tuple[int, int],
         guidance: float,
+        clean: Tensor | None = None,
     ) -> Tensor:
         def joined(key: str) -> Tensor:
             return torch.stack([text[key] for text in texts]).to(self.device, self.dtype)
 
-        prompt = joined("prompt")
-        level = torch.full((len(z),), guidance, device=self.device) if self._guided else None
-        out = self.denoiser(
-            hidden_states=z.to(self.dtype),
-            encoder_hidden_states=prompt,
-            pooled_projections=joined("pooled"),
-            timestep=sigma.to(self.device, self.dtype),
-            guidance=level,
-            img_ids=self._positions(size),
-            txt_ids=torch.zeros(prompt.shape[1], 3, device=self.device),
-            return_dict=False,
-        )[0]
-        assert isinstance(out, Tensor)
-        return out.float()
+        levels, order = _segments(sigma.to(self.device), clean, z.shape[1])
+        places = self._positions(size)
+        if order is not None:
+            z, places = z[:, order], places[order]
+        out = flux_forward(
+            self.denoiser,
+            z.to(self.dtype),
+            joined("prompt"),
+            joined("pooled"),
+            levels,
+            torch.full((len(z),), guidance, device=self.device) if self._guided else None,
+            places,
+            recompute=self.recompute,
+        ).float()
+        return out if order is None else out[:, torch.argsort(order)]
+
+    @property
+    def blocks(self) -> int:
+        config = self._config("transformer")
+        return int(config["num_layers"]) + int(config["num_single_layers"])
 
     def _positions(self, size: tuple[int, int]) -> Tensor:
         """(n, 3) float32: 0, row, column of every token, for the rotary embedding."""
@@ -284,6 +292,16 @@ class FluxModel(DiffusionModel):
             and name.startswith(("transformer_blocks.", "single_transformer_blocks."))
             and re.fullmatch(patterns[kind], name)
         ]
+
+
+def _segments(sigma: Tensor, clean: Tensor | None, count: int) -> tuple[Levels, Tensor | None]:
+    """The levels of all tokens, noisy ones first, and the order that brings them there."""
+    if clean is None or not bool(clean.any()):
+        return Levels(sigma[:, None], (count,)), None
+    order = torch.argsort(clean.to(torch.uint8), stable=True).to(sigma.device)
+    noisy = count - int(clean.sum())
+    both = torch.stack([sigma, torch.zeros_like(sigma)], 1)
+    return Levels(both, (noisy, count - noisy)), order
 
 
 def _content(path: Path) -> str:
