@@ -162,7 +162,7 @@ def draw_traits(rng: random.Random, topic: str) -> dict[str, str]:
     return traits
 
 
-_TOPIC_SHARES = {"character": 0.6, "emblem": 0.1, "letter": 0.1, "slide": 0.1, "room": 0.1}
+_TOPIC_SHARES = {"character": 0.5, "emblem": 0.12, "letter": 0.18, "slide": 0.08, "room": 0.12}
 _ARRANGEMENT_SHARES = {
     "character": {"single": 0.2, "side by side": 0.18, "stacked": 0.14, "storyboard": 0.34,
                   "grid": 0.14},
@@ -194,7 +194,7 @@ def draw_canvas(
     if count > 1 and rng.random() < 0.55:
         relation = "same"
         if topic == "character":
-            chances = {"same": 0.7, "storm": 0.15, "drawn": 0.15}
+            chances = {"same": 0.5, "storm": 0.25, "drawn": 0.25}
             relation = _weighted(rng, chances) if count == 2 else "same"
         shared = {
             "same": IDENTITY[topic],

@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iclora.toyland.pretrain.stage import (
@@ -22,6 +22,7 @@ from iclora.toyland.pretrain.stage import (
     amp,
     load_state,
     optimizers_of,
+    save_done,
     save_state,
     take_step,
     warm_then_cosine,
@@ -92,7 +93,7 @@ def train_vae(settings: Settings, work: Path, log: Log) -> Any:
                     kl=round(float(kl), 3), psnr=round(db, 2))  # fmt: skip
             if (step + 1) % 200 == 0:
                 save_state(work / "vae-state.safetensors", step + 1, vae, *optimizers)
-        save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, done)
+        save_done(done, vae.state_dict())
     vae.load_state_dict(load_file(done, str(device)))
     vae.requires_grad_(False).eval()
     shift, scale = _measure_latents(vae, settings.seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iclora.captioners.asking import ask_about, ask_for_prompt
 from iclora.captioners.base import Ask
-from iclora.recipe import load_recipe, recipe_names
+from iclora.recipe import Recipe, load_recipe, recipe_names
 from iclora.toyland.drawing import SIZE
 from iclora.toyland.pretrain.stage import (
     Log,
@@ -29,6 +30,7 @@ from iclora.toyland.pretrain.stage import (
     amp,
     load_state,
     optimizers_of,
+    save_done,
     save_state,
     take_step,
     warm_then_cosine,
@@ -118,15 +120,22 @@ def _look(rng: random.Random, task: Task, panels: int) -> Ask:
 def _idea(rng: random.Random, task: Task) -> tuple[Ask, str]:
     """An idea that names some of what a set shares, and a prompt that says it in its overview."""
     canvas, _ = draw_set(task, rng)
+    # The example in a question is the recipe's own, or the one an adapter carries.
+    recipe = _recipe(task.recipe, rng.random() < 0.5)
     identity = [t for t in IDENTITY[task.topic] if t in task.relation]
     said = sorted(rng.sample(identity, rng.randint(1, len(identity))), key=identity.index)
     idea = idea_of(rng, task.topic, {t: canvas.panels[0].traits[t] for t in said})
     caption = write_caption(
         rng, canvas, [(*task.stated, *task.says_fixed)] * len(canvas.panels), said,
-        prefix=load_recipe(task.recipe).prefix, name=rng.choice(NAMES) if task.named else "",
+        prefix=recipe.prefix, name=rng.choice(NAMES) if task.named else "",
         opening=task.opening or None,
     )  # fmt: skip
-    return ask_for_prompt(load_recipe(task.recipe), idea, rng.choice(_LIMITS)), caption.text
+    return ask_for_prompt(recipe, idea, rng.choice(_LIMITS)), caption.text
+
+
+@cache
+def _recipe(name: str, small: bool) -> Recipe:
+    return TASKS[name].small_recipe if small else load_recipe(name)
 
 
 @dataclass(frozen=True)
@@ -250,7 +259,7 @@ def _train_eyes(settings: Settings, work: Path, log: Log, tower: Any) -> None:
             if (step + 1) % 50 == 0:
                 log(stage="eyes", step=step + 1, loss=round(float(loss.detach()), 4),
                     right=round(float(right), 4))  # fmt: skip
-        save_file({k: v.clone() for k, v in tower.state_dict().items()}, done)
+        save_done(done, tower.state_dict())
     tower.load_state_dict(load_file(done, str(settings.device)))
 
 

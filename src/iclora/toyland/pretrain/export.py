@@ -8,9 +8,9 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors.torch import save_file
 
 from iclora.toyland.pretrain.readers import Readers
+from iclora.toyland.pretrain.stage import save_done
 
 __all__ = ["still_guidance", "warm_start", "write_base"]
 
@@ -66,4 +66,4 @@ def warm_start(base: Path, work: Path) -> None:
     for name, part in parts.items():
         path = work / f"{name}.safetensors"
         if not path.is_file():
-            save_file({k: v.clone().contiguous() for k, v in part.state_dict().items()}, path)
+            save_done(path, part.state_dict())

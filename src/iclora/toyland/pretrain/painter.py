@@ -31,7 +31,7 @@ from iclora.toyland.world import ARRANGEMENTS, TRAITS
 
 __all__ = ["PlainAttention", "Teller", "flow_loss", "new_transformer", "train_flow"]
 
-_SHARES = {"single": 0.06, "side by side": 0.2, "stacked": 0.16, "storyboard": 0.36, "grid": 0.22}
+_SHARES = {"single": 0.06, "side by side": 0.18, "stacked": 0.14, "storyboard": 0.34, "grid": 0.28}
 """How often a step is of each arrangement."""
 
 
@@ -228,10 +228,11 @@ def train_flow(settings: Settings, work: Path, log: Log, readers: Readers,
                 norm=round(float(norm), 2), rate=round(rate, 6),
                 seconds=round((time.monotonic() - began) / len(recent), 3))  # fmt: skip
             recent, began = [], time.monotonic()
-        if (step + 1) % 250 == 0 or last:
-            ema = dict(zip(names, average, strict=True))
-            save_state(work / "flow-state.safetensors", step + 1, learners, *optimizers, extra=ema)
         if (step + 1) % settings.export_every == 0 or last:
             averaged = new_transformer()
             averaged.load_state_dict(dict(zip(names, average, strict=True)))
             export(averaged)
+        # Behind the export: a run that is whole has exported its last weights.
+        if (step + 1) % 250 == 0 or last:
+            ema = dict(zip(names, average, strict=True))
+            save_state(work / "flow-state.safetensors", step + 1, learners, *optimizers, extra=ema)

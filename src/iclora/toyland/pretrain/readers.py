@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +22,7 @@ from iclora.toyland.pretrain.stage import (
     amp,
     load_state,
     optimizers_of,
+    save_done,
     save_state,
     take_step,
     warm_then_cosine,
@@ -169,6 +170,6 @@ def train_text(settings: Settings, work: Path, log: Log, tokenizers: tuple[Any, 
                 )
             if (step + 1) % 200 == 0:
                 save_state(work / "text-state.safetensors", step + 1, readers, *optimizers)
-        save_file({k: v.clone() for k, v in readers.state_dict().items()}, done)
+        save_done(done, readers.state_dict())
     readers.load_state_dict(load_file(done, str(device)))
     return readers.requires_grad_(False).eval()

@@ -22,6 +22,7 @@ __all__ = [
     "amp",
     "load_state",
     "optimizers_of",
+    "save_done",
     "save_state",
     "take_step",
     "warm_then_cosine",
@@ -44,7 +45,7 @@ class Settings:
     text_steps: int = 1600
     text_batch: int = 32
     text_lr: float = 2e-3
-    flow_canvases: int = 12_000
+    flow_canvases: int = 16_000
     """Different canvases the transformer sees; their captions are new each time."""
     flow_steps: int = 5200
     flow_cooldown: int = 600
@@ -94,8 +95,13 @@ def save_state(path: Path, step: int, model: nn.Module, *optimizers: torch.optim
         for number, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 tensors[f"optimizer/{which}/{number}/{name}"] = value.contiguous()
+    save_done(path, tensors, step=str(step))
+
+
+def save_done(path: Path, tensors: Mapping[str, Tensor], **about: str) -> None:
+    """Tensors as safetensors, whole or not at all: that the file is there says they are done."""
     part = path.with_suffix(".part")
-    save_file({k: v.clone() for k, v in tensors.items()}, part, {"step": str(step)})
+    save_file({k: v.clone().contiguous() for k, v in tensors.items()}, part, about or None)
     part.rename(path)
 
 
