@@ -87,6 +87,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
 FAST = {
     "base": "tiny", "steps": 6, "batch": 2, "rank": 4, "alpha": 6, "resolutions": (64, 96),
     "save_every": 2, "preview_every": 0, "gradient_checkpointing": False, "save_dtype": "fp32",
+    "trackers": (),
 }  # fmt: skip
 
 

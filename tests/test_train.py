@@ -20,7 +20,8 @@ from iclora.cache import encode_dataset
 from iclora.dataset import open_dataset
 from iclora.errors import ConfigError, DatasetError, RunError
 from iclora.layout import Layout
-from iclora.train import Sample, accumulate, resume_config, schedule, train
+from iclora.objective import Sample, accumulate, schedule
+from iclora.train import resume_config, train
 
 
 def encoded(model, config, folder):

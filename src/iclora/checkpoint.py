@@ -2,17 +2,19 @@
 
 RUN/config.toml                    the settings; `iclora train --resume RUN` reads them
 RUN/log.jsonl, RUN/loss.png        loss of every step, and its plot
+RUN/validation.jsonl, .png         loss on held-out sets at every checkpoint, and its plot
 RUN/previews/step-000250.png       what the preview callback draws
 RUN/checkpoints/step-000250/       adapter.safetensors, and state.safetensors to resume from
 RUN/cache/                         latents and prompt embeddings
 RUN/adapter.safetensors            the result
+RUN/adapter-best.safetensors       the one that is best on held-out sets, where that is another
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +26,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from iclora.adapter import Adapter, AdapterInfo, attach, fold
+from iclora.cache import EncodedSet
 from iclora.config import TrainConfig
 from iclora.errors import RunError
 from iclora.files import append_line, replacing, storage_error, write_bytes, write_text
 from iclora.models.base import DiffusionModel
+from iclora.validation import Validation, best_step, plot_validation
 
 __all__ = ["RunFolder", "TrainState", "plot_loss"]
 
 _STATE = "state.safetensors"
+_LOG = "log.jsonl"
+_VALIDATION = "validation.jsonl"
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -119,6 +125,17 @@ class RunFolder:
     def path(self) -> Path:
         return Path(self.config.out)
 
+    def validation(
+        self, held: Sequence[EncodedSet], trained: Sequence[EncodedSet]
+    ) -> Validation | None:
+        """How held-out sets are measured; None where there are none."""
+        if not held:
+            return None
+        config = self.config
+        some = tuple(trained[: len(held)])
+        path = self.path / _VALIDATION
+        return Validation(path, tuple(held), some, config.seed, config.guidance)
+
     def save_adapter(self, path: Path, state: TrainState) -> None:
         """Write the averaged weights as an adapter. Raises: StorageError."""
         weights = fold(state.ema, self.config.alpha / self.config.rank)
@@ -143,18 +160,40 @@ class RunFolder:
             raise storage_error(folder, error) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        best = self.best()
         for old in self.checkpoints()[self.config.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old != best:
+                shutil.rmtree(old, ignore_errors=True)
         self.plot()
+
+    def best_step(self) -> int | None:
+        """The step with the least loss on held-out sets; None where none are measured."""
+        return best_step(_read_rows(self.path / _VALIDATION))
+
+    def best(self) -> Path | None:
+        """The checkpoint of that step, as far as it is still there."""
+        folder = self.path / "checkpoints" / f"step-{self.best_step() or 0:06d}"
+        return folder if folder.is_dir() else None
+
+    def finish(self, state: TrainState) -> None:
+        """Write the result, and the best of the checkpoints where that is another."""
+        self.plot()
+        self.save_adapter(self.path / "adapter.safetensors", state)
+        best = self.best()
+        if best and self.best_step() != state.step:
+            data = (best / "adapter.safetensors").read_bytes()
+            write_bytes(self.path / "adapter-best.safetensors", data)
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, the newest first."""
         found = (self.path / "checkpoints").glob("step-*")
         return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
 
-    def restore(self, state: TrainState, warn: Callable[[str], None]) -> bool:
+    def restore(self, state: TrainState, warn: Callable[[str], None], *, cut: bool = True) -> bool:
         """Take up the newest whole checkpoint, and set damaged ones aside.
 
+        Args:
+            cut: whether to take the steps behind it out of the log.
         Returns: False if there is none; `state` may then hold anything.
         Raises: RunError if the checkpoint was made with another base.
         """
@@ -179,37 +218,45 @@ class RunFolder:
                     "the dataset or its recipe has changed since this checkpoint; the run goes on "
                     "with the new one"
                 )
-            self._cut_log(state.step)
+            if cut:
+                self._cut_log(state.step)
             return True
         warn(f"{self.path} holds no whole checkpoint; starting from step 0")
-        self._cut_log(0)
+        if cut:
+            self._cut_log(0)
         return False
 
     def log(self, state: TrainState, loss: float, names: list[str]) -> None:
         """Add a step to the log. Raises: StorageError."""
         row = {"step": state.step, "loss": round(loss, 6), "sets": names}
-        append_line(self.path / "log.jsonl", json.dumps(row))
-
-    def _read_log(self) -> list[dict[str, Any]]:
-        path = self.path / "log.jsonl"
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue  # the line a killed run was writing
-        return rows
+        append_line(self.path / _LOG, json.dumps(row))
 
     def _cut_log(self, last: int) -> None:
         """Steps after the checkpoint are taken again, and logged again."""
-        rows = [json.dumps(row) + "\n" for row in self._read_log() if row["step"] <= last]
-        write_text(self.path / "log.jsonl", "".join(rows))
+        for name in (_LOG, _VALIDATION):
+            rows = _read_rows(self.path / name)
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last]
+            if kept or rows:
+                write_text(self.path / name, "".join(kept))
 
     def plot(self) -> None:
-        """Draw the loss so far."""
-        rows = self._read_log()
+        """Draw the losses so far."""
+        rows = _read_rows(self.path / _LOG)
         if rows:
             plot_loss(self.path / "loss.png", [r["step"] for r in rows], [r["loss"] for r in rows])
+        measured = _read_rows(self.path / _VALIDATION)
+        if len(measured) > 1:
+            plot_validation(self.path / "validation.png", measured)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # the line a killed run was writing
+    return rows
 
 
 def plot_loss(path: Path, steps: list[int], losses: list[float]) -> None:

@@ -45,6 +45,9 @@ class TrainConfig(BaseModel):
     """sets per optimizer step"""
     micro_batch: _Count = 1
     """most sets of equal size in one pass; more is faster, needs more memory, learns the same"""
+    micro_tokens: Annotated[int, Field(ge=0)] = 0
+    """sets of equal size are computed together up to so many tokens, text included, where that is
+    more than micro_batch"""
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """learning rate of AdamW"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -87,16 +90,23 @@ class TrainConfig(BaseModel):
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """precision of the adapter file"""
 
+    held_out: _Share = 0.0
+    """share of the sets that is not trained on but measured at every checkpoint; 0.1 is usual"""
+    validation: str | None = None
+    """folder or zip archive of further sets to measure on, instead of a share"""
+
     save_every: _Count = 250
     """steps between checkpoints"""
     keep: _Count = 4
-    """checkpoints kept, the newest"""
+    """checkpoints kept, the newest, and the best where sets are held out"""
     preview_every: Annotated[int, Field(ge=0)] = 250
     """steps between preview grids; 0 makes none"""
     preview_prompts: tuple[str, ...] = ()
     """joint prompts to preview; by default the recipe's example"""
     preview_resolution: Annotated[int, Field(ge=64, le=4096)] = 768
     """canvas size of previews, px: side of a square of the same area"""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """where losses are also shown: tensorboard (if it is installed), wandb, trackio"""
     cache: str | None = None
     """folder for latents and prompt embeddings; by default inside the run folder"""
 
@@ -104,6 +114,8 @@ class TrainConfig(BaseModel):
     def _sensible(self) -> TrainConfig:
         if not self.resolutions:
             raise ValueError("resolutions: give at least one")
+        if self.held_out and self.validation:
+            raise ValueError("held_out: leave it out beside validation")
         return self
 
     def to_toml(self) -> str:

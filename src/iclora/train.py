@@ -7,21 +7,20 @@ attention may sum in another order each time, resumed or not.)
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import signal
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from iclora import flow
 from iclora.adapter import AdapterInfo
 from iclora.cache import Encoded, EncodedSet, Progress, encode_dataset
 from iclora.checkpoint import RunFolder, TrainState
@@ -29,15 +28,19 @@ from iclora.config import TrainConfig, read_config
 from iclora.dataset import Dataset, SetReport, check_dataset, open_dataset, typical_layout
 from iclora.errors import DatasetError, RunError
 from iclora.files import write_text
-from iclora.layout import Layout
-from iclora.models.base import DiffusionModel, Text
+from iclora.models.base import DiffusionModel
+from iclora.objective import Sample, accumulate, schedule
 from iclora.recipe import Recipe, recipe_names
+from iclora.validation import Validation, hold_out
+from iclora.workers import Workers
 
-__all__ = ["RunResult", "Sample", "StepReport", "accumulate", "resume_config", "schedule", "train"]
+__all__ = ["RunResult", "StepReport", "resume_config", "train"]
 
 # What a resumed run may change; the second kind ends its equality with an unstopped one.
-_FREE = {"steps", "save_every", "keep", "preview_every", "preview_prompts", "preview_resolution"}
-_TELLING = {"lr", "grad_clip", "micro_batch", "gradient_checkpointing", "device", "save_dtype"}
+_FREE = {"steps", "save_every", "keep", "preview_every", "preview_prompts", "preview_resolution",
+         "trackers"}  # fmt: skip
+_TELLING = {"lr", "grad_clip", "micro_batch", "micro_tokens", "gradient_checkpointing", "device",
+            "save_dtype"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,40 +67,13 @@ class RunResult:
     step: int
     finished: bool
     """False if it was interrupted; its checkpoint is in the folder."""
+    best: int | None = None
+    """The step that is best on held-out sets; None where there are none."""
 
     @property
     def adapter(self) -> Path:
         """The adapter file; there once the run is finished."""
         return self.folder / "adapter.safetensors"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One draw of the schedule: which set, at which of its canvases."""
-
-    number: int
-    """Counted over the whole run; with the seed it decides noise, sigma and dropout."""
-    set: int
-    size: int
-
-
-def schedule(seed: int, number: int, sizes: Sequence[int]) -> Sample:
-    """What sample `number` of a run is.
-
-    Every set is drawn once in each pass over the dataset, in an order of that pass, and goes
-    through all its canvases before one comes again: exposures of two sets differ by one at most.
-
-    Args:
-        sizes: how many canvases each set has.
-    """
-    turn, place = divmod(number, len(sizes))
-    order = torch.randperm(len(sizes), generator=flow.generator(seed, "order", turn))
-    chosen = int(order[place])
-    cycle, nth = divmod(turn, sizes[chosen])
-    canvases = torch.randperm(
-        sizes[chosen], generator=flow.generator(seed, "canvas", chosen, cycle)
-    )
-    return Sample(number, chosen, int(canvases[nth]))
 
 
 # -- the run ------------------------------------------------------------------------------------
@@ -116,6 +92,7 @@ def train(
     """Tune a LoRA on a dataset.
 
     Ctrl-C or SIGTERM ends it after the current step with a checkpoint; a second one at once.
+    Started by `accelerate launch`, several processes share every step; the first one writes.
 
     Args:
         config: the settings.
@@ -133,33 +110,96 @@ def train(
         StorageError.
     """
     warn = warn or (lambda _: None)
-    if not resume:
+    workers = Workers(model.device)
+    if not workers.main:
+        # What one process says and draws is enough.
+        warn, make_preview, on_encode, on_step = (lambda _: None), None, None, None
+    if not resume and workers.main:
         _refuse_taken(Path(config.out))
     dataset = open_dataset(config.data, config.recipe)
     reports = _check(dataset, model, config, warn)
+    further = _further(config, dataset, model, warn)
     wanted = make_preview if config.preview_every else None
     preview = wanted(dataset.recipe) if wanted else None
     about = _describe(config, model, dataset, reports)
     run = RunFolder(config, about, dataset.digest, model.identity())
-    write_text(run.path / "config.toml", _anywhere(config, model).to_toml())
-    encoded = encode_dataset(
-        model,
-        dataset,
-        resolutions=config.resolutions,
-        upscale=config.upscale,
-        folder=Path(config.cache) if config.cache else run.path / "cache",
-        progress=on_encode,
-    )
+    if workers.main:
+        write_text(run.path / "config.toml", _anywhere(config, model).to_toml())
+    else:
+        # The cache is filled once; then there is nothing left to encode.
+        workers.wait()
+    encoded, held = _encode(config, model, dataset, further, run.path, on_encode)
+    if workers.main:
+        workers.wait()
     state = TrainState.fresh(model, config)
-    if resume and not run.restore(state, warn):
-        state = TrainState.fresh(model, config)
+    if resume:
+        state = _restore(run, state, model, workers, warn)
     model.recompute = model.blocks if config.gradient_checkpointing else 0
-    with _interruptible() as interrupted:
-        finished = _loop(run, model, encoded, state, interrupted, on_step, preview)
-    if finished:
-        run.plot()
-        run.save_adapter(run.path / "adapter.safetensors", state)
-    return RunResult(run.path, state.step, finished)
+    with (
+        _interruptible() as interrupted,
+        _tracking(config, run.path, state.step, workers.main) as track,
+    ):
+        loop = _Loop(run, model, encoded, state, workers, run.validation(held, encoded.sets),
+                     interrupted, on_step, preview, track)  # fmt: skip
+        finished = loop.run_to_end()
+    if finished and workers.main:
+        run.finish(state)
+    workers.wait()
+    return RunResult(run.path, state.step, finished, run.best_step())
+
+
+def _further(
+    config: TrainConfig, dataset: Dataset, model: DiffusionModel, warn: Callable[[str], None]
+) -> Dataset | None:
+    """The sets of `config.validation`, checked as those that are trained on."""
+    if config.validation is None:
+        return None
+    further = open_dataset(config.validation, config.recipe)
+    if further.recipe.markers != dataset.recipe.markers:
+        raise DatasetError(
+            f"{config.validation} holds sets of {further.recipe.name}, {config.data} of "
+            f"{dataset.recipe.name}",
+            "Measure on sets of the same recipe.",
+        )
+    _check(further, model, config, warn)
+    return further
+
+
+def _encode(
+    config: TrainConfig, model: DiffusionModel, dataset: Dataset, further: Dataset | None,
+    folder: Path, progress: Progress | None,
+) -> tuple[Encoded, list[EncodedSet]]:  # fmt: skip
+    """The sets to train on and those to measure on; encoders are freed behind the last."""
+    cache = Path(config.cache) if config.cache else folder / "cache"
+
+    def encode(data: Dataset) -> Encoded:
+        return encode_dataset(model, data, resolutions=config.resolutions,
+                              upscale=config.upscale, folder=cache, progress=progress)  # fmt: skip
+
+    found = encode(dataset)
+    if further:
+        return found, list(encode(further).sets)
+    kept, held = hold_out(found.sets, config.held_out, config.seed)
+    if not kept:
+        raise DatasetError(
+            f"{config.data} has {len(found.sets)} sets and all of them would be held out",
+            "Add sets, or leave --held-out away.",
+        )
+    return Encoded(tuple(found.sets[i] for i in kept), found.empty), [found.sets[i] for i in held]
+
+
+def _restore(
+    run: RunFolder, state: TrainState, model: DiffusionModel, workers: Workers,
+    warn: Callable[[str], None],
+) -> TrainState:  # fmt: skip
+    """Take up the newest whole checkpoint, the main process first: it sets damaged ones aside."""
+    if not workers.main:
+        workers.wait()
+    if not run.restore(state, warn, cut=workers.main):
+        state = TrainState.fresh(model, run.config)
+    if workers.main:
+        workers.wait()
+    return state
 
 
 def _refuse_taken(folder: Path) -> None:
@@ -226,7 +266,8 @@ def _anywhere(config: TrainConfig, model: DiffusionModel) -> TrainConfig:
     """The settings with absolute paths, so that the run is resumed from any folder."""
     # A recipe's name stays a name, even where a folder is called like it.
     own = config.recipe is not None and config.recipe not in recipe_names()
-    paths = {"data": config.data, "cache": config.cache, "recipe": config.recipe if own else None}
+    paths = {"data": config.data, "validation": config.validation, "cache": config.cache,
+             "recipe": config.recipe if own else None}  # fmt: skip
     found = {key: str(Path(path).resolve()) for key, path in paths.items() if path}
     return config.model_copy(update={**found, "base": model.name})
 
@@ -247,61 +288,85 @@ def _describe(
     )
 
 
-def _loop(
-    run: RunFolder,
-    model: DiffusionModel,
-    encoded: Encoded,
-    state: TrainState,
-    interrupted: threading.Event,
-    on_step: Callable[[StepReport], None] | None,
-    preview: Callable[[int], None] | None,
-) -> bool:
-    """Steps until the last one (True) or an interrupt (False); both leave a checkpoint."""
-    config = run.config
-    sizes = [len(s.layouts) for s in encoded.sets]
-    rate = 0.0
-    while state.step < config.steps:
-        began = time.monotonic()
-        first = state.step * config.batch
-        samples = [schedule(config.seed, first + i, sizes) for i in range(config.batch)]
-        names = [encoded.sets[sample.set].name for sample in samples]
-        loss = train_step(model, encoded, samples, state, config)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss or its gradient became {loss} at step {state.step + 1}, on sets "
-                + ", ".join(names),
-                "Look at these sets, and go on from the last checkpoint with a lower rate: "
-                f"`iclora train --resume {run.path} --lr {config.lr / 3:.1e}`.",
-            )
-        run.log(state, loss, names)
-        latest = 1 / max(time.monotonic() - began, 1e-9)
-        rate = rate + (latest - rate) * 0.1 if rate else latest
-        if on_step:
-            on_step(StepReport(state.step, config.steps, loss, rate))
-        last, stopping = state.step == config.steps, interrupted.is_set()
-        if last or stopping or state.step % config.save_every == 0:
-            run.checkpoint(state)
-        if stopping and not last:
-            return False
-        if preview and (last or state.step % config.preview_every == 0):
-            with state.averaged(), torch.no_grad():
-                preview(state.step)
-    return True
+@dataclass
+class _Loop:
+    """Steps until the last one or an interrupt; both leave a checkpoint."""
+
+    run: RunFolder
+    model: DiffusionModel
+    encoded: Encoded
+    state: TrainState
+    workers: Workers
+    validation: Validation | None
+    interrupted: threading.Event
+    on_step: Callable[[StepReport], None] | None
+    preview: Callable[[int], None] | None
+    track: Track
+    watch: _Watch = field(default_factory=lambda: _Watch())
+    rate: float = 0.0
+
+    def run_to_end(self) -> bool:
+        """Returns: False if it was interrupted. Raises: RunError if the loss runs away."""
+        config, state = self.run.config, self.state
+        sizes = [len(s.layouts) for s in self.encoded.sets]
+        if state.step == 0:
+            self._measure()
+        while state.step < config.steps:
+            began = time.monotonic()
+            first = state.step * config.batch
+            samples = [schedule(config.seed, first + i, sizes) for i in range(config.batch)]
+            loss, stopping = self._step(samples)
+            latest = 1 / max(time.monotonic() - began, 1e-9)
+            self.rate = self.rate + (latest - self.rate) * 0.1 if self.rate else latest
+            if self.on_step:
+                self.on_step(StepReport(state.step, config.steps, loss, self.rate))
+            # Several processes stop together, at the step that all of them heard of.
+            stopping |= self.workers.count == 1 and self.interrupted.is_set()
+            last = state.step == config.steps
+            if last or stopping or state.step % config.save_every == 0:
+                self._keep()
+            if stopping and not last:
+                return False
+            if self.preview and (last or state.step % config.preview_every == 0):
+                with state.averaged(), torch.no_grad():
+                    self.preview(state.step)
+        return True
+
+    def _step(self, samples: Sequence[Sample]) -> tuple[float, bool]:
+        """One optimizer step of all processes. Returns: its loss, and whether to stop."""
+        config, state = self.run.config, self.state
+        names = [self.encoded.sets[sample.set].name for sample in samples]
+        mine = self.workers.share(samples)
+        loss = accumulate(self.model, self.encoded, mine, config, len(samples))
+        loss, stop = self.workers.sum(state.live.values(), loss, float(self.interrupted.is_set()))
+        loss = apply_step(state, config, loss)
+        self.watch.see(loss, state.step, names, self.run)
+        if self.workers.main:
+            self.run.log(state, loss, names)
+            self.track({"loss": loss}, state.step)
+        return loss, stop > 0
+
+    def _keep(self) -> None:
+        """Measure, then write a checkpoint; the main process alone."""
+        if self.workers.main:
+            self._measure()
+            self.run.checkpoint(self.state)
+        self.workers.wait()
+
+    def _measure(self) -> None:
+        if self.validation is None or not self.workers.main:
+            return
+        with self.state.averaged():
+            found = self.validation.take(self.model, self.state.step)
+        self.track({"held out": found.loss}, self.state.step)
 
 
-def train_step(
-    model: DiffusionModel,
-    encoded: Encoded,
-    samples: Sequence[Sample],
-    state: TrainState,
-    config: TrainConfig,
-) -> float:
-    """One optimizer step: the gradient of the samples' mean loss, clipped, applied.
+def apply_step(state: TrainState, config: TrainConfig, loss: float) -> float:
+    """Clip the gradient and apply it.
 
-    Returns: the mean loss, or the norm of the gradient if that is not finite; no weight has been
+    Returns: the loss, or the norm of the gradient if that is not finite; no weight has been
     changed then.
     """
-    loss = accumulate(model, encoded, samples, config)
     norm = float(nn.utils.clip_grad_norm_(state.live.values(), config.grad_clip))
     loss = loss if math.isfinite(norm) else norm
     if math.isfinite(loss):
@@ -312,65 +377,82 @@ def train_step(
     return loss
 
 
-def accumulate(
-    model: DiffusionModel, encoded: Encoded, samples: Sequence[Sample], config: TrainConfig
-) -> float:
-    """Add the gradient of the samples' mean loss to the LoRA parameters. Returns: the loss.
+@dataclass
+class _Watch:
+    """Ends a run whose loss is no number, or has left what it had reached for good."""
 
-    Samples are computed in groups of one canvas size, at most `config.micro_batch` at a time;
-    every sample weighs the same however it is grouped, and nothing is padded.
+    mean: float = 0.0
+    least: float = math.inf
+    seen: int = 0
+
+    def see(self, loss: float, step: int, names: Sequence[str], run: RunFolder) -> None:
+        """Raises: RunError naming the step and its sets."""
+        back = (
+            "Look at these sets, and go on from the last checkpoint with a lower rate: "
+            f"`iclora train --resume {run.path} --lr {run.config.lr / 3:.1e}`."
+        )
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss or its gradient became {loss} at step {step + 1}, on sets "
+                + ", ".join(names),
+                back,
+            )
+        self.seen += 1
+        # A mean over some 20 steps: single losses differ tenfold with their noise levels.
+        self.mean += (loss - self.mean) * max(0.05, 1 / self.seen)
+        if self.seen >= 40:
+            self.least = min(self.least, self.mean)
+        if self.mean > 3 * self.least:
+            raise RunError(
+                f"the loss has risen from {self.least:.3f} to {self.mean:.3f} (means of some 20 "
+                f"steps) by step {step}, last on sets {', '.join(names)}",
+                back,
+            )
+
+
+Track = Callable[[dict[str, float], int], None]
+"""Tells trackers some numbers of a step."""
+
+
+@contextmanager
+def _tracking(config: TrainConfig, folder: Path, step: int, main: bool) -> Iterator[Track]:
+    """TensorBoard, W&B or trackio, through accelerate, as far as they are wanted and installed.
+
+    Args:
+        step: of the run so far; what TensorBoard holds behind it is taken again.
     """
-    groups: dict[Layout, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[encoded.sets[sample.set].layouts[sample.size]].append(sample)
-    total = 0.0
-    for layout, members in groups.items():
-        for start in range(0, len(members), config.micro_batch):
-            part = members[start : start + config.micro_batch]
-            losses = _losses(model, encoded, part, layout, config)
-            torch.autograd.backward(losses.sum() / len(samples))
-            total += float(losses.detach().sum())
-    return total / len(samples)
+    names = [
+        name for name in config.trackers
+        if name != "tensorboard" or importlib.util.find_spec("tensorboard")
+    ]  # fmt: skip
+    if not names or not main:
+        yield lambda _values, _step: None
+        return
+    missing = [name for name in names if not importlib.util.find_spec(name)]
+    if missing:
+        raise RunError(
+            f"{', '.join(missing)} is not installed", f"pip install {' '.join(missing)}."
+        )
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    trackers: list[Any] = [
+        LOGGER_TYPE_TO_CLASS[name]("tensorboard", logging_dir=folder, purge_step=step + 1)
+        if name == "tensorboard"
+        else LOGGER_TYPE_TO_CLASS[name]("iclora", name=folder.name)
+        for name in names
+    ]
+    for tracker in trackers:
+        tracker.start()
 
-def _losses(
-    model: DiffusionModel,
-    encoded: Encoded,
-    samples: Sequence[Sample],
-    layout: Layout,
-    config: TrainConfig,
-) -> Tensor:
-    """Loss of each sample, (B,); all on one canvas."""
-    latents, noises, levels, texts = [], [], [], []
-    for sample in samples:
-        entry = encoded.sets[sample.set]
-        x0 = entry.latents(sample.size)
-        latents.append(x0)
-        key = (config.seed, sample.number)
-        noises.append(torch.randn(x0.shape, generator=flow.generator("noise", *key)))
-        levels.append(_draw_level(model, config, len(x0), flow.generator("sigma", *key)))
-        texts.append(_draw_text(entry, encoded, config, flow.generator("dropout", *key)))
-    x0 = torch.stack(latents).to(model.device)
-    eps = torch.stack(noises).to(model.device)
-    # The model sees sigma in its own precision; noise with the same number, or the two disagree.
-    sigma = torch.cat(levels).to(model.device, model.dtype).float()
-    z = flow.add_noise(x0, eps, sigma)
-    v = model.velocity(z, sigma, texts, (layout.width, layout.height), config.guidance)
-    return flow.loss(v, x0, eps)
+    def track(values: dict[str, float], step: int) -> None:
+        for tracker in trackers:
+            tracker.log(values, step=step)
 
-
-def _draw_level(
-    model: DiffusionModel, config: TrainConfig, tokens: int, rng: torch.Generator
-) -> Tensor:
-    sigma = flow.draw_sigma(rng, config.sigma_mean, config.sigma_std)
-    return flow.shift(sigma, model.shift_mu(tokens)) if config.shift == "resolution" else sigma
-
-
-def _draw_text(
-    entry: EncodedSet, encoded: Encoded, config: TrainConfig, rng: torch.Generator
-) -> Text:
-    dropped = float(torch.rand(1, generator=rng)) < config.caption_dropout
-    return encoded.empty if dropped else entry.text()
+    try:
+        yield track
+    finally:
+        for tracker in trackers:
+            tracker.finish()
 
 
 @contextmanager

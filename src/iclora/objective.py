@@ -1,0 +1,123 @@
+"""What one step learns from: which samples, at which noise, and the gradient of their loss.
+
+All randomness follows from (seed, number of the sample).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iclora import flow
+from iclora.cache import Encoded, EncodedSet
+from iclora.config import TrainConfig
+from iclora.layout import Layout
+from iclora.models.base import DiffusionModel, Text
+
+__all__ = ["Sample", "accumulate", "schedule"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw of the schedule: which set, at which of its canvases."""
+
+    number: int
+    """Counted over the whole run; with the seed it decides noise, sigma and dropout."""
+    set: int
+    size: int
+
+
+def schedule(seed: int, number: int, sizes: Sequence[int]) -> Sample:
+    """What sample `number` of a run is.
+
+    Every set is drawn once in each pass over the dataset, in an order of that pass, and goes
+    through all its canvases before one comes again: exposures of two sets differ by one at most.
+
+    Args:
+        sizes: how many canvases each set has.
+    """
+    turn, place = divmod(number, len(sizes))
+    order = torch.randperm(len(sizes), generator=flow.generator(seed, "order", turn))
+    chosen = int(order[place])
+    cycle, nth = divmod(turn, sizes[chosen])
+    canvases = torch.randperm(
+        sizes[chosen], generator=flow.generator(seed, "canvas", chosen, cycle)
+    )
+    return Sample(number, chosen, int(canvases[nth]))
+
+
+def accumulate(
+    model: DiffusionModel,
+    encoded: Encoded,
+    samples: Sequence[Sample],
+    config: TrainConfig,
+    total: int | None = None,
+) -> float:
+    """Add the gradient of the samples' mean loss to the LoRA parameters.
+
+    Samples are computed in groups of one canvas size, at most `config.micro_batch` at a time, or
+    as many as `config.micro_tokens` holds; every sample weighs the same however it is grouped,
+    and nothing is padded.
+
+    Args:
+        total: samples of the whole step, where others compute the rest of them.
+    Returns: their share of the mean loss.
+    """
+    total = total or len(samples)
+    groups: dict[Layout, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[encoded.sets[sample.set].layouts[sample.size]].append(sample)
+    loss = 0.0
+    for layout, members in groups.items():
+        tokens = layout.width * layout.height // model.grid**2 + model.max_text_tokens
+        most = max(config.micro_batch, config.micro_tokens // tokens)
+        for start in range(0, len(members), most):
+            part = members[start : start + most]
+            losses = _losses(model, encoded, part, layout, config)
+            torch.autograd.backward(losses.sum() / total)
+            loss += float(losses.detach().sum())
+    return loss / total
+
+
+def _losses(
+    model: DiffusionModel,
+    encoded: Encoded,
+    samples: Sequence[Sample],
+    layout: Layout,
+    config: TrainConfig,
+) -> Tensor:
+    """Loss of each sample, (B,); all on one canvas."""
+    latents, noises, levels, texts = [], [], [], []
+    for sample in samples:
+        entry = encoded.sets[sample.set]
+        x0 = entry.latents(sample.size)
+        latents.append(x0)
+        key = (config.seed, sample.number)
+        noises.append(torch.randn(x0.shape, generator=flow.generator("noise", *key)))
+        levels.append(_draw_level(model, config, len(x0), flow.generator("sigma", *key)))
+        texts.append(_draw_text(entry, encoded, config, flow.generator("dropout", *key)))
+    x0 = torch.stack(latents).to(model.device)
+    eps = torch.stack(noises).to(model.device)
+    # The model sees sigma in its own precision; noise with the same number, or the two disagree.
+    sigma = torch.cat(levels).to(model.device, model.dtype).float()
+    z = flow.add_noise(x0, eps, sigma)
+    v = model.velocity(z, sigma, texts, (layout.width, layout.height), config.guidance)
+    return flow.loss(v, x0, eps)
+
+
+def _draw_level(
+    model: DiffusionModel, config: TrainConfig, tokens: int, rng: torch.Generator
+) -> Tensor:
+    sigma = flow.draw_sigma(rng, config.sigma_mean, config.sigma_std)
+    return flow.shift(sigma, model.shift_mu(tokens)) if config.shift == "resolution" else sigma
+
+
+def _draw_text(
+    entry: EncodedSet, encoded: Encoded, config: TrainConfig, rng: torch.Generator
+) -> Text:
+    dropped = float(torch.rand(1, generator=rng)) < config.caption_dropout
+    return encoded.empty if dropped else entry.text()
