@@ -1,0 +1,288 @@
+"""A LoRA training step of ours against the peers' way, on the same weights, in one process.
+
+    python benchmarks/train_step.py                 69M-parameter FLUX.1 on a CPU
+    python benchmarks/train_step.py --true-size     FLUX.1-dev's size, random weights, on a GPU
+
+Arms, interleaved round by round, on the same latents, texts, noise levels and LoRA targets:
+
+    ours        iclora's forward, micro-batches of one, nothing recomputed
+    script      diffusers' FLUX LoRA script: its model under bf16 autocast, all blocks recomputed
+    script-fit  the same with nothing recomputed, where memory allows it
+    ai-toolkit  float32 LoRA on every linear layer of the blocks, all blocks recomputed
+    ours-all    ours on the layers of ai-toolkit
+
+Before any timing, the gradients of an arm and of its peer must agree. The unit is an optimizer
+step of the given batch: forward and backward pass of all samples, clipping, AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import peft
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from iclora.models.flux_forward import Levels, flux_forward
+
+SCRIPT_TARGETS = (
+    "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj",
+    "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
+    "ff_context.net.2",
+)  # fmt: skip
+TEXT = 512
+
+
+@dataclass(frozen=True)
+class Work:
+    """One optimizer step's samples."""
+
+    x0: Tensor
+    eps: Tensor
+    sigma: Tensor
+    prompt: Tensor
+    pooled: Tensor
+    places: Tensor
+
+    @classmethod
+    def draw(cls, net: Any, batch: int, width: int, height: int, device: torch.device) -> Work:
+        torch.manual_seed(1)
+        h, w = height // 16, width // 16
+        config = net.config
+        rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).float()
+        shape = (batch, h * w, config.in_channels)
+        bf16 = torch.bfloat16
+        return cls(
+            torch.randn(shape, device=device), torch.randn(shape, device=device),
+            # 1000 times these is exact in bf16, or autocast's float32 would see another level.
+            torch.tensor([0.125, 0.25, 0.5, 0.75], device=device).repeat(batch)[:batch],
+            torch.randn(batch, TEXT, config.joint_attention_dim, device=device).to(bf16),
+            torch.randn(batch, config.pooled_projection_dim, device=device).to(bf16),
+            places.to(device),
+        )  # fmt: skip
+
+    def loss(self, v: Tensor, rows: slice) -> Tensor:
+        """The sum of these samples' mean squares, over the whole batch's count."""
+        error = v.float() - (self.eps[rows] - self.x0[rows])
+        return error.square().mean((1, 2)).sum() / len(self.x0)
+
+    def noisy(self, rows: slice) -> Tensor:
+        level = self.sigma[rows, None, None]
+        return ((1 - level) * self.x0[rows] + level * self.eps[rows]).bfloat16()
+
+
+def proxy() -> Any:
+    """FLUX.1 with one double and two single blocks of width 1024: 69M parameters."""
+    return diffusers.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=2, num_attention_heads=8, attention_head_dim=128,
+        guidance_embeds=True, joint_attention_dim=1024, pooled_projection_dim=256,
+    )  # fmt: skip
+
+
+def true_size() -> Any:
+    """FLUX.1-dev's shape, which is the class's default."""
+    return diffusers.FluxTransformer2DModel(guidance_embeds=True)
+
+
+@torch.no_grad()
+def build(make: Callable[[], Any], device: torch.device) -> Any:
+    """Random weights in bf16: never zeros, or nothing would have a gradient."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            net = make()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return net.requires_grad_(False)
+
+
+def adapters(net: Any, targets: tuple[str, ...] | str) -> list[nn.Parameter]:
+    """A float32 LoRA of rank 16, both halves random: a zero B leaves A without a gradient."""
+    modules = [
+        name for name, module in net.named_modules()
+        if isinstance(module, nn.Linear) and "transformer_blocks" in name
+        and (targets == "all" or name.endswith(tuple(targets)))
+    ]  # fmt: skip
+    net.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=modules), adapter_name="x")
+    found = []
+    for name, parameter in net.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.02)
+            parameter.data = parameter.data.float()
+            found.append(parameter.requires_grad_(True))
+    return found
+
+
+def peer(net: Any, work: Work, recompute: bool) -> float:
+    """Forward and backward as diffusers' script does it: the whole batch at once."""
+    (net.enable_gradient_checkpointing if recompute else net.disable_gradient_checkpointing)()
+    rows = slice(0, len(work.x0))
+    with torch.autocast(work.x0.device.type, torch.bfloat16):
+        v = net(
+            hidden_states=work.noisy(rows), encoder_hidden_states=work.prompt,
+            pooled_projections=work.pooled, timestep=work.sigma,
+            guidance=torch.ones_like(work.sigma), img_ids=work.places,
+            txt_ids=torch.zeros(TEXT, 3, device=work.x0.device), return_dict=False,
+        )[0]  # fmt: skip
+    loss = work.loss(v, rows)
+    loss.backward()
+    return float(loss.detach())
+
+
+def ours(net: Any, work: Work, micro: int, recompute: int = 0) -> float:
+    """Forward and backward as iclora does it."""
+    total = 0.0
+    for start in range(0, len(work.x0), micro):
+        rows = slice(start, start + micro)
+        levels = Levels(work.sigma[rows, None], (work.x0.shape[1],))
+        v = flux_forward(
+            net, work.noisy(rows), work.prompt[rows], work.pooled[rows], levels,
+            torch.ones_like(work.sigma[rows]), work.places, recompute=recompute,
+        )  # fmt: skip
+        loss = work.loss(v, rows)
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+@dataclass
+class Arm:
+    """One way to take a step."""
+
+    name: str
+    targets: tuple[str, ...] | str
+    run: Callable[[Any, Work], float]
+    seconds: list[float]
+    peak: float = 0.0
+
+
+def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, work: Work) -> None:
+    cuda = work.x0.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    arm.run(net, work)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if cuda:
+        torch.cuda.synchronize()
+        arm.peak = max(arm.peak, torch.cuda.max_memory_allocated() / 2**30)
+    arm.seconds.append(time.perf_counter() - began)
+
+
+def gradients(arm: Arm, net: Any, parameters: list[nn.Parameter], work: Work) -> Tensor:
+    arm.run(net, work)
+    found = torch.cat([p.grad.float().flatten() for p in parameters])  # type: ignore[union-attr]
+    for parameter in parameters:
+        parameter.grad = None
+    return found
+
+
+def matmul_rate(device: torch.device) -> float:
+    """TFLOP/s of a bf16 matrix product, the yardstick of this machine in this run."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device).bfloat16()
+    best = 1e9
+    for _ in range(6):
+        began = time.perf_counter()
+        for _ in range(4):
+            a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, (time.perf_counter() - began) / 4)
+    return 2 * size**3 / best / 1e12
+
+
+def train_flops(config: Any, tokens: int, batch: int) -> float:
+    """Counted FLOPs of a step without recomputing: two passes of the linears, 3.5 of attention."""
+    width = config.num_attention_heads * config.attention_head_dim
+    length, blocks = tokens + TEXT, config.num_layers + config.num_single_layers
+    linear, attention = blocks * 24 * width**2 * length, blocks * 4 * length**2 * width
+    return batch * (2 * linear + 3.5 * attention)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--true-size", action="store_true")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--height", type=int, default=1536)
+    parser.add_argument("--micro", type=int, default=1)
+    parser.add_argument("--recompute", type=int, default=0, help="blocks that ours recomputes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", help="by default all but script-fit")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = build(true_size if args.true_size else proxy, device)
+    work = Work.draw(net, args.batch, args.width, args.height, device)
+
+    def mine(net: Any, work: Work) -> float:
+        return ours(net, work, args.micro, args.recompute)
+
+    arms = [
+        Arm("script", SCRIPT_TARGETS, lambda n, w: peer(n, w, True), []),
+        Arm("script-fit", SCRIPT_TARGETS, lambda n, w: peer(n, w, False), []),
+        Arm("ours", SCRIPT_TARGETS, mine, []),
+        Arm("ai-toolkit", "all", lambda n, w: peer(n, w, True), []),
+        Arm("ours-all", "all", mine, []),
+    ]
+    wanted = args.arms or ["script", "ours", "ai-toolkit", "ours-all"]
+    for targets in (SCRIPT_TARGETS, "all"):
+        group = [arm for arm in arms if arm.targets == targets and arm.name in wanted]
+        if not group:
+            continue
+        parameters = adapters(net, targets)
+        found = [gradients(arm, net, parameters, work) for arm in group]
+        for arm, grad in zip(group[1:], found[1:], strict=True):
+            off = float((grad - found[0]).norm() / found[0].norm())
+            print(json.dumps({"gate": f"{arm.name} / {group[0].name}", "off": round(off, 4)}))
+            # bf16 sums in two orders; a wrong gradient is off by tenths.
+            assert off < 0.03, "the gradients differ: these arms do not do the same work"
+        optimizer = torch.optim.AdamW(parameters, 1e-5)
+        for _ in range(args.rounds):
+            for arm in group:
+                step(arm, net, parameters, optimizer, work)
+        net.delete_adapters("x")
+    report(arms, work, net, device)
+
+
+def report(arms: list[Arm], work: Work, net: Any, device: torch.device) -> None:
+    rate = matmul_rate(device)
+    batch, tokens = work.x0.shape[:2]
+    flops = train_flops(net.config, tokens, batch) / 1e12
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    print(json.dumps({
+        "device": name or platform.machine(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__,
+        "date": time.strftime("%Y-%m-%d"), "batch": batch, "tokens": tokens + TEXT,
+        "matmul TFLOP/s": round(rate, 3), "counted TFLOP": round(flops, 2),
+    }))  # fmt: skip
+    for arm in arms:
+        if arm.seconds:
+            median = statistics.median(arm.seconds)
+            print(json.dumps({
+                "arm": arm.name, "median s": round(median, 3),
+                "all s": [round(s, 2) for s in arm.seconds],
+                "tokens/s": round(batch * (tokens + TEXT) / median),
+                "MFU": round(flops / median / rate, 3), "peak GiB": round(arm.peak, 2),
+            }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
