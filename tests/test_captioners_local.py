@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -31,29 +32,40 @@ def folder(tmp_path_factory):
     return where
 
 
-@pytest.fixture
-def server(folder):
-    """`transformers serve` with that captioner. Yields its base URL."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(folder, port):
+    """`transformers serve` with a captioner. Yields its process and base URL."""
     program = "from transformers.cli.transformers import main; main()"
-    words = ["serve", str(folder), "--port", str(port), "--device", "cpu"]
+    words = ["serve", str(folder), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     process = subprocess.Popen(
         [sys.executable, "-c", program, *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"http://localhost:{port}/v1"
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{url}/models", timeout=5).close()
-            break
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            assert process.poll() is None, "the server ended at once"
-            time.sleep(0.1)
-    yield url
-    process.terminate()
-    process.wait()
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{url}/models", timeout=5).close()
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert process.poll() is None, "the server ended at once"
+                time.sleep(0.1)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def server(folder):
+    with serving(folder, free_port()) as (_, url):
+        yield url
 
 
 def asks():

@@ -18,11 +18,12 @@ def base():
     return load_model("toyland", "cpu")
 
 
-def test_the_embedded_base_weighs_at_most_40_mb_and_holds_no_pickle():
-    folder = Path(str(files("iclora") / "toyland" / "base"))
-    found = [path for path in folder.rglob("*") if path.is_file()]
+def test_base_and_captioner_together_weigh_at_most_40_mb_and_hold_no_pickle():
+    home = Path(str(files("iclora") / "toyland"))
+    folders = (home / "base", home / "captioner")
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in found) <= 40 * 2**20
-    assert {path.suffix for path in found} <= {".json", ".safetensors", ".txt", ".model"}
+    assert {path.suffix for path in found} <= {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 
 def test_toyland_is_a_flux_of_8_px_tokens_with_a_guidance_embedding(base):

@@ -1,19 +1,29 @@
 """The captioner that ships with toyland: what it is taught is what it is asked."""
 
 import random
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from PIL import Image
 
+from iclora.captioners import Answer, Captioner, load_captioner
 from iclora.captioners.asking import read_answer
 from iclora.captioners.local import _conversation
+from iclora.captioners.openai import OpenAICaptioner
+from iclora.captioning import caption_dataset, write_prompt
+from iclora.dataset import check_dataset, open_dataset
+from iclora.errors import CaptionerError
 from iclora.recipe import load_recipe
+from iclora.toyland.captions import measure
 from iclora.toyland.pretrain import captioner
 from iclora.toyland.pretrain.stage import Settings
-from iclora.toyland.tasks import TASKS, draw_set
+from iclora.toyland.tasks import TASKS, draw_set, write_sets
 from iclora.toyland.world import draw_canvas, draw_caption, idea_of, traits_said
+from test_captioners_local import free_port, serving
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +95,7 @@ def test_an_idea_states_just_what_it_was_given():
 
 
 def test_a_new_captioner_answers_in_the_standard_layout(processor, tmp_path):
-    from iclora.captioners import Ask, load_captioner
+    from iclora.captioners import Ask
 
     torch.manual_seed(0)
     model = captioner.new_captioner(processor)
@@ -105,3 +115,85 @@ def test_a_new_captioner_answers_in_the_standard_layout(processor, tmp_path):
     alone = dict(local.answer(asks))
     assert together == alone
     assert together[0].written <= 8
+
+
+class Witness(Captioner):
+    """Answers with given texts."""
+
+    def __init__(self, texts):
+        super().__init__("witness")
+        self.texts = texts
+
+    def answer(self, asks):
+        yield from enumerate(Answer(text) for text in self.texts)
+
+
+def test_a_captioner_is_measured_by_what_is_true_of_what_it_says():
+    task = TASKS["film-storyboard"]
+    drawn = [draw_set(task, random.Random(f"captions {task.recipe} {n}"), unseen=True)
+             for n in range(4)]  # fmt: skip
+    true = [caption.text for _, caption in drawn]
+    assert measure(Witness(true), task, 4) == {"whole": 1, "true": 1, "traits a panel": 3}
+    # One answer is no caption, and one describes another set.
+    found = measure(Witness(["no", true[0], *true[2:]]), task, 4)
+    assert found["whole"] == 0.75
+    assert 0.6 < found["true"] < 0.95
+
+
+# -- the one that will ship ---------------------------------------------------------------------
+
+
+SHIPPED = Path(str(files("iclora") / "toyland" / "captioner"))
+shipped = pytest.mark.skipif(not SHIPPED.is_dir(), reason="toyland's captioner is not trained yet")
+
+
+@shipped
+@pytest.mark.parametrize("name", list(TASKS))
+def test_what_it_says_of_held_out_sets_is_whole_and_true(name):
+    found = measure(load_captioner(f"local:{SHIPPED}", device="cpu", together=6), TASKS[name], 6)
+    assert found["whole"] == 1
+    assert found["true"] >= 0.9
+    assert found["traits a panel"] >= 1
+
+
+@shipped
+def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machine(tmp_path):
+    task, port = TASKS["film-storyboard"], free_port()
+    for name in ("remote", "local"):
+        write_sets(task, tmp_path / name, 20, captions=False)
+    data = open_dataset(tmp_path / "remote")
+    remote = partial(
+        OpenAICaptioner, str(SHIPPED), f"http://localhost:{port}/v1", together=4, schema=False
+    )
+    with serving(SHIPPED, port) as (process, _):
+
+        def kill(_outcome, done, _total):
+            if done == 6:
+                process.kill()
+                process.wait()
+
+        with pytest.raises(CaptionerError, match=r"no connection.*of 20 captions are written"):
+            caption_dataset(data, remote(retries=0), on_done=kill)
+    first = {f.parent.name: f.read_text() for f in (tmp_path / "remote").rglob("caption.txt")}
+    assert 6 <= len(first) <= 10
+    with serving(SHIPPED, port):
+        summary = caption_dataset(open_dataset(data.path), remote())
+    assert set(summary.kept) == set(first)
+    assert len(summary.written) == 20 - len(first)
+    assert not [p for r in check_dataset(open_dataset(data.path)) for p in r.problems if p.caption]
+    # The same sets by the same model without a server.
+    local = load_captioner(f"local:{SHIPPED}", device="cpu", together=5)
+    assert len(caption_dataset(open_dataset(tmp_path / "local"), local).written) == 20
+    for file in data.path.rglob("caption.txt"):
+        assert file.read_text() == (tmp_path / "local" / file.parent.name / file.name).read_text()
+
+
+@shipped
+def test_an_idea_becomes_a_prompt_that_says_what_the_idea_says():
+    captioner = load_captioner(f"local:{SHIPPED}", device="cpu")
+    recipe = TASKS["film-storyboard"].small_recipe
+    text = write_prompt(recipe, "a green rabbit with a crown", captioner, limit=128)
+    overview = recipe.parse(text).overview
+    assert (
+        traits_said(overview, "character").items() >= {"kind": "rabbit", "colour": "green"}.items()
+    )

@@ -144,7 +144,9 @@ def draw_set(task: Task, rng: random.Random, *, unseen: bool = False) -> tuple[C
     return canvas, caption
 
 
-def write_sets(task: Task, folder: Path, count: int, seed: int = 0) -> None:
+def write_sets(
+    task: Task, folder: Path, count: int, seed: int = 0, *, captions: bool = True
+) -> None:
     """Write a dataset as `iclora train` reads it: a folder per set, captions, the small recipe."""
     recipe = task.small_recipe.model_dump(mode="json", exclude_defaults=True)
     write_text(folder / f"{task.recipe}-toyland.toml", tomli_w.dumps(recipe))
@@ -155,4 +157,5 @@ def write_sets(task: Task, folder: Path, count: int, seed: int = 0) -> None:
         place = folder / f"{number + 1:04d}"
         for i, panel in enumerate(canvas.panels, 1):
             write_png(place / f"{i}.png", panel.render())
-        write_text(place / "caption.txt", caption.text + "\n")
+        if captions:
+            write_text(place / "caption.txt", caption.text + "\n")

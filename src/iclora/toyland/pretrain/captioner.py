@@ -7,6 +7,7 @@ answer what `iclora caption` and `iclora prompt` ask, in the words of the tuning
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ from iclora.toyland.tasks import TASKS, Task, draw_set
 from iclora.toyland.world import (
     IDENTITY,
     NAMES,
+    TOPICS,
     TRAITS,
     Canvas,
     draw_canvas,
@@ -52,10 +54,13 @@ __all__ = ["new_captioner", "train_captioner"]
 
 _PATCH = 16
 _TEMPLATE = (
+    # Numbered, or which picture is the second would have to be counted in tokens.
+    "{% set seen = namespace(count=0) %}"
     "{% for message in messages %}{{ message['role'] }}:"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}{% set seen.count = seen.count + 1 %}"
+    " picture {{ seen.count }} <image>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}</s>{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
@@ -66,7 +71,7 @@ _LIMITS = (128, 512)
 def make_processor(settings: Settings) -> Any:
     """Tokenizer, picture preparation and chat template in one."""
     rng = random.Random(f"captioner words {settings.seed}")
-    texts = [*phrases(), "user: assistant:"]
+    texts = [*phrases(), "user: assistant:", " picture 1 2 3 4 "]
     for task in TASKS.values():
         texts += [draw_set(task, rng)[1].text for _ in range(300)]
         panels = len(load_recipe(task.recipe).markers)
@@ -183,20 +188,42 @@ def answer_batch(rng: random.Random, processor: Any, drawn: Drawn, count: int) -
             ask, answer = _look(rng, task, panels), _words_for(rng, task, canvas)
             first = drawn.firsts[number]
             pictures.append(drawn.pixels[first : first + panels])
-        question = "<image>" * per_picture * panels + ask.as_text
+        shown = (f" picture {i} " + "<image>" * per_picture for i in range(1, panels + 1))
+        question = "".join(shown) + ask.as_text
         start = tokenizer(f"user:{question}</s>assistant:").input_ids
         rows.append((start, tokenizer(f"{answer}</s>").input_ids))
-    width = max(len(start) + len(end) for start, end in rows)
-    ids = torch.full((count, width), tokenizer.pad_token_id)
-    labels = torch.full((count, width), -100)
-    for i, (start, end) in enumerate(rows):
-        ids[i, : len(start) + len(end)] = torch.tensor(start + end)
-        labels[i, len(start) : len(start) + len(end)] = torch.tensor(end)
-    batch = {"input_ids": ids, "labels": labels,
-             "attention_mask": (ids != tokenizer.pad_token_id).long()}  # fmt: skip
+    batch = _padded(tokenizer, rows)
     if pictures:
         batch["pixel_values"] = _normal(torch.cat(pictures))
     return batch
+
+
+def single_batch(
+    rng: random.Random, processor: Any, canvases: list[Canvas], pixels: Tensor, count: int
+) -> dict[str, Tensor]:
+    """One picture each, and everything that is to be seen in it: short, and mostly about pixels."""
+    tokenizer = processor.tokenizer
+    chosen = [rng.randrange(len(canvases)) for _ in range(count)]
+    image = "<image>" * (SIZE // _PATCH) ** 2
+    rows = []
+    for i in chosen:
+        topic = canvases[i].panels[0].topic
+        answer = write_caption(rng, canvases[i], [TOPICS[topic]]).text
+        start = tokenizer(f"user: picture 1 {image}</s>assistant:").input_ids
+        rows.append((start, tokenizer(f"{answer}</s>").input_ids))
+    return {**_padded(tokenizer, rows), "pixel_values": _normal(pixels[chosen])}
+
+
+def _padded(tokenizer: Any, rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """Questions and answers as one batch; labels are the answers alone."""
+    width = max(len(start) + len(end) for start, end in rows)
+    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), width), -100)
+    for i, (start, end) in enumerate(rows):
+        ids[i, : len(start) + len(end)] = torch.tensor(start + end)
+        labels[i, len(start) : len(start) + len(end)] = torch.tensor(end)
+    mask = (ids != tokenizer.pad_token_id).long()
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
 def _words_for(rng: random.Random, task: Task, canvas: Canvas) -> str:
@@ -233,14 +260,20 @@ class _Eyes(nn.Module):
         return total / told, right / told
 
 
+def _draw_singles(seed: int) -> tuple[list[Canvas], Tensor]:
+    """Single panels of every kind, and their pixels (N, 3, SIZE, SIZE) uint8."""
+    rng = random.Random(f"eyes {seed}")
+    canvases = [draw_canvas(rng, arrangement="single") for _ in range(6000)]
+    drawn = np.stack([np.asarray(canvas.panels[0].render()) for canvas in canvases])
+    return canvases, torch.from_numpy(drawn).permute(0, 3, 1, 2)
+
+
 def _train_eyes(settings: Settings, work: Path, log: Log, tower: Any) -> None:
     done = work / "eyes.safetensors"
     eyes = _Eyes(tower).to(settings.device)
     if not done.is_file():
-        rng = random.Random(f"eyes {settings.seed}")
-        panels = [draw_canvas(rng, arrangement="single").panels[0] for _ in range(6000)]
-        drawn = torch.from_numpy(np.stack([np.asarray(p.render()) for p in panels]))
-        pixels = drawn.permute(0, 3, 1, 2)
+        canvases, pixels = _draw_singles(settings.seed)
+        panels = [canvas.panels[0] for canvas in canvases]
         truth = torch.tensor([
             [v.index(p.traits[t]) if t in p.traits else -100 for t, v in TRAITS.items()]
             for p in panels
@@ -274,22 +307,40 @@ def train_captioner(settings: Settings, work: Path, log: Log, out: Path) -> None
     processor = transformers.AutoProcessor.from_pretrained(folder)
     model = new_captioner(processor).to(device)
     _train_eyes(settings, work, log, model.model.vision_tower)
+    # Words first: in a set's caption few tokens depend on pixels, and 1,000 steps of those alone
+    # had taught it to write, and not to look.
+    canvases, pixels = _draw_singles(settings.seed)
+    _learn(
+        settings,
+        work,
+        log,
+        model,
+        "captioner-words",
+        settings.words_steps,
+        lambda rng: single_batch(rng, processor, canvases, pixels, settings.words_batch),
+    )
     drawn = draw_sets(settings.seed, settings.captioner_sets)
+    _learn(settings, work, log, model, "captioner", settings.captioner_steps,
+           lambda rng: answer_batch(rng, processor, drawn, settings.captioner_batch))  # fmt: skip
+    model.generation_config.do_sample = False
+    model.to(torch.bfloat16).save_pretrained(out, safe_serialization=True)
+    processor.save_pretrained(out)
+
+
+def _learn(settings: Settings, work: Path, log: Log, model: Any, stage: str, steps: int,
+           draw: Callable[[random.Random], dict[str, Tensor]]) -> None:  # fmt: skip
+    """Steps on conversations that `draw` makes; resumable."""
+    state = work / f"{stage}-state.safetensors"
     optimizers = optimizers_of(model, settings.captioner_lr)
-    start, _ = load_state(work / "captioner-state.safetensors", model, *optimizers)
-    steps = settings.captioner_steps
+    start, _ = load_state(state, model, *optimizers)
     for step in range(start, steps):
-        rng = random.Random(f"captioner {settings.seed} {step}")
-        batch = answer_batch(rng, processor, drawn, settings.captioner_batch)
-        with amp(device):
-            loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+        batch = draw(random.Random(f"{stage} {settings.seed} {step}"))
+        with amp(settings.device):
+            loss = model(**{k: value.to(settings.device) for k, value in batch.items()}).loss
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         take_step(optimizers, settings.captioner_lr * warm_then_cosine(step, steps))
         if (step + 1) % 25 == 0:
-            log(stage="captioner", step=step + 1, loss=round(float(loss.detach()), 4))
+            log(stage=stage, step=step + 1, loss=round(float(loss.detach()), 4))
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            save_state(work / "captioner-state.safetensors", step + 1, model, *optimizers)
-    model.generation_config.do_sample = False
-    model.to(torch.bfloat16).save_pretrained(out, safe_serialization=True)
-    processor.save_pretrained(out)
+            save_state(state, step + 1, model, *optimizers)

@@ -47,7 +47,7 @@ class Settings:
     text_lr: float = 2e-3
     flow_canvases: int = 16_000
     """Different canvases the transformer sees; their captions are new each time."""
-    flow_steps: int = 5200
+    flow_steps: int = 7450
     flow_cooldown: int = 600
     """Last steps, over which the learning rate falls to zero."""
     flow_tokens: int = 10_240
@@ -57,11 +57,14 @@ class Settings:
     export_every: int = 500
     eyes_steps: int = 800
     eyes_lr: float = 1e-3
+    words_steps: int = 700
+    words_batch: int = 48
+    """Single pictures in a step of the captioner's first lessons."""
     captioner_sets: int = 3000
     """Different tuning sets the captioner sees; what is said of them is new each time."""
-    captioner_steps: int = 2000
+    captioner_steps: int = 900
     captioner_batch: int = 16
-    captioner_lr: float = 1e-3
+    captioner_lr: float = 2e-3
 
 
 class Log:
