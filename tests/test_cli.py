@@ -169,7 +169,7 @@ def test_check_fails_on_errors_and_names_them(make_dataset, capsys):
 def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, capsys, monkeypatch):
     import iclora.train as room
 
-    real = room.train_step
+    real = room.apply_step
 
     def interrupted(*args):
         import signal
@@ -177,7 +177,7 @@ def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, caps
         os.kill(os.getpid(), signal.SIGINT)
         return real(*args)
 
-    monkeypatch.setattr(room, "train_step", interrupted)
+    monkeypatch.setattr(room, "apply_step", interrupted)
     words = ["--base", "tiny", "--data", make_dataset(), "--out", tmp_path / "run", *TRAIN]
     status, out, _ = run(capsys, "train", *words)
     assert status == 130

@@ -57,12 +57,12 @@ class Settings:
     export_every: int = 500
     eyes_steps: int = 800
     eyes_lr: float = 1e-3
-    words_steps: int = 700
+    words_steps: int = 1200
     words_batch: int = 48
     """Single pictures in a step of the captioner's first lessons."""
     captioner_sets: int = 3000
     """Different tuning sets the captioner sees; what is said of them is new each time."""
-    captioner_steps: int = 900
+    captioner_steps: int = 1500
     captioner_batch: int = 16
     captioner_lr: float = 2e-3
 
