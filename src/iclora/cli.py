@@ -34,7 +34,7 @@ __all__ = ["main"]
 Words = argparse.Namespace
 _CAPTIONER = (
     "who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY), "
-    "local:PATH for a transformers model on this machine"
+    "local:PATH for a transformers model on this machine, toyland for the small one that ships"
 )
 # Named here so that `--help` need not load them; a test holds them equal to toyland's.
 _TOY_TASKS = (

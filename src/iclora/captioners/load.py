@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 from iclora.captioners.base import Captioner
 from iclora.errors import CaptionerError
 
@@ -19,7 +21,8 @@ def load_captioner(
     """Open a captioner.
 
     Args:
-        name: "openai:MODEL" for a server, "local:PATH_OR_HUB_ID" for a transformers model.
+        name: "openai:MODEL" for a server, "local:PATH_OR_HUB_ID" for a transformers model,
+            "toyland" for the small one that ships with iclora and knows toyland's pictures alone.
         url: the server's base URL.
         together: requests or sets at the same time.
         schema: whether a server is asked to hold its answers to a JSON schema.
@@ -36,7 +39,13 @@ def load_captioner(
         from iclora.captioners.local import LocalCaptioner
 
         return LocalCaptioner(model, device=device, **count)
+    if name == "toyland":
+        from iclora.captioners.local import LocalCaptioner
+
+        folder = str(files("iclora") / "toyland" / "captioner")
+        return LocalCaptioner(folder, name=name, device=device, **count)
     raise CaptionerError(
         f'there is no captioner "{name}"',
-        "Use openai:MODEL for a server, or local:PATH for a model in transformers' layout.",
+        "Use openai:MODEL for a server, local:PATH for a model in transformers' layout, or "
+        "toyland.",
     )

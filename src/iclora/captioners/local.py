@@ -20,15 +20,18 @@ class LocalCaptioner(Captioner):
         model: a folder in transformers' layout, or a hub id.
         device: auto, cuda, cuda:N, mps or cpu; auto takes what there is.
         together: sets in one batch.
+        name: what it is called; by default local:MODEL.
     Raises: CaptionerError if it cannot be opened, or is no such model.
     """
 
-    def __init__(self, model: str, *, device: str = "auto", together: int = 4) -> None:
+    def __init__(
+        self, model: str, *, device: str = "auto", together: int = 4, name: str = ""
+    ) -> None:
         import torch
         import transformers
         from safetensors import SafetensorError
 
-        super().__init__(f"local:{model}", together)
+        super().__init__(name or f"local:{model}", together)
         where = device if device != "auto" else _best_device(torch)
         kind: dict[str, Any] = {"dtype": "auto" if where.startswith("cuda") else torch.float32}
         try:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from iclora.captioners import Captioner, load_captioner
 from iclora.captioners.asking import ask_about, read_answer
 from iclora.captioners.base import Answer
-from iclora.captioning import estimate_tokens
+from iclora.captioning import Outcome, caption_dataset, estimate_tokens
+from iclora.dataset import open_dataset
 from iclora.errors import CaptionError
-from iclora.toyland.tasks import TASKS, Task, draw_set
+from iclora.models import DiffusionModel
+from iclora.toyland.tasks import TASKS, Task, draw_set, draw_tuning_set, write_sets
 from iclora.toyland.world import Canvas, traits_said
 
-__all__ = ["measure", "said_right"]
+__all__ = ["Captioned", "caption_sets", "measure", "said_right"]
 
 
 def said_right(task: Task, canvas: Canvas, panels: tuple[str, ...]) -> Iterator[bool]:
@@ -58,6 +63,43 @@ def measure(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]
         "true": round(sum(right) / max(1, len(right)), 4),
         "traits a panel": round(len(right) / max(1, panels), 2),
     }
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What became of tuning sets that were captioned from their pixels."""
+
+    drawn: int
+    whole: int
+    """Sets with a caption; the others are left out."""
+    true: float
+    """Share of what the captions state of their panels that is true, 0 to 1."""
+
+
+def caption_sets(
+    task: Task, folder: Path, count: int, seed: int, captioner: Captioner, model: DiffusionModel,
+    on_done: Callable[[Outcome, int, int], None] | None = None,
+) -> Captioned:  # fmt: skip
+    """Draw tuning sets and let a captioner write their captions, as `iclora caption` does.
+
+    Args:
+        folder: where the dataset goes.
+        model: the base that will be tuned; it counts the tokens.
+    Raises: CaptionerError if it cannot go on.
+    """
+    write_sets(task, folder, count, seed, captions=False)
+    summary = caption_dataset(
+        open_dataset(folder), captioner, count_tokens=model.count_tokens,
+        limit=model.max_text_tokens, on_done=on_done,
+    )  # fmt: skip
+    for outcome in summary.failed:
+        shutil.rmtree(folder / outcome.name)
+    right: list[bool] = []
+    for image_set in open_dataset(folder).sets:
+        canvas, _ = draw_tuning_set(task, seed, int(image_set.name) - 1)
+        panels = task.small_recipe.parse(image_set.caption()).words
+        right += said_right(task, canvas, panels)
+    return Captioned(count, len(summary.written), sum(right) / max(1, len(right)))
 
 
 def main() -> None:

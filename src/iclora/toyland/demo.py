@@ -10,11 +10,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from iclora.captioners import load_captioner
 from iclora.errors import StorageError
 from iclora.files import write_text
 from iclora.images import encode_png
 from iclora.models import load_model
 from iclora.progress import Bar
+from iclora.toyland.captions import Captioned, caption_sets
 from iclora.toyland.evaluate import Score, complete_sets, generate_sets, tune
 from iclora.toyland.tasks import TASKS, Task
 
@@ -40,7 +42,7 @@ def run_demo(
     say: Callable[[str], None],
     bar: Bar,
 ) -> Path:
-    """Draw sets, compose them, tune an adapter, generate and complete with and without it, judge.
+    """The whole method: sets captioned from pixels, an adapter, what it makes, how good that is.
 
     Args:
         out: a new folder.
@@ -54,8 +56,14 @@ def run_demo(
     task = TASKS[task_name]
     sets, tuning, prompts, seeds, steps = (6, 6, 2, 2, 4) if quick else (40, 300, 8, 3, 20)
     began = time.monotonic()
-    say(f"1. drawing {sets} sets of {task_name}, composing them, tuning an adapter on them")
+    say(f"1. drawing {sets} sets of {task_name}; toyland's captioner looks at them and writes")
     model = load_model("toyland", device="cpu")
+    told = caption_sets(
+        task, out / "tuning" / "sets", sets, 0, load_captioner("toyland", device="cpu"), model,
+        on_done=lambda _, done, total: bar("captioning", done, total, ""),
+    )  # fmt: skip
+    say(f"   {told.whole} of {told.drawn} captioned, {told.true:.0%} of what they state is true")
+    say("2. composing them, tuning an adapter on them")
     adapter, seconds = tune(
         model,
         task,
@@ -65,7 +73,7 @@ def run_demo(
         on_step=lambda r: bar("training", r.step, r.steps, f"loss {r.loss:.4f}"),
     )
     scores: dict[str, Score] = {}
-    for number, (name, lora) in enumerate((("base", None), ("adapter", adapter)), 2):
+    for number, (name, lora) in enumerate((("base", None), ("adapter", adapter)), 3):
         say(
             f"{number}. {name}: {prompts} held-out prompts with {seeds} seeds each, then completing"
         )
@@ -77,7 +85,7 @@ def run_demo(
         f"{sets} sets, {tuning} steps, {seconds:.0f} s of tuning, "
         f"{time.monotonic() - began:.0f} s in all; {prompts * seeds} sets judged an arm"
     )
-    write_text(page, _page(task, scores, facts, out, quick))
+    write_text(page, _page(task, scores, told, facts, out, quick))
     say("\n" + "\n".join("  ".join(f"{c:<22}" for c in row) for row in _rows(scores)))
     return page
 
@@ -91,9 +99,12 @@ def _rows(scores: Mapping[str, Score]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _page(task: Task, scores: Mapping[str, Score], facts: str, out: Path, quick: bool) -> str:
+def _page(
+    task: Task, scores: Mapping[str, Score], told: Captioned, facts: str, out: Path, quick: bool
+) -> str:
     files = sorted((out / "tuning" / "data").glob("*.png"))[:12]
     composites = [Image.open(file).convert("RGB") for file in files]
+    first = files[0].with_suffix(".txt").read_text(encoding="utf-8")
     loss = Image.open(out / "tuning" / "run" / "loss.png").convert("RGB")
     table = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
@@ -122,6 +133,9 @@ one has its identity.</p>
 {_gallery(scores["adapter completing"].pictures)}</div></div>
 <p class="note">The first panel of each set was given.</p>
 <h2>What the adapter was tuned on</h2>{_gallery(composites)}
+<p class="note">Their captions were written from the pixels by toyland's captioner: {told.whole} of
+{told.drawn} sets have one, and {told.true:.0%} of what the captions state of their panels is true.
+The first of them:</p><pre>{html.escape(first)}</pre>
 <h2>Its loss</h2>{_image(loss, loss.width // 2)}
 <h2>An example prompt</h2><pre>{html.escape(task.small_recipe.example)}</pre>
 </html>

@@ -234,12 +234,14 @@ def tune(
     """Draw sets of a task, compose them, and tune an adapter on them.
 
     Args:
-        folder: where sets, composites and run go; must not hold them yet.
+        folder: where sets, composites and run go; must not hold the last two yet. Sets that are
+            there already, in folder/sets, are taken as they are.
         on_step: called after every optimizer step.
         settings: of `TrainConfig`, over the defaults that fit toyland.
     Returns: the adapter and the seconds its training took, encoding included.
     """
-    write_sets(task, folder / "sets", sets, seed)
+    if not (folder / "sets").exists():
+        write_sets(task, folder / "sets", sets, seed)
     compose_dataset(open_dataset(folder / "sets"), folder / "data")
     config = tuning_config(model.name, task, folder / "data", folder / "run", seed=seed, **settings)
     began = time.monotonic()

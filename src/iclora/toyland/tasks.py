@@ -27,7 +27,7 @@ from iclora.toyland.world import (
     write_caption,
 )
 
-__all__ = ["TASKS", "Task", "draw_set", "held_out", "write_sets"]
+__all__ = ["TASKS", "Task", "draw_set", "draw_tuning_set", "held_out", "write_sets"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,11 @@ def draw_set(task: Task, rng: random.Random, *, unseen: bool = False) -> tuple[C
     return canvas, caption
 
 
+def draw_tuning_set(task: Task, seed: int, number: int) -> tuple[Canvas, Caption]:
+    """Set `number`, from 0, of a task's tuning sets."""
+    return draw_set(task, random.Random(f"tuning {task.recipe} {seed} {number}"))
+
+
 def write_sets(
     task: Task, folder: Path, count: int, seed: int = 0, *, captions: bool = True
 ) -> None:
@@ -152,8 +157,7 @@ def write_sets(
     write_text(folder / f"{task.recipe}-toyland.toml", tomli_w.dumps(recipe))
     write_text(folder / "iclora.toml", tomli_w.dumps({"recipe": f"{task.recipe}-toyland.toml"}))
     for number in range(count):
-        rng = random.Random(f"tuning {task.recipe} {seed} {number}")
-        canvas, caption = draw_set(task, rng)
+        canvas, caption = draw_tuning_set(task, seed, number)
         place = folder / f"{number + 1:04d}"
         for i, panel in enumerate(canvas.panels, 1):
             write_png(place / f"{i}.png", panel.render())
