@@ -83,3 +83,54 @@ def test_progress_is_reported_after_every_step():
     z = torch.zeros(1, 2, 2)
     flow.denoise(lambda z, s: z, z, [1.0, 0.5, 0.0], on_step=lambda *a: steps.append(a))
     assert steps == [(1, 2), (2, 2)]
+
+
+def test_going_back_gives_the_marginal_of_the_higher_level():
+    sigma, following = 0.9, 0.6
+    drawn = torch.randn(1, 20000, 1, generator=torch.Generator().manual_seed(0))
+    again = flow.Again(1, 0.5, 1.0, lambda step, turn: drawn)
+    x0, eps = torch.full_like(drawn, 2.0), torch.randn_like(drawn)
+    z = again.back((1 - following) * x0 + following * eps, following, sigma, 0, 1)
+    assert abs(float(z.mean()) - (1 - sigma) * 2) < 0.03
+    assert abs(float(z.std()) - sigma) < 0.03
+    # From pure noise nothing of what was there is left.
+    torch.testing.assert_close(again.back(z, 0.8, 1.0, 0, 1), drawn)
+
+
+def test_steps_in_the_range_are_repeated_and_end_where_the_velocity_leads():
+    x0 = torch.linspace(-1, 1, 8).view(1, 4, 2)
+    noise = torch.randn(1, 4, 2)
+    seen, drawn = [], []
+
+    def velocity(z, sigma):
+        seen.append(sigma)
+        return (z - x0) / sigma
+
+    def draw(step, turn):
+        drawn.append((step, turn))
+        return torch.randn(1, 4, 2)
+
+    made = flow.denoise(
+        velocity, noise, [1.0, 0.8, 0.5, 0.2, 0.0], again=flow.Again(2, 0.4, 0.9, draw)
+    )
+    assert seen == [1.0, 0.8, 0.8, 0.8, 0.5, 0.5, 0.5, 0.2]
+    assert drawn == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    torch.testing.assert_close(made, x0, atol=1e-5, rtol=1e-5)
+
+
+def test_clean_tokens_are_clean_at_every_step():
+    x0, noise = torch.ones(1, 4, 2), torch.randn(1, 4, 2)
+    known = torch.tensor([True, False, True, False])
+
+    def velocity(z, sigma):
+        assert torch.equal(z[:, known], x0[:, known])
+        return z - x0
+
+    flow.denoise(velocity, noise, [1.0, 0.5, 0.0], known=known, x0=x0, clean=True)
+
+
+def test_the_loss_of_some_tokens_is_their_mean():
+    v, x0, eps = (torch.randn(3, 5, 4) for _ in range(3))
+    of = torch.tensor([True, False, True, True, False])
+    whole = ((v - (eps - x0)) ** 2)[:, of].mean((1, 2))
+    torch.testing.assert_close(flow.loss(v, x0, eps, of), whole)

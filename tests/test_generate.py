@@ -14,7 +14,8 @@ from iclora import flow
 from iclora.adapter import Adapter, attach
 from iclora.errors import AdapterError, ConfigError
 from iclora.generate import complete, generate, make_preview, panel_noise, run
-from iclora.layout import Layout
+from iclora.layout import Layout, token_mask
+from iclora.models.base import Given
 from iclora.recipe import load_recipe
 from iclora.request import Request, load_adapter_of, prepare
 
@@ -197,3 +198,94 @@ def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
     assert cut(one, base) == cut(two, base)
     assert cut(one, adapted) == cut(one, base)  # B is still zero
     assert cut(two, adapted) != cut(two, base)
+
+
+# -- modes of completing ------------------------------------------------------------------------
+
+
+def carry_noise(model, seed=0):
+    """A LoRA that changes what the base does, so that nothing is zero."""
+    parameters = attach(model, rank=2, alpha=2, targets="all", seed=0)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.1)
+
+
+@pytest.mark.parametrize("mode", ["sdedit", "resample", "boost", "clean"])
+def test_known_panels_come_back_byte_for_byte_in_every_mode(clean, mode):
+    panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
+    made = complete(clean, CAPTION, panels, mode=mode, **wish())
+    assert made.request.mode == mode
+    for number, image in panels.items():
+        assert made.panels[number - 1].tobytes() == image.tobytes()
+        box = made.request.canvas.boxes[number - 1].corners
+        assert made.composite.crop(box).tobytes() == image.tobytes()
+
+
+def test_every_mode_paints_something_else(clean):
+    known = {2: picture(96, 64, 1)}
+    made = {
+        mode: complete(clean, CAPTION, known, mode=mode, **wish()).panels[0].tobytes()
+        for mode in ("sdedit", "resample", "boost", "clean")
+    }
+    assert len(set(made.values())) == 4
+
+
+def test_with_no_known_panel_clean_mode_is_generating(clean):
+    request, _ = prepare(clean, CAPTION, seed=4, **wish())
+    plain = run(clean, request)
+    other = run(clean, request.model_copy(update={"mode": "clean", "isolate_given": True}))
+    assert other.composite.tobytes() == plain.composite.tobytes()
+
+
+def test_a_boost_of_one_is_sdedit(clean):
+    known = {1: picture(96, 64, 1)}
+    plain, boosted = (
+        complete(clean, CAPTION, known, **wish(mode=mode, **more))
+        for mode, more in (("sdedit", {}), ("boost", {"boost": 1.0 + 1e-9}))
+    )
+    for one, other in zip(plain.latents, boosted.latents, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("known", [(1,), (3,), (1, 2)])
+def test_kept_keys_and_values_give_what_computing_them_each_time_gives(clean, known):
+    carry_noise(clean)
+    layout = STORY.canvas.resized(*SIZE, clean.grid)
+    mask = torch.from_numpy(token_mask(layout, [n - 1 for n in known], clean.grid)).flatten()
+    text = [clean.encode_text(CAPTION)]
+    noise = torch.randn(1, len(mask), clean.channels, generator=flow.generator(0))
+    x0 = torch.randn(1, len(mask), clean.channels, generator=flow.generator(1))
+    made = []
+    for kept in (None, []):
+        given = Given(mask, clean=True, alone=True, kept=kept)
+        with torch.no_grad():
+            made.append(flow.denoise(
+                lambda z, s, given=given: clean.velocity(
+                    z, torch.tensor([s]), text, SIZE, 3.5, given
+                ),
+                noise, clean.sigmas(6, len(mask)), known=mask, x0=x0, clean=True,
+            ))  # fmt: skip
+    assert len(kept) == clean.blocks
+    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
+
+
+def test_isolated_panels_do_not_see_what_the_others_show(clean):
+    carry_noise(clean)
+    layout = STORY.canvas.resized(*SIZE, clean.grid)
+    mask = torch.from_numpy(token_mask(layout, [0], clean.grid)).flatten()
+    kept = []
+    for seed in (0, 1):
+        z = torch.randn(1, len(mask), clean.channels, generator=flow.generator(seed))
+        z[:, mask] = 1.0
+        kept.append([])
+        with torch.no_grad():
+            clean.velocity(
+                z, torch.tensor([0.7 - 0.5 * seed]), [clean.encode_text(CAPTION)], SIZE, 3.5,
+                Given(mask, clean=True, alone=True, kept=kept[seed]),
+            )  # fmt: skip
+    for one, other in zip(*kept, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)

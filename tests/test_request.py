@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import CAPTION, picture
 
 from iclora.errors import CaptionError, ConfigError, LayoutError, StorageError
 from iclora.generate import complete, generate, run
-from iclora.request import Request, next_folder, prepare
+from iclora.request import (
+    GeneratedSet,
+    Request,
+    known_latents,
+    next_folder,
+    prepare,
+    read_latents,
+)
 from test_generate import wish
 
 
@@ -25,8 +34,57 @@ def test_a_saved_request_run_again_gives_the_same_bytes(clean, tmp_path):
     request, known = Request.load(one / "request.json")
     two = run(clean, request, known).save(tmp_path / "0002")
     names = sorted(p.name for p in one.iterdir())
-    assert names == ["composite.png", "panel-1.png", "panel-2.png", "panel-3.png", "request.json"]
+    assert names == [
+        "composite.png", "latents.safetensors", "panel-1.png", "panel-2.png", "panel-3.png",
+        "request.json",
+    ]  # fmt: skip
     assert all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
+
+
+def test_a_panel_that_was_made_is_known_by_its_latents_not_by_its_pixels(clean, tmp_path):
+    first = generate(clean, CAPTION, **wish())
+    folder = first.save(tmp_path / "0001")
+    assert GeneratedSet.load(folder).latents[1].equal(first.latents[1])
+    panel = folder / "panel-2.png"
+    latents, vae = read_latents(panel, first.panels[1])
+    assert vae == clean.fingerprint("vae")
+    again = clean.encode_image(np.asarray(first.panels[1])).view(latents.shape)
+    assert (latents - again).abs().max() > 1e-3
+    made = complete(clean, CAPTION, {2: first.panels[1]}, latents={2: latents}, **wish())
+    assert made.latents[1].equal(latents)
+    # The request says so, and finds them beside the panel when it is repeated.
+    place = made.save(tmp_path / "0002")
+    request, known = Request.load(place / "request.json")
+    kept = known_latents(request, place)
+    assert kept[2].equal(latents)
+    repeated = run(clean, request, known, latents=kept)
+    assert repeated.composite.tobytes() == made.composite.tobytes()
+    (place / "latents.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"latents of known panel 2"):
+        known_latents(request, place)
+
+
+def test_latents_of_another_picture_or_another_size_are_not_taken(clean, tmp_path):
+    folder = generate(clean, CAPTION, **wish(steps=1)).save(tmp_path / "0001")
+    assert read_latents(folder / "panel-1.png", picture(96, 64, 3)) is None
+    latents = {1: torch.zeros(3, 6, clean.channels)}
+    request, _ = prepare(
+        clean, CAPTION, known={1: picture(96, 64, 3)}, latents=latents, **wish(steps=1)
+    )
+    assert request.known[1].latents == ""
+    (folder / "latents.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="Remove it"):
+        read_latents(folder / "panel-1.png", picture(96, 64, 3))
+
+
+def test_settings_without_effect_are_said_to_have_none(clean):
+    known = {1: picture(96, 64)}
+    _, notes = prepare(clean, CAPTION, known=known, boost=3, resample=2, mode="boost", **wish())
+    assert [n for n in notes if "no effect" in n] == ["resample has no effect in mode boost"]
+    _, notes = prepare(clean, CAPTION, mode="resample", **wish())
+    assert "no panel is known: mode resample has no effect" in notes
+    _, notes = prepare(clean, CAPTION, known=known, mode="clean", **wish())
+    assert any("not trained with clean panels" in n for n in notes)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,10 @@ class AdapterInfo(BaseModel):
     recipe: Recipe
     layout: dict[str, Any]
     """Canvas to generate on unless told otherwise; see `Layout.from_json`."""
+    conditional: float = 0.0
+    """Share of samples it was trained on with some panels given, clean."""
+    isolate_given: bool = False
+    """Whether these attended to themselves alone."""
     iclora: str = __version__
 
 

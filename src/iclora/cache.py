@@ -56,10 +56,12 @@ class Encoded:
 
     Attributes:
         empty: the embedding of the empty text, for caption dropout.
+        usual: panels that are usually given when such sets are completed, counted from 0.
     """
 
     sets: tuple[EncodedSet, ...]
     empty: Text
+    usual: tuple[int, ...] = ()
 
 
 def encode_dataset(
@@ -101,7 +103,8 @@ def encode_dataset(
         sets.append(EncodedSet(image_set.name, tuple(layouts), tuple(paths), text))
         report("images", done, len(dataset.sets))
     model.release("vae")
-    return Encoded(tuple(sets), _read(texts[0]))
+    usual = tuple(number - 1 for number in dataset.recipe.usually_known)
+    return Encoded(tuple(sets), _read(texts[0]), usual)
 
 
 def _encode_image(

@@ -21,6 +21,7 @@ from iclora.progress import Bar, progress_bar
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from iclora.adapter import Adapter
     from iclora.captioners import Captioner
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from iclora.models import DiffusionModel
     from iclora.recipe import Recipe
     from iclora.request import Request
+
+    _Wish = tuple[Request, dict[int, Image.Image], dict[int, Tensor]]
 
 __all__ = ["main"]
 
@@ -361,26 +364,83 @@ def complete(words: Words) -> None:
 
     if not words.known and not words.request:
         raise ConfigError("no panel is known", "Give at least one, such as --known 1=shot.png.")
-    known = {number: open_image(Path(file)) for number, file in _pairs(words.known, "--known")}
-    _make(words, known)
+    files = {number: Path(file) for number, file in _pairs(words.known, "--known")}
+    known = {number: open_image(file) for number, file in files.items()}
+    _make(words, known, files)
 
 
-def _make(words: Words, known: dict[int, Image.Image]) -> None:
+def reroll(words: Words) -> None:
+    """Make panels of a set again; the others stay, pixel for pixel."""
+    from iclora.request import GeneratedSet, check_base, load_adapter_of
+    from iclora.story import reroll as make_again
+
+    made = GeneratedSet.load(words.set)
+    request = made.request
+    words.device = request.device if words.device == "auto" else words.device
+    if words.dtype == "auto":
+        words.dtype = {"float32": "fp32", "bfloat16": "bf16"}[request.dtype]
+    adapter = load_adapter_of(request, words.adapter)
+    model = _load(words.base or request.base, words)
+    check_base(request, model)
+    with progress_bar() as bar:
+        on_step = partial(_sampling, bar, "painting")
+        panels = set(words.panel)
+        other = make_again(model, made, panels, seed=words.seed, adapter=adapter, on_step=on_step)
+    _say(f"wrote {other.save_next(words.out)}")
+
+
+def extend(words: Words) -> None:
+    """Make a story of any length, a canvas at a time, in view of what was made before."""
+    from iclora.images import open_image
+    from iclora.recipe import load_recipe
+    from iclora.story import Story, Window
+    from iclora.story import extend as make_story
+
+    story = Story.read(words.story)
+    known = {n: open_image(Path(file)) for n, file in _pairs(words.known, "--known")}
+    adapter, base = _adapter_and_base(words)
+    model = _load(base, words)
+    recipe = load_recipe(words.recipe) if words.recipe else None
+    if recipe is None and adapter and adapter.info:
+        recipe = adapter.info.recipe
+    if recipe is None:
+        raise ConfigError("no recipe is known", "Pass --recipe, such as film-storyboard.")
+    names = ("size", "steps", "guidance", "mode", "boost", "resample", "resample_from", "strength")
+    how = {name: getattr(words, name) for name in names if getattr(words, name) is not None}
+    out = Path(words.out)
+    with progress_bar() as bar:
+
+        def report(window: Window, number: int, count: int) -> None:
+            shows = " ".join(f"{n:02d}" for n in window.images[-window.made :])
+            _say(f"canvas {number} of {count}: image {shows}")
+
+        made = make_story(
+            model, story, recipe, adapter, out, anchors=words.anchor or (1,), fresh=words.fresh,
+            seed=words.seed or 0, known=known, on_window=report,
+            on_step=partial(_sampling, bar, "painting"), **how,
+        )  # fmt: skip
+    _say(f"wrote {out}: {len(made)} images, and every canvas under {out / 'windows'}")
+
+
+def _make(
+    words: Words, known: dict[int, Image.Image], files: dict[int, Path] | None = None
+) -> None:
     from iclora.generate import run, use
 
     out = Path(words.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file", "Give a folder.")
-    model, adapter, wishes = _wishes(words, known)
-    texts = {prompt: model.encode_text(prompt) for prompt in {r.prompt for r, _ in wishes}}
+    model, adapter, wishes = _wishes(words, known, files or {})
+    texts = {prompt: model.encode_text(prompt) for prompt in {w[0].prompt for w in wishes}}
     if model.device.type != "cpu":
         # Some 10 GB that nothing needs any more, before the denoiser is loaded.
         model.release("text")
     use(model, adapter, wishes[0][0].strength)
     with progress_bar() as bar:
-        for number, (request, given) in enumerate(wishes, 1):
+        for number, (request, given, latents) in enumerate(wishes, 1):
             on_step = partial(_sampling, bar, f"set {number} of {len(wishes)}")
-            made = run(model, request, given, text=texts[request.prompt], on_step=on_step)
+            text = texts[request.prompt]
+            made = run(model, request, given, latents=latents, text=text, on_step=on_step)
             _say(
                 f"wrote {made.save_next(out)}: composite.png, panel-1.png to "
                 f"panel-{len(made.panels)}.png, request.json"
@@ -392,12 +452,11 @@ def _sampling(bar: Bar, name: str, done: int, total: int) -> None:
 
 
 def _wishes(
-    words: Words, known: dict[int, Image.Image]
-) -> tuple[DiffusionModel, Adapter | None, list[tuple[Request, dict[int, Image.Image]]]]:
+    words: Words, known: dict[int, Image.Image], files: dict[int, Path]
+) -> tuple[DiffusionModel, Adapter | None, list[_Wish]]:
     """The base, the adapter, and the requests with their known panels."""
-    from iclora.adapter import Adapter
     from iclora.recipe import load_recipe
-    from iclora.request import Request, check_base, load_adapter_of, prepare
+    from iclora.request import Request, check_base, known_latents, load_adapter_of, prepare
 
     if words.request:
         _refuse_with_request(words)
@@ -407,11 +466,9 @@ def _wishes(
         adapter = load_adapter_of(request, words.adapter)
         model = _load(words.base or request.base, words)
         check_base(request, model)
-        return model, adapter, [(request, given)]
-    adapter = Adapter.load(words.adapter) if words.adapter else None
-    base = words.base or (adapter.info.base if adapter and adapter.info else None)
-    if base is None:
-        raise ConfigError("no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev.")
+        latents = known_latents(request, Path(words.request).parent)
+        return model, adapter, [(request, given, latents)]
+    adapter, base = _adapter_and_base(words)
     prompts = list(words.prompt or ())
     if words.prompts:
         lines = _read_lines(words.prompts)
@@ -424,6 +481,8 @@ def _wishes(
     write_ideas = _idea_writer(words, adapter)
     model = _load(base, words)
     prompts += write_ideas(model)
+    latents = _latents_beside(model, files, known)
+    how = {k: getattr(words, k, None) for k in ("mode", "boost", "resample", "resample_from")}
     wishes, said = [], set()
     for prompt in prompts:
         for turn in range(words.count or 1):
@@ -439,12 +498,39 @@ def _wishes(
                 steps=words.steps,
                 guidance=words.guidance,
                 known=known,
+                latents=latents,
+                **how,
             )
-            wishes.append((request, known))
+            wishes.append((request, known, latents))
             said.update(notes)
     for note in sorted(said):
         _warn(note)
     return model, adapter, wishes
+
+
+def _adapter_and_base(words: Words) -> tuple[Adapter | None, str]:
+    """The adapter, and the name of the base to use it with."""
+    from iclora.adapter import Adapter
+
+    adapter = Adapter.load(words.adapter) if words.adapter else None
+    base = words.base or (adapter.info.base if adapter and adapter.info else None)
+    if base is None:
+        raise ConfigError("no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev.")
+    return adapter, base
+
+
+def _latents_beside(
+    model: DiffusionModel, files: dict[int, Path], known: dict[int, Image.Image]
+) -> dict[int, Tensor]:
+    """The latents of known panels that this base's VAE made before: they need no encoding."""
+    from iclora.request import read_latents
+
+    found = {}
+    for number, file in files.items():
+        kept = read_latents(file, known[number])
+        if kept and kept[1] == model.fingerprint("vae"):
+            found[number] = kept[0]
+    return found
 
 
 def _idea_writer(words: Words, adapter: Adapter | None) -> Callable[[DiffusionModel], list[str]]:
@@ -494,6 +580,10 @@ _DECIDED = (
     "guidance",
     "strength",
     "known",
+    "mode",
+    "boost",
+    "resample",
+    "resample_from",
 )
 
 
@@ -651,13 +741,27 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         _train_options(p)
     for function in (generate, complete):
         p = add(function)
-        _sampling_options(p)
+        _prompt_options(p)
+    _known_options(p)
+    p = add(reroll)
+    p.add_argument("set", help="folder of a set that generate or complete wrote")
     p.add_argument(
-        "--known",
-        action="append",
-        metavar="PANEL=FILE",
-        help="a given panel, counted from 1; repeat for more",
-    )
+        "--panel", type=_positive, action="append", required=True,
+        help="a panel to make again, counted from 1; repeat for more",
+    )  # fmt: skip
+    p.add_argument("--seed", type=int, default=1, help="of its new noise (default 1)")
+    p.add_argument("--base", help="base model; by default the one the set was made with")
+    p.add_argument("--adapter", help="adapter file; by default the one the set was made with")
+    _machine_options(p)
+    p = add(extend)
+    p.add_argument("story", help="text file: what all images share, then a line for each image")
+    p.add_argument(
+        "--anchor", type=_positive, action="append",
+        help="an image of the first canvas that stays in view (default 1); repeat for more",
+    )  # fmt: skip
+    p.add_argument("--fresh", type=_positive, help="new images on each further canvas")
+    _sampling_options(p)
+    _known_options(p)
     p = add(demo)
     p.add_argument("--out", default="demo", help="new folder (default demo)")
     p.add_argument("--task", default="film-storyboard", choices=_TOY_TASKS, help="another recipe")
@@ -690,32 +794,61 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, **options)
 
 
-def _sampling_options(parser: argparse.ArgumentParser) -> None:
+def _prompt_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("request", nargs="?", help="a request.json to repeat exactly")
-    add("--base", help="base model; by default the one the adapter was trained on")
-    add("--adapter", help="adapter file")
-    add("--strength", type=float, help="factor on the adapter (default 1)")
-    add("--recipe", help="recipe name or TOML path; by default the adapter's")
     add("--prompt", action="append", help="a joint prompt; repeat for more sets")
     add("--prompts", metavar="FILE", help="text file with one joint prompt per line")
     add("--idea", action="append", help="one line that a captioner turns into a joint prompt")
     add("--captioner", help=f"for --idea, {_CAPTIONER}")
     add("--api", metavar="URL", help="for --idea, the server's base URL")
     add("--count", type=_positive, help="sets per prompt, with seeds one apart (default 1)")
-    add("--size", type=_size, metavar="WxH", help="canvas in px; by default the recipe's")
-    add("--seed", type=int, help="decides the noise of all panels (default 0)")
     add(
         "--panel-seed",
         action="append",
         metavar="PANEL=SEED",
         help="own seed for one panel, to re-roll it alone",
     )
+    _sampling_options(parser)
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--base", help="base model; by default the one the adapter was trained on")
+    add("--adapter", help="adapter file")
+    add("--strength", type=float, help="factor on the adapter (default 1)")
+    add("--recipe", help="recipe name or TOML path; by default the adapter's")
+    add("--size", type=_size, metavar="WxH", help="canvas in px; by default the recipe's")
+    add("--seed", type=int, help="decides the noise of all panels (default 0)")
     add("--steps", type=int, help="Euler steps; by default the base's or the recipe's")
     add("--guidance", type=float, help="guidance value; by default the recipe's")
-    add("--out", default="out", help="folder for the sets, OUT/0001 and on (default out)")
+    _machine_options(parser)
+
+
+def _machine_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", default="out", help="folder for what is made (default out)")
     add("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     add("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="precision of the base")
+
+
+def _known_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--known",
+        action="append",
+        metavar="PANEL=FILE",
+        help="a given panel, counted from 1; repeat for more",
+    )
+    add(
+        "--mode",
+        choices=("sdedit", "resample", "boost", "clean"),
+        help="how the others are made; by default clean for adapters trained with --conditional, "
+        "else sdedit",
+    )
+    add("--boost", type=float, help="mode boost: factor on attention (default 2)")
+    add("--resample", type=_positive, help="mode resample: repetitions (default 3)")
+    add("--resample-from", type=float, help="mode resample: lowest noise level (default 0.7)")
 
 
 def _captioner_options(parser: argparse.ArgumentParser) -> None:

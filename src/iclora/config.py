@@ -76,6 +76,11 @@ class TrainConfig(BaseModel):
     """mean of the normal draw whose sigmoid is the noise level; above 0 favours noise"""
     sigma_std: Annotated[float, Field(gt=0)] = 1.0
     """standard deviation of that draw"""
+    conditional: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """share of samples in which some panels are given, without noise, and only the others are
+    learnt; the adapter then also completes sets in clean mode. 0 is the paper's training"""
+    isolate_given: bool = False
+    """whether given panels attend to themselves alone; completing then computes them only once"""
     shift: Literal["none", "resolution"] = "none"
     """whether noise levels are shifted by canvas size, as the base's sampler does"""
 
@@ -116,6 +121,8 @@ class TrainConfig(BaseModel):
             raise ValueError("resolutions: give at least one")
         if self.held_out and self.validation:
             raise ValueError("held_out: leave it out beside validation")
+        if self.isolate_given and not self.conditional:
+            raise ValueError("isolate_given: it needs conditional above 0")
         return self
 
     def to_toml(self) -> str:

@@ -7,7 +7,9 @@ completing all go through these few functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,7 +17,16 @@ from torch import Tensor
 
 from iclora.files import digest
 
-__all__ = ["add_noise", "denoise", "draw_sigma", "generator", "loss", "resolution_shift", "shift"]
+__all__ = [
+    "Again",
+    "add_noise",
+    "denoise",
+    "draw_sigma",
+    "generator",
+    "loss",
+    "resolution_shift",
+    "shift",
+]
 
 
 def generator(*key: object) -> torch.Generator:
@@ -38,13 +49,16 @@ def add_noise(x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
     return (1 - s) * x0 + s * eps
 
 
-def loss(velocity: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+def loss(velocity: Tensor, x0: Tensor, eps: Tensor, of: Tensor | None = None) -> Tensor:
     """Mean squared error of each sample's velocity against eps - x0, in float32.
 
-    Args: all (B, n, c). Returns: (B,).
+    Args:
+        velocity, x0, eps: (B, n, c).
+        of: bool (n,), the tokens that count; by default all.
+    Returns: (B,).
     """
-    error = velocity.float() - (eps.float() - x0.float())
-    return error.square().mean(dim=(1, 2))
+    error = (velocity.float() - (eps.float() - x0.float())).square().mean(-1)
+    return (error if of is None else error[:, of]).mean(-1)
 
 
 def draw_sigma(rng: torch.Generator, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -73,6 +87,36 @@ def resolution_shift(tokens: int, least: int, most: int, low: float, high: float
     return low + (high - low) * (tokens - least) / (most - least)
 
 
+@dataclass(frozen=True)
+class Again:
+    """Time travel: some steps are taken several times over, from new noise each time.
+
+    What was made and what is given have then met more often where the layout is settled. Source:
+    Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), here for a rectified flow: to go back from
+    s' to s, z <- a z + b noise with a = (1 - s) / (1 - s') and b^2 = s^2 - (a s')^2.
+
+    Attributes:
+        times: how often a step is repeated.
+        low, high: noise levels; steps that begin between them are repeated.
+        noise: standard normal noise, (B, n, c), for the step and the repetition of these numbers.
+    """
+
+    times: int
+    low: float
+    high: float
+    noise: Callable[[int, int], Tensor]
+
+    def back(self, z: Tensor, following: float, sigma: float, step: int, turn: int) -> Tensor:
+        """From level `following` up to `sigma`."""
+        a = (1 - sigma) / (1 - following)
+        b = math.sqrt(max(0.0, sigma**2 - (a * following) ** 2))
+        return a * z + b * self.noise(step, turn).to(z.device)
+
+    def turns(self, sigma: float) -> int:
+        """How often a step from this level is taken."""
+        return 1 + self.times * (self.low <= sigma <= self.high)
+
+
 def denoise(
     velocity: Callable[[Tensor, float], Tensor],
     noise: Tensor,
@@ -80,6 +124,8 @@ def denoise(
     *,
     known: Tensor | None = None,
     x0: Tensor | None = None,
+    clean: bool = False,
+    again: Again | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Follow the velocity from noise to a clean sample, by Euler steps in float32.
@@ -89,21 +135,30 @@ def denoise(
     noise draw; unknown tokens start from pure noise. After the last step known tokens are clean.
 
     Args:
-        velocity: (z (1, n, c), sigma) -> (1, n, c).
-        noise: (1, n, c) standard normal, float32.
+        velocity: (z (B, n, c), sigma) -> (B, n, c).
+        noise: (B, n, c) standard normal, float32.
         sigmas: decreasing, from 1 to a final 0.
         known: bool (n,), True at tokens whose content is given.
-        x0: (1, n, c) clean latents; read only at known tokens.
-        on_step: called with (steps done, steps in all).
-    Returns: (1, n, c) float32.
+        x0: (B, n, c) clean latents; read only at known tokens.
+        clean: leave known tokens clean at every step; `velocity` must know that they are.
+        again: steps to be repeated.
+        on_step: called with (steps done, steps in all), repetitions included.
+    Returns: (B, n, c) float32.
     """
     z = noise.clone()
-    for step, (sigma, following) in enumerate(pairwise(sigmas), 1):
-        if known is not None and x0 is not None:
-            z = torch.where(known[:, None], (1 - sigma) * x0 + sigma * noise, z)
-        z = z + (following - sigma) * velocity(z, sigma).float()
-        if on_step:
-            on_step(step, len(sigmas) - 1)
+    turns = [again.turns(s) if again else 1 for s in sigmas[:-1]]
+    done = 0
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
+        for turn in range(turns[step]):
+            if turn and again:
+                z = again.back(z, following, sigma, step, turn)
+            if known is not None and x0 is not None:
+                level = 0.0 if clean else sigma
+                z = torch.where(known[:, None], (1 - level) * x0 + level * noise, z)
+            z = z + (following - sigma) * velocity(z, sigma).float()
+            done += 1
+            if on_step:
+                on_step(done, sum(turns))
     if known is not None and x0 is not None:
         z = torch.where(known[:, None], x0, z)
     return z

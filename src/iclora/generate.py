@@ -18,12 +18,12 @@ from iclora import flow
 from iclora.adapter import Adapter, remove
 from iclora.errors import ConfigError
 from iclora.images import write_png
-from iclora.layout import Layout, token_mask
-from iclora.models.base import DiffusionModel, Text
+from iclora.layout import Box, Layout, token_mask
+from iclora.models.base import DiffusionModel, Given, Text
 from iclora.recipe import Recipe
-from iclora.request import GeneratedSet, Request, fit_known, prepare
+from iclora.request import GeneratedSet, Request, fit_known, fitting_latents, prepare
 
-__all__ = ["complete", "generate", "make_preview", "panel_noise", "run", "use"]
+__all__ = ["complete", "generate", "make_preview", "panel_noise", "run", "run_together", "use"]
 
 Progress = Callable[[int, int], None]
 
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 # -- making -------------------------------------------------------------------------------------
 
 
-def panel_noise(layout: Layout, seeds: Sequence[int], grid: int, channels: int) -> Tensor:
+def panel_noise(layout: Layout, seeds: Sequence[object], grid: int, channels: int) -> Tensor:
     """Standard normal noise for a canvas, each panel's from its own seed.
 
     Returns: (1, n, channels) float32 on the CPU, tokens row by row.
@@ -40,19 +40,18 @@ def panel_noise(layout: Layout, seeds: Sequence[int], grid: int, channels: int) 
     # Free boxes may leave gaps; these take noise of their own.
     noise = torch.randn(h, w, channels, generator=flow.generator("gaps", *seeds))
     for seed, box in zip(seeds, layout.boxes, strict=True):
-        rows = slice(box.top // grid, box.bottom // grid)
-        columns = slice(box.left // grid, box.right // grid)
-        shape = noise[rows, columns].shape
-        noise[rows, columns] = torch.randn(shape, generator=flow.generator("panel", seed))
+        cells = _cells(box, grid)
+        shape = noise[cells].shape
+        noise[cells] = torch.randn(shape, generator=flow.generator("panel", seed))
     return noise.reshape(1, h * w, channels)
 
 
-@torch.no_grad()
 def run(
     model: DiffusionModel,
     request: Request,
     known: Mapping[int, Image.Image] | None = None,
     *,
+    latents: Mapping[int, Tensor] | None = None,
     text: Text | None = None,
     on_step: Progress | None = None,
 ) -> GeneratedSet:
@@ -60,52 +59,117 @@ def run(
 
     Args:
         known: pictures of the request's known panels.
+        latents: of known panels that were made before, (rows, columns, channels).
         text: the prompt's embedding, if it has been computed already.
         on_step: called with (steps done, steps in all).
     """
-    layout = request.canvas
-    layout.check_grid(model.grid)
-    size = (layout.width, layout.height)
     words = text if text is not None else model.encode_text(request.prompt)
-    noise = panel_noise(layout, request.seeds, model.grid, model.channels).to(model.device)
-    known = known or {}
-    fitted = fit_known(layout, known)
-    mask, x0 = _known_tokens(model, layout, fitted)
+    return run_together(model, [request], [known or {}], [latents or {}], [words], on_step)[0]
+
+
+@torch.no_grad()
+def run_together(
+    model: DiffusionModel,
+    requests: Sequence[Request],
+    known: Sequence[Mapping[int, Image.Image]],
+    latents: Sequence[Mapping[int, Tensor]],
+    texts: Sequence[Text],
+    on_step: Progress | None = None,
+) -> list[GeneratedSet]:
+    """Compute requests that differ in words, seeds and pictures alone, in one batch."""
+    first = requests[0]
+    layout, size = first.canvas, (first.canvas.width, first.canvas.height)
+    layout.check_grid(model.grid)
+    noise = _noise(model, layout, requests)
+    mask, x0 = _known_tokens(model, layout, known, latents)
+    given = _given(first, mask)
     z = flow.denoise(
         lambda z, sigma: model.velocity(
-            z, torch.tensor([sigma], device=model.device), [words], size, request.guidance
+            z, torch.full((len(z),), sigma, device=model.device), texts, size, first.guidance, given
         ),
         noise,
-        model.sigmas(request.steps, noise.shape[1]),
+        model.sigmas(first.steps, noise.shape[1]),
         known=mask,
         x0=x0,
+        clean=first.mode == "clean",
+        again=_again(model, layout, requests)
+        if mask is not None and first.mode == "resample"
+        else None,
         on_step=on_step,
+    ).cpu()
+    vae = model.fingerprint("vae")
+    made = []
+    for tokens, request, pictures in zip(z, requests, known, strict=True):
+        composite = Image.fromarray(model.decode(tokens, *size))
+        for number, image in fit_known(layout, pictures).items():
+            # The decoder only approximates what the encoder saw; the user's pixels are the truth.
+            composite.paste(image, layout.boxes[number - 1].corners[:2])
+        panels = [pictures.get(n, panel) for n, panel in enumerate(layout.split(composite), 1)]
+        cells = tokens.view(layout.height // model.grid, layout.width // model.grid, -1)
+        kept = tuple(cells[_cells(box, model.grid)].clone() for box in layout.boxes)
+        made.append(GeneratedSet(composite, tuple(panels), request, kept, vae))
+    return made
+
+
+def _noise(
+    model: DiffusionModel, layout: Layout, requests: Sequence[Request], *more: object
+) -> Tensor:
+    """(B, n, c) on the model's device; `more` makes further draws from the same seeds."""
+    seeds = [[(seed, *more) if more else seed for seed in r.seeds] for r in requests]
+    drawn = [panel_noise(layout, each, model.grid, model.channels) for each in seeds]
+    return torch.cat(drawn).to(model.device)
+
+
+def _given(request: Request, mask: Tensor | None) -> Given | None:
+    """How the base is to read the known panels."""
+    if mask is None:
+        return None
+    if request.mode == "clean":
+        kept: list[tuple[Tensor, Tensor]] | None = [] if request.isolate_given else None
+        return Given(mask, clean=True, alone=request.isolate_given, kept=kept)
+    return Given(mask, boost=request.boost) if request.mode == "boost" else None
+
+
+def _again(model: DiffusionModel, layout: Layout, requests: Sequence[Request]) -> flow.Again:
+    def draw(step: int, turn: int) -> Tensor:
+        return _noise(model, layout, requests, "again", step, turn)
+
+    return flow.Again(requests[0].resample, requests[0].resample_from, 1.0, draw)
+
+
+def _cells(box: Box, grid: int) -> tuple[slice, slice]:
+    """Rows and columns of a panel's tokens."""
+    return (
+        slice(box.top // grid, box.bottom // grid),
+        slice(box.left // grid, box.right // grid),
     )
-    composite = Image.fromarray(model.decode(z[0].cpu(), *size))
-    for number, image in fitted.items():
-        # The decoder only approximates what the encoder saw; the user's pixels are the truth.
-        composite.paste(image, layout.boxes[number - 1].corners[:2])
-    panels = [known.get(n, panel) for n, panel in enumerate(layout.split(composite), 1)]
-    return GeneratedSet(composite, tuple(panels), request)
 
 
 def _known_tokens(
-    model: DiffusionModel, layout: Layout, known: Mapping[int, Image.Image]
+    model: DiffusionModel,
+    layout: Layout,
+    known: Sequence[Mapping[int, Image.Image]],
+    latents: Sequence[Mapping[int, Tensor]],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Which tokens are known, bool (n,), and their clean latents, (1, n, c)."""
-    if not known:
+    """Which tokens are known, bool (n,), and the clean latents of all sets, (B, n, c)."""
+    numbers = sorted(known[0])
+    assert all(sorted(each) == numbers for each in known), "the same panels are known in a batch"
+    if not numbers:
         return None, None
-    mask = torch.from_numpy(token_mask(layout, [n - 1 for n in known], model.grid))
-    x0 = torch.zeros(*mask.shape, model.channels)
-    for number, image in known.items():
-        # Each panel is encoded alone: a placeholder beside it would bleed into its latents,
-        # across the border by convolution and everywhere by group norm.
-        box = layout.boxes[number - 1]
-        rows, columns = box.height // model.grid, box.width // model.grid
-        top, left = box.top // model.grid, box.left // model.grid
-        tokens = model.encode_image(np.asarray(image)).view(rows, columns, -1)
-        x0[top : top + rows, left : left + columns] = tokens
-    return mask.flatten().to(model.device), x0.flatten(0, 1)[None].to(model.device)
+    mask = torch.from_numpy(token_mask(layout, [n - 1 for n in numbers], model.grid))
+    x0 = torch.zeros(len(known), *mask.shape, model.channels)
+    for place, pictures, kept in zip(x0, known, latents, strict=True):
+        fitting = fitting_latents(layout, kept, pictures, model.grid)
+        for number, image in fit_known(layout, pictures).items():
+            # Each panel is encoded alone: a placeholder beside it would bleed into its latents,
+            # across the border by convolution and everywhere by group norm.
+            cells = _cells(layout.boxes[number - 1], model.grid)
+            if number in fitting:
+                place[cells] = fitting[number]
+            else:
+                shape = place[cells].shape
+                place[cells] = model.encode_image(np.asarray(image)).view(shape)
+    return mask.flatten().to(model.device), x0.flatten(1, 2).to(model.device)
 
 
 def generate(
@@ -115,12 +179,13 @@ def generate(
 
     Args:
         prompt: a joint prompt in the recipe's form.
-        wish: recipe, adapter, strength, size, seed, panel_seeds, steps, guidance; see `prepare`.
+        wish: recipe, adapter, strength, size, seed, panel_seeds, steps, guidance, mode and on;
+            see `prepare`.
     Raises: CaptionError, ConfigError, LayoutError, AdapterError.
     """
     request, _ = prepare(model, prompt, **wish)
     use(model, wish.get("adapter"), request.strength)
-    return run(model, request, wish.get("known"), on_step=on_step)
+    return run(model, request, wish.get("known"), latents=wish.get("latents"), on_step=on_step)
 
 
 def complete(

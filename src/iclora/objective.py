@@ -15,10 +15,10 @@ from torch import Tensor
 from iclora import flow
 from iclora.cache import Encoded, EncodedSet
 from iclora.config import TrainConfig
-from iclora.layout import Layout
-from iclora.models.base import DiffusionModel, Text
+from iclora.layout import Layout, token_mask
+from iclora.models.base import DiffusionModel, Given, Text
 
-__all__ = ["Sample", "accumulate", "schedule"]
+__all__ = ["Sample", "accumulate", "draw_given", "schedule"]
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,46 @@ def accumulate(
 ) -> float:
     """Add the gradient of the samples' mean loss to the LoRA parameters.
 
-    Samples are computed in groups of one canvas size, at most `config.micro_batch` at a time, or
-    as many as `config.micro_tokens` holds; every sample weighs the same however it is grouped,
-    and nothing is padded.
+    Samples are computed in groups of one canvas and the same given panels, at most
+    `config.micro_batch` at a time, or as many as `config.micro_tokens` holds; every sample weighs
+    the same however it is grouped, and nothing is padded.
 
     Args:
         total: samples of the whole step, where others compute the rest of them.
     Returns: their share of the mean loss.
     """
     total = total or len(samples)
-    groups: dict[Layout, list[Sample]] = defaultdict(list)
+    groups: dict[tuple[Layout, tuple[int, ...]], list[Sample]] = defaultdict(list)
     for sample in samples:
-        groups[encoded.sets[sample.set].layouts[sample.size]].append(sample)
+        layout = encoded.sets[sample.set].layouts[sample.size]
+        rng = flow.generator("given", config.seed, sample.number)
+        groups[layout, draw_given(rng, config, layout.panels, encoded.usual)].append(sample)
     loss = 0.0
-    for layout, members in groups.items():
+    for (layout, panels), members in groups.items():
         tokens = layout.width * layout.height // model.grid**2 + model.max_text_tokens
         most = max(config.micro_batch, config.micro_tokens // tokens)
         for start in range(0, len(members), most):
             part = members[start : start + most]
-            losses = _losses(model, encoded, part, layout, config)
+            losses = _losses(model, encoded, part, layout, panels, config)
             torch.autograd.backward(losses.sum() / total)
             loss += float(losses.detach().sum())
     return loss / total
+
+
+def draw_given(
+    rng: torch.Generator, config: TrainConfig, panels: int, usual: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Which panels of a sample are given, counted from 0; none in joint training.
+
+    Half of the time the usual ones, where the recipe names some, else any, but not all.
+    """
+    first, second = torch.rand(2, generator=rng).tolist()
+    if panels < 2 or first >= config.conditional:
+        return ()
+    if usual and second < 0.5:
+        return usual
+    count = int(torch.randint(1, panels, (1,), generator=rng))
+    return tuple(sorted(torch.randperm(panels, generator=rng)[:count].tolist()))
 
 
 def _losses(
@@ -88,9 +106,10 @@ def _losses(
     encoded: Encoded,
     samples: Sequence[Sample],
     layout: Layout,
+    panels: tuple[int, ...],
     config: TrainConfig,
 ) -> Tensor:
-    """Loss of each sample, (B,); all on one canvas."""
+    """Loss of each sample, (B,); all on one canvas, with the same panels given."""
     latents, noises, levels, texts = [], [], [], []
     for sample in samples:
         entry = encoded.sets[sample.set]
@@ -105,8 +124,15 @@ def _losses(
     # The model sees sigma in its own precision; noise with the same number, or the two disagree.
     sigma = torch.cat(levels).to(model.device, model.dtype).float()
     z = flow.add_noise(x0, eps, sigma)
-    v = model.velocity(z, sigma, texts, (layout.width, layout.height), config.guidance)
-    return flow.loss(v, x0, eps)
+    size = (layout.width, layout.height)
+    if not panels:
+        return flow.loss(model.velocity(z, sigma, texts, size, config.guidance), x0, eps)
+    # What is given is clean, as it will be when a set is completed, and is not learnt.
+    tokens = torch.from_numpy(token_mask(layout, panels, model.grid)).flatten().to(model.device)
+    z = torch.where(tokens[:, None], x0, z)
+    given = Given(tokens, clean=True, alone=config.isolate_given)
+    v = model.velocity(z, sigma, texts, size, config.guidance, given)
+    return flow.loss(v, x0, eps, ~tokens)
 
 
 def _draw_level(

@@ -77,6 +77,9 @@ class Recipe(_Frozen):
     """What a multimodal model is told when it captions a set of this task."""
     example: str
     """A joint prompt in this recipe's form."""
+    usually_known: tuple[int, ...] = ()
+    """Panels that are usually given when a set is completed, counted from 1: the logo, the
+    photograph, the picture before."""
     layout: LayoutSpec
     sampling: SamplingDefaults = SamplingDefaults()
 
@@ -91,6 +94,8 @@ class Recipe(_Frozen):
             for marker in self.markers:
                 if not re.fullmatch(r"\[[^\[\]\s]+\]", marker):
                     raise ValueError(f'marker "{marker}" is not a word in [square brackets]')
+            if not set(self.usually_known) < set(range(1, panels + 1)):
+                raise ValueError(f"usually_known {list(self.usually_known)} of {panels} panels")
             self.parse(self.example)
         except IcloraError as error:
             raise ValueError(str(error)) from error

@@ -3,11 +3,13 @@
 OUT/0001/composite.png
 OUT/0001/panel-1.png ...
 OUT/0001/request.json        run again, it makes the same set
+OUT/0001/latents.safetensors of its panels: a panel that is kept for another set does not drift
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -18,12 +20,15 @@ from typing import Annotated, Any, Literal
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from iclora import __version__
 from iclora.adapter import Adapter
 from iclora.caption import check_budget
 from iclora.errors import AdapterError, ConfigError, LayoutError, StorageError
-from iclora.files import digest, inside, storage_error, write_text
+from iclora.files import digest, inside, storage_error, write_bytes, write_text
 from iclora.images import open_image, write_png
 from iclora.layout import Layout
 from iclora.models.base import DiffusionModel
@@ -31,13 +36,20 @@ from iclora.recipe import Recipe, problems_of
 
 __all__ = [
     "GeneratedSet",
+    "Mode",
     "Request",
     "check_base",
+    "describe_known",
     "fit_known",
+    "fitting_latents",
+    "known_latents",
     "load_adapter_of",
     "next_folder",
     "prepare",
+    "read_latents",
 ]
+
+_LATENTS = "latents.safetensors"
 
 
 class KnownPanel(BaseModel):
@@ -47,6 +59,18 @@ class KnownPanel(BaseModel):
 
     file: str
     sha256: str
+    latents: str = ""
+    """Hash of its latents, if they come from a set that was made; else it is encoded."""
+
+
+Mode = Literal["sdedit", "resample", "boost", "clean"]
+"""How missing panels are made.
+
+sdedit: known panels are as noisy as the rest at every step (the paper's).
+resample: the same, and steps early on are taken several times.
+boost: the same, and the rest pays known panels more attention.
+clean: known panels carry no noise and the base is told so; for adapters trained on it.
+"""
 
 
 class Request(BaseModel):
@@ -72,6 +96,15 @@ class Request(BaseModel):
     guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
     known: dict[int, KnownPanel] = {}
     """Given panels by number, counted from 1."""
+    mode: Mode = "sdedit"
+    isolate_given: bool = False
+    """In clean mode: known panels attend to themselves alone, as the adapter was trained."""
+    boost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
+    """In boost mode, the factor on attention."""
+    resample: Annotated[int, Field(ge=1, le=100)] = 3
+    """In resample mode, how often a step is repeated."""
+    resample_from: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """In resample mode, the lowest noise level from which steps are repeated."""
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -128,6 +161,22 @@ class GeneratedSet:
     composite: Image.Image
     panels: tuple[Image.Image, ...]
     request: Request
+    latents: tuple[Tensor, ...] = ()
+    """Of every panel, (rows, columns, channels) float32; empty where nobody kept them."""
+    vae: str = ""
+    """Fingerprint of the VAE they are for."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> GeneratedSet:
+        """A set that `save` wrote. Raises: ConfigError if something is missing or not its own."""
+        folder = Path(folder)
+        request, _ = Request.load(folder / "request.json")
+        panels = [open_image(folder / f"panel-{n}.png") for n in range(1, len(request.seeds) + 1)]
+        kept = [read_latents(folder / f"panel-{n}.png", p) for n, p in enumerate(panels, 1)]
+        whole = [k for k in kept if k]
+        latents = tuple(k[0] for k in whole) if len(whole) == len(panels) else ()
+        composite = open_image(folder / "composite.png")
+        return cls(composite, tuple(panels), request, latents, whole[0][1] if latents else "")
 
     def save(self, folder: str | Path) -> Path:
         """Write composite.png, panel-1.png ... and request.json, all or none of them.
@@ -144,12 +193,19 @@ class GeneratedSet:
             for number, panel in enumerate(self.panels, 1):
                 write_png(work / f"panel-{number}.png", panel)
             write_text(work / "request.json", self.request.model_dump_json(indent=2) + "\n")
+            if self.latents:
+                write_bytes(work / _LATENTS, self._latents())
             work.rename(folder)
         except OSError as error:
             raise storage_error(folder, error) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return folder
+
+    def _latents(self) -> bytes:
+        tensors = {f"panel-{n}": t.contiguous() for n, t in enumerate(self.latents, 1)}
+        pixels = {f"panel-{n}": digest(p.tobytes()) for n, p in enumerate(self.panels, 1)}
+        return save(tensors, {"iclora": json.dumps({"vae": self.vae, "pixels": pixels})})
 
     def save_next(self, out: str | Path) -> Path:
         """`save` under the next free number of a folder: OUT/0001, OUT/0002 and on.
@@ -164,6 +220,57 @@ class GeneratedSet:
                 # Somebody else took that number meanwhile; every other reason stands.
                 if not folder.exists():
                     raise
+
+
+def read_latents(panel: Path, image: Image.Image) -> tuple[Tensor, str] | None:
+    """The latents a panel of a made set was decoded from, if they lie beside it.
+
+    Args:
+        panel: the file. image: its picture; latents of another one are not taken.
+    Returns: (rows, columns, channels) float32, and the fingerprint of their VAE.
+    Raises: ConfigError if the file of latents is damaged.
+    """
+    path = panel.with_name(_LATENTS)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["iclora"])
+            if about["pixels"].get(panel.stem) != digest(image.tobytes()):
+                return None
+            return file.get_tensor(panel.stem).float(), str(about["vae"])
+    except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error!r}",
+            "Remove it; panels are then encoded again from their pixels.",
+        ) from error
+
+
+def known_latents(request: Request, folder: Path) -> dict[int, Tensor]:
+    """The latents of a request's known panels that were made before.
+
+    Args:
+        folder: where the request and its panels lie.
+    Raises: ConfigError if they are gone or not those the request was made with.
+    """
+    found = {}
+    for number, panel in request.known.items():
+        if not panel.latents:
+            continue
+        file = inside(folder, panel.file, ConfigError)
+        kept = read_latents(file, open_image(file))
+        if kept is None or hash_latents(kept[0]) != panel.latents:
+            raise ConfigError(
+                f"the latents of known panel {number} are not beside {file} any more",
+                f"Restore {_LATENTS}, or start anew with `iclora complete --known`.",
+            )
+        found[number] = kept[0]
+    return found
+
+
+def hash_latents(latents: Tensor) -> str:
+    """What stands for them in a request."""
+    return digest(latents.contiguous().numpy().tobytes())
 
 
 def next_folder(out: Path) -> Path:
@@ -185,6 +292,12 @@ def prepare(
     steps: int | None = None,
     guidance: float | None = None,
     known: Mapping[int, Image.Image] | None = None,
+    latents: Mapping[int, Tensor] | None = None,
+    layout: Layout | None = None,
+    mode: Mode | None = None,
+    boost: float | None = None,
+    resample: int | None = None,
+    resample_from: float | None = None,
 ) -> tuple[Request, list[str]]:
     """Turn a wish into a request, checked in full before any computing.
 
@@ -198,6 +311,12 @@ def prepare(
         steps: Euler steps; by default the base's own number, else the recipe's.
         guidance: by default the recipe's.
         known: given panels by number, counted from 1.
+        latents: of known panels that were made before, (rows, columns, channels); where they do
+            not fit their box, the picture is encoded instead.
+        layout: the canvas itself, instead of `size`.
+        mode: how missing panels are made; by default clean if the adapter was trained for it,
+            else sdedit.
+        boost, resample, resample_from: see `Request`.
     Returns: the request, and notes for the user.
     Raises: ConfigError, CaptionError (markers, token limit), LayoutError.
     """
@@ -211,7 +330,9 @@ def prepare(
     text, notes = task.prompt(prompt)
     # encode_text refuses a long one as well; here it happens before any weights are loaded.
     check_budget(text, model.count_tokens, model.max_text_tokens, "the prompt")
-    layout = _layout(model, task, adapter, size, known)
+    layout = layout or _layout(model, task, adapter, size, known)
+    for number in known:
+        _check_number(number, layout)
     for number, image in fit_known(layout, known).items():
         if image.size != known[number].size:
             notes.append(
@@ -224,6 +345,11 @@ def prepare(
         notes.append(f"{model.name} is not guided: --guidance has no effect")
     for number in panel_seeds or {}:
         _check_number(number, layout)
+    how = _mode(mode, adapter, bool(known), notes)
+    tuned = {"boost": boost, "resample": resample, "resample_from": resample_from}
+    tuned = {name: value for name, value in tuned.items() if value is not None}
+    notes += [f"{name} has no effect in mode {how}" for name in tuned if not name.startswith(how)]
+    latents = fitting_latents(layout, latents or {}, known, model.grid)
     seeds = tuple(
         (panel_seeds or {}).get(n, int(digest("seed", str(seed), str(n))[:8], 16))
         for n in range(1, layout.panels + 1)
@@ -242,10 +368,12 @@ def prepare(
         "seeds": seeds,
         "steps": next(n for n in (steps, wish.steps, task.sampling.steps) if n is not None),
         "guidance": task.sampling.guidance if guidance is None else guidance,
-        "known": {
-            n: KnownPanel(file=f"panel-{n}.png", sha256=digest(image.tobytes()))
-            for n, image in sorted(known.items())
-        },
+        "known": describe_known(known, latents),
+        "mode": how,
+        "isolate_given": bool(
+            how == "clean" and adapter and adapter.info and adapter.info.isolate_given
+        ),
+        **tuned,
         "versions": {"iclora": __version__, "torch": torch.__version__},
     }
     try:
@@ -254,6 +382,46 @@ def prepare(
         raise ConfigError(
             f"settings that make no sense: {problems_of(error)}", "Change them."
         ) from error
+
+
+def describe_known(
+    known: Mapping[int, Image.Image], latents: Mapping[int, Tensor]
+) -> dict[int, KnownPanel]:
+    """Known panels as a request names them."""
+    return {
+        n: KnownPanel(
+            file=f"panel-{n}.png",
+            sha256=digest(image.tobytes()),
+            latents=hash_latents(latents[n]) if n in latents else "",
+        )
+        for n, image in sorted(known.items())
+    }
+
+
+def _mode(mode: Mode | None, adapter: Adapter | None, known: bool, notes: list[str]) -> Mode:
+    learnt = bool(adapter and adapter.info and adapter.info.conditional)
+    if not known:
+        if mode is not None:
+            notes.append(f"no panel is known: mode {mode} has no effect")
+        return "sdedit"
+    if mode == "clean" and not learnt:
+        notes.append(
+            "the adapter was not trained with clean panels (`train --conditional 0.5`), so what "
+            "mode clean makes is a matter of luck"
+        )
+    return mode or ("clean" if learnt else "sdedit")
+
+
+def fitting_latents(
+    layout: Layout, latents: Mapping[int, Tensor], known: Mapping[int, Image.Image], grid: int
+) -> dict[int, Tensor]:
+    """Those latents that belong to a known panel and are as large as its box."""
+    found = {}
+    for number in sorted(set(latents) & set(known)):
+        box = layout.boxes[number - 1]
+        if latents[number].shape[:2] == (box.height // grid, box.width // grid):
+            found[number] = latents[number]
+    return found
 
 
 def _check_number(number: int, layout: Layout) -> None:

@@ -185,7 +185,8 @@ def _encode(
             f"{config.data} has {len(found.sets)} sets and all of them would be held out",
             "Add sets, or leave --held-out away.",
         )
-    return Encoded(tuple(found.sets[i] for i in kept), found.empty), [found.sets[i] for i in held]
+    sets = tuple(found.sets[i] for i in kept)
+    return Encoded(sets, found.empty, found.usual), [found.sets[i] for i in held]
 
 
 def _restore(
@@ -285,6 +286,8 @@ def _describe(
         steps=0,
         recipe=dataset.recipe,
         layout=layout.to_json(),
+        conditional=config.conditional,
+        isolate_given=config.isolate_given,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
 from iclora.captioners.base import Captioner
 from iclora.errors import CaptionerError
@@ -30,7 +31,7 @@ def load_captioner(
     Raises: CaptionerError.
     """
     kind, _, model = name.partition(":")
-    count = {"together": together} if together else {}
+    count: dict[str, Any] = {"together": together} if together else {}
     if kind == "openai" and model:
         from iclora.captioners.openai import OpenAICaptioner
 

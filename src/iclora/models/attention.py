@@ -1,7 +1,8 @@
-"""Attention by the fastest way a device has."""
+"""Attention by the fastest way a device has, and how given tokens are read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Attend", "blockwise", "pick_attention"]
+__all__ = ["Attend", "blockwise", "boosted", "isolated", "pick_attention", "reading"]
+
+Kept = list[tuple[Tensor, Tensor]]
+"""Keys and values of given tokens, block by block, each (B, heads, given, d)."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q, k, v, each (B, heads, S, d), to (B, S, heads * d)."""
@@ -36,6 +40,66 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, first: SDPBackend | None = None) -> 
         with sdpa_kernel([first, *rest], set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
+
+
+# -- given tokens -------------------------------------------------------------------------------
+
+
+def boosted(attend: Attend, given: Tensor, words: int, factor: float) -> Attend:
+    """Multiply the attention that the other image tokens pay the given ones by `factor`.
+
+    That is adding log(factor) to their scores, which one more dimension of q and k does in a
+    single call of any kernel, without a mask of (S, S). Reference attention is scaled so by Shin
+    et al. 2024 (Diptych Prompting, arXiv 2411.15466).
+
+    Args:
+        given: bool (n,), of the image tokens, which stand behind `words` text tokens.
+    """
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        d = q.shape[-1]
+        # Kernels want multiples of 8, and scale by the width they see.
+        wide = d + 8
+        asks = torch.cat([given.new_zeros(words), ~given]).to(q.dtype) * math.sqrt(wide)
+        tells = torch.cat([given.new_zeros(words), given]).to(q.dtype) * math.log(factor)
+        q = F.pad(q * math.sqrt(wide / d), (0, 8))
+        k, v = F.pad(k, (0, 8)), F.pad(v, (0, 8))
+        q[..., d], k[..., d] = asks, tells
+        out = attend(q, k, v)
+        return out.view(*out.shape[:-1], -1, wide)[..., :d].flatten(-2)
+
+    return run
+
+
+def isolated(attend: Attend, given: int, keep: Kept | None = None) -> Attend:
+    """The last `given` tokens attend to each other alone; the others to all.
+
+    Args:
+        keep: takes the given tokens' keys and values, block by block.
+    """
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        at = q.shape[2] - given
+        own = (k[:, :, at:], v[:, :, at:])
+        if keep is not None:
+            keep.append((own[0].clone(), own[1].clone()))
+        return torch.cat([attend(q[:, :, :at], k, v), attend(q[:, :, at:], *own)], 1)
+
+    return run
+
+
+def reading(attend: Attend, kept: Kept) -> Attend:
+    """Attention to all tokens that are computed, and to what `isolated` kept of the given ones."""
+    blocks = iter(kept)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = next(blocks)
+        return attend(q, torch.cat([k, keys], 2), torch.cat([v, values], 2))
+
+    return run
+
+
+# -- kernels ------------------------------------------------------------------------------------
 
 
 def blockwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

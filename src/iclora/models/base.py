@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from iclora.files import digest
 
-__all__ = ["PARTS", "DiffusionModel", "Part", "Sampling", "Text"]
+__all__ = ["PARTS", "DiffusionModel", "Given", "Part", "Sampling", "Text"]
 
 Text = dict[str, Tensor]
 """What a base's text encoders make of one text; no batch dimension; only the base reads it."""
@@ -49,6 +49,27 @@ class Sampling:
     """Euler steps; None leaves them to the recipe."""
     guided: bool = True
     """Whether the guidance value has any effect."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Tokens of a canvas whose content is given, and how the denoiser is to read them."""
+
+    tokens: Tensor
+    """bool (n,), True at given tokens."""
+    clean: bool = False
+    """They carry no noise, and the denoiser is told so, token by token."""
+    alone: bool = False
+    """They attend to each other only, so that they are the same whatever the rest shows."""
+    boost: float = 1.0
+    """Factor on the attention that the rest of the canvas pays them."""
+    kept: list[tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
+    """With `alone`, an empty list to keep their keys and values in. The base fills it once; as
+    long as the same list is passed, given tokens are not computed again."""
+
+    def __post_init__(self) -> None:
+        assert self.kept is None or (self.alone and self.clean), "only what never changes is kept"
+        assert self.boost == 1 or not self.clean, "clean tokens need no boost"
 
 
 class DiffusionModel(ABC):
@@ -136,7 +157,7 @@ class DiffusionModel(ABC):
         texts: Sequence[Text],
         size: tuple[int, int],
         guidance: float,
-        clean: Tensor | None = None,
+        given: Given | None = None,
     ) -> Tensor:
         """Predict eps - x0.
 
@@ -146,8 +167,8 @@ class DiffusionModel(ABC):
             texts: one per sample.
             size: canvas width and height in px; n = width // grid * (height // grid).
             guidance: value of the guidance embedding, or weight of the guided pass.
-            clean: bool (n,), True at tokens of `z` that carry no noise; the denoiser is told so,
-                token by token. What is returned there means nothing.
+            given: which tokens of `z` are given, the same in all samples, and how they are read.
+                What is returned for clean ones means nothing.
         Returns: (B, n, channels) float32.
         """
 

@@ -22,7 +22,8 @@ from iclora import flow
 from iclora.caption import check_budget
 from iclora.errors import ConfigError, ModelError
 from iclora.files import digest
-from iclora.models.base import DiffusionModel, Part, Sampling, Text
+from iclora.models.attention import Attend, boosted, isolated, pick_attention, reading
+from iclora.models.base import DiffusionModel, Given, Part, Sampling, Text
 from iclora.models.flux_forward import Levels, flux_forward
 
 __all__ = ["FluxModel"]
@@ -221,26 +222,49 @@ class FluxModel(DiffusionModel):
         texts: Sequence[Text],
         size: tuple[int, int],
         guidance: float,
-        clean: Tensor | None = None,
+        given: Given | None = None,
     ) -> Tensor:
         def joined(key: str) -> Tensor:
             return torch.stack([text[key] for text in texts]).to(self.device, self.dtype)
 
-        levels, order = _segments(sigma.to(self.device), clean, z.shape[1])
+        prompt = joined("prompt")
+        levels, order = _segments(sigma.to(self.device), given, z.shape[1])
         places = self._positions(size)
         if order is not None:
             z, places = z[:, order], places[order]
+        if given and given.kept:
+            # What is given has been computed: the rest reads its keys and values.
+            levels = Levels(levels.sigma[:, :1], levels.tokens[:1])
+            z, places = z[:, : levels.tokens[0]], places[: levels.tokens[0]]
         out = flux_forward(
             self.denoiser,
             z.to(self.dtype),
-            joined("prompt"),
+            prompt,
             joined("pooled"),
             levels,
             torch.full((len(z),), guidance, device=self.device) if self._guided else None,
             places,
             recompute=self.recompute,
+            attend=self._attention(given, prompt.shape[1]),
         ).float()
-        return out if order is None else out[:, torch.argsort(order)]
+        if order is None:
+            return out
+        back = out.new_zeros(len(out), len(order), out.shape[-1])
+        back[:, order[: out.shape[1]]] = out
+        return back
+
+    def _attention(self, given: Given | None, words: int) -> Attend:
+        attend = pick_attention(self.device)
+        if given is None or not bool(given.tokens.any()):
+            return attend
+        if given.kept:
+            return reading(attend, given.kept)
+        if given.alone:
+            assert given.clean, "noisy tokens are in no order of their own"
+            return isolated(attend, int(given.tokens.sum()), given.kept)
+        if given.boost != 1:
+            return boosted(attend, given.tokens.to(self.device), words, given.boost)
+        return attend
 
     @property
     def blocks(self) -> int:
@@ -294,10 +318,11 @@ class FluxModel(DiffusionModel):
         ]
 
 
-def _segments(sigma: Tensor, clean: Tensor | None, count: int) -> tuple[Levels, Tensor | None]:
+def _segments(sigma: Tensor, given: Given | None, count: int) -> tuple[Levels, Tensor | None]:
     """The levels of all tokens, noisy ones first, and the order that brings them there."""
-    if clean is None or not bool(clean.any()):
+    if given is None or not given.clean or not bool(given.tokens.any()):
         return Levels(sigma[:, None], (count,)), None
+    clean = given.tokens
     order = torch.argsort(clean.to(torch.uint8), stable=True).to(sigma.device)
     noisy = count - int(clean.sum())
     both = torch.stack([sigma, torch.zeros_like(sigma)], 1)

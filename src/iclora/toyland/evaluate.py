@@ -20,17 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iclora import flow
 from iclora.adapter import Adapter
 from iclora.compose import compose_dataset
 from iclora.config import TrainConfig
 from iclora.dataset import open_dataset
 from iclora.files import write_text
-from iclora.generate import panel_noise, use
+from iclora.generate import run_together, use
 from iclora.images import write_png
-from iclora.layout import Layout, token_mask
 from iclora.models import load_model
-from iclora.models.base import DiffusionModel, Text
+from iclora.models.base import DiffusionModel
 from iclora.request import GeneratedSet, prepare
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
@@ -79,58 +77,28 @@ _TOGETHER = 24
 """Sets made at once."""
 
 
-@torch.no_grad()
 def make(
-    model: DiffusionModel, task: Task, wishes: Sequence[_Wish], steps: int, adapter: Adapter | None
-) -> list[GeneratedSet]:
-    """The sets `iclora.generate` would make of these wishes, many at once: half the time."""
+    model: DiffusionModel, task: Task, wishes: Sequence[_Wish], steps: int, adapter: Adapter | None,
+    **how: Any,
+) -> list[GeneratedSet]:  # fmt: skip
+    """The sets `iclora.generate` would make of these wishes, many at once: half the time.
+
+    Args:
+        how: mode and its settings; see `iclora.request.prepare`.
+    """
     use(model, adapter, 1.0)
     recipe = task.small_recipe
-    canvas = recipe.canvas
-    size = (canvas.width, canvas.height)
     made: list[GeneratedSet] = []
     for start in range(0, len(wishes), _TOGETHER):
         part = wishes[start : start + _TOGETHER]
         requests = [
-            prepare(model, w.text, recipe=recipe, adapter=adapter, size=size, seed=w.seed,
-                    steps=steps, known=w.known)[0]
+            prepare(model, w.text, recipe=recipe, adapter=adapter, layout=recipe.canvas,
+                    seed=w.seed, steps=steps, known=w.known, **how)[0]
             for w in part
         ]  # fmt: skip
         texts = [model.encode_text(request.prompt) for request in requests]
-        noise = torch.cat([
-            panel_noise(canvas, request.seeds, model.grid, model.channels) for request in requests
-        ])  # fmt: skip
-        mask, x0 = _known(model, canvas, part)
-        guidance = requests[0].guidance
-
-        def velocity(z: torch.Tensor, sigma: float, texts: list[Text] = texts,
-                     guidance: float = guidance) -> torch.Tensor:  # fmt: skip
-            return model.velocity(z, torch.full((len(z),), sigma), texts, size, guidance)
-
-        sigmas = model.sigmas(steps, noise.shape[1])
-        z = flow.denoise(velocity, noise, sigmas, known=mask, x0=x0)
-        for tokens, request, wish in zip(z, requests, part, strict=True):
-            composite = Image.fromarray(model.decode(tokens, *size))
-            for number, picture in wish.known.items():
-                composite.paste(picture, canvas.boxes[number - 1].corners[:2])
-            made.append(GeneratedSet(composite, tuple(canvas.split(composite)), request))
+        made += run_together(model, requests, [w.known for w in part], [{}] * len(part), texts)
     return made
-
-
-def _known(
-    model: DiffusionModel, canvas: Layout, wishes: Sequence[_Wish]
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which tokens are known, (n,), and the clean latents of all wishes, (B, n, c)."""
-    numbers = sorted(wishes[0].known)
-    if not numbers:
-        return None, None
-    mask = torch.from_numpy(token_mask(canvas, [n - 1 for n in numbers], model.grid)).flatten()
-    x0 = torch.zeros(len(wishes), len(mask), model.channels)
-    for row, wish in zip(x0, wishes, strict=True):
-        for number in numbers:
-            inside = torch.from_numpy(token_mask(canvas, [number - 1], model.grid)).flatten()
-            row[inside] = model.encode_image(np.asarray(wish.known[number]))
-    return mask, x0
 
 
 def full_captions(model: DiffusionModel, task: Task, count: int, steps: int) -> Score:
@@ -181,15 +149,19 @@ def generate_sets(model: DiffusionModel, task: Task, prompts: int, seeds: int, s
 
 
 def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
-                  adapter: Adapter | None) -> Score:  # fmt: skip
-    """Sets completed from a true first panel with a held-out identity: what is carried over."""
+                  adapter: Adapter | None, **how: Any) -> Score:  # fmt: skip
+    """Sets completed from a true first panel with a held-out identity: what is carried over.
+
+    Args:
+        how: mode and its settings; see `iclora.request.prepare`.
+    """
     wishes, truths = [], []
     for number in range(count):
         rng = random.Random(f"known {task.recipe} {number}")
         canvas, caption = draw_set(task, rng, unseen=True)
         wishes.append(_Wish(caption.text, number, {1: canvas.panels[0].render()}))
         truths.append(canvas.panels[0].traits)
-    made = make(model, task, wishes, steps, adapter)
+    made = make(model, task, wishes, steps, adapter, **how)
     carried = []
     for truth, result in zip(truths, made, strict=True):
         others = _read(result, task)[1:]

@@ -1,0 +1,80 @@
+"""Attention, and how given tokens are read, against dense float64 formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from iclora.models.attention import blockwise, boosted, isolated, reading
+
+WORDS, NOISY, GIVEN = 5, 11, 6
+
+
+def dense(q, k, v, bias):
+    """softmax(q k' / sqrt(d) + bias) v, in float64."""
+    q, k, v = (t.double() for t in (q, k, v))
+    scores = q @ k.mT / math.sqrt(q.shape[-1]) + bias
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.fixture
+def qkv():
+    torch.manual_seed(0)
+    return [torch.randn(2, 3, WORDS + NOISY + GIVEN, 16) for _ in range(3)]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.3, 4.0])
+def test_boosted_attention_is_two_attentions_joined_by_their_log_sum_exp(qkv, factor):
+    given = torch.zeros(NOISY + GIVEN, dtype=torch.bool)
+    given[torch.randperm(NOISY + GIVEN)[:GIVEN]] = True
+    q, k, v = (t.double() for t in qkv)
+    known = torch.cat([torch.zeros(WORDS, dtype=torch.bool), given])
+    scores = q @ k.mT / 4
+    parts = []
+    for keys, weight in ((known, factor), (~known, 1.0)):
+        part = scores[..., keys]
+        mass = part.logsumexp(-1, keepdim=True) + math.log(weight)
+        parts.append((part.softmax(-1) @ v[:, :, keys], mass))
+    both = torch.cat([mass for _, mass in parts], -1).softmax(-1)
+    joined = parts[0][0] * both[..., :1] + parts[1][0] * both[..., 1:]
+    plain = scores.softmax(-1) @ v
+    asks = ~known
+    asks[:WORDS] = False
+    expected = torch.where(asks[:, None], joined, plain).transpose(1, 2).flatten(2)
+    ours = boosted(blockwise, given, WORDS, factor)(*qkv)
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_isolated_tokens_attend_to_each_other_alone_and_the_rest_to_all(qkv):
+    bias = torch.zeros(WORDS + NOISY + GIVEN, WORDS + NOISY + GIVEN, dtype=torch.float64)
+    bias[-GIVEN:, :-GIVEN] = -torch.inf
+    ours = isolated(blockwise, GIVEN)(*qkv)
+    torch.testing.assert_close(ours.double(), dense(*qkv, bias), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_through_isolated_attention_are_those_of_a_mask(qkv):
+    leaves = [t.clone().requires_grad_() for t in qkv]
+    weights = torch.linspace(-1, 1, 48)
+    (isolated(blockwise, GIVEN)(*leaves) * weights).sum().backward()
+    theirs = [t.clone().requires_grad_() for t in qkv]
+    mask = torch.ones(WORDS + NOISY + GIVEN, WORDS + NOISY + GIVEN, dtype=torch.bool)
+    mask[-GIVEN:, :-GIVEN] = False
+    out = F.scaled_dot_product_attention(*theirs, attn_mask=mask).transpose(1, 2).flatten(2)
+    (out * weights).sum().backward()
+    for ours, other in zip(leaves, theirs, strict=True):
+        torch.testing.assert_close(ours.grad, other.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_kept_keys_and_values_are_read_block_by_block(qkv):
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    fill = isolated(blockwise, GIVEN, kept)
+    second = [t.flip(2) for t in qkv]
+    whole = [fill(*qkv), fill(*second)]
+    assert len(kept) == 2
+    read = reading(blockwise, kept)
+    for full, block in zip(whole, (qkv, second), strict=True):
+        some = read(*(t[:, :, :-GIVEN] for t in block))
+        torch.testing.assert_close(some, full[:, :-GIVEN], atol=1e-6, rtol=1e-6)
