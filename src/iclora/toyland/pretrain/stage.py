@@ -62,7 +62,7 @@ class Settings:
     """Single pictures in a step of the captioner's first lessons."""
     captioner_sets: int = 3000
     """Different tuning sets the captioner sees; what is said of them is new each time."""
-    captioner_steps: int = 1500
+    captioner_steps: int = 1900
     captioner_batch: int = 16
     captioner_lr: float = 2e-3
 
