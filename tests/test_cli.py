@@ -73,7 +73,8 @@ def test_the_readmes_walk_works_as_written(clean, make_dataset, tmp_path, capsys
     assert status == 0
     for folder in ("0001", "0002"):
         assert sorted(p.name for p in (tmp_path / "OUT" / folder).iterdir()) == [
-            "composite.png", "panel-1.png", "panel-2.png", "panel-3.png", "request.json",
+            "composite.png", "latents.safetensors", "panel-1.png", "panel-2.png", "panel-3.png",
+            "request.json",
         ]  # fmt: skip
     shot = Image.open("OUT/0002/panel-1.png")
     assert shot.tobytes() == picture(96, 64).tobytes()

@@ -44,6 +44,8 @@ class Score:
 
     figures: dict[str, float] = field(default_factory=dict)
     pictures: list[Image.Image] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """The shares of each set alone, where they are asked for."""
 
 
 def _mean(rows: Iterable[Mapping[str, Sequence[bool] | bool]]) -> dict[str, float]:
@@ -145,7 +147,9 @@ def generate_sets(model: DiffusionModel, task: Task, prompts: int, seeds: int, s
         firsts = [[f[0] for f in found[n * seeds : (n + 1) * seeds]] for n in range(prompts)]
         spread = [diversity(f, IDENTITY[task.topic]) for f in firsts]
         figures["diversity"] = round(float(np.mean(spread)), 4)
-    return Score(figures, [m.composite for m in made])
+    agreed = [agreement(f, task.relation) for f in found]
+    rows = [{f"same {k}": float(v) for k, v in row.items()} for row in agreed]
+    return Score(figures, [m.composite for m in made], rows)
 
 
 def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
@@ -171,7 +175,8 @@ def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
         right["all"] = [all(o[t] == truth[t] for t in task.relation) for o in others]
         carried.append(right)
     figures = {f"carried {k}": v for k, v in _mean(carried).items()}
-    return Score(figures, [m.composite for m in made])
+    rows = [{f"carried {k}": float(np.mean(v)) for k, v in right.items()} for right in carried]
+    return Score(figures, [m.composite for m in made], rows)
 
 
 def tuning_config(base: str, task: Task, data: Path, out: Path, **settings: Any) -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,23 +27,33 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the base")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--stage", choices=STAGES, help="train this stage alone")
-    parser.add_argument("--steps", type=int, default=Settings.flow_steps, help="transformer steps")
     parser.add_argument(
-        "--warm", type=Path, help="folder of a base to go on from, in place of its kept work/"
+        "--steps",
+        type=int,
+        help="of the transformer, or of the captioner's answers with --stage captioner",
+    )
+    parser.add_argument(
+        "--warm",
+        type=Path,
+        help="folder of a base, or with --stage captioner of a captioner, to go "
+        "on from, in place of its kept work/",
     )
     parser.add_argument("--device", type=torch.device, default=Settings.device)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = Settings(seed=args.seed, device=args.device, flow_steps=args.steps)
+    settings = Settings(seed=args.seed, device=args.device)
+    if args.steps:
+        steps = "captioner_steps" if args.stage == "captioner" else "flow_steps"
+        settings = replace(settings, **{steps: args.steps})
     work = args.out / "work"
     work.mkdir(parents=True, exist_ok=True)
     log = Log(work / "log.jsonl")
+    if args.stage == "captioner":
+        train_captioner(settings, work, log, args.out / "captioner", args.warm)
+        return
     if args.warm:
         warm_start(args.warm, work)
-    if args.stage == "captioner":
-        train_captioner(settings, work, log, args.out / "captioner")
-        return
     # The two first stages do not need each other: two machines, or cores, can share them.
     vae = None if args.stage == "text" else train_vae(settings, work, log)
     data = encode_canvases(settings, work, vae, log) if args.stage in (None, "canvases") else {}

@@ -66,7 +66,7 @@ _TEMPLATE = (
 )
 _LIMITS = (128, 512)
 """Token budgets of the bases it is asked for."""
-_IDEAS = 0.25
+_IDEAS = 0.5
 """Share of lessons without pictures: an idea is to become a prompt."""
 
 
@@ -126,10 +126,7 @@ def _look(rng: random.Random, task: Task, panels: int) -> Ask:
 
 def _idea(rng: random.Random, task: Task) -> tuple[Ask, str]:
     """An idea that names some of what a set shares, and a prompt that says it in its overview."""
-    canvas, _ = draw_set(task, rng)
-    # Panels differ: decoded greedily, what was learnt from panels that may not repeats itself.
-    while task.stated and _alike(task, canvas):
-        canvas, _ = draw_set(task, rng)
+    canvas = _in_order(task, rng)
     # The example in a question is the recipe's own, or the one an adapter carries.
     recipe = _recipe(task.recipe, rng.random() < 0.5)
     identity = [t for t in IDENTITY[task.topic] if t in task.relation]
@@ -143,10 +140,22 @@ def _idea(rng: random.Random, task: Task) -> tuple[Ask, str]:
     return ask_for_prompt(recipe, idea, rng.choice(_LIMITS)), caption.text
 
 
-def _alike(task: Task, canvas: Canvas) -> bool:
-    """Whether two panels have the same words to be said of them."""
-    said = [tuple(panel.traits[t] for t in task.stated) for panel in canvas.panels]
-    return len(set(said)) < len(said)
+def _in_order(task: Task, rng: random.Random) -> Canvas:
+    """A set whose panels differ in the first trait they state, in the order of its values.
+
+    What a set invents is decoded greedily: had it learnt from panels in any order, the likeliest
+    scene would be the likeliest in every panel. In order, the next is never one that was there.
+    """
+    canvas, _ = draw_set(task, rng)
+    if not task.stated:
+        return canvas
+    first = task.stated[0]
+    while len({panel.traits[first] for panel in canvas.panels}) < len(canvas.panels):
+        canvas, _ = draw_set(task, rng)
+    if any(first in fixed for fixed in task.fixed):
+        return canvas
+    panels = sorted(canvas.panels, key=lambda panel: TRAITS[first].index(panel.traits[first]))
+    return Canvas(canvas.arrangement, tuple(panels), canvas.relation)
 
 
 @cache
@@ -307,10 +316,23 @@ def _train_eyes(settings: Settings, work: Path, log: Log, tower: Any) -> None:
     tower.load_state_dict(load_file(done, str(settings.device)))
 
 
-def train_captioner(settings: Settings, work: Path, log: Log, out: Path) -> None:
-    """Train the captioner and write it to `out`, in transformers' layout, bf16."""
+def train_captioner(
+    settings: Settings, work: Path, log: Log, out: Path, warm: Path | None = None
+) -> None:
+    """Train the captioner and write it to `out`, in transformers' layout, bf16.
+
+    Args:
+        warm: a captioner's folder to go on from; its eyes and words are learnt already.
+    """
     torch.manual_seed(settings.seed + 3)
     device = settings.device
+    if warm:
+        processor = transformers.AutoProcessor.from_pretrained(warm)
+        model = transformers.LlavaForConditionalGeneration.from_pretrained(
+            warm, dtype=torch.float32
+        ).to(device)
+        _learn_to_answer(settings, work, log, processor, model, out)
+        return
     folder = work / "captioner-processor"
     if not folder.is_dir():
         make_processor(settings).save_pretrained(work / "captioner-processor.part")
@@ -330,6 +352,13 @@ def train_captioner(settings: Settings, work: Path, log: Log, out: Path) -> None
         settings.words_steps,
         lambda rng: single_batch(rng, processor, canvases, pixels, settings.words_batch),
     )
+    _learn_to_answer(settings, work, log, processor, model, out)
+
+
+def _learn_to_answer(
+    settings: Settings, work: Path, log: Log, processor: Any, model: Any, out: Path
+) -> None:
+    """The last lessons; then the captioner is written."""
     drawn = draw_sets(settings.seed, settings.captioner_sets)
     _learn(settings, work, log, model, "captioner", settings.captioner_steps,
            lambda rng: answer_batch(rng, processor, drawn, settings.captioner_batch))  # fmt: skip

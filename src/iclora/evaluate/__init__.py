@@ -1,0 +1,1 @@
+"""What a good set measures: figures of generated and completed sets, with their intervals."""

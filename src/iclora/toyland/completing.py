@@ -1,0 +1,154 @@
+"""What completing carries over, mode by mode: `python -m iclora.toyland.completing --out DIR`.
+
+For each recipe three adapters are tuned on the same sets: as the paper does, with panels given in
+half of the samples, and with given panels attending to themselves alone. Each is then asked to
+complete sets from a true first panel of an identity held out of tuning, and to generate sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iclora.adapter import Adapter
+from iclora.evaluate.intervals import Estimate, bootstrap, compare
+from iclora.files import write_text
+from iclora.images import write_png
+from iclora.models import load_model
+from iclora.toyland.evaluate import Score, complete_sets, generate_sets, sheet, tune
+from iclora.toyland.tasks import TASKS
+
+__all__ = ["ADAPTERS", "ARMS", "Arm"]
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "dual": {"conditional": 0.5},
+    "isolated": {"conditional": 0.5, "isolate_given": True},
+}
+"""How each adapter is tuned, beside the settings that fit toyland."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to complete sets.
+
+    Attributes:
+        adapter: key of `ADAPTERS`, "" for the base alone. how: mode and its settings.
+    """
+
+    adapter: str
+    how: Mapping[str, Any]
+
+
+ARMS: dict[str, Arm] = {
+    "base + sdedit": Arm("", {"mode": "sdedit"}),
+    "adapter + sdedit": Arm("paper", {"mode": "sdedit"}),
+    "adapter + resample": Arm("paper", {"mode": "resample"}),
+    "adapter + boost": Arm("paper", {"mode": "boost"}),
+    "dual adapter + sdedit": Arm("dual", {"mode": "sdedit"}),
+    "dual adapter + clean": Arm("dual", {"mode": "clean"}),
+    "dual adapter + clean, cached": Arm("isolated", {"mode": "clean"}),
+}
+
+
+def estimate(score: Score, figure: str) -> Estimate:
+    """A figure's mean over sets, with its interval."""
+    return bootstrap([row[figure] for row in score.rows])
+
+
+def difference(one: Score, other: Score, figure: str) -> Estimate | None:
+    """`other` minus `one`, set by set: both were asked for the same ones."""
+    pairs = [{str(n): row[figure] for n, row in enumerate(score.rows)} for score in (one, other)]
+    return compare(*pairs)
+
+
+def _said(found: Estimate | None) -> str:
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{found.mean:.0%} ({found.low:.0%} to {found.high:.0%})"
+
+
+def table(completed: Mapping[str, Score], generated: Mapping[str, Score]) -> str:
+    """One recipe's figures as Markdown, with 95% intervals."""
+    traits = [name for name in next(iter(completed.values())).figures if name != "carried all"]
+    heads = [name.removeprefix("carried ") for name in traits]
+    lines = ["| completing | all | less adapter + sdedit | " + " | ".join(heads) + " | s a set |",
+             "|---|---|---|" + "---|" * len(heads) + "---|"]  # fmt: skip
+    plain = completed.get("adapter + sdedit")
+    for name, score in completed.items():
+        gain = difference(plain, score, "carried all") if plain and plain is not score else None
+        cells = [_said(estimate(score, "carried all")), _said(gain)]
+        cells += [f"{score.figures[trait]:.0%}" for trait in traits]
+        lines.append(f"| {name} | {' | '.join(cells)} | {score.figures['seconds']:.2f} |")
+    lines += ["", "| generating | same all | stated | diversity |", "|---|---|---|---|"]
+    for name, score in generated.items():
+        stated = [v for k, v in score.figures.items() if k.startswith("stated")]
+        told = f"{min(stated):.0%}" if stated else ""
+        lines.append(f"| {name} | {_said(estimate(score, 'same all'))} | {told} "
+                     f"| {score.figures['diversity']:.0%} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures")
+    parser.add_argument("--task", action="append", choices=list(TASKS), required=True)
+    parser.add_argument("--count", type=int, default=200, help="completions an arm")
+    parser.add_argument("--prompts", type=int, default=24, help="prompts to generate from, 3 seeds")
+    parser.add_argument("--steps", type=int, default=300, help="steps an adapter is tuned for")
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.task:
+        text = _measure(name, args)
+        write_text(args.out / name / "table.md", text)
+        print(f"{name}\n{text}", flush=True)
+
+
+def _measure(name: str, args: argparse.Namespace) -> str:
+    task, out = TASKS[name], args.out / name
+    model = load_model("toyland", dtype=args.dtype)
+    adapters: dict[str, Adapter | None] = {"": None}
+    for kind, settings in ADAPTERS.items():
+        file = out / kind / "run" / "adapter.safetensors"
+        if file.is_file():
+            adapters[kind] = Adapter.load(file)
+            continue
+        adapters[kind], seconds = tune(model, task, out / kind, steps=args.steps, **settings)
+        print(f"{name}: {kind} tuned in {seconds:.0f} s", flush=True)
+    completed: dict[str, Score] = {}
+    generated: dict[str, Score] = {}
+
+    def keep(where: dict[str, Score], arm: str, score: Score, began: float, count: int) -> None:
+        score.figures["seconds"] = round((time.monotonic() - began) / count, 3)
+        where[arm] = score
+        write_png(out / f"{arm}.png".replace(" ", "-"), sheet(score.pictures[:24]))
+        kept = {f"{n} {'completing' if w is completed else 'generating'}": s.rows
+                for w in (completed, generated) for n, s in w.items()}  # fmt: skip
+        write_text(out / "rows.json", json.dumps(kept) + "\n")
+        print(name, arm, json.dumps(score.figures), flush=True)
+
+    for arm, way in ARMS.items():
+        began = time.monotonic()
+        score = complete_sets(model, task, args.count, args.sampling_steps,
+                              adapters[way.adapter], **way.how)  # fmt: skip
+        keep(completed, arm, score, began, args.count)
+    for kind, adapter in adapters.items():
+        began = time.monotonic()
+        score = generate_sets(model, task, args.prompts, 3, args.sampling_steps, adapter)
+        keep(generated, f"{kind} adapter" if kind else "base", score, began, 3 * args.prompts)
+    return table(completed, generated)
+
+
+if __name__ == "__main__":
+    main()

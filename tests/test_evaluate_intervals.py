@@ -1,0 +1,47 @@
+"""Bootstrap intervals, against the normal approximation and known cases."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from iclora.evaluate.intervals import bootstrap, compare
+
+
+def test_an_interval_agrees_with_the_normal_approximation_and_with_scipy():
+    values = (np.random.default_rng(1).random(400) < 0.3).astype(float)
+    found = bootstrap(values)
+    error = 1.96 * values.std() / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - error, abs=0.006)
+    assert found.high == pytest.approx(values.mean() + error, abs=0.006)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=3).confidence_interval
+    assert found.low == pytest.approx(theirs.low, abs=0.006)
+    assert found.high == pytest.approx(theirs.high, abs=0.006)
+
+
+def test_ninety_five_of_a_hundred_intervals_hold_the_truth():
+    rng = np.random.default_rng(7)
+    held = 0
+    for turn in range(200):
+        found = bootstrap(rng.normal(5, 2, 60), seed=turn)
+        held += found.low <= 5 <= found.high
+    assert 180 <= held <= 198
+
+
+def test_one_value_has_no_interval_and_none_is_refused():
+    assert bootstrap([0.5]).low is None
+    assert not bootstrap([0.5]).telling
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap([])
+
+
+def test_pairs_tell_a_difference_that_the_spread_would_hide():
+    rng = np.random.default_rng(2)
+    hard = {str(n): float(v) for n, v in enumerate(rng.normal(0, 10, 50))}
+    better = {name: value + 1 + rng.normal(0, 0.5) for name, value in hard.items()}
+    found = compare(hard, {**better, "asked of one alone": 99.0})
+    assert found.count == 50
+    assert found.telling
+    assert found.low > 0.7
+    assert found.high < 1.3
+    assert compare({"a": 1.0}, {"b": 1.0}) is None
