@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from iclora.models.attention import Attend, pick_attention
+from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 
 __all__ = ["Levels", "flux_forward"]
 
@@ -233,19 +234,26 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
 def _linears(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
     """Several layers of one input, (B, S, in) each to (B, S, out)."""
     bases, loras = zip(*map(_parts, layers), strict=True)
-    found = [(base, lora) for base, lora in zip(bases, loras, strict=True) if lora]
-    if not found:
-        return tuple(base(x) for base in bases)
-    if len(found) == len(bases) and all(type(base) is nn.Linear for base in bases):
-        return _Adapted.apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, False, tuple((b.weight, b.bias, lo.scale) for b, lo in found),
-            *(t for _, lora in found for t in (lora.down, lora.up)),
-        )  # fmt: skip
+    if all(loras):
+        found = [m for m in map(matrix, bases) if m]
+        if len(found) == len(bases) and len({m.kind for m in found}) == 1:
+            return _adapted(x, False, found, loras)
     return tuple(_plain(base, lora, x) for base, lora in zip(bases, loras, strict=True))
 
 
+def _adapted(
+    x: Tensor, gelu: bool, bases: Sequence[Matrix], loras: Sequence[_Lora]
+) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call]
+        x, gelu, bases[0].kind, tuple(lora.scale for lora in loras),
+        *(half for lora in loras for half in (lora.down, lora.up)),
+        *(base.bias for base in bases), *(part for base in bases for part in base.parts),
+    )  # fmt: skip
+    return found
+
+
 def _plain(base: nn.Module, lora: _Lora | None, x: Tensor) -> Tensor:
-    """Any kind of base, quantised ones as well."""
+    """Any kind of base, other libraries' as well."""
     y: Tensor = base(x)
     if lora:
         inner = F.linear(x, lora.down.to(x.dtype))
@@ -256,26 +264,34 @@ def _plain(base: nn.Module, lora: _Lora | None, x: Tensor) -> Tensor:
 def _after_gelu(layer: Any, x: Tensor) -> Tensor:
     """The layer of gelu(x), which is computed again in the backward pass instead of kept."""
     base, lora = _parts(layer)
-    if lora and type(base) is nn.Linear:
-        whole = ((base.weight, base.bias, lora.scale),)
-        return _Adapted.apply(x, True, whole, lora.down, lora.up)[0]  # type: ignore[no-any-return, no-untyped-call]
+    found = matrix(base)
+    if lora and found:
+        return _adapted(x, True, [found], [lora])[0]
     return _plain(base, lora, F.gelu(x, approximate="tanh"))
 
 
 def _linear_of_two(layer: Any, seen: Tensor, inner: Tensor) -> Tensor:
     """The layer of [seen, gelu(inner)] without joining them."""
     base, lora = _parts(layer)
-    if type(base) is not nn.Linear:
+    at, found = seen.shape[-1], matrix(base)
+    halves = _split(found, at) if found else None
+    if halves is None or (not lora and type(base) is not nn.Linear):
         return _plain(base, lora, torch.cat([seen, F.gelu(inner, approximate="tanh")], -1))
-    at = seen.shape[-1]
-    left, right = base.weight[:, :at], base.weight[:, at:]
+    left, right = halves
     if not lora:
-        y = F.linear(seen, left, base.bias)
-        return y + F.linear(F.gelu(inner, approximate="tanh"), right)
-    one, scale = lora.down[:, :at], lora.scale
-    y = _Adapted.apply(seen, False, ((left, base.bias, scale),), one, lora.up)[0]  # type: ignore[no-untyped-call]
-    two = _Adapted.apply(inner, True, ((right, None, scale),), lora.down[:, at:], lora.up)[0]  # type: ignore[no-untyped-call]
-    return y + two  # type: ignore[no-any-return]
+        y = F.linear(seen, left.parts[0], left.bias)
+        return y + F.linear(F.gelu(inner, approximate="tanh"), right.parts[0])
+    one, two = (_Lora(d, lora.up, lora.scale) for d in (lora.down[:, :at], lora.down[:, at:]))
+    return _adapted(seen, False, [left], [one])[0] + _adapted(inner, True, [right], [two])[0]
+
+
+def _split(base: Matrix, at: int) -> tuple[Matrix, Matrix] | None:
+    """The layer's matrix for its first `at` inputs, with the bias, and that for the others."""
+    columns = KINDS[base.kind].columns
+    left, right = columns(base.parts, 0, at), columns(base.parts, at, None)
+    if left is None or right is None:
+        return None
+    return Matrix(base.kind, left, base.bias), Matrix(base.kind, right, None)
 
 
 class _Adapted(torch.autograd.Function):
@@ -287,32 +303,36 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        gelu: bool,
-        bases: tuple[tuple[Tensor, Tensor | None, float], ...],
-        *halves: Tensor,
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, x: Tensor, gelu: bool, kind: str, scales: tuple[float, ...],
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        halves, biases, matrices = _Adapted.sorted(tensors, len(scales))
         flat = (F.gelu(x, approximate="tanh") if gelu else x).flatten(0, -2)
         downs, ups = halves[::2], halves[1::2]
         u = flat @ torch.cat(downs).to(x.dtype).mT
-        ys = []
+        ys = KINDS[kind].times(matrices, flat, biases)
         at = 0
-        for (weight, bias, scale), up in zip(bases, ups, strict=True):
-            y = F.linear(flat, weight, bias)
+        for y, scale, up in zip(ys, scales, ups, strict=True):
             rank = up.shape[1]
             y.addmm_(u[:, at : at + rank], up.to(x.dtype).mT, alpha=scale)
-            ys.append(y.view(*x.shape[:-1], -1))
             at += rank
-        ctx.save_for_backward(x, u, *halves, *(weight for weight, _, _ in bases))
-        ctx.gelu, ctx.scales = gelu, [scale for _, _, scale in bases]
-        return tuple(ys)
+        ctx.save_for_backward(x, u, *tensors)
+        ctx.gelu, ctx.kind, ctx.scales = gelu, kind, scales
+        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
+
+    @staticmethod
+    def sorted(tensors: Sequence[Any], count: int) -> tuple[list[Tensor], list[Any], list[Parts]]:
+        """LoRA halves, biases, and what each of `count` matrices is kept as."""
+        rest = tensors[3 * count :]
+        each = len(rest) // count
+        matrices = [tuple(rest[i * each : (i + 1) * each]) for i in range(count)]
+        return list(tensors[: 2 * count]), list(tensors[2 * count : 3 * count]), matrices
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, u, *rest = ctx.saved_tensors
-        count = len(ctx.scales)
-        downs, ups, weights = rest[: 2 * count : 2], rest[1 : 2 * count : 2], rest[2 * count :]
+        x, u, *tensors = ctx.saved_tensors
+        halves, _, matrices = _Adapted.sorted(tensors, len(ctx.scales))
+        downs, ups = halves[::2], halves[1::2]
         flat = [g.flatten(0, -2) for g in grads]
         inner, at, gives = [], 0, []
         for g, up, scale in zip(flat, ups, ctx.scales, strict=True):
@@ -325,12 +345,13 @@ class _Adapted(torch.autograd.Function):
         gx = None
         if need:
             gx = joined @ torch.cat(downs).to(joined.dtype)
-            for g, weight in zip(flat, weights, strict=True):
-                gx.addmm_(g, weight)
+            for g, parts in zip(flat, matrices, strict=True):
+                KINDS[ctx.kind].add_back(gx, parts, g)
             gx = gx.view(x.shape)
         read = F.gelu(x, approximate="tanh") if ctx.gelu else x
         down = (joined.mT @ read.flatten(0, -2)).to(downs[0].dtype)
         if need and ctx.gelu:
             gx = torch.ops.aten.gelu_backward(gx, x, approximate="tanh")
         pairs = zip(torch.split(down, [d.shape[0] for d in downs]), gives, strict=True)
-        return gx, None, None, *(g for pair in pairs for g in pair)
+        rest = (None for _ in tensors[len(halves) :])
+        return gx, None, None, None, *(g for pair in pairs for g in pair), *rest
