@@ -97,7 +97,8 @@ class TrainConfig(BaseModel):
     """how the frozen linear layers of the blocks are kept: base is as dtype says, int8 and fp8
     half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""
     compile: bool = False
-    """whether blocks are compiled for each canvas size: slow at first, then faster"""
+    """whether blocks are compiled; the first step on each canvas size takes long, and the result
+    is kept for later runs"""
     gradient_checkpointing: bool = True
     """recompute activations in the backward pass: a third slower, far less memory"""
     recompute: Annotated[int, Field(ge=0)] | None = None

@@ -257,6 +257,7 @@ class FluxModel(DiffusionModel):
             places,
             recompute=self.recompute,
             attend=self._attention(given, prompt.shape[1]),
+            compiled=self.compiled,
         ).float()
         if order is None:
             return out

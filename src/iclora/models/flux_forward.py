@@ -14,8 +14,10 @@ Tests hold it equal to diffusers' forward and to PEFT's gradients.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from iclora.files import cache_home
 from iclora.models.attention import Attend, pick_attention
 from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 
-__all__ = ["Levels", "flux_forward"]
+__all__ = ["COMPILED_SHAPES", "Levels", "flux_forward"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def flux_forward(
     *,
     recompute: int = 0,
     attend: Attend | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """The velocity that a FluxTransformer2DModel gives.
 
@@ -65,6 +69,8 @@ def flux_forward(
         places: (n, 3), the position of every token, in the order of `z`.
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
+        compiled: whether blocks are compiled where gradients are wanted. Sampling never is: a
+            canvas is sampled too seldom to be worth it.
     Returns: (B, n, c) in the weights' type.
     """
     attend = attend or pick_attention(z.device)
@@ -75,10 +81,12 @@ def flux_forward(
     # diffusers repeats every angle for both numbers of a pair; here they turn as one.
     cos, sin = (t[None, :, None, ::2] for t in net.pos_embed(ids))
     turn = (cos, sin)
+    shape = (x.shape, c.shape, x.dtype, x.device, levels.tokens)
+    compiled = compiled and torch.is_grad_enabled() and _worth_compiling(shape)
     blocks = [(_double, block) for block in net.transformer_blocks]
     blocks += [(_single, block) for block in net.single_transformer_blocks]
     for number, (run, block) in enumerate(blocks):
-        given = (block, x, c, temb, turn, levels.tokens, attend)
+        given = (block, x, c, temb, turn, levels.tokens, attend, compiled)
         if number < recompute and torch.is_grad_enabled():
             x, c = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -106,11 +114,24 @@ def _embed_levels(
 # -- blocks -------------------------------------------------------------------------------------
 
 
+# Each is two functions with attention between them: attention is a kernel of its own anyway, and
+# what `given` wraps around it is new at every call, which a compiler would take for new code.
+
+
 def _double(
     block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...], attend: Attend,
+    tokens: tuple[int, ...], attend: Attend, compiled: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Image and text each with weights of their own, attending to both."""
+    before, after = _parts_of(_double_before, _double_after, compiled)
+    qkv, mine, theirs = before(block, x, c, temb, turn, tokens)
+    return after(block, x, c, mine, theirs, attend(*qkv), tokens)  # type: ignore[no-any-return]
+
+
+def _double_before(
+    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+) -> tuple[list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:  # fmt: skip
     attn, words = block.attn, (c.shape[1],)
     mine = _linear(block.norm1.linear, F.silu(temb)).chunk(6, -1)
     theirs = _linear(block.norm1_context.linear, F.silu(temb[:, :1])).chunk(6, -1)
@@ -123,7 +144,15 @@ def _double(
     cos, sin = turn
     image = _heads(qkv_x, (attn.norm_q, attn.norm_k), (cos[:, at:], sin[:, at:]), d)
     text = _heads(qkv_c, (attn.norm_added_q, attn.norm_added_k), (cos[:, :at], sin[:, :at]), d)
-    seen = attend(*(torch.cat(pair, 2) for pair in zip(text, image, strict=True)))
+    qkv = [torch.cat(pair, 2) for pair in zip(text, image, strict=True)]
+    return qkv, mine, theirs
+
+
+def _double_after(
+    block: Any, x: Tensor, c: Tensor, mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...],
+    seen: Tensor, tokens: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    attn, at, words = block.attn, c.shape[1], (c.shape[1],)
     seen_c, seen_x = torch.split(seen, [at, x.shape[1]], 1)
     x = _gated(x, mine[2], _linear(attn.to_out[0], seen_x), tokens)
     c = _gated(c, theirs[2], _linear(attn.to_add_out, seen_c), words)
@@ -135,21 +164,70 @@ def _double(
 
 def _single(
     block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...], attend: Attend,
+    tokens: tuple[int, ...], attend: Attend, compiled: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Image and text with the same weights; attention and MLP side by side."""
-    attn, at = block.attn, c.shape[1]
-    joined = torch.cat([c, x], 1)
+    before, after = _parts_of(_single_before, _single_after, compiled)
+    at = c.shape[1]
     # The text is told the first level: it joins the first segment.
     tokens = (at + tokens[0], *tokens[1:])
+    qkv, joined, gate, inner = before(block, x, c, temb, turn, tokens)
+    return after(block, joined, gate, inner, attend(*qkv), at, tokens)  # type: ignore[no-any-return]
+
+
+def _single_before(
+    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+    attn, joined = block.attn, torch.cat([c, x], 1)
     shift, scale, gate = _linear(block.norm.linear, F.silu(temb)).chunk(3, -1)
     q, k, v, inner = _linears(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), _modulate(joined, shift, scale, tokens)
     )
-    seen = attend(*_heads((q, k, v), (attn.norm_q, attn.norm_k), turn, attn.head_dim))
+    return _heads((q, k, v), (attn.norm_q, attn.norm_k), turn, attn.head_dim), joined, gate, inner
+
+
+def _single_after(
+    block: Any, joined: Tensor, gate: Tensor, inner: Tensor, seen: Tensor, at: int,
+    tokens: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     joined = _gated(joined, gate, _linear_of_two(block.proj_out, seen, inner), tokens)
-    c, x = torch.split(joined, [at, x.shape[1]], 1)
+    c, x = torch.split(joined, [at, joined.shape[1] - at], 1)
     return x, c
+
+
+# -- compiling ----------------------------------------------------------------------------------
+
+COMPILED_SHAPES = 24
+"""Shapes that blocks are compiled for; each costs a compilation, others run as they are."""
+
+_seen: set[tuple[Any, ...]] = set()
+
+
+def _worth_compiling(key: tuple[Any, ...]) -> bool:
+    """Whether a shape has been compiled, or there is room for one more."""
+    if key not in _seen and len(_seen) >= COMPILED_SHAPES:
+        return False
+    _seen.add(key)
+    return True
+
+
+def _parts_of(before: Any, after: Any, compiled: bool) -> tuple[Any, Any]:
+    return (_compile(before), _compile(after)) if compiled else (before, after)
+
+
+@cache
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's half for static shapes, kept on disk between runs."""
+    # torch's own place is /tmp, which does not outlive a restart of the machine.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "inductor"))
+    # Blocks that differ in what is adapted are compiled apart, hence more than one a shape.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * COMPILED_SHAPES)
+    limits.accumulated_recompile_limit = max(
+        limits.accumulated_recompile_limit, 16 * COMPILED_SHAPES
+    )
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _feed(ff: Any, x: Tensor) -> Tensor:
