@@ -20,6 +20,7 @@ from iclora.cache import encode_dataset
 from iclora.dataset import open_dataset
 from iclora.errors import ConfigError, DatasetError, RunError
 from iclora.layout import Layout
+from iclora.models import load_model
 from iclora.objective import Sample, accumulate, schedule
 from iclora.train import resume_config, train
 
@@ -287,3 +288,29 @@ def test_the_resolution_shift_moves_training_towards_noise(clean, config, tmp_pa
     expected = np.exp(mu) / (np.exp(mu) + 1 / plain - 1)
     assert shifted == pytest.approx(expected, rel=1e-5)
     assert shifted > plain
+
+
+@pytest.mark.parametrize(
+    ("settings", "blocks"),
+    [
+        ({"gradient_checkpointing": True}, 3),
+        ({"gradient_checkpointing": False}, 0),
+        ({"gradient_checkpointing": True, "recompute": 1}, 1),
+        ({"gradient_checkpointing": False, "recompute": 99}, 3),
+    ],
+)
+def test_recompute_says_how_many_blocks_keep_their_input_alone(config, clean, settings, blocks):
+    train(config(steps=1, save_every=1, **settings), clean)
+    assert clean.recompute == blocks
+
+
+def test_a_resumed_run_keeps_its_precision_and_says_so_if_told_another(config, clean):
+    quantised = load_model("tiny", device="cpu", precision="int8")
+    train(config(steps=1, save_every=1, precision="int8", recompute=2), quantised)
+    folder = config().out
+    kept = resume_config(folder, {"steps": 2})
+    assert (kept.precision, kept.recompute, kept.compile) == ("int8", 2, False)
+    told = []
+    assert resume_config(folder, {"precision": "nf4"}, told.append).precision == "nf4"
+    assert "precision" in told[0]
+    assert train(kept, quantised, resume=True).finished

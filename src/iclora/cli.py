@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from iclora.adapter import Adapter
     from iclora.captioners import Captioner
-    from iclora.dataset import Problem
     from iclora.config import Precision
+    from iclora.dataset import Problem
     from iclora.models import DiffusionModel
     from iclora.recipe import Recipe
     from iclora.request import Request

@@ -40,8 +40,8 @@ __all__ = ["RunResult", "StepReport", "resume_config", "train"]
 # What a resumed run may change; the second kind ends its equality with an unstopped one.
 _FREE = {"steps", "save_every", "keep", "preview_every", "preview_prompts", "preview_resolution",
          "trackers"}  # fmt: skip
-_TELLING = {"lr", "grad_clip", "micro_batch", "micro_tokens", "gradient_checkpointing", "recompute", "compile",
-            "precision", "device", "save_dtype"}  # fmt: skip
+_TELLING = {"lr", "grad_clip", "micro_batch", "micro_tokens", "gradient_checkpointing", "recompute",
+            "compile", "precision", "device", "save_dtype"}  # fmt: skip
 
 
 @dataclass(frozen=True)

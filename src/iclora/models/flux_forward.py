@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -219,8 +220,10 @@ def _parts_of(before: Any, after: Any, compiled: bool) -> tuple[Any, Any]:
 @cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """A block's half for static shapes, kept on disk between runs."""
-    # torch's own place is /tmp, which does not outlive a restart of the machine.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "inductor"))
+    # torch's own place is /tmp, which does not outlive a restart of the machine. It stands in the
+    # environment as soon as diffusers is imported, as if a user had chosen it.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_home() / "inductor")
     # Blocks that differ in what is adapted are compiled apart, hence more than one a shape.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 4 * COMPILED_SHAPES)
