@@ -18,7 +18,7 @@ from iclora.captioning import caption_dataset, write_prompt
 from iclora.dataset import check_dataset, open_dataset
 from iclora.errors import CaptionerError
 from iclora.recipe import load_recipe
-from iclora.toyland.captions import measure
+from iclora.toyland.captions import measure, measure_ideas
 from iclora.toyland.pretrain import captioner
 from iclora.toyland.pretrain.stage import Settings
 from iclora.toyland.tasks import TASKS, draw_set, write_sets
@@ -194,3 +194,10 @@ def test_an_idea_becomes_a_prompt_that_says_what_the_idea_says():
     assert (
         traits_said(overview, "character").items() >= {"kind": "rabbit", "colour": "green"}.items()
     )
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_idea_becomes_a_whole_prompt_at_the_first_try(name):
+    found = measure_ideas(load_captioner("toyland", device="cpu", together=6), TASKS[name], 6)
+    assert found["ideas whole"] == 1
+    assert found["ideas kept"] >= 0.3

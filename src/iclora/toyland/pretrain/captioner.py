@@ -328,9 +328,10 @@ def train_captioner(
     device = settings.device
     if warm:
         processor = transformers.AutoProcessor.from_pretrained(warm)
-        model = transformers.LlavaForConditionalGeneration.from_pretrained(
-            warm, dtype=torch.float32
-        ).to(device)
+        model = new_captioner(processor)
+        kept = transformers.LlavaForConditionalGeneration.from_pretrained(warm)
+        model.load_state_dict(kept.state_dict())
+        model.to(device)
         _learn_to_answer(settings, work, log, processor, model, out)
         return
     folder = work / "captioner-processor"
