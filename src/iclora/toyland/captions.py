@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,14 +41,15 @@ def measure(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]
     """First answers to sets of held-out identities.
 
     Returns: the share of answers that are joint captions as they should be; the share of the
-        traits they state that are true; and how many a panel states.
+        traits they state that are true; how many a panel states; and, where the character bears a
+        name, the share of captions that keep to one.
     """
     recipe = task.small_recipe
     drawn = [draw_set(task, random.Random(f"captions {task.recipe} {n}"), unseen=True)[0]
              for n in range(count)]  # fmt: skip
     asks = [ask_about(recipe, [p.render() for p in canvas.panels], 128) for canvas in drawn]
     right: list[bool] = []
-    whole = panels = 0
+    whole = panels = named = 0
     for number, reply in captioner.answer(asks):
         if not isinstance(reply, Answer):
             continue
@@ -57,12 +59,14 @@ def measure(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]
             continue
         whole += 1
         panels += len(caption.words)
+        named += len(set(re.findall(r"<\w+>", caption.render()))) == 1
         right += said_right(task, drawn[number], caption.words)
-    return {
+    found = {
         "whole": round(whole / count, 4),
         "true": round(sum(right) / max(1, len(right)), 4),
         "traits a panel": round(len(right) / max(1, panels), 2),
     }
+    return found | ({"one name": round(named / max(1, whole), 4)} if task.named else {})
 
 
 def measure_ideas(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]:
