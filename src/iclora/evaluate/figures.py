@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iclora.evaluate.intervals import Estimate, bootstrap, compare
-from iclora.evaluate.making import Cost, Wish
+from iclora.evaluate.making import Cost
 from iclora.evaluate.metric import Made, Metric
+from iclora.evaluate.plan import Wish
 
 __all__ = ["Row", "Table", "measure"]
 

@@ -1,74 +1,28 @@
-"""Arms, what all of them are asked for, and the sets they make: kept on disk, never made twice.
-
-OUT/ARM/0001/...       a set as `generate` writes it; numbers mean the same request in every arm
-OUT/ARM/times.jsonl    what each cost
-"""
+"""The sets of all arms: kept on disk, never made twice, with what each cost."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from iclora.adapter import Adapter
-from iclora.errors import ConfigError
 from iclora.evaluate.metric import Made
+from iclora.evaluate.plan import Arm, Plan, is_made
 from iclora.files import append_line
 from iclora.generate import run_together, use
 from iclora.models.base import DiffusionModel
 from iclora.recipe import Recipe
-from iclora.request import GeneratedSet, Mode, Request, prepare
+from iclora.request import GeneratedSet, Request
 
-__all__ = ["Arm", "Cost", "Plan", "Wish", "make_sets", "plan", "read_sets"]
+__all__ = ["Cost", "make_sets", "read_sets", "to_made"]
 
 _TIMES = "times.jsonl"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to make sets.
-
-    Attributes:
-        adapter: None for the base alone.
-        mode: how panels are made around known ones; None for what `prepare` takes by itself.
-    """
-
-    name: str
-    adapter: Adapter | None = None
-    mode: Mode | None = None
-
-    @property
-    def folder(self) -> str:
-        """Its name as a folder's."""
-        return re.sub(r"[^\w.+-]+", "-", self.name).strip(".-") or "arm"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One set that every arm is asked for.
-
-    Attributes:
-        asked: what makes it comparable to other seeds: the prompt's number or the set's name.
-        known: given panels by number, counted from 1.
-    """
-
-    asked: str
-    prompt: str
-    seed: int
-    known: Mapping[int, Image.Image] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        return f"{self.asked}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -85,87 +39,6 @@ class Cost:
     memory: int
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that will be made, checked in full."""
-
-    recipe: Recipe
-    arms: tuple[Arm, ...]
-    wishes: tuple[Wish, ...]
-    requests: Mapping[str, tuple[Request, ...]]
-    """By arm, one per wish."""
-    out: Path
-    notes: tuple[str, ...]
-
-    def folder(self, arm: Arm, number: int) -> Path:
-        """Where wish `number`, from 0, of an arm lies."""
-        return self.out / arm.folder / f"{number + 1:04d}"
-
-
-def plan(
-    model: DiffusionModel,
-    recipe: Recipe,
-    arms: Sequence[Arm],
-    wishes: Sequence[Wish],
-    out: Path,
-    *,
-    size: tuple[int, int] | None = None,
-    **how: Any,
-) -> Plan:
-    """Turn arms and wishes into requests; nothing is computed.
-
-    All arms paint a wish on the same canvas from the same noise: the first adapter's canvas where
-    there is one.
-
-    Args:
-        out: a new folder, or one that a stopped evaluation of the same plan left.
-        how: steps, guidance, strength, boost, resample, resample_from; see `prepare`.
-    Raises: ConfigError, CaptionError, LayoutError; ConfigError if `out` holds other sets.
-    """
-    folders = [arm.folder.lower() for arm in arms]
-    for arm, folder in zip(arms, folders, strict=True):
-        if folders.count(folder) > 1:
-            raise ConfigError(
-                f'two arms are called "{arm.name}"', "Name them: --adapter NAME=FILE."
-            )
-    shaping = next((a.adapter for a in arms if a.adapter and a.adapter.info), None)
-    notes: list[str] = []
-    requests: dict[str, list[Request]] = {arm.name: [] for arm in arms}
-    for wish in wishes:
-        first, _ = prepare(
-            model, wish.prompt, recipe=recipe, adapter=shaping, size=size, known=wish.known
-        )
-        for arm in arms:
-            request, said = prepare(
-                model, wish.prompt, recipe=recipe, adapter=arm.adapter, layout=first.canvas,
-                seed=wish.seed, known=wish.known, mode=arm.mode, **how,
-            )  # fmt: skip
-            requests[arm.name].append(request)
-            about_arm = "the adapter was not trained"
-            notes += [f"{arm.name}: {n}" if n.startswith(about_arm) else n for n in said]
-    found = Plan(
-        recipe, tuple(arms), tuple(wishes), {name: tuple(r) for name, r in requests.items()}, out,
-        tuple(dict.fromkeys(notes)),
-    )  # fmt: skip
-    for arm in arms:
-        for number in range(len(wishes)):
-            _is_made(found, arm, number)
-    return found
-
-
-def _is_made(planned: Plan, arm: Arm, number: int) -> bool:
-    """Whether a set is there. Raises: ConfigError if it is another one."""
-    folder = planned.folder(arm, number)
-    if not folder.exists():
-        return False
-    if Request.load(folder / "request.json")[0] != planned.requests[arm.name][number]:
-        raise ConfigError(
-            f"{folder} holds a set of another evaluation, or of this one with other settings",
-            "Choose another --out, or remove it.",
-        )
-    return True
-
-
 def make_sets(
     model: DiffusionModel,
     planned: Plan,
@@ -180,7 +53,7 @@ def make_sets(
         on_set: called with the arm, how many sets of the plan are there, and of how many.
     """
     missing = {
-        arm.name: [n for n in range(len(planned.wishes)) if not _is_made(planned, arm, n)]
+        arm.name: [n for n in range(len(planned.wishes)) if not is_made(planned, arm, n)]
         for arm in planned.arms
     }
     total = len(planned.arms) * len(planned.wishes)

@@ -10,8 +10,8 @@ from typing import Any
 from iclora import __version__
 from iclora.evaluate.figures import Row, Table
 from iclora.evaluate.intervals import Estimate
-from iclora.evaluate.making import Plan
 from iclora.evaluate.metric import Made
+from iclora.evaluate.plan import Plan
 from iclora.files import write_text
 from iclora.page import STYLE, picture_tag
 
