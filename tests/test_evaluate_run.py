@@ -142,3 +142,12 @@ def test_the_request_of_a_set_makes_it_again(clean, tmp_path):
     request, known = Request.load(tmp_path / "base" / "0001" / "request.json")
     assert set(known) == {1}
     assert request.known.keys() == {1}
+
+
+def test_one_seed_is_said_to_show_no_diversity(clean, tmp_path):
+    few = evaluate(clean, planned_of(clean, tmp_path / "a", seeds=(0,)), [Redness()], bar=no_bar)
+    more = evaluate(clean, planned_of(clean, tmp_path / "b"), [Redness()], bar=no_bar)
+    assert any("no diversity" in note for note in few.notes)
+    assert "red seeds" not in few.rows
+    assert not any("no diversity" in note for note in more.notes)
+    assert any("over 2 prompts" in note for note in more.notes)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from iclora.layout import Box, Layout
 from iclora.recipe import Recipe
+from iclora.request import fit_known
 
 __all__ = ["Figures", "Made", "Metric", "Pixels", "made_pairs", "seam", "spread"]
 
@@ -113,12 +114,19 @@ class Pixels(Metric):
         for made in sets:
             found = {}
             if made.given:
-                errors = [_error(made.panels[n - 1], image) for n, image in made.given.items()]
-                found["known error"] = max(errors)
+                found["known error"] = max(_known_errors(made))
             ratio = seam(np.asarray(made.composite), made.layout)
             if ratio is not None:
                 found["seam"] = ratio
             yield found
+
+
+def _known_errors(made: Made) -> Iterator[float]:
+    """Of every given panel, alone and in the composite, where it may have been resized."""
+    boxes = made.layout.split(made.composite)
+    for number, fitted in fit_known(made.layout, made.given).items():
+        yield _error(made.panels[number - 1], made.given[number])
+        yield _error(boxes[number - 1], fitted)
 
 
 def _error(one: Image.Image, other: Image.Image) -> float:

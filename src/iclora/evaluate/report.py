@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from iclora import __version__
@@ -27,8 +28,9 @@ table { border-collapse: collapse } td, th { padding: .3rem .9rem; text-align: l
        vertical-align: top; border-bottom: 1px solid #ddd6cb; font-variant-numeric: tabular-nums }
 .figures td, .figures th { white-space: nowrap }
 td small { color: #6b645a; display: block } b { color: #a33 }
-.sets img { max-width: min(100%, 300px); border-radius: 4px; display: block }
-.sets .words { max-width: 26rem; font-size: .88rem } .scroll { overflow-x: auto }
+.sets img { max-width: 300px; border-radius: 4px; display: block }
+.seeds { display: flex; flex-wrap: wrap; gap: .5rem } .sets td { min-width: 10rem }
+.sets .words { max-width: 22rem; font-size: .88rem } .scroll { overflow-x: auto }
 """
 
 
@@ -142,18 +144,27 @@ def _cell(row: Row, arm: str, first: str) -> str:
 
 
 def _sets(planned: Plan, sets: Mapping[str, Sequence[Made]], shown: int) -> str:
+    """A row for each prompt, a column for each arm, the seeds side by side."""
     head = "".join(f"<th>{html.escape(arm.name)}</th>" for arm in planned.arms)
     rows = []
-    for number, wish in enumerate(planned.wishes[:shown]):
-        given = ", ".join(map(str, sorted(wish.known)))
-        said = f"<br>given: panel {given}" if given else ""
-        cells = "".join(
-            f"<td>{picture_tag(sets[arm.name][number].composite, _SIDE, title=arm.name)}</td>"
-            for arm in planned.arms
-        )
+    numbered = enumerate(planned.wishes[:shown])
+    for asked, group in groupby(numbered, lambda item: item[1].asked):
+        wishes = list(group)
+        first = wishes[0][1]
+        given = ", ".join(map(str, sorted(first.known)))
+        said = f"; given: panel {given}" if given else ""
+        cells = ""
+        for arm in planned.arms:
+            pictures = "".join(
+                picture_tag(
+                    sets[arm.name][number].composite, _SIDE, title=f"{arm.name}: {wish.key}"
+                )
+                for number, wish in wishes
+            )
+            cells += f'<td><div class="seeds">{pictures}</div></td>'
         rows.append(
-            f'<tr><td class="words"><small>{html.escape(wish.key)}{said}</small>'
-            f"{html.escape(wish.prompt)}</td>{cells}</tr>"
+            f'<tr><td class="words"><small>{html.escape(asked)}{said}</small>'
+            f"{html.escape(first.prompt)}</td>{cells}</tr>"
         )
     return f'<table class="sets"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
 

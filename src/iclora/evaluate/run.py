@@ -15,6 +15,9 @@ from iclora.progress import Bar
 
 __all__ = ["evaluate"]
 
+_FEW = 20
+"""Prompts below which a percentile bootstrap that draws them is too sure of itself."""
+
 
 def evaluate(
     model: DiffusionModel, planned: Plan, metrics: Sequence[Metric], *, together: int = 1, bar: Bar
@@ -45,10 +48,10 @@ def evaluate(
     on_gpu = model.device.type == "cuda"
     memory = "peak memory on the GPU" if on_gpu else "peak resident memory of the process so far"
     table = measure(
-        [Pixels(), *metrics], planned.wishes, sets, costs, memory,
+        [*metrics, Pixels()], planned.wishes, sets, costs, memory,
         on_arm=lambda name, done, total: bar(f"measuring {name}", done, total, ""),
     )  # fmt: skip
-    table.notes += [note for note in planned.notes if note not in table.notes]
+    table.notes += [*_doubts(planned), *planned.notes]
     write_report(planned, sets, table, facts)
     return table
 
@@ -66,3 +69,21 @@ def _facts(model: DiffusionModel, planned: Plan) -> dict[str, Any]:
         "device": model.device.type,
         "dtype": first.dtype,
     }
+
+
+def _doubts(planned: Plan) -> list[str]:
+    """What is too few to be trusted."""
+    prompts = len({wish.asked for wish in planned.wishes})
+    doubts = []
+    if prompts == len(planned.wishes):
+        doubts.append(
+            "one seed per prompt shows no diversity, and consistency alone rewards collapse: use "
+            "--seeds 2 or more"
+        )
+    if prompts < _FEW:
+        doubts.append(
+            f"intervals over {prompts} prompts are narrower than what is known: use {_FEW} or more"
+            if prompts > 1
+            else "a single prompt says nothing of others"
+        )
+    return doubts
