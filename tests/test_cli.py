@@ -405,11 +405,11 @@ def test_an_idea_without_a_captioner_or_recipe_is_an_error_before_anything_is_as
 
 
 def test_evaluate_measures_adapters_beside_the_base_and_goes_on_where_it_was(
-    adapter, tmp_path, capsys
+    lora, tmp_path, capsys
 ):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{CAPTION}\n\n{CAPTION.replace('Ana', 'Bo')}\n")
-    words = ["evaluate", "--adapter", adapter, "--prompts", prompts, "--seeds", 2, *SMALL,
+    words = ["evaluate", "--adapter", lora, "--prompts", prompts, "--seeds", 2, *SMALL,
              "--out", tmp_path / "out"]  # fmt: skip
     status, out, _ = run(capsys, *words)
     assert status == 0

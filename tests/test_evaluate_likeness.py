@@ -17,47 +17,6 @@ PANELS = [picture(48, 32, seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
-def dino_folder(tmp_path_factory):
-    """A random DINOv2 in transformers' layout."""
-    where = tmp_path_factory.mktemp("dino")
-    torch.manual_seed(1)
-    config = transformers.Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
-    )
-    transformers.Dinov2Model(config).save_pretrained(where)
-    transformers.BitImageProcessorPil(
-        size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}
-    ).save_pretrained(where)
-    return where
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A random CLIP in transformers' layout that reads 16 tokens, a letter each."""
-    where = tmp_path_factory.mktemp("clip")
-    signs = [chr(n) for n in range(33, 127)]
-    pieces = [*signs, *(f"{sign}</w>" for sign in signs), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=40)
-    end = vocab["<|endoftext|>"]
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4}  # fmt: skip
-    torch.manual_seed(2)
-    config = transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": len(vocab), "max_position_embeddings": 40,
-                     "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=24,
-    )  # fmt: skip
-    transformers.CLIPModel(config).save_pretrained(where)
-    images = transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
-    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(where)
-    return where
-
-
-@pytest.fixture(scope="module")
 def dino(dino_folder):
     return Dino(str(dino_folder), CPU)
 

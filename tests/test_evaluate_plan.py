@@ -1,29 +1,14 @@
 """Arms and wishes: fair to all arms, and whatever cannot work is said before anything is made."""
 
 import pytest
-import torch
 from conftest import CAPTION, picture
 
-from iclora.adapter import Adapter, attach, fold, remove
 from iclora.dataset import open_dataset
 from iclora.errors import AdapterError, CaptionError, ConfigError
 from iclora.evaluate.plan import Arm, arms_of, plan, wishes_of_data, wishes_of_prompts
 from iclora.recipe import load_recipe
-from test_adapter import info
 
 STORY = load_recipe("film-storyboard")
-
-
-@pytest.fixture
-def lora(clean, tmp_path):
-    """An adapter file whose canvas is not the recipe's."""
-    parameters = attach(clean, rank=2, alpha=2, targets="all", seed=0)
-    rng = torch.Generator().manual_seed(0)
-    weights = {k: torch.randn(v.shape, generator=rng) * 0.2 for k, v in parameters.items()}
-    remove(clean)
-    path = tmp_path / "run" / "adapter.safetensors"
-    Adapter(fold(weights, 1), info()).save(path, torch.float32)
-    return path
 
 
 def test_arms_are_the_base_and_every_adapter_in_every_mode(lora, tmp_path):
@@ -83,6 +68,9 @@ def test_what_cannot_work_is_refused_before_anything_is_made(clean, tmp_path):
     with pytest.raises(ConfigError, match="two arms"):
         plan(clean, STORY, [Arm("a b"), Arm("a/b")], good, out, size=(96, 192))
     assert not out.exists()
+    out.write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        plan(clean, STORY, [Arm("base")], good, out, size=(96, 192))
 
 
 def test_a_mode_an_adapter_never_learnt_is_noted_with_its_arm(clean, tmp_path):

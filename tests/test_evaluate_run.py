@@ -15,7 +15,6 @@ from iclora.evaluate.run import evaluate
 from iclora.generate import generate
 from iclora.recipe import load_recipe
 from iclora.request import GeneratedSet, Request
-from test_evaluate_plan import lora  # noqa: F401
 
 STORY = load_recipe("film-storyboard")
 SIZE = (96, 192)
@@ -106,7 +105,7 @@ def test_a_batch_makes_the_same_sets_as_one_by_one(clean, tmp_path):
         assert max(differences) <= 1
 
 
-def test_the_report_shows_every_arm_and_differences_to_the_first(clean, lora, tmp_path):  # noqa: F811
+def test_the_report_shows_every_arm_and_differences_to_the_first(clean, lora, tmp_path):
     planned = planned_of(clean, tmp_path, [lora], ["sdedit", "boost"], {2: picture(96, 64)})
     table = evaluate(clean, planned, [Redness(), Redness()], bar=no_bar)
     data = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))

@@ -156,6 +156,8 @@ def plan(
         how: steps, guidance, strength, boost, resample, resample_from; see `prepare`.
     Raises: ConfigError, CaptionError, LayoutError; ConfigError if `out` holds other sets.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file", "Give a folder.")
     folders = [arm.folder.lower() for arm in arms]
     for arm, folder in zip(arms, folders, strict=True):
         if folders.count(folder) > 1:
