@@ -134,7 +134,7 @@ def plot(rows: Sequence[Sequence[bool]], path: Path) -> None:
     shown = np.asarray(rows, dtype=float)
     found: list[Estimate] = [bootstrap(column.tolist()) for column in shown.T]
     numbers = range(1, len(found) + 1)
-    page = Figure(figsize=(7.5, 4), layout="constrained")
+    page = Figure(figsize=(8, 4.2), layout="constrained")
     axes = page.subplots()
     low = [100 * (e.mean if e.low is None else e.low) for e in found]
     high = [100 * (e.mean if e.high is None else e.high) for e in found]
@@ -149,7 +149,8 @@ def plot(rows: Sequence[Sequence[bool]], path: Path) -> None:
     axes.set_ylabel("% of stories")
     axes.set_ylim(-3, 103)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
+    # Above the axes: rates of 0 and of 100% are both to be seen.
+    page.legend(loc="outside upper center", ncols=4, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.savefig(path, dpi=110)
 
