@@ -1,13 +1,19 @@
 """Our forward pass against diffusers' and PEFT's, output and gradients."""
 
+import shutil
+from functools import partial
+
 import diffusers
 import pytest
 import torch
 from peft import LoraConfig
+from torch import nn
 from torch.nn import functional as F
 
-from iclora.models.attention import blockwise
-from iclora.models.flux_forward import Levels, flux_forward
+from iclora.models import flux_forward as room
+from iclora.models.attention import blockwise, isolated
+from iclora.models.flux_forward import COMPILED_SHAPES, Levels, flux_forward
+from iclora.models.quantize import quantize
 
 N, T, B = 24, 10, 2
 
@@ -145,6 +151,114 @@ def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
         given["places"],
     )  # fmt: skip
     assert (mixed - whole).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("recompute", [0, 2, 5])
+def test_gradients_are_the_same_however_many_blocks_are_recomputed_and_fewer_are_kept(recompute):
+    found, kept = [], []
+    for blocks in (0, recompute):
+        net, given = with_lora(transformer()), inputs()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+        ):
+            out = ours(net, SIGMA, given["guidance"], given, recompute=blocks)
+        out.square().sum().backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+        kept.append(sum(saved))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert recompute == 0 or kept[1] < kept[0]
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Tracing as for a compilation, without C++; how many graphs there are so far."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(room, "_seen", set())
+    room._compile.cache_clear()
+    torch._dynamo.reset()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    room._compile.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("default")
+def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_once(counted):
+    given = inputs()
+    levels = Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6))
+    began = counted()
+
+    def gradients(net, **more):
+        out = flux_forward(
+            net, given["z"], given["prompt"], given["pooled"], levels, given["guidance"],
+            given["places"], **more,
+        )  # fmt: skip
+        return out, torch.autograd.grad(
+            out.square().sum(), [p for p in net.parameters() if p.requires_grad]
+        )
+
+    net = with_lora(transformer())
+    eager = gradients(net)
+    for recompute in (0, 3):
+        # Attention that is new at every call, as `given` makes it.
+        around = isolated(blockwise, 6)
+        compiled = gradients(net, compiled=True, recompute=recompute, attend=around)
+        other = gradients(net, attend=around)
+        torch.testing.assert_close(compiled, other, atol=1e-3, rtol=1e-3)
+        assert (compiled[0] - eager[0]).abs().max() > 1e-3
+        # Two halves of two sorts of block, however many blocks there are; and once more where
+        # nothing before a block has a gradient, or its words come out of a double block.
+        assert counted() - began == 7
+    with torch.no_grad():
+        ours(net, SIGMA, given["guidance"], given, compiled=True)
+    assert counted() - began == 7
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
+def test_quantised_blocks_compile(kind, counted):
+    check_compiled(with_lora(quantize(transformer(), kind, torch.device("cpu"))), kind)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("default")
+def test_what_is_compiled_to_machine_code_gives_the_same_gradients(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(room, "_seen", set())
+    room._compile.cache_clear()
+    net = transformer()
+    # One block of one sort: a compiler's time is what this test costs.
+    net.transformer_blocks, net.single_transformer_blocks = (
+        nn.ModuleList(),
+        nn.ModuleList([net.single_transformer_blocks[0]]),
+    )
+    check_compiled(with_lora(net), "base")
+    room._compile.cache_clear()
+    assert any(tmp_path.rglob("*.cpp"))
+
+
+def check_compiled(net, kind):
+    given, found = inputs(), []
+    for compiled in (False, True):
+        out = ours(net, SIGMA, given["guidance"], given, compiled=compiled)
+        live = [p for p in net.parameters() if p.requires_grad]
+        found.append([out, *torch.autograd.grad(out.square().sum(), live)])
+    most = 0.1 if kind == "fp8" else 1e-3
+    for mine, other in zip(*found, strict=True):
+        assert float((mine - other).detach().norm()) <= most * float(other.detach().norm())
+
+
+def test_shapes_beyond_the_limit_run_uncompiled(monkeypatch):
+    net, given = with_lora(transformer()), inputs()
+    monkeypatch.setattr(room, "_seen", {(i,) for i in range(COMPILED_SHAPES)})
+    monkeypatch.setattr(room, "_compile", lambda f: pytest.fail("compiled"))
+    ours(net, SIGMA, given["guidance"], given, compiled=True)
+    assert len(room._seen) == COMPILED_SHAPES
 
 
 @pytest.mark.parametrize("length", [7, 1024, 1500])

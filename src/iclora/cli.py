@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from iclora.adapter import Adapter
     from iclora.captioners import Captioner
+    from iclora.config import Precision
     from iclora.dataset import Problem
     from iclora.evaluate.metric import Metric
     from iclora.evaluate.plan import Arm, Wish
@@ -95,7 +96,8 @@ def _load(name: str, words: Words, weights: bool = True) -> DiffusionModel:
     from iclora.models import load_model
 
     transformers.utils.logging.disable_progress_bar()
-    return load_model(name, words.device, words.dtype, weights=weights)
+    precision: Precision = getattr(words, "precision", None) or "base"
+    return load_model(name, words.device, words.dtype, weights=weights, precision=precision)
 
 
 def _say(message: str) -> None:
@@ -318,9 +320,11 @@ def train(words: Words) -> int:
         config = resume_config(words.resume, overrides, _warn)
     else:
         config = read_config(words.run_file, overrides)
-    words.device, words.dtype = config.device, config.dtype
+    words.device, words.dtype, words.precision = config.device, config.dtype, config.precision
     model = _load(config.base, words)
-    _say(f"base {config.base} on {model.device} in {str(model.dtype).removeprefix('torch.')}")
+    kept = "" if model.precision == "base" else f", its blocks in {model.precision}"
+    number = str(model.dtype).removeprefix("torch.")
+    _say(f"base {config.base} on {model.device} in {number}{kept}")
 
     def previewer(recipe: Recipe) -> Callable[[int], None]:
         return make_preview(
@@ -385,6 +389,7 @@ def reroll(words: Words) -> None:
     words.device = request.device if words.device == "auto" else words.device
     if words.dtype == "auto":
         words.dtype = {"float32": "fp32", "bfloat16": "bf16"}[request.dtype]
+    words.precision = words.precision or request.precision
     adapter = load_adapter_of(request, words.adapter)
     model = _load(words.base or request.base, words)
     check_base(request, model)
@@ -586,6 +591,7 @@ def _wishes(
         request, given = Request.load(words.request)
         words.device = request.device if words.device == "auto" else words.device
         words.dtype = {"float32": "fp32", "bfloat16": "bf16"}[request.dtype]
+        words.precision = request.precision
         adapter = load_adapter_of(request, words.adapter)
         model = _load(words.base or request.base, words)
         check_base(request, model)
@@ -709,6 +715,7 @@ _DECIDED = (
     "boost",
     "resample",
     "resample_from",
+    "precision",
 )
 
 
@@ -989,6 +996,12 @@ def _machine_options(parser: argparse.ArgumentParser, out: str = "out") -> None:
     add("--out", default=out, help=f"folder for what is made (default {out})")
     add("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     add("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="precision of the base")
+    add(
+        "--precision",
+        choices=("base", "fp8", "int8", "nf4"),
+        help="how the base's blocks are kept: base is as dtype says, int8 and fp8 half of bf16, "
+        "nf4 a quarter (default base)",
+    )
 
 
 def _known_options(parser: argparse.ArgumentParser) -> None:

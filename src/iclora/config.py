@@ -16,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from iclora.errors import ConfigError
 from iclora.recipe import problems_of
 
-__all__ = ["TrainConfig", "read_config"]
+__all__ = ["Precision", "TrainConfig", "read_config"]
+
+Precision = Literal["base", "fp8", "int8", "nf4"]
+"""How the frozen linear layers of a base are kept; see `iclora.models.quantize`."""
 
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _Count = Annotated[int, Field(ge=1)]
@@ -90,8 +93,17 @@ class TrainConfig(BaseModel):
     """auto, cuda, cuda:N, mps or cpu"""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """precision of the base; auto is bf16, on a CPU fp32"""
+    precision: Precision = "base"
+    """how the frozen linear layers of the blocks are kept: base is as dtype says, int8 and fp8
+    half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""
+    compile: bool = False
+    """whether blocks are compiled; the first step on each canvas size takes long, and the result
+    is kept for later runs"""
     gradient_checkpointing: bool = True
     """recompute activations in the backward pass: a third slower, far less memory"""
+    recompute: Annotated[int, Field(ge=0)] | None = None
+    """blocks that keep only their input for the backward pass; by default all with
+    gradient_checkpointing, else none"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """precision of the adapter file"""
 

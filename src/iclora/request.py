@@ -27,6 +27,7 @@ from torch import Tensor
 from iclora import __version__
 from iclora.adapter import Adapter
 from iclora.caption import check_budget
+from iclora.config import Precision
 from iclora.errors import AdapterError, ConfigError, LayoutError, StorageError
 from iclora.files import digest, inside, storage_error, write_bytes, write_text
 from iclora.images import open_image, write_png
@@ -82,6 +83,8 @@ class Request(BaseModel):
     base_fingerprint: str
     device: str
     dtype: Literal["float32", "bfloat16"]
+    precision: Precision = "base"
+    """How the base's blocks were kept."""
     adapter: str | None = None
     """Path of the adapter file."""
     adapter_sha256: str = ""
@@ -359,6 +362,7 @@ def prepare(
         "base_fingerprint": model.identity(),
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "precision": model.precision,
         "adapter": str(adapter.path) if adapter and adapter.path else None,
         "adapter_sha256": adapter.sha256 if adapter else "",
         "strength": strength,

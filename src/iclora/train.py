@@ -29,6 +29,7 @@ from iclora.dataset import Dataset, SetReport, check_dataset, open_dataset, typi
 from iclora.errors import DatasetError, RunError
 from iclora.files import write_text
 from iclora.models.base import DiffusionModel
+from iclora.models.flux_forward import COMPILED_SHAPES
 from iclora.objective import Sample, accumulate, schedule
 from iclora.recipe import Recipe, recipe_names
 from iclora.validation import Validation, hold_out
@@ -39,8 +40,8 @@ __all__ = ["RunResult", "StepReport", "resume_config", "train"]
 # What a resumed run may change; the second kind ends its equality with an unstopped one.
 _FREE = {"steps", "save_every", "keep", "preview_every", "preview_prompts", "preview_resolution",
          "trackers"}  # fmt: skip
-_TELLING = {"lr", "grad_clip", "micro_batch", "micro_tokens", "gradient_checkpointing", "device",
-            "save_dtype"}  # fmt: skip
+_TELLING = {"lr", "grad_clip", "micro_batch", "micro_tokens", "gradient_checkpointing", "recompute",
+            "compile", "precision", "device", "save_dtype"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,13 @@ def train(
     encoded, held = _encode(config, model, dataset, further, run.path, on_encode)
     if workers.main:
         workers.wait()
+    if config.compile:
+        _tell_shapes(encoded, warn)
     state = TrainState.fresh(model, config)
     if resume:
         state = _restore(run, state, model, workers, warn)
-    model.recompute = model.blocks if config.gradient_checkpointing else 0
+    model.recompute = _recomputed(config, model.blocks)
+    model.compiled = config.compile
     with (
         _interruptible() as interrupted,
         _tracking(config, run.path, state.step, workers.main) as track,
@@ -146,6 +150,13 @@ def train(
         run.finish(state)
     workers.wait()
     return RunResult(run.path, state.step, finished, run.best_step())
+
+
+def _recomputed(config: TrainConfig, blocks: int) -> int:
+    """How many blocks keep their input alone."""
+    if config.recompute is None:
+        return blocks if config.gradient_checkpointing else 0
+    return min(config.recompute, blocks)
 
 
 def _further(
@@ -187,6 +198,16 @@ def _encode(
         )
     sets = tuple(found.sets[i] for i in kept)
     return Encoded(sets, found.empty, found.usual), [found.sets[i] for i in held]
+
+
+def _tell_shapes(encoded: Encoded, warn: Callable[[str], None]) -> None:
+    shapes = {(layout.width, layout.height) for entry in encoded.sets for layout in entry.layouts}
+    if len(shapes) > COMPILED_SHAPES:
+        warn(
+            f"the sets have {len(shapes)} canvas sizes; blocks are compiled for the first "
+            f"{COMPILED_SHAPES} that come up, and the others run uncompiled. Fewer --resolutions "
+            "make fewer"
+        )
 
 
 def _restore(

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from iclora.config import Precision
 from iclora.files import digest
 
 __all__ = ["PARTS", "DiffusionModel", "Given", "Part", "Sampling", "Text"]
@@ -91,10 +92,12 @@ class DiffusionModel(ABC):
         max_text_tokens: tokens the text encoder reads, special tokens included.
         device: where it computes.
         dtype: of its weights, bf16 or fp32.
+        precision: how the linear layers of the denoiser's blocks are kept; base is as dtype says.
         sampling: how it wants to be sampled.
         applied: weights and strength of the adapter the denoiser carries, so that the same one is
             not loaded again; None after a release or a removal.
         recompute: how many blocks of the denoiser keep their input alone for the backward pass.
+        compiled: whether blocks are compiled where gradients are wanted.
     """
 
     name: str
@@ -108,6 +111,8 @@ class DiffusionModel(ABC):
     sampling: Sampling
     applied: tuple[Mapping[str, Tensor], float] | None = None
     recompute: int = 0
+    precision: Precision = "base"
+    compiled: bool = False
 
     @property
     @abstractmethod

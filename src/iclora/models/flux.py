@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from iclora import flow
 from iclora.caption import check_budget
+from iclora.config import Precision
 from iclora.errors import ConfigError, ModelError
 from iclora.files import digest
 from iclora.models.attention import Attend, boosted, isolated, pick_attention, reading
 from iclora.models.base import DiffusionModel, Given, Part, Sampling, Text
 from iclora.models.flux_forward import Levels, flux_forward
+from iclora.models.quantize import quantize
 
 __all__ = ["FluxModel"]
 
@@ -45,13 +47,18 @@ class FluxModel(DiffusionModel):
         folder: a diffusers layout: model_index.json, transformer/, vae/, text_encoder/ (CLIP),
             text_encoder_2/ (T5), tokenizer/, tokenizer_2/, scheduler/.
         name: what the user called it; recorded in adapters and requests.
+        precision: of the denoiser's blocks.
     Raises: ModelError if a part is missing, damaged or not in safetensors.
     """
 
     family = "flux"
 
-    def __init__(self, folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, name: str, device: torch.device, dtype: torch.dtype,
+        precision: Precision = "base",
+    ) -> None:  # fmt: skip
         self.folder, self.name, self.device, self.dtype = folder, name, device, dtype
+        self.precision = precision
         config = self._config("transformer")
         vae = self._config("vae")
         try:
@@ -106,7 +113,11 @@ class FluxModel(DiffusionModel):
                 "opened.",
             ) from error
         if isinstance(model, nn.Module):
-            model.requires_grad_(False).eval().to(self.device)
+            model.requires_grad_(False).eval()
+            if part == "transformer":
+                # Layer by layer, so that the device never holds them whole.
+                quantize(model, self.precision, self.device)
+            model.to(self.device)
         return model
 
     @cached_property
@@ -246,6 +257,7 @@ class FluxModel(DiffusionModel):
             places,
             recompute=self.recompute,
             attend=self._attention(given, prompt.shape[1]),
+            compiled=self.compiled,
         ).float()
         if order is None:
             return out

@@ -14,8 +14,10 @@ Tests hold it equal to diffusers' forward and to PEFT's gradients.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,9 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from iclora.files import cache_home
 from iclora.models.attention import Attend, pick_attention
+from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 
-__all__ = ["Levels", "flux_forward"]
+__all__ = ["COMPILED_SHAPES", "Levels", "flux_forward"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def flux_forward(
     *,
     recompute: int = 0,
     attend: Attend | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """The velocity that a FluxTransformer2DModel gives.
 
@@ -64,6 +69,8 @@ def flux_forward(
         places: (n, 3), the position of every token, in the order of `z`; or (B, n, 3).
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
+        compiled: whether blocks are compiled where gradients are wanted. Sampling never is: a
+            canvas is sampled too seldom to be worth it.
     Returns: (B, n, c) in the weights' type.
     """
     attend = attend or pick_attention(z.device)
@@ -71,10 +78,12 @@ def flux_forward(
     c = net.context_embedder(prompt)
     temb = _embed_levels(net.time_text_embed, levels.sigma, guidance, pooled, x.dtype)
     turn = _turn(net.pos_embed, c.shape[1], places)
+    shape = (x.shape, c.shape, x.dtype, x.device, levels.tokens)
+    compiled = compiled and torch.is_grad_enabled() and _worth_compiling(shape)
     blocks = [(_double, block) for block in net.transformer_blocks]
     blocks += [(_single, block) for block in net.single_transformer_blocks]
     for number, (run, block) in enumerate(blocks):
-        given = (block, x, c, temb, turn, levels.tokens, attend)
+        given = (block, x, c, temb, turn, levels.tokens, attend, compiled)
         if number < recompute and torch.is_grad_enabled():
             x, c = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -111,11 +120,24 @@ def _embed_levels(
 # -- blocks -------------------------------------------------------------------------------------
 
 
+# Each is two functions with attention between them: attention is a kernel of its own anyway, and
+# what `given` wraps around it is new at every call, which a compiler would take for new code.
+
+
 def _double(
     block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...], attend: Attend,
+    tokens: tuple[int, ...], attend: Attend, compiled: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Image and text each with weights of their own, attending to both."""
+    before, after = _parts_of(_double_before, _double_after, compiled)
+    qkv, mine, theirs = before(block, x, c, temb, turn, tokens)
+    return after(block, x, c, mine, theirs, attend(*qkv), tokens)  # type: ignore[no-any-return]
+
+
+def _double_before(
+    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+) -> tuple[list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:  # fmt: skip
     attn, words = block.attn, (c.shape[1],)
     mine = _linear(block.norm1.linear, F.silu(temb)).chunk(6, -1)
     theirs = _linear(block.norm1_context.linear, F.silu(temb[:, :1])).chunk(6, -1)
@@ -128,7 +150,15 @@ def _double(
     cos, sin = turn
     image = _heads(qkv_x, (attn.norm_q, attn.norm_k), (cos[:, at:], sin[:, at:]), d)
     text = _heads(qkv_c, (attn.norm_added_q, attn.norm_added_k), (cos[:, :at], sin[:, :at]), d)
-    seen = attend(*(torch.cat(pair, 2) for pair in zip(text, image, strict=True)))
+    qkv = [torch.cat(pair, 2) for pair in zip(text, image, strict=True)]
+    return qkv, mine, theirs
+
+
+def _double_after(
+    block: Any, x: Tensor, c: Tensor, mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...],
+    seen: Tensor, tokens: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    attn, at, words = block.attn, c.shape[1], (c.shape[1],)
     seen_c, seen_x = torch.split(seen, [at, x.shape[1]], 1)
     x = _gated(x, mine[2], _linear(attn.to_out[0], seen_x), tokens)
     c = _gated(c, theirs[2], _linear(attn.to_add_out, seen_c), words)
@@ -140,21 +170,70 @@ def _double(
 
 def _single(
     block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...], attend: Attend,
+    tokens: tuple[int, ...], attend: Attend, compiled: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Image and text with the same weights; attention and MLP side by side."""
-    attn, at = block.attn, c.shape[1]
-    joined = torch.cat([c, x], 1)
+    before, after = _parts_of(_single_before, _single_after, compiled)
+    at = c.shape[1]
     # The text is told the first level: it joins the first segment.
     tokens = (at + tokens[0], *tokens[1:])
+    qkv, joined, gate, inner = before(block, x, c, temb, turn, tokens)
+    return after(block, joined, gate, inner, attend(*qkv), at, tokens)  # type: ignore[no-any-return]
+
+
+def _single_before(
+    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+    attn, joined = block.attn, torch.cat([c, x], 1)
     shift, scale, gate = _linear(block.norm.linear, F.silu(temb)).chunk(3, -1)
     q, k, v, inner = _linears(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), _modulate(joined, shift, scale, tokens)
     )
-    seen = attend(*_heads((q, k, v), (attn.norm_q, attn.norm_k), turn, attn.head_dim))
+    return _heads((q, k, v), (attn.norm_q, attn.norm_k), turn, attn.head_dim), joined, gate, inner
+
+
+def _single_after(
+    block: Any, joined: Tensor, gate: Tensor, inner: Tensor, seen: Tensor, at: int,
+    tokens: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     joined = _gated(joined, gate, _linear_of_two(block.proj_out, seen, inner), tokens)
-    c, x = torch.split(joined, [at, x.shape[1]], 1)
+    c, x = torch.split(joined, [at, joined.shape[1] - at], 1)
     return x, c
+
+
+# -- compiling ----------------------------------------------------------------------------------
+
+COMPILED_SHAPES = 24
+"""Shapes that blocks are compiled for; each costs a compilation, others run as they are."""
+
+_seen: set[tuple[Any, ...]] = set()
+
+
+def _worth_compiling(key: tuple[Any, ...]) -> bool:
+    """Whether a shape has been compiled, or there is room for one more."""
+    if key not in _seen and len(_seen) >= COMPILED_SHAPES:
+        return False
+    _seen.add(key)
+    return True
+
+
+def _parts_of(before: Any, after: Any, compiled: bool) -> tuple[Any, Any]:
+    return (_compile(before), _compile(after)) if compiled else (before, after)
+
+
+@cache
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's half for static shapes, kept on disk between runs."""
+    # torch's own place is /tmp, which does not outlive a restart of the machine.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "inductor"))
+    # Blocks that differ in what is adapted are compiled apart, hence more than one a shape.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * COMPILED_SHAPES)
+    limits.accumulated_recompile_limit = max(
+        limits.accumulated_recompile_limit, 16 * COMPILED_SHAPES
+    )
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _feed(ff: Any, x: Tensor) -> Tensor:
@@ -239,19 +318,26 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
 def _linears(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
     """Several layers of one input, (B, S, in) each to (B, S, out)."""
     bases, loras = zip(*map(_parts, layers), strict=True)
-    found = [(base, lora) for base, lora in zip(bases, loras, strict=True) if lora]
-    if not found:
-        return tuple(base(x) for base in bases)
-    if len(found) == len(bases) and all(type(base) is nn.Linear for base in bases):
-        return _Adapted.apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, False, tuple((b.weight, b.bias, lo.scale) for b, lo in found),
-            *(t for _, lora in found for t in (lora.down, lora.up)),
-        )  # fmt: skip
+    if all(loras):
+        found = [m for m in map(matrix, bases) if m]
+        if len(found) == len(bases) and len({m.kind for m in found}) == 1:
+            return _adapted(x, False, found, loras)
     return tuple(_plain(base, lora, x) for base, lora in zip(bases, loras, strict=True))
 
 
+def _adapted(
+    x: Tensor, gelu: bool, bases: Sequence[Matrix], loras: Sequence[_Lora]
+) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call]
+        x, gelu, bases[0].kind, tuple(lora.scale for lora in loras),
+        *(half for lora in loras for half in (lora.down, lora.up)),
+        *(base.bias for base in bases), *(part for base in bases for part in base.parts),
+    )  # fmt: skip
+    return found
+
+
 def _plain(base: nn.Module, lora: _Lora | None, x: Tensor) -> Tensor:
-    """Any kind of base, quantised ones as well."""
+    """Any kind of base, other libraries' as well."""
     y: Tensor = base(x)
     if lora:
         inner = F.linear(x, lora.down.to(x.dtype))
@@ -262,26 +348,34 @@ def _plain(base: nn.Module, lora: _Lora | None, x: Tensor) -> Tensor:
 def _after_gelu(layer: Any, x: Tensor) -> Tensor:
     """The layer of gelu(x), which is computed again in the backward pass instead of kept."""
     base, lora = _parts(layer)
-    if lora and type(base) is nn.Linear:
-        whole = ((base.weight, base.bias, lora.scale),)
-        return _Adapted.apply(x, True, whole, lora.down, lora.up)[0]  # type: ignore[no-any-return, no-untyped-call]
+    found = matrix(base)
+    if lora and found:
+        return _adapted(x, True, [found], [lora])[0]
     return _plain(base, lora, F.gelu(x, approximate="tanh"))
 
 
 def _linear_of_two(layer: Any, seen: Tensor, inner: Tensor) -> Tensor:
     """The layer of [seen, gelu(inner)] without joining them."""
     base, lora = _parts(layer)
-    if type(base) is not nn.Linear:
+    at, found = seen.shape[-1], matrix(base)
+    halves = _split(found, at) if found else None
+    if halves is None or (not lora and type(base) is not nn.Linear):
         return _plain(base, lora, torch.cat([seen, F.gelu(inner, approximate="tanh")], -1))
-    at = seen.shape[-1]
-    left, right = base.weight[:, :at], base.weight[:, at:]
+    left, right = halves
     if not lora:
-        y = F.linear(seen, left, base.bias)
-        return y + F.linear(F.gelu(inner, approximate="tanh"), right)
-    one, scale = lora.down[:, :at], lora.scale
-    y = _Adapted.apply(seen, False, ((left, base.bias, scale),), one, lora.up)[0]  # type: ignore[no-untyped-call]
-    two = _Adapted.apply(inner, True, ((right, None, scale),), lora.down[:, at:], lora.up)[0]  # type: ignore[no-untyped-call]
-    return y + two  # type: ignore[no-any-return]
+        y = F.linear(seen, left.parts[0], left.bias)
+        return y + F.linear(F.gelu(inner, approximate="tanh"), right.parts[0])
+    one, two = (_Lora(d, lora.up, lora.scale) for d in (lora.down[:, :at], lora.down[:, at:]))
+    return _adapted(seen, False, [left], [one])[0] + _adapted(inner, True, [right], [two])[0]
+
+
+def _split(base: Matrix, at: int) -> tuple[Matrix, Matrix] | None:
+    """The layer's matrix for its first `at` inputs, with the bias, and that for the others."""
+    columns = KINDS[base.kind].columns
+    left, right = columns(base.parts, 0, at), columns(base.parts, at, None)
+    if left is None or right is None:
+        return None
+    return Matrix(base.kind, left, base.bias), Matrix(base.kind, right, None)
 
 
 class _Adapted(torch.autograd.Function):
@@ -293,32 +387,36 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        gelu: bool,
-        bases: tuple[tuple[Tensor, Tensor | None, float], ...],
-        *halves: Tensor,
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, x: Tensor, gelu: bool, kind: str, scales: tuple[float, ...],
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        halves, biases, matrices = _Adapted.sorted(tensors, len(scales))
         flat = (F.gelu(x, approximate="tanh") if gelu else x).flatten(0, -2)
         downs, ups = halves[::2], halves[1::2]
         u = flat @ torch.cat(downs).to(x.dtype).mT
-        ys = []
+        ys = KINDS[kind].times(matrices, flat, biases)
         at = 0
-        for (weight, bias, scale), up in zip(bases, ups, strict=True):
-            y = F.linear(flat, weight, bias)
+        for y, scale, up in zip(ys, scales, ups, strict=True):
             rank = up.shape[1]
             y.addmm_(u[:, at : at + rank], up.to(x.dtype).mT, alpha=scale)
-            ys.append(y.view(*x.shape[:-1], -1))
             at += rank
-        ctx.save_for_backward(x, u, *halves, *(weight for weight, _, _ in bases))
-        ctx.gelu, ctx.scales = gelu, [scale for _, _, scale in bases]
-        return tuple(ys)
+        ctx.save_for_backward(x, u, *tensors)
+        ctx.gelu, ctx.kind, ctx.scales = gelu, kind, scales
+        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
+
+    @staticmethod
+    def sorted(tensors: Sequence[Any], count: int) -> tuple[list[Tensor], list[Any], list[Parts]]:
+        """LoRA halves, biases, and what each of `count` matrices is kept as."""
+        rest = tensors[3 * count :]
+        each = len(rest) // count
+        matrices = [tuple(rest[i * each : (i + 1) * each]) for i in range(count)]
+        return list(tensors[: 2 * count]), list(tensors[2 * count : 3 * count]), matrices
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, u, *rest = ctx.saved_tensors
-        count = len(ctx.scales)
-        downs, ups, weights = rest[: 2 * count : 2], rest[1 : 2 * count : 2], rest[2 * count :]
+        x, u, *tensors = ctx.saved_tensors
+        halves, _, matrices = _Adapted.sorted(tensors, len(ctx.scales))
+        downs, ups = halves[::2], halves[1::2]
         flat = [g.flatten(0, -2) for g in grads]
         inner, at, gives = [], 0, []
         for g, up, scale in zip(flat, ups, ctx.scales, strict=True):
@@ -331,12 +429,13 @@ class _Adapted(torch.autograd.Function):
         gx = None
         if need:
             gx = joined @ torch.cat(downs).to(joined.dtype)
-            for g, weight in zip(flat, weights, strict=True):
-                gx.addmm_(g, weight)
+            for g, parts in zip(flat, matrices, strict=True):
+                KINDS[ctx.kind].add_back(gx, parts, g)
             gx = gx.view(x.shape)
         read = F.gelu(x, approximate="tanh") if ctx.gelu else x
         down = (joined.mT @ read.flatten(0, -2)).to(downs[0].dtype)
         if need and ctx.gelu:
             gx = torch.ops.aten.gelu_backward(gx, x, approximate="tanh")
         pairs = zip(torch.split(down, [d.shape[0] for d in downs]), gives, strict=True)
-        return gx, None, None, *(g for pair in pairs for g in pair)
+        rest = (None for _ in tensors[len(halves) :])
+        return gx, None, None, None, *(g for pair in pairs for g in pair), *rest

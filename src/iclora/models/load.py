@@ -12,16 +12,18 @@ import huggingface_hub
 import torch
 from huggingface_hub import errors as hub
 
+from iclora.config import Precision
 from iclora.errors import ConfigError, ModelError
 from iclora.models.base import DiffusionModel
 from iclora.models.flux import FluxModel
+from iclora.models.quantize import KINDS, check_precision
 from iclora.models.tiny import tiny_folder
 
 __all__ = ["BUILT_IN", "FAMILIES", "load_model", "pick_device", "pick_dtype"]
 
-FAMILIES: dict[str, Callable[[Path, str, torch.device, torch.dtype], DiffusionModel]] = {
-    "FluxPipeline": FluxModel,
-}
+_Opens = Callable[[Path, str, torch.device, torch.dtype, Precision], DiffusionModel]
+
+FAMILIES: dict[str, _Opens] = {"FluxPipeline": FluxModel}
 """A base family by the pipeline class its model_index.json names."""
 
 
@@ -73,7 +75,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    name: str, device: str = "auto", dtype: str = "auto", *, weights: bool = True
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    weights: bool = True,
+    precision: Precision = "base",
 ) -> DiffusionModel:
     """Open a base model; its parts load when they are first used.
 
@@ -84,10 +91,15 @@ def load_model(
         device: auto, cuda, cuda:N, mps or cpu.
         dtype: auto, bf16 or fp32.
         weights: False downloads settings and tokenizers only, enough to count tokens.
+        precision: how the linear layers of the denoiser's blocks are kept: base is as dtype says;
+            int8, nf4, or fp8, which also computes in it.
     Raises: ModelError if it cannot be found, reached or read; ConfigError.
     """
     where = pick_device(device)
-    precision = pick_dtype(dtype, where)
+    wanted = pick_dtype(dtype, where)
+    if precision not in KINDS:
+        raise ConfigError(f'"{precision}" is no precision', f"Use one of {', '.join(KINDS)}.")
+    check_precision(precision, where)
     folder = _find(name, weights)
     if name not in BUILT_IN and Path(name).expanduser().is_dir():
         # A relative path, recorded as it is, could pass for a hub id elsewhere.
@@ -108,7 +120,7 @@ def load_model(
             f"{name} is a {pipeline}, a family iclora does not know yet",
             f"It knows {', '.join(FAMILIES)}: FLUX.1-dev, -schnell and -Krea-dev.",
         )
-    return FAMILIES[pipeline](folder, name, where, precision)
+    return FAMILIES[pipeline](folder, name, where, wanted, precision)
 
 
 def _find(name: str, weights: bool) -> Path:
