@@ -232,13 +232,17 @@ def test_ctrl_c_waits_for_no_server(serve):
         f"captioner = OpenAICaptioner('m', {server.url!r})\n"
         "list(captioner.answer([Ask('x', (), ('[A]', '[B]'))] * 4))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
-    while len(server.bodies) < 4:
-        time.sleep(0.02)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
-    assert time.monotonic() - began < 10
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
+        try:
+            while len(server.bodies) < 4:
+                time.sleep(0.02)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
+            assert time.monotonic() - began < 10
+        finally:
+            # Left running it would be found, and blamed on, a later test.
+            process.kill()
 
 
 def test_an_account_without_quota_ends_the_run(serve):
