@@ -226,7 +226,9 @@ def test_a_server_that_hangs_does_not_keep_a_run_whose_key_was_refused(serve, mo
 def test_ctrl_c_waits_for_no_server(serve):
     server = serve(lambda body: (200, completion("late"), 30.0))
     program = (
-        "from PIL import Image\n"
+        # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that.
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from iclora.captioners import Ask\n"
         "from iclora.captioners.openai import OpenAICaptioner\n"
         f"captioner = OpenAICaptioner('m', {server.url!r})\n"
