@@ -84,6 +84,75 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def lora(clean, tmp_path) -> Path:
+    """An adapter file for the tiny base that changes what it makes; its canvas is 96x192."""
+    import torch
+
+    from iclora.adapter import Adapter, AdapterInfo, attach, remove
+    from iclora.recipe import load_recipe
+
+    parameters = attach(clean, rank=2, alpha=2, targets="all", seed=0)
+    rng = torch.Generator().manual_seed(0)
+    weights = {k: torch.randn(v.shape, generator=rng) * 0.2 for k, v in parameters.items()}
+    remove(clean)
+    recipe = load_recipe("film-storyboard")
+    info = AdapterInfo(
+        base="tiny", family="flux", rank=2, alpha=2, targets="all", steps=1, recipe=recipe,
+        layout=recipe.canvas.resized(96, 192, 16).to_json(),
+    )  # fmt: skip
+    path = tmp_path / "run" / "adapter.safetensors"
+    Adapter(weights, info).save(path, torch.float32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dino_folder(tmp_path_factory):
+    """A random DINOv2 in transformers' layout."""
+    import torch
+    import transformers
+
+    where = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(1)
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(where)
+    transformers.BitImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}
+    ).save_pretrained(where)
+    return where
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A random CLIP in transformers' layout that reads 40 tokens, a letter each."""
+    import torch
+    import transformers
+
+    where = tmp_path_factory.mktemp("clip")
+    signs = [chr(n) for n in range(33, 127)]
+    pieces = [*signs, *(f"{sign}</w>" for sign in signs), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=40)
+    end = vocab["<|endoftext|>"]
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4}  # fmt: skip
+    torch.manual_seed(2)
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": len(vocab), "max_position_embeddings": 40,
+                     "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )  # fmt: skip
+    transformers.CLIPModel(config).save_pretrained(where)
+    images = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(where)
+    return where
+
+
 FAST = {
     "base": "tiny", "steps": 6, "batch": 2, "rank": 4, "alpha": 6, "resolutions": (64, 96),
     "save_every": 2, "preview_every": 0, "gradient_checkpointing": False, "save_dtype": "fp32",

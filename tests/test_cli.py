@@ -402,3 +402,73 @@ def test_an_idea_without_a_captioner_or_recipe_is_an_error_before_anything_is_as
     assert main([*words, "--captioner", "openai:m", "--api", writer.url]) == 2
     assert "--recipe" in capsys.readouterr().err
     assert not writer.bodies
+
+
+def test_evaluate_measures_adapters_beside_the_base_and_goes_on_where_it_was(
+    lora, tmp_path, capsys
+):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{CAPTION}\n\n{CAPTION.replace('Ana', 'Bo')}\n")
+    words = ["evaluate", "--adapter", lora, "--prompts", prompts, "--seeds", 2, *SMALL,
+             "--out", tmp_path / "out"]  # fmt: skip
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "4 sets by each of: base; run" in out
+    assert re.search(r"pixels seam\n  base  \S+ \(\S+ to \S+\)\n  run ", out)
+    assert (tmp_path / "out" / "report.html").is_file()
+    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
+    assert figures["seconds"]["arms"]["run"]["count"] == 4
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "making" not in out
+    status, _, err = run(capsys, *words, "--guidance", 1)
+    assert status == 2
+    assert "another evaluation" in err
+
+
+def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_path, capsys):
+    words = ["evaluate", "--base", "tiny", "--data", make_dataset(2), "--steps", 1,
+             "--size", "96x144", "--out", tmp_path / "out"]  # fmt: skip
+    known = ["--known", 1, "--mode", "sdedit", "--mode", "boost"]
+    status, out, _ = run(capsys, *words, *known)
+    assert status == 0
+    assert "2 sets by each of: base, sdedit; base, boost" in out
+    assert "pixels known error\n  base, sdedit  0.000" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "there is no prompt"),
+        (["--prompt", CAPTION, "--data", "x"], "brings its own prompts"),
+        (["--prompt", CAPTION], "no recipe is known"),
+        (["--data", "x", "--known", "1=a.png"], "Name the panel alone"),
+        (["--prompt", CAPTION, "--recipe", "film-storyboard", "--mode", "clean"], "no panel is"),
+        (["--prompt", CAPTION, "--recipe", "film-storyboard", "--metric", "what"], "no metric"),
+        (["--prompt", CAPTION, "--recipe", "couple-profile", "--metric", "toyland"], "toyland has"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_before_it_makes_anything(clean, words, says, tmp_path, capsys):
+    status, _, err = run(capsys, "evaluate", "--base", "tiny", *words, "--out", tmp_path / "out")
+    assert status == 2
+    assert says in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_best_of_several_sets_is_kept_and_its_request_makes_it_again(clean, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["generate", "--base", "tiny", "--recipe", "film-storyboard", "--prompt", CAPTION,
+             "--count", 2, *SMALL, "--out", out]  # fmt: skip
+    status, said, _ = run(capsys, *words, "--best-of", 3, "--score", "toyland")
+    assert status == 0
+    assert said.count("toyland same all of 3 sets: ") == 2
+    assert sorted(path.name for path in out.iterdir()) == ["0001", "0002"]
+    seeds = [json.loads((out / n / "request.json").read_text())["seeds"] for n in ("0001", "0002")]
+    assert seeds[0] != seeds[1]
+    assert run(capsys, "generate", out / "0001" / "request.json", "--out", out)[0] == 0
+    assert (out / "0003" / "composite.png").read_bytes() == (
+        out / "0001" / "composite.png"
+    ).read_bytes()
+    status, _, err = run(capsys, *words, "--best-of", 3)
+    assert status == 2
+    assert "go together" in err

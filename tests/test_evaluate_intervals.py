@@ -45,3 +45,25 @@ def test_pairs_tell_a_difference_that_the_spread_would_hide():
     assert found.low > 0.7
     assert found.high < 1.3
     assert compare({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_sets_of_one_prompt_count_as_one_where_they_are_all_alike():
+    rng = np.random.default_rng(4)
+    prompts = rng.normal(0, 1, 30)
+    values = np.repeat(prompts, 8)
+    groups = np.repeat(np.arange(30), 8).tolist()
+    alone, grouped, plain = bootstrap(prompts), bootstrap(values, groups=groups), bootstrap(values)
+    assert grouped.mean == pytest.approx(alone.mean)
+    assert grouped.low == pytest.approx(alone.low, abs=0.03)
+    assert grouped.high == pytest.approx(alone.high, abs=0.03)
+    assert plain.high - plain.low < 0.5 * (grouped.high - grouped.low)
+    # Of one prompt alone only its own sets can speak.
+    assert bootstrap([1.0, 2.0, 3.0], groups=["a"] * 3) == bootstrap([1.0, 2.0, 3.0])
+
+
+def test_groups_of_different_sizes_weigh_as_many_sets_as_they_hold():
+    found = bootstrap([0.0, 0.0, 0.0, 1.0], groups=["a", "a", "a", "b"])
+    assert found.mean == 0.25
+    assert (found.low, found.high) == (0.0, 1.0)
+    pairs = compare({"x": 1.0, "y": 1.0}, {"x": 2.0, "y": 4.0}, {"x": "p", "y": "q"})
+    assert (pairs.mean, pairs.low, pairs.high) == (2.0, 1.0, 3.0)

@@ -12,6 +12,7 @@ import torch
 from conftest import CAPTION, picture
 
 from iclora.errors import CaptionError, ConfigError, ModelError
+from iclora.models.base import Given
 from iclora.models.flux import FluxModel
 from iclora.models.tiny import write_tiny
 
@@ -67,6 +68,23 @@ def test_velocity_of_a_batch_equals_that_of_its_samples(clean):
         ]
     torch.testing.assert_close(both, torch.cat(single), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(both[0], both[1])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_samples_of_a_batch_may_differ_in_which_tokens_are_given(clean, alone):
+    texts = [clean.encode_text("one"), clean.encode_text("two")]
+    z = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([0.3, 0.9])
+    tokens = torch.zeros(2, 24, dtype=torch.bool)
+    tokens[0, 4:12], tokens[1, 16:] = True, True
+    with torch.no_grad():
+        both = clean.velocity(z, sigma, texts, (96, 64), 1.0, Given(tokens, True, alone))
+        for i in range(2):
+            one = clean.velocity(
+                z[i : i + 1], sigma[i : i + 1], texts[i : i + 1], (96, 64), 1.0,
+                Given(tokens[i], True, alone),
+            )  # fmt: skip
+            torch.testing.assert_close(both[i], one[0], rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_and_canvas_shape_matter(clean):

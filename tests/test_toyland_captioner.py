@@ -18,7 +18,7 @@ from iclora.captioning import caption_dataset, write_prompt
 from iclora.dataset import check_dataset, open_dataset
 from iclora.errors import CaptionerError
 from iclora.recipe import load_recipe
-from iclora.toyland.captions import measure
+from iclora.toyland.captions import measure, measure_ideas
 from iclora.toyland.pretrain import captioner
 from iclora.toyland.pretrain.stage import Settings
 from iclora.toyland.tasks import TASKS, draw_set, write_sets
@@ -133,7 +133,8 @@ def test_a_captioner_is_measured_by_what_is_true_of_what_it_says():
     drawn = [draw_set(task, random.Random(f"captions {task.recipe} {n}"), unseen=True)
              for n in range(4)]  # fmt: skip
     true = [caption.text for _, caption in drawn]
-    assert measure(Witness(true), task, 4) == {"whole": 1, "true": 1, "traits a panel": 3}
+    whole = {"whole": 1, "true": 1, "traits a panel": 3, "one name": 1}
+    assert measure(Witness(true), task, 4) == whole
     # One answer is no caption, and one describes another set.
     found = measure(Witness(["no", true[0], *true[2:]]), task, 4)
     assert found["whole"] == 0.75
@@ -153,6 +154,7 @@ def test_what_it_says_of_held_out_sets_is_whole_and_true(name):
     assert found["whole"] == 1 or name == "portrait-photography"
     assert found["true"] >= 0.9
     assert found["traits a panel"] >= 1
+    assert found.get("one name", 1) == 1
 
 
 def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machine(tmp_path):
@@ -194,3 +196,10 @@ def test_an_idea_becomes_a_prompt_that_says_what_the_idea_says():
     assert (
         traits_said(overview, "character").items() >= {"kind": "rabbit", "colour": "green"}.items()
     )
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_idea_becomes_a_whole_prompt_at_the_first_try(name):
+    found = measure_ideas(load_captioner("toyland", device="cpu", together=6), TASKS[name], 6)
+    assert found["ideas whole"] == 1
+    assert found["ideas kept"] >= 0.3

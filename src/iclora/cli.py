@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from iclora.captioners import Captioner
     from iclora.config import Precision
     from iclora.dataset import Problem
+    from iclora.evaluate.metric import Metric
+    from iclora.evaluate.plan import Arm, Wish
     from iclora.models import DiffusionModel
     from iclora.recipe import Recipe
-    from iclora.request import Request
+    from iclora.request import GeneratedSet, Request
 
     _Wish = tuple[Request, dict[int, Image.Image], dict[int, Tensor]]
 
@@ -39,6 +41,10 @@ Words = argparse.Namespace
 _CAPTIONER = (
     "who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY), "
     "local:PATH for a transformers model on this machine, toyland for the small one that ships"
+)
+_METRIC = (
+    "dino:MODEL or clip:MODEL (a folder or hub id), openai:MODEL or local:MODEL (a "
+    "vision-language model as the judge), toyland (knows the truth of toyland's sets)"
 )
 # Named here so that `--help` need not load them; a test holds them equal to toyland's.
 _TOY_TASKS = (
@@ -427,6 +433,88 @@ def extend(words: Words) -> None:
     _say(f"wrote {out}: {len(made)} images, and every canvas under {out / 'windows'}")
 
 
+def evaluate(words: Words) -> None:
+    """Measure what a base and adapters make of the same prompts and seeds, side by side."""
+    from iclora.evaluate.plan import arms_of, plan
+    from iclora.evaluate.report import as_text
+    from iclora.evaluate.run import evaluate as run_evaluation
+
+    arms = arms_of(words.adapter or (), words.mode or (None,))
+    infos = [arm.adapter.info for arm in arms if arm.adapter and arm.adapter.info]
+    base = words.base or next((info.base for info in infos), None)
+    if base is None:
+        raise ConfigError("no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev.")
+    recipe, wishes = _evaluation_wishes(words, arms)
+    metrics = [_load_metric(name, words, recipe) for name in words.metric or ()]
+    model = _load(base, words)
+    names = ("steps", "guidance", "strength", "boost", "resample", "resample_from")
+    how = {name: getattr(words, name) for name in names if getattr(words, name) is not None}
+    planned = plan(model, recipe, arms, wishes, Path(words.out), size=words.size, **how)
+    for note in planned.notes:
+        _warn(note)
+    _say(f"{len(wishes)} sets by each of: {'; '.join(arm.name for arm in arms)}")
+    with progress_bar() as bar:
+        try:
+            table = run_evaluation(model, planned, metrics, together=words.together or 1, bar=bar)
+        except KeyboardInterrupt:
+            _say("sets that were made are kept; the same command goes on with the rest")
+            raise
+    for note in table.notes:
+        if note not in planned.notes:
+            _warn(note)
+    _say(
+        f"\n{as_text(planned, table)}\n\nwrote {planned.out / 'report.html'}; open it in a browser"
+    )
+
+
+def _evaluation_wishes(words: Words, arms: list[Arm]) -> tuple[Recipe, list[Wish]]:
+    """What every arm is asked for, and of which recipe."""
+    from iclora.dataset import open_dataset
+    from iclora.evaluate.plan import wishes_of_data, wishes_of_prompts
+    from iclora.images import open_image
+    from iclora.recipe import load_recipe
+
+    first = words.seed or 0
+    seeds = range(first, first + (words.seeds or 1))
+    prompts = list(words.prompt or ())
+    if words.prompts:
+        prompts += [line for line in _read_lines(words.prompts) if line]
+    if words.data:
+        if prompts:
+            raise ConfigError("--data brings its own prompts", "Leave --prompt and --prompts out.")
+        numbers = [text for text in words.known or () if not text.isdigit()]
+        if numbers:
+            raise ConfigError(
+                f'--known "{numbers[0]}" beside --data', "Name the panel alone: --known 1."
+            )
+        dataset = open_dataset(words.data, words.recipe)
+        _show_problems(dataset.problems)
+        known = sorted({int(text) for text in words.known or ()})
+        return dataset.recipe, wishes_of_data(dataset, known, seeds)
+    if not prompts:
+        raise ConfigError("there is no prompt", "Pass --prompts FILE, or --data SETS.")
+    infos = [arm.adapter.info for arm in arms if arm.adapter and arm.adapter.info]
+    recipe = load_recipe(words.recipe) if words.recipe else infos[0].recipe if infos else None
+    if recipe is None:
+        raise ConfigError("no recipe is known", "Pass --recipe, such as film-storyboard.")
+    given = {n: open_image(Path(file)) for n, file in _pairs(words.known, "--known")}
+    return recipe, wishes_of_prompts(prompts, list(seeds), given)
+
+
+def _load_metric(name: str, words: Words, recipe: Recipe) -> Metric:
+    import transformers
+
+    from iclora.evaluate.load import load_metric
+    from iclora.toyland.metric import Toyland
+
+    transformers.utils.logging.disable_progress_bar()
+    metric = load_metric(
+        name, device=words.model_device, url=words.api, more={"toyland": lambda *_: Toyland()}
+    )
+    metric.check(recipe)
+    return metric
+
+
 def _make(
     words: Words, known: dict[int, Image.Image], files: dict[int, Path] | None = None
 ) -> None:
@@ -435,21 +523,56 @@ def _make(
     out = Path(words.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file", "Give a folder.")
+    if (words.best_of is None) != (words.score is None):
+        raise ConfigError("--best-of and --score go together", "Pass both, or neither.")
     model, adapter, wishes = _wishes(words, known, files or {})
+    keep = _keeper(words, adapter)
     texts = {prompt: model.encode_text(prompt) for prompt in {w[0].prompt for w in wishes}}
     if model.device.type != "cpu":
         # Some 10 GB that nothing needs any more, before the denoiser is loaded.
         model.release("text")
     use(model, adapter, wishes[0][0].strength)
+    turns = words.best_of or 1
     with progress_bar() as bar:
-        for number, (request, given, latents) in enumerate(wishes, 1):
-            on_step = partial(_sampling, bar, f"set {number} of {len(wishes)}")
-            text = texts[request.prompt]
-            made = run(model, request, given, latents=latents, text=text, on_step=on_step)
+
+        def made_of(start: int) -> Iterator[GeneratedSet]:
+            for number, (request, given, latents) in enumerate(
+                wishes[start : start + turns], start
+            ):
+                on_step = partial(_sampling, bar, f"set {number + 1} of {len(wishes)}")
+                text = texts[request.prompt]
+                yield run(model, request, given, latents=latents, text=text, on_step=on_step)
+
+        for start in range(0, len(wishes), turns):
+            made = keep(made_of(start))
             _say(
                 f"wrote {made.save_next(out)}: composite.png, panel-1.png to "
                 f"panel-{len(made.panels)}.png, request.json"
             )
+
+
+def _keeper(
+    words: Words, adapter: Adapter | None
+) -> Callable[[Iterator[GeneratedSet]], GeneratedSet]:
+    """What chooses the set that is kept; without --best-of there is but one."""
+    if not words.best_of:
+        return next
+    from iclora.evaluate.best import best_of
+    from iclora.recipe import load_recipe
+
+    recipe = load_recipe(words.recipe) if words.recipe else None
+    if recipe is None and adapter and adapter.info:
+        recipe = adapter.info.recipe
+    assert recipe is not None, "prepare has found one"
+    metric = _load_metric(words.score, words, recipe)
+
+    def keep(candidates: Iterator[GeneratedSet]) -> GeneratedSet:
+        made, scores = best_of(candidates, metric, recipe)
+        shown = ", ".join("-" if score is None else f"{score:.3f}" for score in scores)
+        _say(f"{metric.name} {metric.main} of {len(scores)} sets: {shown}")
+        return made
+
+    return keep
 
 
 def _sampling(bar: Bar, name: str, done: int, total: int) -> None:
@@ -491,7 +614,7 @@ def _wishes(
     how = {k: getattr(words, k, None) for k in ("mode", "boost", "resample", "resample_from")}
     wishes, said = [], set()
     for prompt in prompts:
-        for turn in range(words.count or 1):
+        for turn in range((words.count or 1) * (words.best_of or 1)):
             request, notes = prepare(
                 model,
                 prompt,
@@ -579,6 +702,8 @@ _DECIDED = (
     "prompt",
     "prompts",
     "count",
+    "best_of",
+    "score",
     "size",
     "seed",
     "panel_seed",
@@ -769,6 +894,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     p.add_argument("--fresh", type=_positive, help="new images on each further canvas")
     _sampling_options(p)
     _known_options(p)
+    p = add(evaluate)
+    _evaluation_options(p)
     p = add(demo)
     p.add_argument("--out", default="demo", help="new folder (default demo)")
     p.add_argument("--task", default="film-storyboard", choices=_TOY_TASKS, help="another recipe")
@@ -811,6 +938,14 @@ def _prompt_options(parser: argparse.ArgumentParser) -> None:
     add("--api", metavar="URL", help="for --idea, the server's base URL")
     add("--count", type=_positive, help="sets per prompt, with seeds one apart (default 1)")
     add(
+        "--best-of",
+        type=_positive,
+        metavar="N",
+        help="make N of each set, keep the best by --score",
+    )
+    add("--score", metavar="METRIC", help=f"for --best-of, {_METRIC}")
+    add("--model-device", default="auto", help="where the model of --score runs (default auto)")
+    add(
         "--panel-seed",
         action="append",
         metavar="PANEL=SEED",
@@ -819,22 +954,46 @@ def _prompt_options(parser: argparse.ArgumentParser) -> None:
     _sampling_options(parser)
 
 
-def _sampling_options(parser: argparse.ArgumentParser) -> None:
+def _evaluation_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--prompt", action="append", help="a joint prompt; repeat for more")
+    add("--prompts", metavar="FILE", help="text file with one joint prompt per line")
+    add("--data", help="folder or zip of image sets, whose captions are the prompts")
+    add(
+        "--known", action="append", metavar="PANEL[=FILE]",
+        help="a given panel, counted from 1: of each set of --data, or a file; repeat for more",
+    )  # fmt: skip
+    add("--seeds", type=_positive, help="seeds per prompt, the same in every arm (default 1)")
+    add("--metric", action="append", help=f"{_METRIC}; repeat for more")
+    add("--model-device", default="auto", help="where metrics' models run (default auto)")
+    add("--api", metavar="URL", help="for openai:, the server's base URL")
+    add("--together", type=_positive, help="sets in one batch (default 1)")
+    _sampling_options(parser, many=True)
+    _mode_options(parser, many=True)
+
+
+def _sampling_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
     add = parser.add_argument
     add("--base", help="base model; by default the one the adapter was trained on")
-    add("--adapter", help="adapter file")
+    if many:
+        add(
+            "--adapter", action="append", metavar="[NAME=]FILE",
+            help="adapter file; repeat for more arms",
+        )  # fmt: skip
+    else:
+        add("--adapter", help="adapter file")
     add("--strength", type=float, help="factor on the adapter (default 1)")
     add("--recipe", help="recipe name or TOML path; by default the adapter's")
     add("--size", type=_size, metavar="WxH", help="canvas in px; by default the recipe's")
     add("--seed", type=int, help="decides the noise of all panels (default 0)")
     add("--steps", type=int, help="Euler steps; by default the base's or the recipe's")
     add("--guidance", type=float, help="guidance value; by default the recipe's")
-    _machine_options(parser)
+    _machine_options(parser, "evaluation" if many else "out")
 
 
-def _machine_options(parser: argparse.ArgumentParser) -> None:
+def _machine_options(parser: argparse.ArgumentParser, out: str = "out") -> None:
     add = parser.add_argument
-    add("--out", default="out", help="folder for what is made (default out)")
+    add("--out", default=out, help=f"folder for what is made (default {out})")
     add("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     add("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="precision of the base")
     add(
@@ -853,11 +1012,17 @@ def _known_options(parser: argparse.ArgumentParser) -> None:
         metavar="PANEL=FILE",
         help="a given panel, counted from 1; repeat for more",
     )
+    _mode_options(parser)
+
+
+def _mode_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    add = parser.add_argument
     add(
         "--mode",
+        action="append" if many else "store",
         choices=("sdedit", "resample", "boost", "clean"),
         help="how the others are made; by default clean for adapters trained with --conditional, "
-        "else sdedit",
+        "else sdedit" + many * "; repeat for more arms",
     )
     add("--boost", type=float, help="mode boost: factor on attention (default 2)")
     add("--resample", type=_positive, help="mode resample: repetitions (default 3)")

@@ -54,11 +54,11 @@ def loss(velocity: Tensor, x0: Tensor, eps: Tensor, of: Tensor | None = None) ->
 
     Args:
         velocity, x0, eps: (B, n, c).
-        of: bool (n,), the tokens that count; by default all.
+        of: bool (B, n), the tokens that count, as many in every sample; by default all.
     Returns: (B,).
     """
     error = (velocity.float() - (eps.float() - x0.float())).square().mean(-1)
-    return (error if of is None else error[:, of]).mean(-1)
+    return (error if of is None else error[of].view(len(error), -1)).mean(-1)
 
 
 def draw_sigma(rng: torch.Generator, mean: float = 0.0, std: float = 1.0) -> Tensor:

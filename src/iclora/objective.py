@@ -59,7 +59,7 @@ def accumulate(
 ) -> float:
     """Add the gradient of the samples' mean loss to the LoRA parameters.
 
-    Samples are computed in groups of one canvas and the same given panels, at most
+    Samples are computed in groups of one canvas and as many given tokens, at most
     `config.micro_batch` at a time, or as many as `config.micro_tokens` holds; every sample weighs
     the same however it is grouped, and nothing is padded.
 
@@ -68,18 +68,20 @@ def accumulate(
     Returns: their share of the mean loss.
     """
     total = total or len(samples)
-    groups: dict[tuple[Layout, tuple[int, ...]], list[Sample]] = defaultdict(list)
+    groups: dict[tuple[Layout, int], list[tuple[Sample, Tensor]]] = defaultdict(list)
     for sample in samples:
         layout = encoded.sets[sample.set].layouts[sample.size]
         rng = flow.generator("given", config.seed, sample.number)
-        groups[layout, draw_given(rng, config, layout.panels, encoded.usual)].append(sample)
+        panels = draw_given(rng, config, layout.panels, encoded.usual)
+        given = torch.from_numpy(token_mask(layout, panels, model.grid)).flatten()
+        groups[layout, int(given.sum())].append((sample, given))
     loss = 0.0
-    for (layout, panels), members in groups.items():
+    for (layout, _), members in groups.items():
         tokens = layout.width * layout.height // model.grid**2 + model.max_text_tokens
         most = max(config.micro_batch, config.micro_tokens // tokens)
         for start in range(0, len(members), most):
             part = members[start : start + most]
-            losses = _losses(model, encoded, part, layout, panels, config)
+            losses = _losses(model, encoded, part, layout, config)
             torch.autograd.backward(losses.sum() / total)
             loss += float(losses.detach().sum())
     return loss / total
@@ -104,14 +106,17 @@ def draw_given(
 def _losses(
     model: DiffusionModel,
     encoded: Encoded,
-    samples: Sequence[Sample],
+    samples: Sequence[tuple[Sample, Tensor]],
     layout: Layout,
-    panels: tuple[int, ...],
     config: TrainConfig,
 ) -> Tensor:
-    """Loss of each sample, (B,); all on one canvas, with the same panels given."""
+    """Loss of each sample, (B,).
+
+    Args:
+        samples: all on one canvas, with the tokens that are given, bool (n,), as many in each.
+    """
     latents, noises, levels, texts = [], [], [], []
-    for sample in samples:
+    for sample, _ in samples:
         entry = encoded.sets[sample.set]
         x0 = entry.latents(sample.size)
         latents.append(x0)
@@ -125,11 +130,11 @@ def _losses(
     sigma = torch.cat(levels).to(model.device, model.dtype).float()
     z = flow.add_noise(x0, eps, sigma)
     size = (layout.width, layout.height)
-    if not panels:
+    tokens = torch.stack([given for _, given in samples]).to(model.device)
+    if not bool(tokens.any()):
         return flow.loss(model.velocity(z, sigma, texts, size, config.guidance), x0, eps)
     # What is given is clean, as it will be when a set is completed, and is not learnt.
-    tokens = torch.from_numpy(token_mask(layout, panels, model.grid)).flatten().to(model.device)
-    z = torch.where(tokens[:, None], x0, z)
+    z = torch.where(tokens[..., None], x0, z)
     given = Given(tokens, clean=True, alone=config.isolate_given)
     v = model.velocity(z, sigma, texts, size, config.guidance, given)
     return flow.loss(v, x0, eps, ~tokens)

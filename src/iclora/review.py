@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,15 +12,13 @@ from iclora.caption import JointCaption
 from iclora.dataset import Dataset, ImageSet, SetReport, training_layouts
 from iclora.errors import CaptionError, IcloraError
 from iclora.files import write_text
+from iclora.page import STYLE, picture_tag
 
 __all__ = ["write_review"]
 
 _SIDE = 720
 """Longest side of a picture on the page, px."""
-_STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #26231f; background: #f7f5f1; margin: 0 auto;
-       max-width: 1280px; padding: 1rem 1.5rem 4rem }
-h1 { font-size: 1.5rem; margin: 1rem 0 .2rem } .note { color: #6b645a }
+_OWN_STYLE = """
 nav { position: sticky; top: 0; background: #f7f5f1ee; padding: .6rem 0; z-index: 1;
       border-bottom: 1px solid #ddd6cb } nav a, nav label { margin-right: 1rem }
 nav a { color: #a33 }
@@ -63,7 +59,7 @@ def write_review(
         out,
         f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Review of {html.escape(dataset.path.name)}</title><style>{_STYLE}</style>
+<title>Review of {html.escape(dataset.path.name)}</title><style>{STYLE}{_OWN_STYLE}</style>
 <h1>{html.escape(dataset.path.name)}: {len(dataset.sets)} sets of {html.escape(dataset.recipe.name)}
 </h1><p class="note">{captioned} with a caption; {len(bad)} with something to look at.
 Correct a caption in its file, then make this page again.</p>{odd}
@@ -102,7 +98,7 @@ def _whole(dataset: Dataset, panels: Sequence[Image.Image]) -> str:
     except IcloraError:
         # What is wrong stands beside it; the panels are shown one by one.
         return "<div></div>"
-    return _image(whole, _SIDE, "whole")
+    return picture_tag(whole, _SIDE, "whole")
 
 
 def _words(dataset: Dataset, image_set: ImageSet, panels: Sequence[Image.Image]) -> Iterator[str]:
@@ -116,7 +112,7 @@ def _words(dataset: Dataset, image_set: ImageSet, panels: Sequence[Image.Image])
         yield f"<pre>{html.escape(text)}</pre>"
         return
     yield f"<p>{html.escape(caption.overview)}</p>"
-    shown = [_image(panel, 208) for panel in panels] or [""] * len(caption.panels)
+    shown = [picture_tag(panel, 208) for panel in panels] or [""] * len(caption.panels)
     for marker, words, picture in zip(caption.markers, caption.panels, shown, strict=True):
         yield (
             f'<div class="panel">{picture}<div><span class="marker">{html.escape(marker)}</span>'
@@ -126,16 +122,3 @@ def _words(dataset: Dataset, image_set: ImageSet, panels: Sequence[Image.Image])
 
 def _anchor(name: str) -> str:
     return html.escape(f"set-{name}", quote=True).replace(" ", "-")
-
-
-def _image(picture: Image.Image, side: int, kind: str = "") -> str:
-    small = picture.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    if max(small.size) < side // 2:
-        # Toy pictures, a few dozen px: enlarged whole, so that they can be seen.
-        times = side // max(small.size)
-        small = small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="{kind}" src="data:image/jpeg;base64,{data}" alt="" loading="lazy">'

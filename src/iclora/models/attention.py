@@ -105,9 +105,8 @@ def reading(attend: Attend, kept: Kept) -> Attend:
 def blockwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Exact attention as matrix products over blocks of queries, computed again for the gradient.
 
-    On a CPU several times as fast as torch's own (benchmarks/RESULTS.md), and no (S, S) matrix is
-    kept. Scores are in the type of q: float32 where that is exact enough for you, bfloat16 where
-    speed counts.
+    For a CPU, whose matrix products are its fastest code; no (S, S) matrix is kept. Scores are in
+    the type of q: float32 where that is exact enough for you, bfloat16 where speed counts.
     """
     out: Tensor = _Blockwise.apply(q, k, v)  # type: ignore[no-untyped-call]
     return out

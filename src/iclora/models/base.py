@@ -57,7 +57,8 @@ class Given:
     """Tokens of a canvas whose content is given, and how the denoiser is to read them."""
 
     tokens: Tensor
-    """bool (n,), True at given tokens."""
+    """bool (n,), True at given tokens; or (B, n), with as many in every sample, where they are
+    clean."""
     clean: bool = False
     """They carry no noise, and the denoiser is told so, token by token."""
     alone: bool = False
@@ -68,9 +69,15 @@ class Given:
     """With `alone`, an empty list to keep their keys and values in. The base fills it once; as
     long as the same list is passed, given tokens are not computed again."""
 
+    @property
+    def count(self) -> int:
+        """Given tokens of a sample."""
+        return int(self.tokens.view(-1, self.tokens.shape[-1])[0].sum())
+
     def __post_init__(self) -> None:
         assert self.kept is None or (self.alone and self.clean), "only what never changes is kept"
         assert self.boost == 1 or not self.clean, "clean tokens need no boost"
+        assert self.tokens.ndim == 1 or self.clean, "only clean tokens may differ in a batch"
 
 
 class DiffusionModel(ABC):
@@ -172,7 +179,7 @@ class DiffusionModel(ABC):
             texts: one per sample.
             size: canvas width and height in px; n = width // grid * (height // grid).
             guidance: value of the guidance embedding, or weight of the guided pass.
-            given: which tokens of `z` are given, the same in all samples, and how they are read.
+            given: which tokens of `z` are given, as many in all samples, and how they are read.
                 What is returned for clean ones means nothing.
         Returns: (B, n, channels) float32.
         """

@@ -242,11 +242,11 @@ class FluxModel(DiffusionModel):
         levels, order = _segments(sigma.to(self.device), given, z.shape[1])
         places = self._positions(size)
         if order is not None:
-            z, places = z[:, order], places[order]
+            z, places = _in_order(z, order), places[order]
         if given and given.kept:
             # What is given has been computed: the rest reads its keys and values.
             levels = Levels(levels.sigma[:, :1], levels.tokens[:1])
-            z, places = z[:, : levels.tokens[0]], places[: levels.tokens[0]]
+            z, places = z[:, : levels.tokens[0]], places[..., : levels.tokens[0], :]
         out = flux_forward(
             self.denoiser,
             z.to(self.dtype),
@@ -261,9 +261,8 @@ class FluxModel(DiffusionModel):
         ).float()
         if order is None:
             return out
-        back = out.new_zeros(len(out), len(order), out.shape[-1])
-        back[:, order[: out.shape[1]]] = out
-        return back
+        back = out.new_zeros(len(out), order.shape[-1], out.shape[-1])
+        return back.scatter(1, _wide(order[..., : out.shape[1]], out), out)
 
     def _attention(self, given: Given | None, words: int) -> Attend:
         attend = pick_attention(self.device)
@@ -273,7 +272,7 @@ class FluxModel(DiffusionModel):
             return reading(attend, given.kept)
         if given.alone:
             assert given.clean, "noisy tokens are in no order of their own"
-            return isolated(attend, int(given.tokens.sum()), given.kept)
+            return isolated(attend, given.count, given.kept)
         if given.boost != 1:
             return boosted(attend, given.tokens.to(self.device), words, given.boost)
         return attend
@@ -331,14 +330,26 @@ class FluxModel(DiffusionModel):
 
 
 def _segments(sigma: Tensor, given: Given | None, count: int) -> tuple[Levels, Tensor | None]:
-    """The levels of all tokens, noisy ones first, and the order that brings them there."""
+    """The levels of all tokens, noisy ones first, and the order that brings them there.
+
+    The order is (n,), or (B, n) where samples differ in which tokens are given.
+    """
     if given is None or not given.clean or not bool(given.tokens.any()):
         return Levels(sigma[:, None], (count,)), None
     clean = given.tokens
-    order = torch.argsort(clean.to(torch.uint8), stable=True).to(sigma.device)
-    noisy = count - int(clean.sum())
+    order = torch.argsort(clean.to(torch.uint8), dim=-1, stable=True).to(sigma.device)
+    noisy = count - given.count
     both = torch.stack([sigma, torch.zeros_like(sigma)], 1)
     return Levels(both, (noisy, count - noisy)), order
+
+
+def _wide(order: Tensor, x: Tensor) -> Tensor:
+    """An order (n,) or (B, n) as an index into x's second dimension, (B, n, c)."""
+    return order[..., None].expand(len(x), -1, x.shape[-1])
+
+
+def _in_order(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(1, _wide(order, x))
 
 
 def _content(path: Path) -> str:

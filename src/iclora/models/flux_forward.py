@@ -67,7 +67,7 @@ def flux_forward(
         prompt: T5's embedding (B, t, d). pooled: CLIP's (B, p).
         levels: of the n tokens.
         guidance: (B,), None for a base without guidance embedding.
-        places: (n, 3), the position of every token, in the order of `z`.
+        places: (n, 3), the position of every token, in the order of `z`; or (B, n, 3).
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
         compiled: whether blocks are compiled where gradients are wanted. Sampling never is: a
@@ -78,10 +78,7 @@ def flux_forward(
     x = net.x_embedder(z)
     c = net.context_embedder(prompt)
     temb = _embed_levels(net.time_text_embed, levels.sigma, guidance, pooled, x.dtype)
-    ids = torch.cat([places.new_zeros(c.shape[1], places.shape[1]), places])
-    # diffusers repeats every angle for both numbers of a pair; here they turn as one.
-    cos, sin = (t[None, :, None, ::2] for t in net.pos_embed(ids))
-    turn = (cos, sin)
+    turn = _turn(net.pos_embed, c.shape[1], places)
     shape = (x.shape, c.shape, x.dtype, x.device, levels.tokens)
     compiled = compiled and torch.is_grad_enabled() and _worth_compiling(shape)
     blocks = [(_double, block) for block in net.transformer_blocks]
@@ -95,6 +92,15 @@ def flux_forward(
     scale, shift = _linear(net.norm_out.linear, F.silu(temb)).to(x.dtype).chunk(2, -1)
     out: Tensor = net.proj_out(_modulate(x, shift, scale, levels.tokens))
     return out
+
+
+def _turn(embed: Any, words: int, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by which q and k are turned, each (1 or B, words + n, 1, d / 2)."""
+    places = places if places.ndim == 3 else places[None]
+    ids = torch.cat([places.new_zeros(len(places), words, places.shape[-1]), places], 1)
+    # diffusers repeats every angle for both numbers of a pair; here they turn as one.
+    cos, sin = (t.view(*ids.shape[:2], 1, -1)[..., ::2] for t in embed(ids.flatten(0, 1)))
+    return cos, sin
 
 
 def _embed_levels(

@@ -1,0 +1,78 @@
+"""Toyland's judge as a metric of `iclora evaluate`: what is true of a set, not what looks so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from iclora.errors import ConfigError
+from iclora.evaluate.metric import Figures, Made, Metric
+from iclora.recipe import Recipe
+from iclora.toyland.judge import agreement, diversity, read, stated_right
+from iclora.toyland.tasks import TASKS, Task
+from iclora.toyland.world import IDENTITY, TRAITS, traits_said
+
+__all__ = ["Toyland"]
+
+
+class Toyland(Metric):
+    """Whether panels agree, show what they are told, and carry over what is given.
+
+    It reads every trait from the pixels; the same figures as `iclora.toyland.evaluate`'s.
+    """
+
+    name = "toyland"
+    main = "same all"
+    figures: ClassVar[Mapping[str, str]] = {
+        "same all": "share of sets whose panels agree in all they should share",
+        "carried all": "share of made panels with all of a given panel's identity",
+        "diversity": "share of the identity in which the first made panel differs between seeds",
+        **{f"same {t}": f"share of sets whose panels agree in {t}" for t in TRAITS},
+        **{f"carried {t}": f"share of made panels with a given panel's {t}" for t in TRAITS},
+        **{f"stated {t}": f"share of made panels that show the {t} they are told" for t in TRAITS},
+    }
+
+    def __init__(self) -> None:
+        super().__init__("toyland's judge, which reads the truth from pixels")
+
+    def check(self, recipe: Recipe) -> None:
+        if recipe.name not in TASKS:
+            raise ConfigError(
+                f'toyland has no sets of the recipe "{recipe.name}"',
+                f"It knows {', '.join(TASKS)}.",
+            )
+
+    def of_sets(self, sets: Sequence[Made]) -> Iterator[Figures]:
+        for made in sets:
+            task = TASKS[made.recipe.name]
+            found = [_read(panel, task, n) for n, panel in enumerate(made.panels)]
+            same = agreement(found, task.relation)
+            figures = {f"same {trait}": float(value) for trait, value in same.items()}
+            told = {*task.stated, *task.says_fixed}
+            if made.words:
+                said = [
+                    {t: v for t, v in traits_said(made.words[n], task.topic).items() if t in told}
+                    for n in made.own
+                ]
+                right = stated_right(said, [found[n] for n in made.own])
+                figures |= {f"stated {t}": float(np.mean(v)) for t, v in right.items()}
+            if made.given:
+                truth = found[min(made.given) - 1]
+                carried = {t: [found[n][t] == truth[t] for n in made.own] for t in task.relation}
+                carried["all"] = [all(row) for row in zip(*carried.values(), strict=True)]
+                figures |= {f"carried {t}": float(np.mean(v)) for t, v in carried.items()}
+            yield figures
+
+    def across_seeds(self, sets: Sequence[Made]) -> Figures:
+        task, panel = TASKS[sets[0].recipe.name], sets[0].own[0]
+        seen = [_read(made.panels[panel], task, panel) for made in sets]
+        return {"diversity": diversity(seen, IDENTITY[task.topic])}
+
+
+def _read(panel: Image.Image, task: Task, number: int) -> dict[str, str]:
+    """What the judge sees; style and weather are taken as the task has them."""
+    fixed = task.fixed[number]
+    return read(panel, task.topic, **{k: v for k, v in fixed.items() if k in ("style", "weather")})
