@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn import functional as F
 
 from iclora.files import cache_home
@@ -258,7 +259,7 @@ def check_compiled(net, kind):
 @pytest.mark.parametrize("chosen", [None, "default", "/somewhere/else"])
 def test_what_is_compiled_lies_in_our_cache_unless_a_user_chose_another(monkeypatch, chosen):
     name = "TORCHINDUCTOR_CACHE_DIR"
-    monkeypatch.setenv(name, room.default_cache_dir() if chosen == "default" else chosen or "")
+    monkeypatch.setenv(name, default_cache_dir() if chosen == "default" else chosen or "")
     if chosen is None:
         monkeypatch.delenv(name)
     room._compile.cache_clear()

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -226,6 +225,9 @@ def _parts_of(before: Any, after: Any, compiled: bool) -> tuple[Any, Any]:
 @cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """A block's half for static shapes, kept on disk between runs."""
+    # Private to torch, so looked for only by those who compile.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     # torch's own place is /tmp, which does not outlive a restart of the machine. It stands in the
     # environment as soon as diffusers is imported, as if a user had chosen it.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
