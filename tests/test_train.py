@@ -251,9 +251,10 @@ def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, conf
     def make_preview(recipe):
         assert recipe.name == "film-storyboard"
 
-        def preview(step):
+        def preview(step, write):
             from iclora.adapter import lora_parameters
 
+            assert write
             seen.append((step, {k: v.detach().clone() for k, v in lora_parameters(clean).items()}))
 
         return preview

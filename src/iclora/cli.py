@@ -326,7 +326,7 @@ def train(words: Words) -> int:
     number = str(model.dtype).removeprefix("torch.")
     _say(f"base {config.base} on {model.device} in {number}{kept}")
 
-    def previewer(recipe: Recipe) -> Callable[[int], None]:
+    def previewer(recipe: Recipe) -> Callable[[int, bool], None]:
         return make_preview(
             model,
             recipe,

@@ -104,6 +104,9 @@ class TrainConfig(BaseModel):
     recompute: Annotated[int, Field(ge=0)] | None = None
     """blocks that keep only their input for the backward pass; by default all with
     gradient_checkpointing, else none"""
+    shard: bool = False
+    """spread the base over all processes that `accelerate launch` started (FSDP2): each keeps its
+    part of every block; for bases that one card does not hold"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """precision of the adapter file"""
 
@@ -135,6 +138,11 @@ class TrainConfig(BaseModel):
             raise ValueError("held_out: leave it out beside validation")
         if self.isolate_given and not self.conditional:
             raise ValueError("isolate_given: it needs conditional above 0")
+        if self.shard and (self.micro_batch > 1 or self.micro_tokens):
+            # Processes must make the same number of passes, or some wait for ever.
+            raise ValueError("shard: sets are computed singly; leave micro_batch and _tokens out")
+        if self.shard and self.precision != "base":
+            raise ValueError("shard: the base is kept as dtype says; leave out precision")
         return self
 
     def to_toml(self) -> str:

@@ -230,12 +230,12 @@ def make_preview(
     resolution: int,
     seed: int,
     folder: Path,
-) -> Callable[[int], None]:
+) -> Callable[[int, bool], None]:
     """A callback for `train`: draws each prompt by the base alone and by the adapter so far.
 
     The prompts are encoded here, so that the text encoders can be freed before training.
 
-    Returns: a function of the step that writes folder/step-000250.png.
+    Returns: a function of the step that writes folder/step-000250.png where it is told to.
     Raises: CaptionError, ConfigError for a prompt that would fail later.
     """
     canvas = recipe.canvas.fit(recipe.canvas.sizes, resolution**2, model.grid)
@@ -249,7 +249,7 @@ def make_preview(
     def draw() -> list[Image.Image]:
         return [run(model, r, text=t).composite for r, t in zip(requests, texts, strict=True)]
 
-    def preview(step: int) -> None:
+    def preview(step: int, write: bool = True) -> None:
         denoiser: Any = model.denoiser
         if not plain:
             denoiser.disable_adapters()
@@ -258,7 +258,8 @@ def make_preview(
             finally:
                 denoiser.enable_adapters()
         grid = _side_by_side({"base": plain, f"adapter, step {step}": draw()})
-        write_png(folder / f"step-{step:06d}.png", grid)
+        if write:
+            write_png(folder / f"step-{step:06d}.png", grid)
 
     return preview
 

@@ -41,7 +41,7 @@ __all__ = ["RunResult", "StepReport", "resume_config", "train"]
 _FREE = {"steps", "save_every", "keep", "preview_every", "preview_prompts", "preview_resolution",
          "trackers"}  # fmt: skip
 _TELLING = {"lr", "grad_clip", "micro_batch", "micro_tokens", "gradient_checkpointing", "recompute",
-            "compile", "precision", "device", "save_dtype"}  # fmt: skip
+            "compile", "precision", "shard", "device", "save_dtype"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def train(
     resume: bool = False,
     on_encode: Progress | None = None,
     on_step: Callable[[StepReport], None] | None = None,
-    make_preview: Callable[[Recipe], Callable[[int], None]] | None = None,
+    make_preview: Callable[[Recipe], Callable[[int, bool], None]] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Tune a LoRA on a dataset.
@@ -103,7 +103,8 @@ def train(
         on_step: called after every optimizer step.
         make_preview: called once with the dataset's recipe, before the encoders are freed; what it
             returns is called with the step every `config.preview_every` steps, while the base
-            carries the adapter's averaged weights.
+            carries the adapter's averaged weights, and told whether to write. (Processes that
+            share a base must all draw; one of them writes.)
         warn: called with anything the user should know that does not stop the run.
     Returns: how it ended.
     Raises: DatasetError with every problem `check` finds, before anything is encoded; RunError if
@@ -112,9 +113,11 @@ def train(
     """
     warn = warn or (lambda _: None)
     workers = Workers(model.device)
+    _check_shares(config, workers, model)
     if not workers.main:
         # What one process says and draws is enough.
-        warn, make_preview, on_encode, on_step = (lambda _: None), None, None, None
+        warn, on_encode, on_step = (lambda _: None), None, None
+        make_preview = make_preview if config.shard else None
     if not resume and workers.main:
         _refuse_taken(Path(config.out))
     dataset = open_dataset(config.data, config.recipe)
@@ -134,6 +137,11 @@ def train(
         workers.wait()
     if config.compile:
         _tell_shapes(encoded, warn)
+    if config.shard:
+        model.mesh = workers.mesh()
+        # In turn: each reads the whole base into the machine's memory before it keeps its part.
+        with workers.in_turn():
+            model.denoiser  # noqa: B018
     state = TrainState.fresh(model, config)
     if resume:
         state = _restore(run, state, model, workers, warn)
@@ -150,6 +158,24 @@ def train(
         run.finish(state)
     workers.wait()
     return RunResult(run.path, state.step, finished, run.best_step())
+
+
+def _check_shares(config: TrainConfig, workers: Workers, model: DiffusionModel) -> None:
+    """Raises: RunError if a base cannot be spread as it is asked for."""
+    if not config.shard:
+        return
+    if workers.count == 1:
+        raise RunError(
+            "shard spreads the base over several processes, and this is the only one",
+            "Start it by `accelerate launch --num_processes 2 -m iclora train ...`.",
+        )
+    if config.batch % workers.count:
+        raise RunError(
+            f"{workers.count} processes cannot share a batch of {config.batch} evenly, and those "
+            "that share a base must make as many passes each",
+            f"Choose a --batch that {workers.count} divides.",
+        )
+    model.release("denoiser")
 
 
 def _recomputed(config: TrainConfig, blocks: int) -> int:
@@ -324,7 +350,7 @@ class _Loop:
     validation: Validation | None
     interrupted: threading.Event
     on_step: Callable[[StepReport], None] | None
-    preview: Callable[[int], None] | None
+    preview: Callable[[int, bool], None] | None
     track: Track
     watch: _Watch = field(default_factory=lambda: _Watch())
     rate: float = 0.0
@@ -353,7 +379,7 @@ class _Loop:
                 return False
             if self.preview and (last or state.step % config.preview_every == 0):
                 with state.averaged(), torch.no_grad():
-                    self.preview(state.step)
+                    self.preview(state.step, self.workers.main)
         return True
 
     def _step(self, samples: Sequence[Sample]) -> tuple[float, bool]:
@@ -371,17 +397,19 @@ class _Loop:
         return loss, stop > 0
 
     def _keep(self) -> None:
-        """Measure, then write a checkpoint; the main process alone."""
+        """Measure, then write a checkpoint; the main process alone writes."""
+        self._measure()
         if self.workers.main:
-            self._measure()
             self.run.checkpoint(self.state)
         self.workers.wait()
 
     def _measure(self) -> None:
-        if self.validation is None or not self.workers.main:
+        # Processes that share a base must measure together.
+        main, shared = self.workers.main, self.run.config.shard
+        if self.validation is None or not (main or shared):
             return
         with self.state.averaged():
-            found = self.validation.take(self.model, self.state.step)
+            found = self.validation.take(self.model, self.state.step, write=main)
         self.track({"held out": found.loss}, self.state.step)
 
 

@@ -97,12 +97,13 @@ class Validation:
     seed: int
     guidance: float
 
-    def take(self, model: DiffusionModel, step: int) -> Measured:
-        """Measure both, and write it down. Raises: StorageError."""
+    def take(self, model: DiffusionModel, step: int, write: bool = True) -> Measured:
+        """Measure both, and write it down where it is asked for. Raises: StorageError."""
         held = measure(model, self.held, self.seed, self.guidance)
         trained = measure(model, self.trained, self.seed, self.guidance)
         row = {"step": step, "held out": asdict(held), "trained": asdict(trained)}
-        append_line(self.path, json.dumps(row))
+        if write:
+            append_line(self.path, json.dumps(row))
         return held
 
 

@@ -6,12 +6,14 @@ same step. An adapter is small and the base does not change, so nothing else has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 __all__ = ["Workers"]
 
@@ -39,6 +41,19 @@ class Workers:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of some items; all parts together are all of them."""
         return items[self.rank :: self.count]
+
+    def mesh(self) -> DeviceMesh:
+        """All of them, as what FSDP spreads weights over."""
+        return init_device_mesh(self._device.type, (self.count,))
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Inside the block is one process at a time."""
+        for _ in range(self.rank):
+            self.wait()
+        yield
+        for _ in range(self.rank, self.count):
+            self.wait()
 
     def wait(self) -> None:
         """Until all are here."""

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from iclora.config import Precision
 from iclora.files import digest
@@ -98,6 +99,9 @@ class DiffusionModel(ABC):
             not loaded again; None after a release or a removal.
         recompute: how many blocks of the denoiser keep their input alone for the backward pass.
         compiled: whether blocks are compiled where gradients are wanted.
+        mesh: the processes the blocks' weights are spread over, a torch DeviceMesh; set before the
+            denoiser is first used. None keeps them whole. Where it is set, every process of it
+            must compute every velocity.
     """
 
     name: str
@@ -113,6 +117,7 @@ class DiffusionModel(ABC):
     recompute: int = 0
     precision: Precision = "base"
     compiled: bool = False
+    mesh: DeviceMesh | None = None
 
     @property
     @abstractmethod

@@ -25,7 +25,7 @@ from iclora.errors import ConfigError, ModelError
 from iclora.files import digest
 from iclora.models.attention import Attend, boosted, isolated, pick_attention, reading
 from iclora.models.base import DiffusionModel, Given, Part, Sampling, Text
-from iclora.models.flux_forward import Levels, flux_forward
+from iclora.models.flux_forward import Levels, flux_forward, shard_blocks
 from iclora.models.quantize import quantize
 
 __all__ = ["FluxModel"]
@@ -117,6 +117,8 @@ class FluxModel(DiffusionModel):
             if part == "transformer":
                 # Layer by layer, so that the device never holds them whole.
                 quantize(model, self.precision, self.device)
+                if self.mesh is not None:
+                    shard_blocks(model, self.mesh)
             model.to(self.device)
         return model
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -29,7 +30,7 @@ from iclora.files import cache_home
 from iclora.models.attention import Attend, pick_attention
 from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 
-__all__ = ["COMPILED_SHAPES", "Levels", "flux_forward"]
+__all__ = ["COMPILED_SHAPES", "Levels", "flux_forward", "shard_blocks"]
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,33 @@ def flux_forward(
     blocks = [(_double, block) for block in net.transformer_blocks]
     blocks += [(_single, block) for block in net.single_transformer_blocks]
     for number, (run, block) in enumerate(blocks):
-        given = (block, x, c, temb, turn, levels.tokens, attend, compiled)
+        # One whose weights are spread gathers them when it is called, and then does as `run`.
+        spread = isinstance(block, FSDPModule)
+        call: Callable[..., Any] = cast(Any, block) if spread else partial(run, block)
+        given = (x, c, temb, turn, levels.tokens, attend, compiled)
         if number < recompute and torch.is_grad_enabled():
-            x, c = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+            x, c = checkpoint(call, *given, use_reentrant=False, preserve_rng_state=False)
         else:
-            x, c = run(*given)
+            x, c = call(*given)
     scale, shift = _linear(net.norm_out.linear, F.silu(temb)).to(x.dtype).chunk(2, -1)
     out: Tensor = net.proj_out(_modulate(x, shift, scale, levels.tokens))
     return out
+
+
+def shard_blocks(net: Any, mesh: Any) -> None:
+    """Spread every block's weights over a device mesh (FSDP2); the rest of the net stays whole.
+
+    A block's weights are gathered for its forward pass and again for its backward pass, and freed
+    behind each. Only what a block has now is spread: a LoRA that is added later is whole on every
+    device. From here on every process of the mesh must run every pass. Blocks are brought to the
+    mesh's device one by one.
+    """
+    blocks = [(_double, block) for block in net.transformer_blocks]
+    blocks += [(_single, block) for block in net.single_transformer_blocks]
+    for run, block in blocks:
+        # FSDP gathers around a module's call, so that call must be our block, not diffusers'.
+        block.forward = partial(run, block)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 def _turn(embed: Any, words: int, places: Tensor) -> tuple[Tensor, Tensor]:
