@@ -5,14 +5,18 @@
 
 Arms, interleaved round by round, on the same latents, texts, noise levels and LoRA targets:
 
-    ours        iclora's forward, micro-batches of one, nothing recomputed
-    script      diffusers' FLUX LoRA script: its model under bf16 autocast, all blocks recomputed
-    script-fit  the same with nothing recomputed, where memory allows it
-    ai-toolkit  float32 LoRA on every linear layer of the blocks, all blocks recomputed
-    ours-all    ours on the layers of ai-toolkit
+    script          diffusers' FLUX LoRA script: its model under bf16 autocast, all recomputed
+    script-fit      the same with nothing recomputed, where memory allows it
+    script-best     that with compiled blocks, and cuDNN's attention on a GPU
+    ours            iclora's forward, micro-batches of one, nothing recomputed
+    ours-compiled   that with compiled blocks
+    ai-toolkit      float32 LoRA on every linear layer of the blocks, all recomputed
+    ai-toolkit-fit, ai-toolkit-best, ours-all, ours-all-compiled: as above, on these layers
 
-Before any timing, the gradients of an arm and of its peer must agree. The unit is an optimizer
-step of the given batch: forward and backward pass of all samples, clipping, AdamW.
+ai-toolkit also keeps the base in 8 bits and averages weights, which cost it time and are left out
+here. `--width 128 --height 128 --rounds 1` is a smoke run. Before any timing, the gradients of an
+arm and of its peer must agree. The unit is an optimizer step of the given batch: forward and
+backward pass of all samples, clipping, AdamW.
 """
 
 from __future__ import annotations
@@ -126,9 +130,10 @@ def adapters(net: Any, targets: tuple[str, ...] | str) -> list[nn.Parameter]:
     return found
 
 
-def peer(net: Any, work: Work, recompute: bool) -> float:
+def peer(net: Any, work: Work, recompute: bool, best: bool = False) -> float:
     """Forward and backward as diffusers' script does it: the whole batch at once."""
     (net.enable_gradient_checkpointing if recompute else net.disable_gradient_checkpointing)()
+    compile_blocks(net, best)
     rows = slice(0, len(work.x0))
     with torch.autocast(work.x0.device.type, torch.bfloat16):
         v = net(
@@ -142,7 +147,21 @@ def peer(net: Any, work: Work, recompute: bool) -> float:
     return float(loss.detach())
 
 
-def ours(net: Any, work: Work, micro: int, recompute: int = 0) -> float:
+_compiled: dict[nn.Module, Any] = {}
+
+
+def compile_blocks(net: Any, on: bool) -> None:
+    """Switch diffusers' own blocks between compiled and plain, and what they attend with."""
+    if net.device.type == "cuda":
+        net.set_attention_backend("_native_cudnn" if on else "native")
+    for block in [*net.transformer_blocks, *net.single_transformer_blocks]:
+        if on and block not in _compiled:
+            block.compile(fullgraph=True, dynamic=False)
+            _compiled[block] = block._compiled_call_impl
+        block._compiled_call_impl = _compiled[block] if on else None
+
+
+def ours(net: Any, work: Work, micro: int, recompute: int = 0, compiled: bool = False) -> float:
     """Forward and backward as iclora does it."""
     total = 0.0
     for start in range(0, len(work.x0), micro):
@@ -151,6 +170,7 @@ def ours(net: Any, work: Work, micro: int, recompute: int = 0) -> float:
         v = flux_forward(
             net, work.noisy(rows), work.prompt[rows], work.pooled[rows], levels,
             torch.ones_like(work.sigma[rows]), work.places, recompute=recompute,
+            compiled=compiled,
         )  # fmt: skip
         loss = work.loss(v, rows)
         loss.backward()
@@ -216,6 +236,23 @@ def train_flops(config: Any, tokens: int, batch: int) -> float:
     return batch * (2 * linear + 3.5 * attention)
 
 
+def make_arms(micro: int, recompute: int) -> list[Arm]:
+    """All arms; the first of those with equal targets is what the others are compared with."""
+    arms = []
+    for targets, theirs, mine in (
+        (SCRIPT_TARGETS, "script", "ours"),
+        ("all", "ai-toolkit", "ours-all"),
+    ):
+        arms += [
+            Arm(theirs, targets, lambda n, w: peer(n, w, True), []),
+            Arm(f"{theirs}-fit", targets, lambda n, w: peer(n, w, False), []),
+            Arm(f"{theirs}-best", targets, lambda n, w: peer(n, w, False, best=True), []),
+            Arm(mine, targets, lambda n, w: ours(n, w, micro, recompute), []),
+            Arm(f"{mine}-compiled", targets, lambda n, w: ours(n, w, micro, recompute, True), []),
+        ]
+    return arms
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -226,28 +263,20 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=1)
     parser.add_argument("--recompute", type=int, default=0, help="blocks that ours recomputes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", help="by default all but script-fit")
+    parser.add_argument("--arms", nargs="+", help="by default all")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = build(true_size if args.true_size else proxy, device)
     work = Work.draw(net, args.batch, args.width, args.height, device)
 
-    def mine(net: Any, work: Work) -> float:
-        return ours(net, work, args.micro, args.recompute)
-
-    arms = [
-        Arm("script", SCRIPT_TARGETS, lambda n, w: peer(n, w, True), []),
-        Arm("script-fit", SCRIPT_TARGETS, lambda n, w: peer(n, w, False), []),
-        Arm("ours", SCRIPT_TARGETS, mine, []),
-        Arm("ai-toolkit", "all", lambda n, w: peer(n, w, True), []),
-        Arm("ours-all", "all", mine, []),
-    ]
-    wanted = args.arms or ["script", "ours", "ai-toolkit", "ours-all"]
+    arms = make_arms(args.micro, args.recompute)
+    wanted = args.arms or [arm.name for arm in arms]
     for targets in (SCRIPT_TARGETS, "all"):
         group = [arm for arm in arms if arm.targets == targets and arm.name in wanted]
         if not group:
             continue
         parameters = adapters(net, targets)
+        _compiled.clear()
         found = [gradients(arm, net, parameters, work) for arm in group]
         for arm, grad in zip(group[1:], found[1:], strict=True):
             off = float((grad - found[0]).norm() / found[0].norm())

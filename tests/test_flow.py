@@ -88,13 +88,12 @@ def test_progress_is_reported_after_every_step():
 def test_going_back_gives_the_marginal_of_the_higher_level():
     sigma, following = 0.9, 0.6
     drawn = torch.randn(1, 20000, 1, generator=torch.Generator().manual_seed(0))
-    again = flow.Again(1, 0.5, 1.0, lambda step, turn: drawn)
     x0, eps = torch.full_like(drawn, 2.0), torch.randn_like(drawn)
-    z = again.back((1 - following) * x0 + following * eps, following, sigma, 0, 1)
+    z = flow.Again.back((1 - following) * x0 + following * eps, following, sigma, drawn)
     assert abs(float(z.mean()) - (1 - sigma) * 2) < 0.03
     assert abs(float(z.std()) - sigma) < 0.03
     # From pure noise nothing of what was there is left.
-    torch.testing.assert_close(again.back(z, 0.8, 1.0, 0, 1), drawn)
+    torch.testing.assert_close(flow.Again.back(z, 0.8, 1.0, drawn), drawn)
 
 
 def test_steps_in_the_range_are_repeated_and_end_where_the_velocity_leads():
@@ -116,6 +115,21 @@ def test_steps_in_the_range_are_repeated_and_end_where_the_velocity_leads():
     assert seen == [1.0, 0.8, 0.8, 0.8, 0.5, 0.5, 0.5, 0.2]
     assert drawn == [(1, 1), (1, 2), (2, 1), (2, 2)]
     torch.testing.assert_close(made, x0, atol=1e-5, rtol=1e-5)
+
+
+def test_a_given_token_is_seen_through_other_noise_in_each_repetition():
+    x0, noise = torch.ones(1, 2, 2), torch.randn(1, 2, 2)
+    known, seen = torch.tensor([True, False]), []
+
+    def velocity(z, sigma):
+        seen.append((z[:, 0] - (1 - sigma) * x0[:, 0]) / sigma)
+        return z - x0
+
+    draws = [torch.randn(1, 2, 2) for _ in range(2)]
+    again = flow.Again(2, 0.9, 1.0, lambda step, turn: draws[turn - 1])
+    flow.denoise(velocity, noise, [1.0, 0.5, 0.0], known=known, x0=x0, again=again)
+    for found, drawn in zip(seen, (noise, *draws, noise), strict=True):
+        torch.testing.assert_close(found, drawn[:, 0])
 
 
 def test_clean_tokens_are_clean_at_every_step():

@@ -233,6 +233,13 @@ def test_every_mode_paints_something_else(clean):
     assert len(set(made.values())) == 4
 
 
+def test_repeated_steps_paint_something_else_without_any_known_panel(clean):
+    plain, repeated = (
+        generate(clean, CAPTION, **wish(resample=times)).composite.tobytes() for times in (0, 1)
+    )
+    assert plain != repeated
+
+
 def test_with_no_known_panel_clean_mode_is_generating(clean):
     request, _ = prepare(clean, CAPTION, seed=4, **wish())
     plain = run(clean, request)

@@ -79,8 +79,10 @@ def test_latents_of_another_picture_or_another_size_are_not_taken(clean, tmp_pat
 
 def test_settings_without_effect_are_said_to_have_none(clean):
     known = {1: picture(96, 64)}
-    _, notes = prepare(clean, CAPTION, known=known, boost=3, resample=2, mode="boost", **wish())
-    assert [n for n in notes if "no effect" in n] == ["resample has no effect in mode boost"]
+    _, notes = prepare(clean, CAPTION, known=known, boost=3, mode="sdedit", **wish())
+    assert [n for n in notes if "no effect" in n] == ["boost has no effect in mode sdedit"]
+    _, notes = prepare(clean, CAPTION, resample_from=0.5, **wish())
+    assert notes == ["resample_from has no effect without resample"]
     _, notes = prepare(clean, CAPTION, mode="resample", **wish())
     assert "no panel is known: mode resample has no effect" in notes
     _, notes = prepare(clean, CAPTION, known=known, mode="clean", **wish())
@@ -210,3 +212,28 @@ def test_a_prompt_without_prefix_or_markers_is_used_and_said_so(tiny):
     assert request.prompt == "[MOVIE-SHOTS] a shy boy at a carnival"
     assert any("MOVIE-SHOTS" in note for note in notes)
     assert any("no panel markers" in note for note in notes)
+
+
+def test_steps_are_repeated_in_any_mode_and_by_themselves_in_mode_resample(clean):
+    known = {1: picture(96, 64)}
+    repeated = {
+        mode: prepare(clean, CAPTION, known=known, mode=mode, **wish())[0].resample
+        for mode in ("sdedit", "resample", "boost", "clean")
+    }
+    assert repeated == {"sdedit": 0, "resample": 3, "boost": 0, "clean": 0}
+    request, notes = prepare(clean, CAPTION, known=known, mode="boost", resample=2, **wish())
+    assert (request.resample, notes) == (2, [])
+    assert prepare(clean, CAPTION, resample=1, **wish())[0].resample == 1
+
+
+def test_a_request_of_version_0_1_repeats_steps_in_mode_resample_alone(clean, tmp_path):
+    request, _ = prepare(clean, CAPTION, **wish())
+    for mode, version, wanted in (
+        ("sdedit", "0.1.0", 0), ("resample", "0.1.0", 3), ("sdedit", "0.2.0", 3),
+    ):  # fmt: skip
+        old = request.model_copy(
+            update={"mode": mode, "resample": 3, "versions": {"iclora": version}}
+        )
+        path = tmp_path / "request.json"
+        path.write_text(old.model_dump_json())
+        assert Request.load(path)[0].resample == wanted

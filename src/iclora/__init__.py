@@ -5,4 +5,4 @@ Import from the rooms: `iclora.layout`, `iclora.caption`, `iclora.recipe`, `iclo
 `iclora --help` starts at once.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

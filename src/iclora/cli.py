@@ -988,6 +988,19 @@ def _sampling_options(parser: argparse.ArgumentParser, many: bool = False) -> No
     add("--seed", type=int, help="decides the noise of all panels (default 0)")
     add("--steps", type=int, help="Euler steps; by default the base's or the recipe's")
     add("--guidance", type=float, help="guidance value; by default the recipe's")
+    add(
+        "--resample",
+        type=_positive,
+        metavar="N",
+        help="take every early step N times more from new noise: panels agree better, and it takes "
+        "longer (default 0; in mode resample 3)",
+    )
+    add(
+        "--resample-from",
+        type=float,
+        metavar="SIGMA",
+        help="steps below this noise level are taken once (default 0.6)",
+    )
     _machine_options(parser, "evaluation" if many else "out")
 
 
@@ -1025,8 +1038,6 @@ def _mode_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
         "else sdedit" + many * "; repeat for more arms",
     )
     add("--boost", type=float, help="mode boost: factor on attention (default 2)")
-    add("--resample", type=_positive, help="mode resample: repetitions (default 3)")
-    add("--resample-from", type=float, help="mode resample: lowest noise level (default 0.7)")
 
 
 def _captioner_options(parser: argparse.ArgumentParser) -> None:

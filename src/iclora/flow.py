@@ -91,9 +91,10 @@ def resolution_shift(tokens: int, least: int, most: int, low: float, high: float
 class Again:
     """Time travel: some steps are taken several times over, from new noise each time.
 
-    What was made and what is given have then met more often where the layout is settled. Source:
-    Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), here for a rectified flow: to go back from
-    s' to s, z <- a z + b noise with a = (1 - s) / (1 - s') and b^2 = s^2 - (a s')^2.
+    Panels that are made, and what is given, have then met more often where identities and layout
+    are settled; and a given panel is read through other noise each time. Source: Lugmayr et al.
+    2022 (RePaint, arXiv 2201.09865), here for a rectified flow: to go back from s' to s,
+    z <- a z + b noise with a = (1 - s) / (1 - s') and b^2 = s^2 - (a s')^2.
 
     Attributes:
         times: how often a step is repeated.
@@ -106,11 +107,12 @@ class Again:
     high: float
     noise: Callable[[int, int], Tensor]
 
-    def back(self, z: Tensor, following: float, sigma: float, step: int, turn: int) -> Tensor:
+    @staticmethod
+    def back(z: Tensor, following: float, sigma: float, noise: Tensor) -> Tensor:
         """From level `following` up to `sigma`."""
         a = (1 - sigma) / (1 - following)
         b = math.sqrt(max(0.0, sigma**2 - (a * following) ** 2))
-        return a * z + b * self.noise(step, turn).to(z.device)
+        return a * z + b * noise
 
     def turns(self, sigma: float) -> int:
         """How often a step from this level is taken."""
@@ -132,7 +134,8 @@ def denoise(
 
     With `known` tokens this is the paper's masked SDEdit at strength 1: before every step the
     known tokens are set to their clean latents, noised to the current sigma with the one fixed
-    noise draw; unknown tokens start from pure noise. After the last step known tokens are clean.
+    noise draw (in repetitions with a draw of their own); unknown tokens start from pure noise.
+    After the last step known tokens are clean.
 
     Args:
         velocity: (z (B, n, c), sigma) -> (B, n, c).
@@ -150,11 +153,13 @@ def denoise(
     done = 0
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         for turn in range(turns[step]):
+            drawn = noise
             if turn and again:
-                z = again.back(z, following, sigma, step, turn)
+                drawn = again.noise(step, turn).to(z.device)
+                z = again.back(z, following, sigma, drawn)
             if known is not None and x0 is not None:
                 level = 0.0 if clean else sigma
-                z = torch.where(known[:, None], (1 - level) * x0 + level * noise, z)
+                z = torch.where(known[:, None], (1 - level) * x0 + level * drawn, z)
             z = z + (following - sigma) * velocity(z, sigma).float()
             done += 1
             if on_step:

@@ -92,9 +92,7 @@ def run_together(
         known=mask,
         x0=x0,
         clean=first.mode == "clean",
-        again=_again(model, layout, requests)
-        if mask is not None and first.mode == "resample"
-        else None,
+        again=_again(model, layout, requests) if first.resample else None,
         on_step=on_step,
     ).cpu()
     vae = model.fingerprint("vae")

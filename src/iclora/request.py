@@ -68,7 +68,7 @@ Mode = Literal["sdedit", "resample", "boost", "clean"]
 """How missing panels are made.
 
 sdedit: known panels are as noisy as the rest at every step (the paper's).
-resample: the same, and steps early on are taken several times.
+resample: the same, and steps early on are taken several times (`Request.resample`).
 boost: the same, and the rest pays known panels more attention.
 clean: known panels carry no noise and the base is told so; for adapters trained on it.
 """
@@ -104,11 +104,22 @@ class Request(BaseModel):
     """In clean mode: known panels attend to themselves alone, as the adapter was trained."""
     boost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
     """In boost mode, the factor on attention."""
-    resample: Annotated[int, Field(ge=1, le=100)] = 3
-    """In resample mode, how often a step is repeated."""
-    resample_from: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """In resample mode, the lowest noise level from which steps are repeated."""
+    resample: Annotated[int, Field(ge=0, le=100)] = 0
+    """How often an early step is repeated from new noise; in any mode, known panels or none."""
+    resample_from: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """The lowest noise level from which steps are repeated."""
     versions: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_old(cls, values: Any) -> Any:
+        """Requests of version 0.1 name repetitions in every mode, but made them in one."""
+        if not isinstance(values, dict) or values.get("mode") == "resample":
+            return values
+        versions = values.get("versions")
+        if not isinstance(versions, dict) or versions.get("iclora") != "0.1.0":
+            return values
+        return {k: v for k, v in values.items() if not k.startswith("resample")}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Request:
@@ -351,7 +362,12 @@ def prepare(
     how = _mode(mode, adapter, bool(known), notes)
     tuned = {"boost": boost, "resample": resample, "resample_from": resample_from}
     tuned = {name: value for name, value in tuned.items() if value is not None}
-    notes += [f"{name} has no effect in mode {how}" for name in tuned if not name.startswith(how)]
+    if boost is not None and how != "boost":
+        notes.append(f"boost has no effect in mode {how}")
+    if how == "resample":
+        tuned.setdefault("resample", _REPETITIONS)
+    elif resample_from is not None and not resample:
+        notes.append("resample_from has no effect without resample")
     latents = fitting_latents(layout, latents or {}, known, model.grid)
     seeds = tuple(
         (panel_seeds or {}).get(n, int(digest("seed", str(seed), str(n))[:8], 16))
@@ -386,6 +402,10 @@ def prepare(
         raise ConfigError(
             f"settings that make no sense: {problems_of(error)}", "Change them."
         ) from error
+
+
+_REPETITIONS = 3
+"""Of steps in mode resample, unless told otherwise."""
 
 
 def describe_known(

@@ -25,7 +25,7 @@ from iclora.models import load_model
 from iclora.toyland.evaluate import Score, complete_sets, generate_sets, sheet, tune
 from iclora.toyland.tasks import TASKS
 
-__all__ = ["ADAPTERS", "ARMS", "Arm"]
+__all__ = ["ADAPTERS", "ARMS", "MAKING", "Arm"]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -37,7 +37,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to complete sets.
+    """A way to complete sets, or to make them.
 
     Attributes:
         adapter: key of `ADAPTERS`, "" for the base alone. how: mode and its settings.
@@ -52,9 +52,21 @@ ARMS: dict[str, Arm] = {
     "adapter + sdedit": Arm("paper", {"mode": "sdedit"}),
     "adapter + resample": Arm("paper", {"mode": "resample"}),
     "adapter + boost": Arm("paper", {"mode": "boost"}),
+    "adapter + boost and resample": Arm("paper", {"mode": "boost", "resample": 3}),
     "dual adapter + sdedit": Arm("dual", {"mode": "sdedit"}),
     "dual adapter + clean": Arm("dual", {"mode": "clean"}),
     "dual adapter + clean, cached": Arm("isolated", {"mode": "clean"}),
+}
+
+MAKING: dict[str, Arm] = {
+    "base": Arm("", {}),
+    "base, resample 3": Arm("", {"resample": 3}),
+    "paper's adapter": Arm("paper", {}),
+    "paper's adapter, resample 1": Arm("paper", {"resample": 1}),
+    "paper's adapter, resample 3": Arm("paper", {"resample": 3}),
+    "dual adapter": Arm("dual", {}),
+    "dual adapter, resample 1": Arm("dual", {"resample": 1}),
+    "isolated adapter": Arm("isolated", {}),
 }
 
 
@@ -143,10 +155,11 @@ def _measure(name: str, args: argparse.Namespace) -> str:
         score = complete_sets(model, task, args.count, args.sampling_steps,
                               adapters[way.adapter], **way.how)  # fmt: skip
         keep(completed, arm, score, began, args.count)
-    for kind, adapter in adapters.items():
+    for arm, way in MAKING.items():
         began = time.monotonic()
-        score = generate_sets(model, task, args.prompts, 3, args.sampling_steps, adapter)
-        keep(generated, f"{kind} adapter" if kind else "base", score, began, 3 * args.prompts)
+        score = generate_sets(model, task, args.prompts, 3, args.sampling_steps,
+                              adapters[way.adapter], **way.how)  # fmt: skip
+        keep(generated, arm, score, began, 3 * args.prompts)
     return table(completed, generated)
 
 

@@ -22,6 +22,10 @@ from iclora.toyland.tasks import TASKS, Task
 
 __all__ = ["run_demo"]
 
+CONDITIONAL = 0.5
+"""Half of what the adapter learns from has given panels: one adapter then makes sets from words,
+and completes them in clean mode. Which of the two it does better by: docs/completing.md."""
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #2b2b2b; background: #faf8f5; margin: 2rem auto;
        max-width: 1080px; padding: 0 1rem }
@@ -70,6 +74,7 @@ def run_demo(
         out / "tuning",
         sets=sets,
         steps=tuning,
+        conditional=CONDITIONAL,
         on_step=lambda r: bar("training", r.step, r.steps, f"loss {r.loss:.4f}"),
     )
     scores: dict[str, Score] = {}
@@ -131,7 +136,9 @@ one has its identity.</p>
 {_gallery(scores["base completing"].pictures)}</div>
 <div><h2>Completed with the adapter</h2>
 {_gallery(scores["adapter completing"].pictures)}</div></div>
-<p class="note">The first panel of each set was given.</p>
+<p class="note">The first panel of each set was given. The base sees it as noisy as the rest (the
+paper's SDEdit). Half of what the adapter learnt from had panels given without noise
+(<code>conditional = {CONDITIONAL}</code>), so it reads this one clean.</p>
 <h2>What the adapter was tuned on</h2>{_gallery(composites)}
 <p class="note">Their captions were written from the pixels by toyland's captioner: {told.whole} of
 {told.drawn} sets have one, and {told.true:.0%} of what the captions state of their panels is true.

@@ -130,15 +130,19 @@ def full_captions(model: DiffusionModel, task: Task, count: int, steps: int) -> 
 
 
 def generate_sets(model: DiffusionModel, task: Task, prompts: int, seeds: int, steps: int,
-                  adapter: Adapter | None) -> Score:  # fmt: skip
-    """Sets from prompts that leave the identity out: agreement, adherence, diversity."""
+                  adapter: Adapter | None, **how: Any) -> Score:  # fmt: skip
+    """Sets from prompts that leave the identity out: agreement, adherence, diversity.
+
+    Args:
+        how: settings such as `resample`; see `iclora.request.prepare`.
+    """
     wishes, captions = [], []
     for number in range(prompts):
         rng = random.Random(f"prompt {task.recipe} {number}")
         _, caption = draw_set(task, rng, unseen=True)
         captions += [caption] * seeds
         wishes += [_Wish(caption.text, 1000 * number + seed) for seed in range(seeds)]
-    made = make(model, task, wishes, steps, adapter)
+    made = make(model, task, wishes, steps, adapter, **how)
     found = [_read(m, task) for m in made]
     stated = [stated_right(c.said, f) for c, f in zip(captions, found, strict=True)]
     figures = {f"same {k}": v for k, v in _mean(agreement(f, task.relation) for f in found).items()}

@@ -25,7 +25,7 @@ __all__ = ["AXES", "plot"]
 DEFAULT: dict[str, float] = {"sets": 40, "rank": 16, "steps": 300, "conditional": 0}
 AXES: dict[str, tuple[float, ...]] = {
     "sets": (10, 20, 40, 80), "rank": (2, 4, 16), "steps": (75, 150, 300, 600),
-    "conditional": (0, 0.25, 0.5, 0.75),
+    "conditional": (0, 0.25, 0.5),
 }  # fmt: skip
 """What is varied, and over which values."""
 _TITLES = {
