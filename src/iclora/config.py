@@ -104,6 +104,9 @@ class TrainConfig(BaseModel):
     recompute: Annotated[int, Field(ge=0)] | None = None
     """blocks that keep only their input for the backward pass; by default all with
     gradient_checkpointing, else none"""
+    vram: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    """memory of the card, GB, or auto to ask it: what is not set of precision, recompute and
+    micro_tokens is chosen to fit; `iclora plan` shows the choice"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """precision of the adapter file"""
 
@@ -137,18 +140,29 @@ class TrainConfig(BaseModel):
             raise ValueError("isolate_given: it needs conditional above 0")
         return self
 
+    def recomputed(self, blocks: int) -> int:
+        """How many of a base's blocks keep their input alone."""
+        if self.recompute is None:
+            return blocks if self.gradient_checkpointing else 0
+        return min(self.recompute, blocks)
+
     def to_toml(self) -> str:
         """A run file that `read_config` reads back."""
         values = {k: v for k, v in self.model_dump(mode="json").items() if v is not None}
         return tomli_w.dumps({"train": values})
 
 
-def read_config(path: str | Path | None, overrides: dict[str, Any]) -> TrainConfig:
+def read_config(
+    path: str | Path | None,
+    overrides: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
+) -> TrainConfig:
     """A run's settings from a TOML file's [train] table and overrides, which win.
 
     Args:
         path: a run file, or None. Relative paths in it are relative to where the program runs.
         overrides: settings by name, as numbers or strings.
+        defaults: settings that neither may have.
     Raises: ConfigError naming every setting that is wrong.
     """
     values: dict[str, Any] = {}
@@ -165,7 +179,7 @@ def read_config(path: str | Path | None, overrides: dict[str, Any]) -> TrainConf
                 "Write [train] on the first line.",
             )
         values = table["train"]
-    values = {**values, **overrides}
+    values = {**(defaults or {}), **values, **overrides}
     missing = [k for k in ("base", "data", "out") if not values.get(k)]
     if missing:
         raise ConfigError(

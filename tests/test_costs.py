@@ -1,0 +1,183 @@
+"""What a run takes, counted: against real runs, torch's own counters and published sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from iclora import flow
+from iclora.adapter import attach
+from iclora.config import TrainConfig
+from iclora.costs import Costs, Ledger
+from iclora.models import outline
+from iclora.models.base import Given
+from iclora.models.flux import FluxModel
+from iclora.models.outline import Batch, outline_of
+from iclora.models.quantize import quantize
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(base="b", data="d", out="o", rank=4, preview_every=0)
+FLUX_DEV = Path(outline.__file__).parent / "outlines" / "FLUX.1-dev"
+
+
+def opened(dtype=torch.bfloat16, folder=FLUX_DEV):
+    return FluxModel(folder, "x", CPU, dtype)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A FLUX.1 of 3 double and 4 single blocks, 128 wide, in outline."""
+    folder = tmp_path_factory.mktemp("small") / "base"
+    shutil.copytree(FLUX_DEV, folder)
+    path = folder / "transformer" / "config.json"
+    settings = json.loads(path.read_text())
+    settings |= {"num_layers": 3, "num_single_layers": 4, "num_attention_heads": 2,
+                 "attention_head_dim": 64, "axes_dims_rope": [16, 24, 24],
+                 "joint_attention_dim": 64, "pooled_projection_dim": 32}  # fmt: skip
+    path.write_text(json.dumps(settings))
+    (folder / "tokenizer_2" / "tokenizer_config.json").write_text('{"model_max_length": 128}')
+    return folder
+
+
+class Real:
+    """A real net of that outline, and a forward and backward pass of the training code."""
+
+    def __init__(self, folder, dtype, precision="base"):
+        import diffusers
+
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        self.model = opened(dtype, folder)
+        self.model.precision = precision
+        settings = json.loads((folder / "transformer" / "config.json").read_text())
+        with torch.device(CPU):
+            net = diffusers.FluxTransformer2DModel.from_config(settings)
+        for parameter in net.parameters():
+            parameter.data = parameter.data.to(dtype)
+        self.model.denoiser = quantize(net.requires_grad_(False).eval(), precision, CPU)
+        self.lora = attach(self.model, rank=4, alpha=16, targets="all", seed=0)
+        for parameter in self.lora.values():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def step(self, batch, recompute=0):
+        model = self.model
+        model.recompute = recompute
+        n = batch.width * batch.height // 256
+        x0 = torch.randn(batch.count, n, 64)
+        text = {"prompt": torch.randn(128, 64), "pooled": torch.randn(32)}
+        given, of = None, None
+        if batch.given:
+            tokens = torch.arange(n).expand(batch.count, n) < n // 2
+            given, of = Given(tokens, clean=True, alone=batch.alone), ~tokens
+        sigma = torch.full((batch.count,), 0.5)
+        v = model.velocity(x0, sigma, [text] * batch.count, (batch.width, batch.height), 1.0, given)
+        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+
+
+def measured_peak(run):
+    """Bytes at the peak above those at the start, by what the CPU's allocator told the profiler."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def formula(n, t=512, r=16, h=3072, nd=19, ns=38):
+    """FLOPs of a training step without and with recomputing, by hand (FLUX.1-dev)."""
+    s = n + t
+    linear, attention = (nd + ns) * 24 * h * h * s, (nd + ns) * 4 * s * s * h
+    mod = nd * 24 * h * h + ns * 6 * h * h
+    ends = 4 * n * 64 * h + 2 * t * 4096 * h + 4 * (256 * h + h * h)
+    ends += 2 * (768 * h + h * h) + 4 * h * h
+    lora = s * (nd * 2 * r * 18 * h + ns * 2 * r * 6 * h)
+    forward = linear + attention + mod + ends + lora
+    kept = forward + linear + 2.5 * attention + 2 * lora
+    return kept, kept + forward
+
+
+# -- weights and FLOPs --------------------------------------------------------------------------
+
+
+def test_the_outline_of_flux_dev_has_its_11_901_408_320_parameters():
+    whole = outline_of(opened(), torch.bfloat16, "base")
+    assert sum(p.numel() for p in whole.whole().parameters()) == 11_901_408_320
+    # As many from one block of each kind.
+    assert Costs(whole, CONFIG, "cuda").weights == 2 * 11_901_408_320
+
+
+def test_t5_xxl_and_clip_have_their_published_sizes():
+    clip, t5 = outline_of(opened(), torch.bfloat16, "base").text_encoders
+    assert sum(p.numel() for p in clip.parameters()) == 123_060_480
+    assert sum(p.numel() for p in t5.parameters()) == 4_762_310_656
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.5), ("nf4", 0.266)])
+def test_quantised_blocks_take_their_share_of_bf16(precision, share):
+    whole = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda").weights
+    less = Costs(outline_of(opened(), torch.bfloat16, precision), CONFIG, "cuda").weights
+    assert less / whole == pytest.approx(share, abs=0.006)
+
+
+@pytest.mark.parametrize("side", [512, 1024, 1536])
+def test_flops_of_flux_dev_are_those_of_the_formula(side):
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG.model_copy(
+        update={"rank": 16}), "cuda")  # fmt: skip
+    kept, recomputed = formula(side**2 // 256)
+    assert costs.flops(Batch(1, side, side), 0) == pytest.approx(kept, rel=0.01)
+    assert costs.flops(Batch(1, side, side), 57) == pytest.approx(recomputed, rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", [0, 5])
+def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
+    batch = Batch(2, 256, 256)
+    real = Real(small, torch.float32)
+    def adding(_, a, b, out_shape=None, **options):
+        return 2 * a[0] * a[1] * b[1]
+
+    # Torch's counter has no entry for the product that adds in place.
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.addmm_: adding}
+    ) as counter:
+        real.step(batch, recompute)
+    outlined = outline_of(opened(folder=small), torch.float32, "base")
+    counted = Costs(outlined, CONFIG, "cpu").flops(batch, recompute)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+CASES = [
+    (precision, dtype, recompute, batch)
+    for precision, dtype in [("base", "bfloat16"), ("base", "float32"), ("int8", "float32"),
+                             ("nf4", "bfloat16")]
+    for recompute, batch in [(0, Batch(1, 512, 384)), (2, Batch(2, 512, 384)),
+                             (5, Batch(1, 512, 768)), (7, Batch(2, 512, 384))]
+]  # fmt: skip
+CASES += [("base", "float32", 3, Batch(2, 512, 384, given=True, alone=alone)) for alone in (0, 1)]
+
+
+@pytest.mark.parametrize(("precision", "dtype", "recompute", "batch"), CASES)
+def test_the_peak_of_a_pass_is_within_a_tenth_of_a_real_ones(
+    small, precision, dtype, recompute, batch
+):
+    kind = getattr(torch, dtype)
+    real = Real(small, kind, precision)
+    real.step(batch, recompute)
+    measured = measured_peak(lambda: real.step(batch, recompute))
+    costs = Costs(outline_of(opened(folder=small), kind, precision), CONFIG, "cpu")
+    counted = costs.step(batch, recompute) - costs.held
+    print(f"\n{precision} {dtype} {recompute} of 7 recomputed, {batch.count} x {batch.width}x"
+          f"{batch.height}{' given' * batch.given}: counted {counted / 2**20:.1f} MiB, measured "
+          f"{measured / 2**20:.1f}, {counted / measured - 1:+.1%}")  # fmt: skip
+    assert counted == pytest.approx(measured, rel=0.1)
