@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import FLUX_DEV
 from torch.utils.flop_counter import FlopCounterMode
 
 from iclora import flow
 from iclora.adapter import attach
 from iclora.config import TrainConfig
-from iclora.costs import Costs, Ledger
-from iclora.models import outline
+from iclora.costs import Costs
 from iclora.models.base import Given
 from iclora.models.flux import FluxModel
 from iclora.models.outline import Batch, outline_of
@@ -22,26 +20,10 @@ from iclora.models.quantize import quantize
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(base="b", data="d", out="o", rank=4, preview_every=0)
-FLUX_DEV = Path(outline.__file__).parent / "outlines" / "FLUX.1-dev"
 
 
 def opened(dtype=torch.bfloat16, folder=FLUX_DEV):
     return FluxModel(folder, "x", CPU, dtype)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A FLUX.1 of 3 double and 4 single blocks, 128 wide, in outline."""
-    folder = tmp_path_factory.mktemp("small") / "base"
-    shutil.copytree(FLUX_DEV, folder)
-    path = folder / "transformer" / "config.json"
-    settings = json.loads(path.read_text())
-    settings |= {"num_layers": 3, "num_single_layers": 4, "num_attention_heads": 2,
-                 "attention_head_dim": 64, "axes_dims_rope": [16, 24, 24],
-                 "joint_attention_dim": 64, "pooled_projection_dim": 32}  # fmt: skip
-    path.write_text(json.dumps(settings))
-    (folder / "tokenizer_2" / "tokenizer_config.json").write_text('{"model_max_length": 128}')
-    return folder
 
 
 class Real:
@@ -142,13 +124,12 @@ def test_flops_of_flux_dev_are_those_of_the_formula(side):
 def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
     batch = Batch(2, 256, 256)
     real = Real(small, torch.float32)
+
     def adding(_, a, b, out_shape=None, **options):
         return 2 * a[0] * a[1] * b[1]
 
     # Torch's counter has no entry for the product that adds in place.
-    with FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.addmm_: adding}
-    ) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: adding}) as counter:
         real.step(batch, recompute)
     outlined = outline_of(opened(folder=small), torch.float32, "base")
     counted = Costs(outlined, CONFIG, "cpu").flops(batch, recompute)
@@ -157,18 +138,20 @@ def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
 
 # -- memory -------------------------------------------------------------------------------------
 
+MANY, FEW = Batch(2, 512, 384), Batch(1, 64, 128)
+"""With few tokens, weights that are made from their codes are what matters."""
 CASES = [
-    (precision, dtype, recompute, batch)
-    for precision, dtype in [("base", "bfloat16"), ("base", "float32"), ("int8", "float32"),
-                             ("nf4", "bfloat16")]
-    for recompute, batch in [(0, Batch(1, 512, 384)), (2, Batch(2, 512, 384)),
-                             (5, Batch(1, 512, 768)), (7, Batch(2, 512, 384))]
+    ("base", "bfloat16", 0, MANY), ("base", "bfloat16", 7, MANY), ("base", "float32", 0, FEW),
+    ("base", "float32", 2, MANY), ("base", "float32", 5, Batch(1, 512, 768)),
+    ("int8", "float32", 0, FEW), ("int8", "bfloat16", 7, FEW), ("int8", "float32", 3, MANY),
+    ("nf4", "float32", 0, FEW), ("nf4", "bfloat16", 7, FEW), ("nf4", "bfloat16", 6, MANY),
+    ("base", "float32", 3, Batch(2, 512, 384, given=True)),
+    ("base", "float32", 3, Batch(2, 512, 384, given=True, alone=True)),
 ]  # fmt: skip
-CASES += [("base", "float32", 3, Batch(2, 512, 384, given=True, alone=alone)) for alone in (0, 1)]
 
 
 @pytest.mark.parametrize(("precision", "dtype", "recompute", "batch"), CASES)
-def test_the_peak_of_a_pass_is_within_a_tenth_of_a_real_ones(
+def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
     small, precision, dtype, recompute, batch
 ):
     kind = getattr(torch, dtype)
@@ -180,4 +163,4 @@ def test_the_peak_of_a_pass_is_within_a_tenth_of_a_real_ones(
     print(f"\n{precision} {dtype} {recompute} of 7 recomputed, {batch.count} x {batch.width}x"
           f"{batch.height}{' given' * batch.given}: counted {counted / 2**20:.1f} MiB, measured "
           f"{measured / 2**20:.1f}, {counted / measured - 1:+.1%}")  # fmt: skip
-    assert counted == pytest.approx(measured, rel=0.1)
+    assert counted == pytest.approx(measured, rel=0.05)

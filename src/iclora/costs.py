@@ -32,19 +32,17 @@ Kernels = Literal["cuda", "cpu"]
 """Whose attention and norms are counted."""
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Books the bytes of every storage made inside it, while it lives, and the FLOPs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self.flops = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func._overloadpacket
@@ -56,9 +54,7 @@ class Ledger(TorchDispatchMode):
         for made in filter(_is, tree_leaves(out)):
             if id(made.untyped_storage()) not in ours:
                 self._book(made)
-        # Flash attention sums the gradient of q in float32 beside it; no output shows that.
-        beside = 4 * args[1].numel() if packet is _FLASH_BACK else 0
-        self.peak = max(self.peak, self.live + beside)
+        self.peak = max(self.peak, self.live + _hidden(packet, args))
         return out
 
     def _book(self, made: Tensor) -> None:
@@ -81,7 +77,15 @@ class Ledger(TorchDispatchMode):
 
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention
-_FLASH_BACK = torch.ops.aten._scaled_dot_product_flash_attention_backward
+
+
+def _hidden(packet: Any, args: Any) -> int:
+    """Bytes that a kernel takes for itself, which no output shows."""
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_backward:
+        return 4 * int(args[1].numel())  # the gradient of q, summed in float32
+    if packet is torch.ops.aten.index:
+        return sum(8 * int(i.numel()) for i in args[1] if _is(i) and i.dtype == torch.int32)
+    return 0
 
 
 def _is(x: Any) -> bool:
@@ -89,15 +93,13 @@ def _is(x: Any) -> bool:
 
 
 class _As(TorchFunctionMode):
-    """Functions as the kernels of a device compute them; the meta device would do it its own way."""
+    """Functions as a device's kernels compute them; the meta device has its own ways."""
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is nn.functional.scaled_dot_product_attention:
             return _flash(*args[:3])
@@ -143,11 +145,11 @@ class _Source(torch.autograd.Function):
     """Tensors made by the block before: their gradients go on and are not kept."""
 
     @staticmethod
-    def forward(ctx: Any, *streams: Tensor) -> Streams:
+    def forward(_: Any, *streams: Tensor) -> Streams:
         return tuple(torch.empty_like(x) for x in streams)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(_: Any, *grads: Tensor) -> Any:
         return (None,) * len(grads)
 
 
@@ -160,14 +162,15 @@ class _Sink(torch.autograd.Function):
         return streams[0].new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *_: Tensor) -> Any:
         return tuple(torch.empty(shape, dtype=dtype, device=META) for shape, dtype in ctx.like)
 
 
 def _count(run: Callable[[Streams], Streams], shapes: Streams, kernels: Kernels) -> Share:
     """Run a part of a pass forward and backward, on tensors of these shapes."""
     with Ledger() as ledger, _As(kernels):
-        inside = _Source.apply(*(torch.empty_like(x).requires_grad_() for x in shapes))  # type: ignore[no-untyped-call]
+        leaves = [torch.empty_like(x).requires_grad_() for x in shapes]
+        inside = _Source.apply(*leaves)  # type: ignore[no-untyped-call]
         before = ledger.mark()
         outside = run(inside)
         forward = ledger.peak - before
@@ -218,9 +221,9 @@ class Costs:
         """Bytes of the frozen denoiser."""
         blocks = {p.module: p.count for p in self.outline.pieces}
         inside = {id(t) for module in blocks for t in _tensors(module)}
-        rest = sum(t.nbytes for t in _tensors(self.outline.denoiser) if id(t) not in inside)
+        rest = sum(int(t.nbytes) for t in _tensors(self.outline.denoiser) if id(t) not in inside)
         return rest + sum(
-            count * sum(t.nbytes for t in _tensors(module) if not t.requires_grad)
+            count * sum(int(t.nbytes) for t in _tensors(module) if not t.requires_grad)
             for module, count in blocks.items()
         )
 
@@ -277,11 +280,12 @@ class Costs:
 
     def optimizer(self) -> int:
         """Bytes at the peak of clipping and AdamW."""
-        own = sum(parameter.nbytes for parameter in self._lora)
+        own = sum(int(parameter.nbytes) for parameter in self._lora)
         many = self.kernels == "cuda"
         adamw = torch.optim.AdamW(self._lora, foreach=many, fused=False)
         kept = [p.grad for p in self._lora]
-        with Ledger() as ledger:
+        ledger = Ledger()
+        with ledger:
             adamw.step()
             # The first step makes the moments; what the next one takes beside them counts.
             before = ledger.mark()
@@ -329,7 +333,8 @@ class Costs:
         return self.held + 4 * self.lora + most
 
     def _without_gradient(self, run: Callable[[], object]) -> int:
-        with torch.no_grad(), Ledger() as ledger, _As(self.kernels):
+        ledger = Ledger()
+        with torch.no_grad(), ledger, _As(self.kernels):
             run()
         return ledger.peak
 
@@ -339,4 +344,4 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(module))
+    return sum(int(tensor.nbytes) for tensor in _tensors(module))

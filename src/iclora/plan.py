@@ -6,6 +6,7 @@ predicted at all.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -108,15 +109,15 @@ class Plan:
         config, card, sizes = self.config, self.card, self.canvases.distinct
         where = f"on {card.device}" if card.device else "for a CUDA card that is not here"
         outline = " (its architecture as it ships with iclora)" if self.built_in else ""
-        phases = ", ".join(f"{name} {size / GB:.1f}" for name, size in self.phases.items())
+        phases = ", ".join(f"{name} {_gb(size)}" for name, size in self.phases.items())
         return "\n".join((
-            f"plan         {card.memory / GB:.1f} GB {where}, {str(card.dtype)[6:]}",
+            f"plan         {_gb(card.memory)} GB {where}, {str(card.dtype)[6:]}",
             f"base         {config.base}{outline}",
             f"canvases     {_span(sizes)}: {self.canvases.source}",
             f"precision    {config.precision}",
             f"recompute    {self.recomputed} of {self.blocks} blocks",
             f"micro_tokens {config.micro_tokens} ({self.groups})",
-            f"peak memory  {self.peak / GB:.1f} GB of {card.usable / GB:.1f} that can be filled: "
+            f"peak memory  {_gb(self.peak)} GB of {_gb(card.usable)} that can be filled: "
             f"{phases}",
             f"time         {self._time()}",
         ))  # fmt: skip
@@ -135,13 +136,18 @@ class Plan:
     def run_file(self) -> str:
         """A run file with the chosen settings and all that are not the defaults."""
         shown = {"resolutions", "precision", "micro_tokens"}
-        chosen = {**self.config.model_dump(mode="json", include=shown), "recompute": self.recomputed}
+        chosen = self.config.model_dump(mode="json", include=shown)
         own = self.config.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         about = (
-            f"# Chosen by `iclora plan` for {self.card.memory / GB:g} GB: {_span(self.canvases.distinct)}, "
-            f"predicted peak {self.peak / GB:.1f} GB.\n# Counted, not measured: see docs/plan.md.\n"
+            f"# Chosen by `iclora plan` for {self.card.memory / GB:g} GB, "
+            f"{_span(self.canvases.distinct)}: predicted peak {_gb(self.peak)} GB.\n"
+            "# Counted, not measured on a GPU: see docs/plan.md.\n"
         )
-        return about + tomli_w.dumps({"train": own | chosen})
+        return about + tomli_w.dumps({"train": own | chosen | {"recompute": self.recomputed}})
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f}" if size >= GB else f"{size / GB:.2g}"
 
 
 def _span(sizes: Sequence[tuple[int, int]]) -> str:
@@ -367,13 +373,11 @@ def _between(areas: Iterable[int], count: Callable[[int], int]) -> Callable[[int
     values = {area: count(area) for area in picked}
 
     def at(area: int) -> float:
-        total = 0.0
-        for one, value in values.items():
-            for other in values:
-                if other != one:
-                    value *= (area - other) / (one - other)  # Lagrange's polynomial
-            total += value
-        return total
+        # Lagrange's polynomial.
+        return sum(
+            value * math.prod((area - other) / (one - other) for other in values if other != one)
+            for one, value in values.items()
+        )
 
     return at
 
@@ -397,7 +401,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases]) -> ConfigError:
     card, config = trial.card, trial.config
-    have = f"the {card.usable / GB:.1f} GB that {card.memory / GB:g} GB leave for tensors"
+    have = f"the {_gb(card.usable)} GB that {card.memory / GB:g} GB leave for tensors"
     name, most = max(trial.beside.items(), key=lambda item: item[1])
     if most > card.usable:
         advice = {
@@ -406,16 +410,16 @@ def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases])
             "previews": "Use a smaller --preview-resolution, or --preview-every 0.",
         }
         return ConfigError(
-            f"nothing fits: {name} alone take {most / GB:.1f} GB in {trial.precision}, "
-            f"{(most - card.usable) / GB:.1f} GB more than {have}",
+            f"nothing fits: {name} alone take {_gb(most)} GB in {trial.precision}, "
+            f"{_gb(most - card.usable)} GB more than {have}",
             advice.get(name, "Use a smaller --precision or --rank, or a larger card."),
         )
     width, height = trial.canvases.distinct[-1]
     takes = trial.peak()
     return ConfigError(
         f"nothing fits: {trial.precision} with {trial.recompute} of {trial.model.blocks} blocks "
-        f"recomputed takes {takes / GB:.1f} GB at {width}x{height}, "
-        f"{(takes - card.usable) / GB:.1f} GB more than {have}",
+        f"recomputed takes {_gb(takes)} GB at {width}x{height}, "
+        f"{_gb(takes - card.usable)} GB more than {have}",
         _smaller(trial, canvases_of, config),
     )
 

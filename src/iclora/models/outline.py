@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from iclora.errors import ModelError
 from iclora.models.attention import Attend, isolated
 from iclora.models.base import DiffusionModel
 from iclora.models.flux import FluxModel
-from iclora.models.flux_forward import Levels, blocks_of, embed, read_out, run_block
+from iclora.models.flux_forward import Block, Levels, blocks_of, embed, read_out, run_block
 from iclora.models.quantize import quantize
 
 __all__ = ["META", "OUTLINES", "Batch", "FluxOutline", "Piece", "Streams", "outline_of"]
@@ -50,12 +50,15 @@ class Piece:
     Attributes:
         count: blocks of that kind in the whole denoiser.
         module: one of them, its LoRA included.
-        run: it, on what the block before hands over and what all blocks share.
     """
 
     count: int
     module: nn.Module
-    run: Callable[[Streams, Any, bool], Streams]
+    block: Block
+
+    def run(self, streams: Streams, shared: Any, recomputed: bool) -> Streams:
+        """It, on what the block before hands over and what all blocks share."""
+        return run_block(self.block, (*streams, *shared), recomputed)
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,7 @@ class FluxOutline(FluxModel):
         settings = self._config("transformer")
         counts = (int(settings["num_layers"]), int(settings["num_single_layers"]))
         modules = (net.transformer_blocks[0], net.single_transformer_blocks[0])
-        return tuple(
-            Piece(count, module, lambda x, shared, again, run=run: run_block(
-                run, (*x, *shared), again))
-            for count, module, run in zip(counts, modules, blocks_of(net), strict=True)
-        )  # fmt: skip
+        return tuple(map(Piece, counts, modules, blocks_of(net)))
 
     def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Any]:
         """What the first block gets, and what all of them share."""
@@ -168,12 +167,13 @@ class FluxOutline(FluxModel):
 
     @cached_property
     def text_encoders(self) -> tuple[nn.Module, ...]:
-        kinds = {"text_encoder": (transformers.CLIPTextConfig, transformers.CLIPTextModel),
-                 "text_encoder_2": (transformers.T5Config, transformers.T5EncoderModel)}  # fmt: skip
-        return tuple(
-            self._built(lambda s=settings, m=model, p=part: m(s(**self._config(p))), part)
-            for part, (settings, model) in kinds.items()
-        )
+        t: Any = transformers
+        clip = partial(self._encoder, "text_encoder", t.CLIPTextConfig, t.CLIPTextModel)
+        t5 = partial(self._encoder, "text_encoder_2", t.T5Config, t.T5EncoderModel)
+        return self._built(clip, "text_encoder"), self._built(t5, "text_encoder_2")
+
+    def _encoder(self, part: str, settings: Any, model: Any) -> Any:
+        return model(settings(**self._config(part)))
 
     @property
     def vae(self) -> nn.Module:
