@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import FLUX_DEV
@@ -164,3 +165,27 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
           f"{batch.height}{' given' * batch.given}: counted {counted / 2**20:.1f} MiB, measured "
           f"{measured / 2**20:.1f}, {counted / measured - 1:+.1%}")  # fmt: skip
     assert counted == pytest.approx(measured, rel=0.05)
+
+
+def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny):
+    costs = Costs(outline_of(tiny, torch.float32, "base"), CONFIG, "cpu")
+    pixels = np.zeros((512, 384, 3), np.uint8)
+    tokens = torch.zeros(512 * 384 // 256, 64)
+    outlined = costs.outline
+
+    def weights(*modules):
+        return sum(t.nbytes for m in modules for t in [*m.parameters(), *m.buffers()])
+
+    tiny.encode_text("warm"), tiny.encode_image(pixels)
+    measured = measured_peak(lambda: tiny.encode_text("a cat"))
+    assert costs.text() - weights(*outlined.text_encoders) == pytest.approx(measured, rel=0.01)
+    # A CPU's convolutions take more for themselves than is counted.
+    measured = measured_peak(lambda: tiny.encode_image(pixels))
+    assert 0.8 < (costs.images(384, 512) - weights(outlined.vae)) / measured < 1.05
+    measured = measured_peak(lambda: tiny.decode(tokens, 384, 512))
+    assert 0.8 < costs.decoding(384, 512) / measured < 1.05
+
+
+def test_clipping_and_adamw_take_no_more_than_the_lora_again():
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    assert 0 < costs.optimizer() - costs.held <= 2 * 4 * costs.lora

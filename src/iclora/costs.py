@@ -83,6 +83,8 @@ def _hidden(packet: Any, args: Any) -> int:
     """Bytes that a kernel takes for itself, which no output shows."""
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_backward:
         return 4 * int(args[1].numel())  # the gradient of q, summed in float32
+    if packet is torch.ops.aten.convolution:
+        return int(args[0].nbytes)  # its input in another order, or unrolled in parts
     if packet is torch.ops.aten.index:
         return sum(8 * int(i.numel()) for i in args[1] if _is(i) and i.dtype == torch.int32)
     return 0
@@ -328,9 +330,12 @@ class Costs:
                 streams = piece.run(streams, shared, False)
             self.outline.end(streams, shared)
 
-        decode = self.outline.decode_pixels
-        most = max(map(self._without_gradient, (sample, lambda: decode(width, height))))
+        most = max(self._without_gradient(sample), self.decoding(width, height))
         return self.held + 4 * self.lora + most
+
+    def decoding(self, width: int, height: int) -> int:
+        """Bytes at the peak of decoding a picture, the decoder's weights apart."""
+        return self._without_gradient(lambda: self.outline.decode_pixels(width, height))
 
     def _without_gradient(self, run: Callable[[], object]) -> int:
         ledger = Ledger()
