@@ -167,6 +167,21 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
     assert counted == pytest.approx(measured, rel=0.05)
 
 
+def test_on_cuda_no_square_of_the_tokens_is_counted():
+    """Fused attention keeps a number a row; the meta device itself would count all scores."""
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    once, twice, thrice = (costs.step(Batch(1, 1024, 16 * n), 0) for n in (64, 128, 192))
+    assert thrice - twice == pytest.approx(twice - once, rel=1e-3)
+
+
+def test_a_recomputed_block_leaves_its_input_alone():
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    batch = Batch(1, 1024, 1024)
+    kept = costs._share(batch, 1, True).kept
+    # 4,608 tokens of 3,072 numbers of 2 bytes, and the vectors of modulation.
+    assert kept == pytest.approx(4608 * 3072 * 2, rel=0.01)
+
+
 def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny):
     costs = Costs(outline_of(tiny, torch.float32, "base"), CONFIG, "cpu")
     pixels = np.zeros((512, 384, 3), np.uint8)

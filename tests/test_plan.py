@@ -192,7 +192,6 @@ def test_the_shipped_run_files_are_what_plan_chooses(vram):
 def test_the_shipped_outline_is_diffusers_own_default():
     import diffusers
 
-    net = torch.nn.Module
     with torch.device("meta"):
         net = diffusers.FluxTransformer2DModel(guidance_embeds=True)
     outlined = FluxModel(OUTLINES[DEV["base"]], "x", torch.device("cpu"), torch.bfloat16)

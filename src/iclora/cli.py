@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(
             f"out of memory: {str(error).splitlines()[0]}\nUse a smaller canvas or resolution, "
-            "--gradient-checkpointing, or a GPU with more memory.",
+            "in training --vram auto (see `iclora plan`), or a GPU with more memory.",
             file=sys.stderr,
         )
         return 2

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -261,11 +262,7 @@ def choose(
 
 
 class _Trial:
-    """A run in one precision.
-
-    Attributes:
-        recompute: the fewest blocks with which it fits; as many as may be where it does not.
-    """
+    """A run in one precision."""
 
     def __init__(
         self, config: TrainConfig, model: DiffusionModel, card: Card, canvases: Canvases,
@@ -276,14 +273,15 @@ class _Trial:
         self.costs = Costs(outline_of(model, card.dtype, precision), config, card.kernels)
         self.words = model.max_text_tokens
         self.micro_tokens = config.micro_tokens
-        self.beside = self._beside()
-        self.recompute = self._fewest()
 
     @property
     def fits(self) -> bool:
-        return max(*self.beside.values(), self.peak()) <= self.card.usable
+        room = self.card.usable
+        # The cheapest answer first: where the weights alone are too large, no block is counted.
+        return self.costs.held <= room and max(*self.beside.values(), self.peak()) <= room
 
-    def _beside(self) -> dict[str, int]:
+    @cached_property
+    def beside(self) -> dict[str, int]:
         """Bytes of all that is not a step."""
         width, height = self.canvases.distinct[-1]
         costs, side = self.costs, round(self.config.preview_resolution / 16) * 16
@@ -293,7 +291,9 @@ class _Trial:
             found["previews"] = costs.preview(side, side)
         return found
 
-    def _fewest(self) -> int:
+    @cached_property
+    def recompute(self) -> int:
+        """The fewest blocks with which it fits; as many as may be where it does not."""
         if {"recompute", "gradient_checkpointing"} & self.config.model_fields_set:
             return self.config.recomputed(self.model.blocks)
         every = range(self.model.blocks + 1)
@@ -304,8 +304,9 @@ class _Trial:
         blocks = self.recompute if recompute is None else recompute
         most = self.micro_tokens if micro_tokens is None else micro_tokens
         loads = sorted(map(self._load(most), self.canvases.distinct), key=self._tokens)
-        # Memory follows the tokens closely, not to the byte: a sample has some of its own.
-        return max(self.costs.step(load, blocks) for load in loads[-3:])
+        # Of as many sets at a time the largest canvas takes the most.
+        heaviest = {load.count: load for load in loads}.values()
+        return max(self.costs.step(load, blocks) for load in heaviest)
 
     def _load(self, micro_tokens: int) -> Callable[[tuple[int, int]], Batch]:
         """How sets of a canvas are computed together."""
@@ -401,9 +402,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases]) -> ConfigError:
     card, config = trial.card, trial.config
-    have = f"the {_gb(card.usable)} GB that {card.memory / GB:g} GB leave for tensors"
+    have = f"the {_gb(card.usable)} GB that {card.memory / GB:.4g} GB leave for tensors"
     name, most = max(trial.beside.items(), key=lambda item: item[1])
-    if most > card.usable:
+    takes = trial.peak()
+    if most > max(card.usable, takes):
         advice = {
             "captions": "The text encoders need that much whatever is trained: use a larger card.",
             "pictures": "Use smaller --resolutions.",
@@ -415,7 +417,6 @@ def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases])
             advice.get(name, "Use a smaller --precision or --rank, or a larger card."),
         )
     width, height = trial.canvases.distinct[-1]
-    takes = trial.peak()
     return ConfigError(
         f"nothing fits: {trial.precision} with {trial.recompute} of {trial.model.blocks} blocks "
         f"recomputed takes {_gb(takes)} GB at {width}x{height}, "
