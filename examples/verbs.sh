@@ -19,7 +19,10 @@ iclora compose "$out/sets" --recipe film-storyboard --out "$out/data"
 step "3. check: every image, every caption, every token"
 iclora check "$out/data" --base tiny
 
-step "4. train: a rank-16 LoRA, 20 steps on a random base"
+step "4. plan: what the run will take, and with which settings"
+iclora plan --base tiny --data "$out/data" --resolutions 256 384 --batch 2 --device cpu --vram 4
+
+step "5. train: a rank-16 LoRA, 20 steps on a random base"
 iclora train --base tiny --data "$out/data" --out "$out/run" --steps 20 --batch 2 \
     --resolutions 256 384 --preview-every 10 --preview-resolution 384 --no-gradient-checkpointing
 
@@ -27,19 +30,19 @@ prompt="[MOVIE-SHOTS] A calm day at sea in flat colours follows a boat with a bl
 [SCENE-1] <Ada> leaves the bay small on the left, [SCENE-2] at noon the boat of <Ada> fills the \
 picture, [SCENE-3] and finally <Ada> heads home on the right."
 
-step "5. generate: a new set from words"
+step "6. generate: a new set from words"
 iclora generate --adapter "$out/run/adapter.safetensors" --prompt "$prompt" --size 480x672 \
     --seed 7 --out "$out/made"
 
-step "6. complete: the first panel is given, the others are made around it"
+step "7. complete: the first panel is given, the others are made around it"
 iclora complete --adapter "$out/run/adapter.safetensors" --known "1=$out/sets/0001/1.png" \
     --prompt "$prompt" --seed 7 --out "$out/made"
 
-step "7. repeat: a request gives the same bytes again"
+step "8. repeat: a request gives the same bytes again"
 iclora complete "$out/made/0002/request.json" --out "$out/again"
 cmp "$out/made/0002/composite.png" "$out/again/0001/composite.png" && echo "the same bytes"
 
-step "8. info: what the adapter carries"
+step "9. info: what the adapter carries"
 iclora info "$out/run/adapter.safetensors"
 
 cat <<EOF

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
+FLUX_DEV = Path(__file__).parents[1] / "src" / "iclora" / "models" / "outlines" / "FLUX.1-dev"
 OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "movie-shots.zip"
 CAPTION = (
     "[MOVIE-SHOTS] A day at sea, [SCENE-1] <Ana> sails out, [SCENE-2] then <Ana> fishes, "
@@ -40,6 +43,31 @@ def tiny():
 
     torch.set_num_threads(1)
     return load_model("tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    """The settings alone of a FLUX.1 of 3 double and 4 single blocks, 128 wide."""
+    folder = tmp_path_factory.mktemp("small") / "base"
+    shutil.copytree(FLUX_DEV, folder)
+    changes = {
+        "transformer/config.json": {
+            "num_layers": 3, "num_single_layers": 4, "num_attention_heads": 2,
+            "attention_head_dim": 64, "axes_dims_rope": [16, 24, 24], "joint_attention_dim": 64,
+            "pooled_projection_dim": 32,
+        },
+        "tokenizer_2/tokenizer_config.json": {"model_max_length": 128},
+        "text_encoder/config.json": {"hidden_size": 32, "intermediate_size": 64,
+                                     "num_attention_heads": 2, "num_hidden_layers": 1},
+        "text_encoder_2/config.json": {"d_model": 64, "d_kv": 32, "d_ff": 128, "num_heads": 2,
+                                       "num_layers": 1},
+        "vae/config.json": {"block_out_channels": [2, 2, 4, 4], "norm_num_groups": 2,
+                            "layers_per_block": 1},
+    }  # fmt: skip
+    for name, change in changes.items():
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return folder
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def test_words_the_parser_does_not_know_end_with_status_2(capsys, words):
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "recipes", "compose", "check", "train", "generate", "complete", "info"]
+    "verb", ["", "recipes", "compose", "check", "plan", "train", "generate", "complete", "info"]
 )
 def test_every_verb_explains_itself(capsys, verb):
     with pytest.raises(SystemExit) as ended:
@@ -307,7 +307,13 @@ def test_every_verb_explains_itself(capsys, verb):
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [(["--help"], 0), (["train", "--help"], 0), (["recipes"], 0), (["check", "nowhere"], 2)],
+    [
+        (["--help"], 0),
+        (["plan", "--help"], 0),
+        (["train", "--help"], 0),
+        (["recipes"], 0),
+        (["check", "nowhere"], 2),
+    ],
 )
 def test_light_verbs_load_no_heavy_library(words, status):
     """Or `--help` would take seconds."""

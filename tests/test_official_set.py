@@ -81,7 +81,7 @@ def test_the_seams_are_where_the_eye_sees_them(panels):
 
 
 def test_it_trains_generates_and_completes_on_the_tiny_base(clean, dataset, tmp_path):
-    assert compose_dataset(dataset, tmp_path / "data", resolution=512) == []
+    assert compose_dataset(dataset, tmp_path / "data", resolution=544) == []
     config = read_config(None, {
         "base": "tiny", "data": str(tmp_path / "data"), "out": str(tmp_path / "run"), "steps": 3,
         "resolutions": (128, 192), "preview_every": 0, "gradient_checkpointing": False,

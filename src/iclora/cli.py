@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(
             f"out of memory: {str(error).splitlines()[0]}\nUse a smaller canvas or resolution, "
-            "--gradient-checkpointing, or a GPU with more memory.",
+            "in training --vram auto (see `iclora plan`), or a GPU with more memory.",
             file=sys.stderr,
         )
         return 2
@@ -305,21 +305,48 @@ def _show_problems(problems: Iterable[Problem]) -> None:
         print(f"{problem.severity}: {problem}", file=sys.stderr)
 
 
+def plan(words: Words) -> None:
+    """Choose the settings with which a run fits a card, and say what it will take."""
+    from iclora.config import read_config
+    from iclora.plan import plan_run
+
+    usual = {"base": "black-forest-labs/FLUX.1-dev", "data": "DATA", "out": "RUN"}
+    found = plan_run(read_config(words.run_file, _settings(words), usual), here=False)
+    _say(str(found))
+    if words.write:
+        from iclora.files import write_text
+
+        write_text(Path(words.write), found.run_file())
+        _say(f"wrote {words.write}; train it with: iclora train {words.write}")
+
+
+def _settings(words: Words) -> dict[str, Any]:
+    """The training settings that the command line gives."""
+    from iclora.config import TrainConfig
+
+    given = {k: v for k, v in vars(words).items() if k in TrainConfig.model_fields}
+    return {k: v for k, v in given.items() if v is not None}
+
+
 def train(words: Words) -> int:
     """Tune a LoRA on a dataset, or go on with a run."""
-    from iclora.config import TrainConfig, read_config
+    from iclora.config import read_config
     from iclora.generate import make_preview
+    from iclora.plan import plan_run
     from iclora.train import resume_config
     from iclora.train import train as run_training
 
-    settings = {k: v for k, v in vars(words).items() if k in TrainConfig.model_fields}
-    overrides = {k: v for k, v in settings.items() if v is not None}
+    overrides = _settings(words)
     if words.resume:
         if words.run_file:
             raise ConfigError("a resumed run has its own settings", "Leave the run file out.")
         config = resume_config(words.resume, overrides, _warn)
     else:
         config = read_config(words.run_file, overrides)
+        if config.vram is not None:
+            chosen = plan_run(config, here=True)
+            _say(str(chosen))
+            config = chosen.config
     words.device, words.dtype, words.precision = config.device, config.dtype, config.precision
     model = _load(config.base, words)
     kept = "" if model.precision == "base" else f", its blocks in {model.precision}"
@@ -868,9 +895,14 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     p.add_argument("--base", help="count tokens as this base does")
     p.add_argument("--resolutions", type=_side, nargs="+", help="training resolutions to judge by")
     p.set_defaults(device="cpu", dtype="fp32")
+    p = add(plan)
+    if verb == "plan":
+        _train_options(p)
+        p.add_argument("--write", metavar="FILE", help="write a run file with the choice")
     p = add(train)
     if verb == "train":
         _train_options(p)
+        p.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     for function in (generate, complete):
         p = add(function)
         _prompt_options(p)
@@ -912,7 +944,6 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     from iclora.config import TrainConfig
 
     parser.add_argument("run_file", nargs="?", help="TOML run file with a [train] table")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     for name, field in TrainConfig.model_fields.items():
         many = get_origin(field.annotation) is tuple
         shown = field.default

@@ -107,6 +107,9 @@ class TrainConfig(BaseModel):
     shard: bool = False
     """spread the base over all processes that `accelerate launch` started (FSDP2): each keeps its
     part of every block; for bases that one card does not hold"""
+    vram: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    """memory of the card, GB, or auto to ask it: what is not set of precision, recompute and
+    micro_tokens is chosen to fit; `iclora plan` shows the choice"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """precision of the adapter file"""
 
@@ -143,7 +146,15 @@ class TrainConfig(BaseModel):
             raise ValueError("shard: sets are computed singly; leave micro_batch and _tokens out")
         if self.shard and self.precision != "base":
             raise ValueError("shard: the base is kept as dtype says; leave out precision")
+        if self.shard and self.vram is not None:
+            raise ValueError("shard: what a part of a base takes is not counted; leave out vram")
         return self
+
+    def recomputed(self, blocks: int) -> int:
+        """How many of a base's blocks keep their input alone."""
+        if self.recompute is None:
+            return blocks if self.gradient_checkpointing else 0
+        return min(self.recompute, blocks)
 
     def to_toml(self) -> str:
         """A run file that `read_config` reads back."""
@@ -151,12 +162,17 @@ class TrainConfig(BaseModel):
         return tomli_w.dumps({"train": values})
 
 
-def read_config(path: str | Path | None, overrides: dict[str, Any]) -> TrainConfig:
+def read_config(
+    path: str | Path | None,
+    overrides: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
+) -> TrainConfig:
     """A run's settings from a TOML file's [train] table and overrides, which win.
 
     Args:
         path: a run file, or None. Relative paths in it are relative to where the program runs.
         overrides: settings by name, as numbers or strings.
+        defaults: settings that neither may have.
     Raises: ConfigError naming every setting that is wrong.
     """
     values: dict[str, Any] = {}
@@ -173,7 +189,7 @@ def read_config(path: str | Path | None, overrides: dict[str, Any]) -> TrainConf
                 "Write [train] on the first line.",
             )
         values = table["train"]
-    values = {**values, **overrides}
+    values = {**(defaults or {}), **values, **overrides}
     missing = [k for k in ("base", "data", "out") if not values.get(k)]
     if missing:
         raise ConfigError(

@@ -26,7 +26,7 @@ from iclora.cache import Encoded, EncodedSet, Progress, encode_dataset
 from iclora.checkpoint import RunFolder, TrainState
 from iclora.config import TrainConfig, read_config
 from iclora.dataset import Dataset, SetReport, check_dataset, open_dataset, typical_layout
-from iclora.errors import DatasetError, RunError
+from iclora.errors import ConfigError, DatasetError, RunError
 from iclora.files import write_text
 from iclora.models.base import DiffusionModel
 from iclora.models.flux_forward import COMPILED_SHAPES
@@ -107,10 +107,16 @@ def train(
             share a base must all draw; one of them writes.)
         warn: called with anything the user should know that does not stop the run.
     Returns: how it ended.
-    Raises: DatasetError with every problem `check` finds, before anything is encoded; RunError if
+    Raises: ConfigError for `config.vram`, which `iclora.plan` turns into settings; DatasetError
+        with every problem `check` finds, before anything is encoded; RunError if
         the folder holds another run, there is nothing to resume, or the loss is not finite;
         StorageError.
     """
+    if config.vram is not None:
+        raise ConfigError(
+            "vram is a wish, and the settings that meet it are still to be chosen",
+            "Train with the config of `iclora.plan.plan_run(config, here=True)`.",
+        )
     warn = warn or (lambda _: None)
     workers = Workers(model.device)
     _check_shares(config, workers, model)
@@ -145,7 +151,7 @@ def train(
     state = TrainState.fresh(model, config)
     if resume:
         state = _restore(run, state, model, workers, warn)
-    model.recompute = _recomputed(config, model.blocks)
+    model.recompute = config.recomputed(model.blocks)
     model.compiled = config.compile
     with (
         _interruptible() as interrupted,
@@ -176,13 +182,6 @@ def _check_shares(config: TrainConfig, workers: Workers, model: DiffusionModel) 
             f"Choose a --batch that {workers.count} divides.",
         )
     model.release("denoiser")
-
-
-def _recomputed(config: TrainConfig, blocks: int) -> int:
-    """How many blocks keep their input alone."""
-    if config.recompute is None:
-        return blocks if config.gradient_checkpointing else 0
-    return min(config.recompute, blocks)
 
 
 def _further(

@@ -30,7 +30,12 @@ from iclora.files import cache_home
 from iclora.models.attention import Attend, pick_attention
 from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 
-__all__ = ["COMPILED_SHAPES", "Levels", "flux_forward", "shard_blocks"]
+__all__ = [
+    "COMPILED_SHAPES", "Block", "Levels", "blocks_of", "embed", "flux_forward", "read_out",
+    "run_block", "shard_blocks",
+]  # fmt: skip
+
+Block = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -75,25 +80,54 @@ def flux_forward(
     Returns: (B, n, c) in the weights' type.
     """
     attend = attend or pick_attention(z.device)
+    x, c, temb, turn = embed(net, z, prompt, pooled, levels, guidance, places)
+    shape = (x.shape, c.shape, x.dtype, x.device, levels.tokens)
+    compiled = compiled and torch.is_grad_enabled() and _worth_compiling(shape)
+    for number, block in enumerate(blocks_of(net)):
+        given = (x, c, temb, turn, levels.tokens, attend, compiled)
+        x, c = run_block(block, given, number < recompute)
+    return read_out(net, x, temb, levels.tokens)
+
+
+# The parts of a pass, each to be run and counted by itself (`iclora.models.outline`).
+
+
+def embed(
+    net: Any, z: Tensor, prompt: Tensor, pooled: Tensor, levels: Levels, guidance: Tensor | None,
+    places: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    """What blocks begin with: image and text tokens, what modulation is made from, rotations."""
     x = net.x_embedder(z)
     c = net.context_embedder(prompt)
     temb = _embed_levels(net.time_text_embed, levels.sigma, guidance, pooled, x.dtype)
-    turn = _turn(net.pos_embed, c.shape[1], places)
-    shape = (x.shape, c.shape, x.dtype, x.device, levels.tokens)
-    compiled = compiled and torch.is_grad_enabled() and _worth_compiling(shape)
-    blocks = [(_double, block) for block in net.transformer_blocks]
-    blocks += [(_single, block) for block in net.single_transformer_blocks]
-    for number, (run, block) in enumerate(blocks):
+    return x, c, temb, _turn(net.pos_embed, c.shape[1], places)
+
+
+def blocks_of(net: Any) -> list[Block]:
+    """The blocks in order, as functions of (x, c, temb, turn, tokens, attend, compiled)."""
+
+    def function_of(run: Block, block: Any) -> Block:
         # One whose weights are spread gathers them when it is called, and then does as `run`.
-        spread = isinstance(block, FSDPModule)
-        call: Callable[..., Any] = cast(Any, block) if spread else partial(run, block)
-        given = (x, c, temb, turn, levels.tokens, attend, compiled)
-        if number < recompute and torch.is_grad_enabled():
-            x, c = checkpoint(call, *given, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x, c = call(*given)
+        return cast(Block, block) if isinstance(block, FSDPModule) else partial(run, block)
+
+    double = [function_of(_double, block) for block in net.transformer_blocks]
+    return [*double, *(function_of(_single, block) for block in net.single_transformer_blocks)]
+
+
+def run_block(block: Block, given: tuple[Any, ...], recomputed: bool) -> tuple[Tensor, Tensor]:
+    """Image and text tokens behind a block, which keeps its input alone if it is recomputed."""
+    if recomputed and torch.is_grad_enabled():
+        found: tuple[Tensor, Tensor] = checkpoint(
+            block, *given, use_reentrant=False, preserve_rng_state=False
+        )
+        return found
+    return block(*given)
+
+
+def read_out(net: Any, x: Tensor, temb: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """The velocity from what the last block made of the image's tokens."""
     scale, shift = _linear(net.norm_out.linear, F.silu(temb)).to(x.dtype).chunk(2, -1)
-    out: Tensor = net.proj_out(_modulate(x, shift, scale, levels.tokens))
+    out: Tensor = net.proj_out(_modulate(x, shift, scale, tokens))
     return out
 
 
@@ -170,7 +204,9 @@ def _double_before(
     cos, sin = turn
     image = _heads(qkv_x, (attn.norm_q, attn.norm_k), (cos[:, at:], sin[:, at:]), d)
     text = _heads(qkv_c, (attn.norm_added_q, attn.norm_added_k), (cos[:, :at], sin[:, :at]), d)
-    qkv = [torch.cat(pair, 2) for pair in zip(text, image, strict=True)]
+    # Joined before they are turned to (B, heads, S, d): attention writes its output in the order of
+    # q's memory, and so needs no copy to be read token by token, which to_out would keep.
+    qkv = [torch.cat(pair, 1).transpose(1, 2) for pair in zip(text, image, strict=True)]
     return qkv, mine, theirs
 
 
@@ -210,7 +246,8 @@ def _single_before(
     q, k, v, inner = _linears(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), _modulate(joined, shift, scale, tokens)
     )
-    return _heads((q, k, v), (attn.norm_q, attn.norm_k), turn, attn.head_dim), joined, gate, inner
+    qkv = _heads((q, k, v), (attn.norm_q, attn.norm_k), turn, attn.head_dim)
+    return [t.transpose(1, 2) for t in qkv], joined, gate, inner
 
 
 def _single_after(
@@ -296,13 +333,13 @@ def _gated(x: Tensor, gate: Tensor, y: Tensor, tokens: tuple[int, ...]) -> Tenso
 def _heads(
     qkv: Sequence[Tensor], norms: tuple[Any, Any], turn: tuple[Tensor, Tensor], d: int
 ) -> list[Tensor]:
-    """q and k normed and turned by their places, and v, each (B, heads, S, d)."""
+    """q and k normed and turned by their places, and v, each (B, S, heads, d)."""
     q, k, v = (t.view(*t.shape[:-1], -1, d) for t in qkv)
     q, k = (
         _rotate(F.rms_norm(t, (d,), norm.weight, norm.eps), *turn)
         for t, norm in zip((q, k), norms, strict=True)
     )
-    return [t.transpose(1, 2) for t in (q, k, v)]
+    return [q, k, v]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
