@@ -6,12 +6,13 @@ import re
 
 import pytest
 
-from iclora.cli import _TOY_TASKS, main
+from iclora.cli import main
+from iclora.options import TOY_TASKS
 from iclora.toyland.tasks import TASKS
 
 
 def test_the_command_line_offers_every_toy_task():
-    assert tuple(TASKS) == _TOY_TASKS
+    assert tuple(TASKS) == TOY_TASKS
 
 
 @pytest.mark.parametrize("task", ["film-storyboard", "visual-identity"])
