@@ -89,7 +89,8 @@ def _said(found: Estimate | None) -> str:
 
 def table(completed: Mapping[str, Score], generated: Mapping[str, Score]) -> str:
     """One recipe's figures as Markdown, with 95% intervals."""
-    traits = [name for name in next(iter(completed.values())).figures if name != "carried all"]
+    figures = next(iter(completed.values())).figures
+    traits = [name for name in figures if name not in ("carried all", "seconds")]
     heads = [name.removeprefix("carried ") for name in traits]
     lines = ["| completing | all | less adapter + sdedit | " + " | ".join(heads) + " | s a set |",
              "|---|---|---|" + "---|" * len(heads) + "---|"]  # fmt: skip
