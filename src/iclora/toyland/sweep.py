@@ -1,8 +1,7 @@
-"""How many sets, what rank, how many steps, how often given panels:
-`python -m iclora.toyland.sweep --out DIR`.
+"""How many sets, what rank, how many steps: `python -m iclora.toyland.sweep --out DIR`.
 
-Each is varied alone around what `evaluate` uses, on the embedded base, and judged as it does;
-DIR/sweep.png shows it. A sweep that was stopped goes on where it was.
+Each is varied alone around what `iclora demo` uses, on the embedded base, and judged as
+`evaluate` does; DIR/sweep.png shows it. A sweep that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,19 +21,15 @@ from iclora.toyland.tasks import TASKS, Task
 
 __all__ = ["AXES", "plot"]
 
-DEFAULT: dict[str, float] = {"sets": 40, "rank": 16, "steps": 300, "conditional": 0}
-AXES: dict[str, tuple[float, ...]] = {
+DEFAULT = {"sets": 40, "rank": 16, "steps": 300}
+AXES: dict[str, tuple[int, ...]] = {
     "sets": (10, 20, 40, 80), "rank": (2, 4, 16), "steps": (75, 150, 300, 600),
-    "conditional": (0, 0.25, 0.5),
 }  # fmt: skip
 """What is varied, and over which values."""
-_TITLES = {
-    "sets": "sets tuned on", "rank": "LoRA rank", "steps": "optimizer steps",
-    "conditional": "share of samples with given panels",
-}  # fmt: skip
+_TITLES = {"sets": "sets tuned on", "rank": "LoRA rank", "steps": "optimizer steps"}
 
 
-def _key(settings: Mapping[str, float]) -> str:
+def _key(settings: Mapping[str, int]) -> str:
     return " ".join(f"{name}={settings[name]}" for name in DEFAULT)
 
 
@@ -49,9 +44,9 @@ def run(task: Task, out: Path, prompts: int, seeds: int, **tuning: Any) -> dict[
             continue
         model = load_model("toyland", dtype="bf16")
         adapter, seconds = tune(
-            model, task, _fresh(out / "tuning" / key.replace(" ", "-")), sets=int(settings["sets"]),
+            model, task, _fresh(out / "tuning" / key.replace(" ", "-")), sets=settings["sets"],
             rank=settings["rank"], alpha=float(settings["rank"]), steps=settings["steps"],
-            conditional=settings["conditional"], **tuning,
+            **tuning,
         )  # fmt: skip
         model = load_model("toyland")
         row = generate_sets(model, task, prompts, seeds, 20, adapter).figures
@@ -76,15 +71,14 @@ def plot(task: Task, figures: Mapping[str, Mapping[str, float]], path: Path) -> 
 
     lines = [f"same {trait}" for trait in (*task.relation, "all")]
     lines += ["carried all", "diversity"]
-    page = Figure(figsize=(15, 4.2), layout="constrained")
+    page = Figure(figsize=(13, 4.2), layout="constrained")
     for axes, (axis, values) in zip(page.subplots(1, len(AXES), sharey=True), AXES.items(),
                                     strict=True):  # fmt: skip
         for name in lines:
             shares = [100 * figures[_key({**DEFAULT, axis: value})][name] for value in values]
             dashed = "--" if name == "diversity" else ":" if name.startswith("carried") else "-"
             axes.plot(values, shares, dashed, marker="o", markersize=4, label=name)
-        if axis != "conditional":
-            axes.set_xscale("log", base=2)
+        axes.set_xscale("log", base=2)
         axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
         axes.set_xlabel(_TITLES[axis])
