@@ -28,6 +28,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -194,6 +195,8 @@ def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, wor
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # from here, a new peak of resident memory
     began = time.perf_counter()
     arm.run(net, work)
     nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -201,8 +204,20 @@ def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, wor
     optimizer.zero_grad(set_to_none=True)
     if cuda:
         torch.cuda.synchronize()
-        arm.peak = max(arm.peak, torch.cuda.max_memory_allocated() / 2**30)
+        peak = torch.cuda.max_memory_allocated()
     arm.seconds.append(time.perf_counter() - began)
+    if not cuda:
+        peak = resident_peak()
+    arm.peak = max(arm.peak, peak / 2**30)
+    # As it comes: a run that is stopped has shown what it measured.
+    line = {"arm": arm.name, "s": round(arm.seconds[-1], 2), "peak GiB": round(peak / 2**30, 2)}
+    print(json.dumps(line), flush=True)
+
+
+def resident_peak() -> int:
+    """Bytes this process held at most since ``clear_refs`` (Linux), weights and interpreter too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def gradients(arm: Arm, net: Any, parameters: list[nn.Parameter], work: Work) -> Tensor:
@@ -280,7 +295,10 @@ def main() -> None:
         found = [gradients(arm, net, parameters, work) for arm in group]
         for arm, grad in zip(group[1:], found[1:], strict=True):
             off = float((grad - found[0]).norm() / found[0].norm())
-            print(json.dumps({"gate": f"{arm.name} / {group[0].name}", "off": round(off, 4)}))
+            print(
+                json.dumps({"gate": f"{arm.name} / {group[0].name}", "off": round(off, 4)}),
+                flush=True,
+            )
             # bf16 sums in two orders; a wrong gradient is off by tenths.
             assert off < 0.03, "the gradients differ: these arms do not do the same work"
         optimizer = torch.optim.AdamW(parameters, 1e-5)

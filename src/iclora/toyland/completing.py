@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ ARMS: dict[str, Arm] = {
     "adapter + boost and resample": Arm("paper", {"mode": "boost", "resample": 3}),
     "dual adapter + sdedit": Arm("dual", {"mode": "sdedit"}),
     "dual adapter + clean": Arm("dual", {"mode": "clean"}),
+    "dual adapter + clean, resample 1": Arm("dual", {"mode": "clean", "resample": 1}),
     "dual adapter + clean, cached": Arm("isolated", {"mode": "clean"}),
 }
 
@@ -89,8 +90,8 @@ def _said(found: Estimate | None) -> str:
 
 def table(completed: Mapping[str, Score], generated: Mapping[str, Score]) -> str:
     """One recipe's figures as Markdown, with 95% intervals."""
-    figures = next(iter(completed.values())).figures
-    traits = [name for name in figures if name not in ("carried all", "seconds")]
+    figures = [name for score in completed.values() for name in score.figures]
+    traits = [n for n in dict.fromkeys(figures) if n not in ("carried all", "seconds")]
     heads = [name.removeprefix("carried ") for name in traits]
     lines = ["| completing | all | less adapter + sdedit | " + " | ".join(heads) + " | s a set |",
              "|---|---|---|" + "---|" * len(heads) + "---|"]  # fmt: skip
@@ -109,18 +110,19 @@ def table(completed: Mapping[str, Score], generated: Mapping[str, Score]) -> str
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures")
     parser.add_argument("--task", action="append", choices=list(TASKS), required=True)
+    parser.add_argument("--arm", action="append", choices=[*ARMS, *MAKING], help="by default all")
     parser.add_argument("--count", type=int, default=200, help="completions an arm")
     parser.add_argument("--prompts", type=int, default=24, help="prompts to generate from, 3 seeds")
     parser.add_argument("--steps", type=int, default=300, help="steps an adapter is tuned for")
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     for name in args.task:
         text = _measure(name, args)
@@ -132,15 +134,20 @@ def _measure(name: str, args: argparse.Namespace) -> str:
     task, out = TASKS[name], args.out / name
     model = load_model("toyland", dtype=args.dtype)
     adapters: dict[str, Adapter | None] = {"": None}
-    for kind, settings in ADAPTERS.items():
-        file = out / kind / "run" / "adapter.safetensors"
-        if file.is_file():
-            adapters[kind] = Adapter.load(file)
-            continue
-        adapters[kind], seconds = tune(model, task, out / kind, steps=args.steps, **settings)
-        print(f"{name}: {kind} tuned in {seconds:.0f} s", flush=True)
     completed: dict[str, Score] = {}
     generated: dict[str, Score] = {}
+
+    def adapter(kind: str) -> Adapter | None:
+        if kind not in adapters:
+            file = out / kind / "run" / "adapter.safetensors"
+            if file.is_file():
+                adapters[kind] = Adapter.load(file)
+            else:
+                adapters[kind], seconds = tune(
+                    model, task, out / kind, steps=args.steps, **ADAPTERS[kind]
+                )
+                print(f"{name}: {kind} tuned in {seconds:.0f} s", flush=True)
+        return adapters[kind]
 
     def keep(where: dict[str, Score], arm: str, score: Score, began: float, count: int) -> None:
         score.figures["seconds"] = round((time.monotonic() - began) / count, 3)
@@ -151,16 +158,19 @@ def _measure(name: str, args: argparse.Namespace) -> str:
         write_text(out / "rows.json", json.dumps(kept) + "\n")
         print(name, arm, json.dumps(score.figures), flush=True)
 
-    for arm, way in ARMS.items():
+    wanted = args.arm or [*ARMS, *MAKING]
+    for arm in wanted:
+        way, completes = (ARMS | MAKING)[arm], arm in ARMS
+        tuned = adapter(way.adapter)
         began = time.monotonic()
-        score = complete_sets(model, task, args.count, args.sampling_steps,
-                              adapters[way.adapter], **way.how)  # fmt: skip
-        keep(completed, arm, score, began, args.count)
-    for arm, way in MAKING.items():
-        began = time.monotonic()
-        score = generate_sets(model, task, args.prompts, 3, args.sampling_steps,
-                              adapters[way.adapter], **way.how)  # fmt: skip
-        keep(generated, arm, score, began, 3 * args.prompts)
+        if completes:
+            score = complete_sets(model, task, args.count, args.sampling_steps, tuned, **way.how)
+            keep(completed, arm, score, began, args.count)
+        else:
+            score = generate_sets(
+                model, task, args.prompts, 3, args.sampling_steps, tuned, **way.how
+            )
+            keep(generated, arm, score, began, 3 * args.prompts)
     return table(completed, generated)
 
 
