@@ -4,7 +4,8 @@
 
 Each trial starts `iclora train` on the tiny base, kills it at a moment drawn from its whole
 duration, start and writing of checkpoints included, resumes it, and compares adapter.safetensors
-with that of a run left alone. A run killed before its folder exists is started again.
+with that of a run left alone. A run killed before its folder exists is started again. One that has
+ended by then does not count: another moment is drawn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import json
 import platform
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,12 +56,14 @@ def main() -> None:
         lasts = time.monotonic() - began
         wanted = (home / "alone" / "adapter.safetensors").read_bytes()
         same, moments = 0, []
-        for trial in range(args.trials):
-            out = home / f"run-{trial}"
+        while len(moments) < args.trials:
+            out = home / f"run-{len(moments)}"
+            shutil.rmtree(out, ignore_errors=True)
             process = train(*given, "--out", str(out))
-            time.sleep(rng.uniform(0.3, 1) * lasts)
+            time.sleep(rng.uniform(0.2, 1) * lasts)
             process.kill()
-            process.wait()
+            if process.wait() != -signal.SIGKILL:
+                continue
             log = out / "log.jsonl"
             moments.append(len(log.read_text().splitlines()) if log.is_file() else 0)
             again = ["--resume", str(out)] if (out / "config.toml").is_file() else [
@@ -66,6 +71,7 @@ def main() -> None:
             ]  # fmt: skip
             assert train(*again).wait() == 0
             same += (out / "adapter.safetensors").read_bytes() == wanted
+            print(f"killed at step {moments[-1]}: {same} of {len(moments)} the same", flush=True)
         print(json.dumps({
             "trials": args.trials, "same bytes": same, "steps logged when killed": moments,
             "steps": STEPS, "machine": platform.machine(), "torch": torch.__version__,

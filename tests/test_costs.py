@@ -174,6 +174,19 @@ def test_on_cuda_no_square_of_the_tokens_is_counted():
     assert thrice - twice == pytest.approx(twice - once, rel=1e-3)
 
 
+def test_a_block_on_cuda_keeps_what_a_count_by_hand_says():
+    """With LoRA on every layer, modulation too, in vectors of the width in bf16 a token.
+
+    Single: input, normed, modulated, q and k before their norm, q, k, v as attended to, attention's
+    output, the MLP before its GELU (4), what is gated. Double: the first three twice, gated twice.
+    """
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    a_token = (1024 * 1024 // 256 + 512) * 3072 * 2
+    double, single = (costs._share(Batch(1, 1024, 1024), n, False).kept for n in (0, 1))
+    assert single / a_token == pytest.approx(3 + 2 + 3 + 1 + 4 + 1, rel=0.015)
+    assert double / a_token == pytest.approx(6 + 2 + 3 + 1 + 4 + 2, rel=0.015)
+
+
 def test_a_recomputed_block_leaves_its_input_alone():
     costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
     batch = Batch(1, 1024, 1024)

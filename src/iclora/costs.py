@@ -105,11 +105,26 @@ class _As(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is nn.functional.scaled_dot_product_attention:
             return _flash(*args[:3])
-        fused = getattr(torch.ops.aten, "_fused_rms_norm", None)
-        if func is nn.functional.rms_norm and fused and self.kernels == "cuda":
-            x, shape = args
-            return fused(x, list(shape), kwargs["weight"], kwargs["eps"])[0]
+        if func is nn.functional.rms_norm and self.kernels == "cuda":
+            return _RmsNorm.apply(args[0])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """CUDA's fused RMS norm: it keeps its input and a number a row.
+
+    Elsewhere, on the meta device too, torch puts it together from parts and keeps float32 copies
+    (`_fused_rms_norm` in its native_functions.yaml).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        return torch.empty_like(ctx.saved_tensors[0])
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -265,7 +280,15 @@ class Costs:
         key = (batch, number, again)
         if key not in self._shares:
             streams, shared = self.outline.begin(batch, self._attend)
-            run = self.outline.pieces[number].run
+            piece = self.outline.pieces[number]
+
+            def block(*given: Any) -> Any:
+                # Here as well as around all: a block that is computed again is so inside of a
+                # call of backward, and a mode is off inside of what passes through it.
+                with _As(self.kernels):
+                    return piece.block(*given)
+
+            run = replace(piece, block=block).run
             self._shares[key] = _count(lambda x: run(x, shared, again), streams, self.kernels)
         return self._shares[key]
 
