@@ -90,24 +90,39 @@ def _said(found: Estimate | None) -> str:
 
 def table(completed: Mapping[str, Score], generated: Mapping[str, Score]) -> str:
     """One recipe's figures as Markdown, with 95% intervals."""
-    figures = [name for score in completed.values() for name in score.figures]
+    parts = (
+        _completing(completed) if completed else [],
+        _generating(generated) if generated else [],
+    )
+    return "\n".join("\n".join(lines) + "\n" for lines in parts if lines)
+
+
+def _completing(scores: Mapping[str, Score]) -> list[str]:
+    figures = [name for score in scores.values() for name in score.figures]
     traits = [n for n in dict.fromkeys(figures) if n not in ("carried all", "seconds")]
     heads = [name.removeprefix("carried ") for name in traits]
     lines = ["| completing | all | less adapter + sdedit | " + " | ".join(heads) + " | s a set |",
              "|---|---|---|" + "---|" * len(heads) + "---|"]  # fmt: skip
-    plain = completed.get("adapter + sdedit")
-    for name, score in completed.items():
+    plain = scores.get("adapter + sdedit")
+    for name, score in scores.items():
         gain = difference(plain, score, "carried all") if plain and plain is not score else None
         cells = [_said(estimate(score, "carried all")), _said(gain)]
         cells += [f"{score.figures[trait]:.0%}" for trait in traits]
         lines.append(f"| {name} | {' | '.join(cells)} | {score.figures['seconds']:.2f} |")
-    lines += ["", "| generating | same all | stated | diversity |", "|---|---|---|---|"]
-    for name, score in generated.items():
+    return lines
+
+
+def _generating(scores: Mapping[str, Score]) -> list[str]:
+    lines = ["| generating | same all | less paper's adapter | stated | diversity |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    plain = scores.get("paper's adapter")
+    for name, score in scores.items():
+        gain = difference(plain, score, "same all") if plain and plain is not score else None
         stated = [v for k, v in score.figures.items() if k.startswith("stated")]
         told = f"{min(stated):.0%}" if stated else ""
-        lines.append(f"| {name} | {_said(estimate(score, 'same all'))} | {told} "
-                     f"| {score.figures['diversity']:.0%} |")  # fmt: skip
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {name} | {_said(estimate(score, 'same all'))} | {_said(gain)} "
+                     f"| {told} | {score.figures['diversity']:.0%} |")  # fmt: skip
+    return lines
 
 
 def main(words: Sequence[str] | None = None) -> None:
