@@ -2,10 +2,10 @@
 
     python benchmarks/kill_resume.py --trials 20
 
-Each trial starts `iclora train` on the tiny base, kills it at a moment drawn from its whole
-duration, start and writing of checkpoints included, resumes it, and compares adapter.safetensors
-with that of a run left alone. A run killed before its folder exists is started again. One that has
-ended by then does not count: another moment is drawn.
+Each trial starts `iclora train` on the tiny base, kills it at a moment drawn from its last four
+fifths, end of start and writing of checkpoints included, resumes it, and compares
+adapter.safetensors with that of a run left alone. A run killed before its folder exists is started
+again. One that has ended by then does not count: another moment is drawn.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ Arms, interleaved round by round, on the same latents, texts, noise levels and L
 
 ai-toolkit also keeps the base in 8 bits and averages weights, which cost it time and are left out
 here. `--width 128 --height 128 --rounds 1` is a smoke run. Before any timing, the gradients of an
-arm and of its peer must agree. The unit is an optimizer step of the given batch: forward and
-backward pass of all samples, clipping, AdamW.
+arm and of its peer must agree; an arm for which a GPU's memory is too small is left out then, and
+that is said. `--peer-micro 1` accumulates a peer's gradient sample by sample where its batch does
+not fit. The unit is an optimizer step of the given batch: forward and backward pass of all
+samples, clipping, AdamW.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ SCRIPT_TARGETS = (
     "ff_context.net.2",
 )  # fmt: skip
 TEXT = 512
+LINUX = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -131,21 +134,24 @@ def adapters(net: Any, targets: tuple[str, ...] | str) -> list[nn.Parameter]:
     return found
 
 
-def peer(net: Any, work: Work, recompute: bool, best: bool = False) -> float:
-    """Forward and backward as diffusers' script does it: the whole batch at once."""
+def peer(net: Any, work: Work, micro: int, recompute: bool, best: bool = False) -> float:
+    """Forward and backward as diffusers' script does it, its gradient accumulated."""
     (net.enable_gradient_checkpointing if recompute else net.disable_gradient_checkpointing)()
     compile_blocks(net, best)
-    rows = slice(0, len(work.x0))
-    with torch.autocast(work.x0.device.type, torch.bfloat16):
-        v = net(
-            hidden_states=work.noisy(rows), encoder_hidden_states=work.prompt,
-            pooled_projections=work.pooled, timestep=work.sigma,
-            guidance=torch.ones_like(work.sigma), img_ids=work.places,
-            txt_ids=torch.zeros(TEXT, 3, device=work.x0.device), return_dict=False,
-        )[0]  # fmt: skip
-    loss = work.loss(v, rows)
-    loss.backward()
-    return float(loss.detach())
+    total = 0.0
+    for start in range(0, len(work.x0), micro):
+        rows = slice(start, start + micro)
+        with torch.autocast(work.x0.device.type, torch.bfloat16):
+            v = net(
+                hidden_states=work.noisy(rows), encoder_hidden_states=work.prompt[rows],
+                pooled_projections=work.pooled[rows], timestep=work.sigma[rows],
+                guidance=torch.ones_like(work.sigma[rows]), img_ids=work.places,
+                txt_ids=torch.zeros(TEXT, 3, device=work.x0.device), return_dict=False,
+            )[0]  # fmt: skip
+        loss = work.loss(v, rows)
+        loss.backward()
+        total += float(loss.detach())
+    return total
 
 
 _compiled: dict[nn.Module, Any] = {}
@@ -195,8 +201,8 @@ def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, wor
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # from here, a new peak of resident memory
+    elif LINUX.is_dir():
+        (LINUX / "clear_refs").write_text("5")  # from here, a new peak of resident memory
     began = time.perf_counter()
     arm.run(net, work)
     nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -215,17 +221,39 @@ def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, wor
 
 
 def resident_peak() -> int:
-    """Bytes this process held at most since ``clear_refs`` (Linux), weights and interpreter too."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    """Bytes this process held at most since `clear_refs`, weights too; 0 where that is not told."""
+    if not LINUX.is_dir():
+        return 0
+    return int((LINUX / "status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def gradients(arm: Arm, net: Any, parameters: list[nn.Parameter], work: Work) -> Tensor:
     arm.run(net, work)
-    found = torch.cat([p.grad.float().flatten() for p in parameters])  # type: ignore[union-attr]
-    for parameter in parameters:
-        parameter.grad = None
-    return found
+    return torch.cat([p.grad.float().flatten() for p in parameters])  # type: ignore[union-attr]
+
+
+def gate(group: list[Arm], net: Any, parameters: list[nn.Parameter], work: Work) -> list[Arm]:
+    """The arms that fit in memory; their gradients must be equal."""
+    fitting, first = [], None
+    for arm in group:
+        try:
+            grad = gradients(arm, net, parameters, work)
+        except torch.OutOfMemoryError:
+            print(json.dumps({"arm": arm.name, "fits": False}), flush=True)
+            continue
+        finally:
+            for parameter in parameters:
+                parameter.grad = None
+        fitting.append(arm)
+        if first is None:
+            first = grad
+            continue
+        off = float((grad - first).norm() / first.norm())
+        line = {"gate": f"{arm.name} / {fitting[0].name}", "off": round(off, 4)}
+        print(json.dumps(line), flush=True)
+        # bf16 sums in two orders; a wrong gradient is off by tenths.
+        assert off < 0.03, "the gradients differ: these arms do not do the same work"
+    return fitting
 
 
 def matmul_rate(device: torch.device) -> float:
@@ -251,17 +279,21 @@ def train_flops(config: Any, tokens: int, batch: int) -> float:
     return batch * (2 * linear + 3.5 * attention)
 
 
-def make_arms(micro: int, recompute: int) -> list[Arm]:
-    """All arms; the first of those with equal targets is what the others are compared with."""
+def make_arms(micro: int, part: int, recompute: int) -> list[Arm]:
+    """All arms; the first of those with equal targets is what the others are compared with.
+
+    Args:
+        micro: samples that we compute at once. part: samples that a peer does.
+    """
     arms = []
     for targets, theirs, mine in (
         (SCRIPT_TARGETS, "script", "ours"),
         ("all", "ai-toolkit", "ours-all"),
     ):
         arms += [
-            Arm(theirs, targets, lambda n, w: peer(n, w, True), []),
-            Arm(f"{theirs}-fit", targets, lambda n, w: peer(n, w, False), []),
-            Arm(f"{theirs}-best", targets, lambda n, w: peer(n, w, False, best=True), []),
+            Arm(theirs, targets, lambda n, w: peer(n, w, part, True), []),
+            Arm(f"{theirs}-fit", targets, lambda n, w: peer(n, w, part, False), []),
+            Arm(f"{theirs}-best", targets, lambda n, w: peer(n, w, part, False, True), []),
             Arm(mine, targets, lambda n, w: ours(n, w, micro, recompute), []),
             Arm(f"{mine}-compiled", targets, lambda n, w: ours(n, w, micro, recompute, True), []),
         ]
@@ -276,6 +308,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1536)
     parser.add_argument("--micro", type=int, default=1)
+    parser.add_argument("--peer-micro", type=int, help="samples a peer computes at once: all")
     parser.add_argument("--recompute", type=int, default=0, help="blocks that ours recomputes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", help="by default all")
@@ -284,7 +317,7 @@ def main() -> None:
     net = build(true_size if args.true_size else proxy, device)
     work = Work.draw(net, args.batch, args.width, args.height, device)
 
-    arms = make_arms(args.micro, args.recompute)
+    arms = make_arms(args.micro, args.peer_micro or args.batch, args.recompute)
     wanted = args.arms or [arm.name for arm in arms]
     for targets in (SCRIPT_TARGETS, "all"):
         group = [arm for arm in arms if arm.targets == targets and arm.name in wanted]
@@ -292,15 +325,7 @@ def main() -> None:
             continue
         parameters = adapters(net, targets)
         _compiled.clear()
-        found = [gradients(arm, net, parameters, work) for arm in group]
-        for arm, grad in zip(group[1:], found[1:], strict=True):
-            off = float((grad - found[0]).norm() / found[0].norm())
-            print(
-                json.dumps({"gate": f"{arm.name} / {group[0].name}", "off": round(off, 4)}),
-                flush=True,
-            )
-            # bf16 sums in two orders; a wrong gradient is off by tenths.
-            assert off < 0.03, "the gradients differ: these arms do not do the same work"
+        group = gate(group, net, parameters, work)
         optimizer = torch.optim.AdamW(parameters, 1e-5)
         for _ in range(args.rounds):
             for arm in group:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import CAPTION
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from iclora import flow
 from iclora.adapter import Adapter, attach
@@ -243,6 +244,38 @@ def test_an_infinite_gradient_stops_the_run_before_any_weight_is_changed(clean, 
     with pytest.raises(RunError, match=r"gradient became (inf|nan) at step 2"):
         train(settings, clean, on_step=poison)
     assert train(settings, clean, resume=True).finished
+
+
+def test_a_loss_that_leaves_what_it_had_reached_stops_the_run_and_single_ones_do_not(
+    clean, config, monkeypatch
+):
+    real, factors = accumulate, {10: 9.0, 30: 9.0, **dict.fromkeys(range(50, 60), 30.0)}
+    calls = []
+
+    def rising(*given):
+        calls.append(None)
+        return factors.get(len(calls), 1.0) * real(*given)
+
+    monkeypatch.setattr("iclora.train.accumulate", rising)
+    settings = config(steps=60, save_every=20, resolutions=(64,))
+    with pytest.raises(RunError, match=r"loss has risen .* by step 5\d, last on sets 000\d, 000\d"):
+        train(settings, clean)
+    assert len(calls) > 50, "one loss of nine times the others is no reason to stop"
+
+
+def test_tensorboard_shows_every_loss_once_also_of_a_run_that_was_resumed(clean, config):
+    settings = config(steps=4, trackers=("tensorboard",))
+    train(settings, clean)
+    train(settings.model_copy(update={"steps": 6}), clean, resume=True)
+    shown = {}
+    for file in Path(settings.out).rglob("events.out.tfevents*"):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.tag == "loss":
+                    shown.setdefault(event.step, []).append(value.tensor.float_val[0])
+    logged = map(json.loads, (Path(settings.out) / "log.jsonl").read_text().splitlines())
+    assert shown == {row["step"]: [pytest.approx(row["loss"], rel=1e-5)] for row in logged}
+    assert sorted(shown) == [1, 2, 3, 4, 5, 6]
 
 
 def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, config):

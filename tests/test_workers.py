@@ -10,11 +10,18 @@ from safetensors.torch import load_file
 
 from iclora.train import train
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node={}")
+# On any free port. `--multi_gpu` is its word for several processes; `--device cpu` is ours.
+ACCELERATE = (
+    "accelerate.commands.launch", "--multi_gpu", "--num_processes={}", "--num_machines=1",
+    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
+)  # fmt: skip
 
-def launch(folder, count, *words):
-    program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+
+def launch(folder, count, *words, launcher=TORCHRUN):
+    program = [word.format(count) for word in launcher]
     return subprocess.run(
-        [sys.executable, *program, "-m", "iclora", "train", *words],
+        [sys.executable, "-m", *program, "-m", "iclora", "train", *words],
         cwd=folder, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
@@ -50,14 +57,15 @@ def weights(path):
     return load_file(path)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_together_train_what_one_would(clean, config, tmp_path, count):
+@pytest.mark.parametrize(("count", "launcher"), [(2, ACCELERATE), (4, TORCHRUN)])
+def test_processes_together_train_what_one_would(clean, config, tmp_path, count, launcher):
     one = train(config(batch=4, lr=0.01), clean)
     settings = config("many", batch=4, lr=0.01)
     file = tmp_path / "run.toml"
     file.write_text(settings.to_toml())
-    done = launch(tmp_path, count, str(file), "--device", "cpu")
+    done = launch(tmp_path, count, str(file), "--device", "cpu", launcher=launcher)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("wrote ") == 1, "one process speaks"
     ours, theirs = weights(one.adapter), weights(tmp_path / "many" / "adapter.safetensors")
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():

@@ -81,12 +81,20 @@ def _load(name: str, words: Words, weights: bool = True) -> DiffusionModel:
     return load_model(name, words.device, words.dtype, weights=weights, precision=precision)
 
 
+def _first() -> bool:
+    """Whether this is the process that speaks, of those that share a run."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return not several or os.environ.get("RANK", "0") == "0"
+
+
 def _say(message: str) -> None:
-    print(message, flush=True)
+    if _first():
+        print(message, flush=True)
 
 
 def _warn(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr, flush=True)
+    if _first():
+        print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 # -- verbs --------------------------------------------------------------------------------------

@@ -71,15 +71,20 @@ MAKING: dict[str, Arm] = {
 }
 
 
-def estimate(score: Score, figure: str) -> Estimate:
-    """A figure's mean over sets, with its interval."""
-    return bootstrap([row[figure] for row in score.rows])
+_SEEDS = 3
+"""Sets made from each prompt."""
 
 
-def difference(one: Score, other: Score, figure: str) -> Estimate | None:
+def estimate(score: Score, figure: str, seeds: int = 1) -> Estimate:
+    """A figure's mean over sets, with its interval; of `seeds` sets in a row one was the prompt."""
+    rows = [row[figure] for row in score.rows]
+    return bootstrap(rows, groups=[n // seeds for n in range(len(rows))])
+
+
+def difference(one: Score, other: Score, figure: str, seeds: int = 1) -> Estimate | None:
     """`other` minus `one`, set by set: both were asked for the same ones."""
-    pairs = [{str(n): row[figure] for n, row in enumerate(score.rows)} for score in (one, other)]
-    return compare(*pairs)
+    a, b = ({str(n): row[figure] for n, row in enumerate(s.rows)} for s in (one, other))
+    return compare(a, b, groups={name: int(name) // seeds for name in a})
 
 
 def _said(found: Estimate | None) -> str:
@@ -117,10 +122,12 @@ def _generating(scores: Mapping[str, Score]) -> list[str]:
              "|---|---|---|---|---|"]  # fmt: skip
     plain = scores.get("paper's adapter")
     for name, score in scores.items():
-        gain = difference(plain, score, "same all") if plain and plain is not score else None
+        gain = (
+            difference(plain, score, "same all", _SEEDS) if plain and plain is not score else None
+        )
         stated = [v for k, v in score.figures.items() if k.startswith("stated")]
         told = f"{min(stated):.0%}" if stated else ""
-        lines.append(f"| {name} | {_said(estimate(score, 'same all'))} | {_said(gain)} "
+        lines.append(f"| {name} | {_said(estimate(score, 'same all', _SEEDS))} | {_said(gain)} "
                      f"| {told} | {score.figures['diversity']:.0%} |")  # fmt: skip
     return lines
 
@@ -183,9 +190,9 @@ def _measure(name: str, args: argparse.Namespace) -> str:
             keep(completed, arm, score, began, args.count)
         else:
             score = generate_sets(
-                model, task, args.prompts, 3, args.sampling_steps, tuned, **way.how
+                model, task, args.prompts, _SEEDS, args.sampling_steps, tuned, **way.how
             )
-            keep(generated, arm, score, began, 3 * args.prompts)
+            keep(generated, arm, score, began, _SEEDS * args.prompts)
     return table(completed, generated)
 
 
