@@ -14,7 +14,8 @@ from conftest import CAPTION, picture
 from PIL import Image
 
 from iclora import __version__
-from iclora.cli import main
+from iclora.cli import main, recomputes_unasked
+from iclora.config import read_config
 
 SMALL = ["--size", "96x192", "--steps", "2"]
 TRAIN = [
@@ -207,6 +208,16 @@ def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(clean, make_dataset, 
     assert run(capsys, "train", "--resume", tmp_path / "parts")[0] == 0
     one, two = ((tmp_path / n / "adapter.safetensors").read_bytes() for n in ("whole", "parts"))
     assert one == two
+
+
+def test_who_trains_on_a_gpu_is_told_of_the_faster_way_unless_it_was_chosen():
+    own = {"base": "tiny", "data": "DATA", "out": "RUN"}
+    assert recomputes_unasked(read_config(None, own), "cuda")
+    assert not recomputes_unasked(read_config(None, own), "cpu")
+    for chosen in ({"recompute": 57}, {"gradient_checkpointing": True}):
+        assert not recomputes_unasked(read_config(None, {**own, **chosen}), "cuda")
+    planned = read_config(None, own).model_copy(update={"recompute": 3})
+    assert not recomputes_unasked(planned, "cuda")
 
 
 def test_a_run_file_trains(clean, make_dataset, tmp_path, capsys):

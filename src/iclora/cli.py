@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from iclora.adapter import Adapter
     from iclora.captioners import Captioner
-    from iclora.config import Precision
+    from iclora.config import Precision, TrainConfig
     from iclora.dataset import Problem
     from iclora.evaluate.metric import Metric
     from iclora.evaluate.plan import Arm, Wish
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     _Wish = tuple[Request, dict[int, Image.Image], dict[int, Tensor]]
 
-__all__ = ["main"]
+__all__ = ["main", "recomputes_unasked"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -341,6 +341,8 @@ def train(words: Words) -> int:
     kept = "" if model.precision == "base" else f", its blocks in {model.precision}"
     number = str(model.dtype).removeprefix("torch.")
     _say(f"base {config.base} on {model.device} in {number}{kept}")
+    if recomputes_unasked(config, model.device.type):
+        _warn("every block is recomputed; --vram auto recomputes only as many as this card needs")
 
     def previewer(recipe: Recipe) -> Callable[[int, bool], None]:
         return make_preview(
@@ -377,6 +379,12 @@ def train(words: Words) -> int:
     if config.preview_every:
         _say(f"previews {result.folder / 'previews'}")
     return 0
+
+
+def recomputes_unasked(config: TrainConfig, device: str) -> bool:
+    """Whether a GPU is to take the slow way, safe on any card, that nobody chose."""
+    own = {"recompute", "gradient_checkpointing"}
+    return device == "cuda" and config.gradient_checkpointing and not own & config.model_fields_set
 
 
 def generate(words: Words) -> None:
