@@ -96,7 +96,7 @@ def test_what_the_user_set_is_left_as_it_is(ask, peak):
 
 
 def test_more_sets_at_a_time_are_counted(ask, peak):
-    one, many = ask(peak("base", 0)), ask(peak("base", 0), micro_batch=4)
+    one, many = ask(peak("base", 0)), ask(peak("base", 0), micro_batch=2)
     assert one.config.recompute == 0
     assert (many.config.recompute, many.config.precision) != (0, "base")
     assert one.config.micro_tokens < 2 * (768**2 // 256 + 128)
