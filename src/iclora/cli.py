@@ -81,20 +81,12 @@ def _load(name: str, words: Words, weights: bool = True) -> DiffusionModel:
     return load_model(name, words.device, words.dtype, weights=weights, precision=precision)
 
 
-def _first() -> bool:
-    """Whether this is the process that speaks, of those that share a run."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return not several or os.environ.get("RANK", "0") == "0"
-
-
 def _say(message: str) -> None:
-    if _first():
-        print(message, flush=True)
+    print(message, flush=True)
 
 
 def _warn(message: str) -> None:
-    if _first():
-        print(f"note: {message}", file=sys.stderr, flush=True)
+    print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 # -- verbs --------------------------------------------------------------------------------------
@@ -325,24 +317,25 @@ def train(words: Words) -> int:
     from iclora.train import resume_config
     from iclora.train import train as run_training
 
+    say, warn = _voices()
     overrides = _settings(words)
     if words.resume:
         if words.run_file:
             raise ConfigError("a resumed run has its own settings", "Leave the run file out.")
-        config = resume_config(words.resume, overrides, _warn)
+        config = resume_config(words.resume, overrides, warn)
     else:
         config = read_config(words.run_file, overrides)
         if config.vram is not None:
             chosen = plan_run(config, here=True)
-            _say(str(chosen))
+            say(str(chosen))
             config = chosen.config
     words.device, words.dtype, words.precision = config.device, config.dtype, config.precision
     model = _load(config.base, words)
     kept = "" if model.precision == "base" else f", its blocks in {model.precision}"
     number = str(model.dtype).removeprefix("torch.")
-    _say(f"base {config.base} on {model.device} in {number}{kept}")
+    say(f"base {config.base} on {model.device} in {number}{kept}")
     if recomputes_unasked(config, model.device.type):
-        _warn("every block is recomputed; --vram auto recomputes only as many as this card needs")
+        warn("every block is recomputed; --vram auto recomputes only as many as this card needs")
 
     def previewer(recipe: Recipe) -> Callable[[int, bool], None]:
         return make_preview(
@@ -361,24 +354,32 @@ def train(words: Words) -> int:
                 model,
                 resume=bool(words.resume),
                 make_preview=previewer,
-                warn=_warn,
+                warn=warn,
                 on_encode=lambda what, done, total: bar(f"encoding {what}", done, total, ""),
                 on_step=lambda r: bar("training", r.step, r.steps, f"loss {r.loss:.4f}"),
             )
         except KeyboardInterrupt:
             if Path(config.out, "config.toml").exists():
-                _say(f"go on with: iclora train --resume {config.out}")
+                say(f"go on with: iclora train --resume {config.out}")
             raise
     if not result.finished:
-        _say(
+        say(
             f"stopped at step {result.step} of {config.steps}; nothing is lost\n"
             f"go on with: iclora train --resume {result.folder}"
         )
         return 130
-    _say(f"wrote {result.adapter}\nloss curve {result.folder / 'loss.png'}")
+    say(f"wrote {result.adapter}\nloss curve {result.folder / 'loss.png'}")
     if config.preview_every:
-        _say(f"previews {result.folder / 'previews'}")
+        say(f"previews {result.folder / 'previews'}")
     return 0
+
+
+def _voices() -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """What a run says and warns with: of the processes that share it the first one speaks."""
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if shared and os.environ.get("RANK", "0") != "0":
+        return (lambda _: None), (lambda _: None)
+    return _say, _warn
 
 
 def recomputes_unasked(config: TrainConfig, device: str) -> bool:
