@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step import TEXT, build, proxy, true_size
 
 from iclora.models.attention import isolated, pick_attention, reading
-from iclora.models.flux_forward import Levels, flux_forward
+from iclora.models.flux.forward import Levels, flux_forward
 
 STEPS = 20
 CASES = ((1, 1), (1, 2), (3, 1))

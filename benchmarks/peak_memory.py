@@ -26,16 +26,16 @@ from typing import Any
 import diffusers
 import torch
 
-from iclora import flow
-from iclora.checkpoint import TrainState
-from iclora.config import TrainConfig, read_config
-from iclora.costs import Costs, Kernels
-from iclora.models.flux import FluxModel
-from iclora.models.load import pick_device
+from iclora.models import flow
+from iclora.models.flux.model import FluxModel
 from iclora.models.outline import OUTLINES, Batch, outline_of
 from iclora.models.quantize import quantize
-from iclora.plan import find_canvases
-from iclora.train import apply_step
+from iclora.models.registry import pick_device
+from iclora.settings import TrainConfig, read_config
+from iclora.train.costs import Costs, Kernels
+from iclora.train.folder import TrainState
+from iclora.train.plan import find_canvases
+from iclora.train.run import apply_step
 
 GB = 10**9
 DEV = "black-forest-labs/FLUX.1-dev"

@@ -39,7 +39,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from iclora.models.flux_forward import Levels, flux_forward
+from iclora.models.flux.forward import Levels, flux_forward
 
 SCRIPT_TARGETS = (
     "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj",

@@ -73,7 +73,7 @@ def small(tmp_path_factory) -> Path:
 @pytest.fixture
 def clean(tiny):
     """The tiny base without any adapter, before and after the test."""
-    from iclora.adapter import remove
+    from iclora.adapter.lora import remove
 
     remove(tiny)
     yield tiny
@@ -117,8 +117,8 @@ def lora(clean, tmp_path) -> Path:
     """An adapter file for the tiny base that changes what it makes; its canvas is 96x192."""
     import torch
 
-    from iclora.adapter import Adapter, AdapterInfo, attach, remove
-    from iclora.recipe import load_recipe
+    from iclora.adapter.lora import Adapter, AdapterInfo, attach, remove
+    from iclora.sets.recipe import load_recipe
 
     parameters = attach(clean, rank=2, alpha=2, targets="all", seed=0)
     rng = torch.Generator().manual_seed(0)
@@ -191,7 +191,7 @@ FAST = {
 @pytest.fixture
 def config(make_dataset, tmp_path):
     """Settings of a short run on a small dataset."""
-    from iclora.config import read_config
+    from iclora.settings import read_config
 
     data = make_dataset()
 

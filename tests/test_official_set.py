@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iclora.adapter import Adapter
-from iclora.compose import compose_dataset
-from iclora.config import read_config
-from iclora.dataset import check_dataset, open_dataset, training_layouts
-from iclora.generate import complete, generate
-from iclora.train import train
+from iclora.adapter.lora import Adapter
+from iclora.making.generate import complete, generate
+from iclora.sets.compose import compose_dataset
+from iclora.sets.dataset import check_dataset, open_dataset, training_layouts
+from iclora.settings import read_config
+from iclora.train.run import train
 
 RESOLUTIONS = (512, 768, 1024, 1280, 1536)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from iclora.cli import main
+from iclora.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

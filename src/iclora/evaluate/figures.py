@@ -8,8 +8,8 @@ from typing import Any
 
 from iclora.evaluate.intervals import Estimate, bootstrap, compare
 from iclora.evaluate.making import Cost
-from iclora.evaluate.metric import Made, Metric
-from iclora.evaluate.plan import Wish
+from iclora.evaluate.metrics.base import Made, Metric
+from iclora.evaluate.setup import Wish
 
 __all__ = ["Row", "Table", "measure"]
 

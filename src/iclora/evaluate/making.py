@@ -12,15 +12,15 @@ from itertools import groupby
 import torch
 from PIL import Image
 
-from iclora.evaluate.metric import Made
-from iclora.evaluate.plan import Arm, Plan, is_made
+from iclora.evaluate.metrics.base import Made, Metric
+from iclora.evaluate.setup import Arm, Plan, is_made
 from iclora.files import append_line
-from iclora.generate import run_together, use
+from iclora.making.generate import run_together, use
+from iclora.making.request import GeneratedSet, Request
 from iclora.models.base import DiffusionModel
-from iclora.recipe import Recipe
-from iclora.request import GeneratedSet, Request
+from iclora.sets.recipe import Recipe
 
-__all__ = ["Cost", "make_sets", "read_sets", "to_made"]
+__all__ = ["Cost", "make_sets", "read_sets", "scorer", "to_made"]
 
 _TIMES = "times.jsonl"
 
@@ -186,3 +186,13 @@ def _costs(planned: Plan, arm: Arm) -> dict[str, Cost]:
             # Cut short by a kill, or of a longer list of wishes.
             continue
     return costs
+
+
+def scorer(metric: Metric, recipe: Recipe) -> Callable[[GeneratedSet], float | None]:
+    """The metric's main figure of one set; None where it has none. For `making.best.best_of`."""
+
+    def score(made: GeneratedSet) -> float | None:
+        (figures,) = metric.of_sets([to_made(made, recipe)])
+        return figures.get(metric.main)
+
+    return score

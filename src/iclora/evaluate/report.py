@@ -11,10 +11,10 @@ from typing import Any
 from iclora import __version__
 from iclora.evaluate.figures import Row, Table
 from iclora.evaluate.intervals import Estimate
-from iclora.evaluate.metric import Made
-from iclora.evaluate.plan import Plan
+from iclora.evaluate.metrics.base import Made
+from iclora.evaluate.setup import Plan
 from iclora.files import write_text
-from iclora.page import STYLE, picture_tag
+from iclora.pages.page import STYLE, picture_tag
 
 __all__ = ["as_text", "write_report"]
 

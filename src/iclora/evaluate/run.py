@@ -7,9 +7,9 @@ from typing import Any
 
 from iclora.evaluate.figures import Table, measure
 from iclora.evaluate.making import make_sets, read_sets
-from iclora.evaluate.metric import Metric, Pixels
-from iclora.evaluate.plan import Arm, Plan
+from iclora.evaluate.metrics.base import Metric, Pixels
 from iclora.evaluate.report import write_report
+from iclora.evaluate.setup import Arm, Plan
 from iclora.models.base import PARTS, DiffusionModel
 from iclora.progress import Bar
 

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from iclora.config import Precision
 from iclora.files import digest
+from iclora.settings import Precision
 
 __all__ = ["PARTS", "DiffusionModel", "Given", "Part", "Sampling", "Text"]
 

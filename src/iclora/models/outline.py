@@ -18,14 +18,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from iclora import flow
-from iclora.config import Precision
 from iclora.errors import ModelError
+from iclora.models import flow
 from iclora.models.attention import Attend, isolated
 from iclora.models.base import DiffusionModel
-from iclora.models.flux import FluxModel
-from iclora.models.flux_forward import Block, Levels, blocks_of, embed, read_out, run_block
+from iclora.models.flux.forward import Block, Levels, blocks_of, embed, read_out, run_block
+from iclora.models.flux.model import FluxModel
 from iclora.models.quantize import quantize
+from iclora.settings import Precision
 
 __all__ = ["META", "OUTLINES", "Batch", "FluxOutline", "Piece", "Streams", "outline_of"]
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iclora.config import Precision
 from iclora.errors import ConfigError
+from iclora.settings import Precision
 
 __all__ = ["KINDS", "Frozen", "Kind", "Matrix", "check_precision", "matrix", "quantize"]
 

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from iclora.files import cache_home, digest
-from iclora.recipe import load_recipe, recipe_names
+from iclora.sets.recipe import load_recipe, recipe_names
 
 __all__ = ["tiny_folder", "write_tiny"]
 

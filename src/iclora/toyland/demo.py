@@ -10,15 +10,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from iclora.captioners import load_captioner
 from iclora.errors import StorageError
 from iclora.files import write_text
-from iclora.images import encode_png
 from iclora.models import load_model
 from iclora.progress import Bar
+from iclora.sets.images import encode_png
 from iclora.toyland.captions import Captioned, caption_sets
 from iclora.toyland.evaluate import Score, complete_sets, generate_sets, tune
 from iclora.toyland.tasks import TASKS, Task
+from iclora.vlm import load_captioner
 
 __all__ = ["run_demo"]
 

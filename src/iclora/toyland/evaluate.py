@@ -2,7 +2,7 @@
 
 For every task: what the base paints of what it is told, how often its panels agree without being
 told, the same with an adapter tuned on a few sets, and what is carried over from a known panel.
-All of it goes through `iclora.train` and `iclora.generate`, as a user's own work does.
+All of it goes through `iclora.train.run` and `iclora.making.generate`, as a user's own work does.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iclora.adapter import Adapter
-from iclora.compose import compose_dataset
-from iclora.config import TrainConfig
-from iclora.dataset import open_dataset
+from iclora.adapter.lora import Adapter
 from iclora.files import write_text
-from iclora.generate import run_together, use
-from iclora.images import write_png
+from iclora.making.generate import run_together, use
+from iclora.making.request import GeneratedSet, prepare
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
-from iclora.request import GeneratedSet, prepare
+from iclora.sets.compose import compose_dataset
+from iclora.sets.dataset import open_dataset
+from iclora.sets.images import write_png
+from iclora.settings import TrainConfig
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
 from iclora.toyland.world import IDENTITY, TOPICS, Canvas, Panel, write_caption
-from iclora.train import StepReport, train
+from iclora.train.run import StepReport, train
 
 __all__ = ["Score", "complete_sets", "full_captions", "generate_sets", "tune", "tuning_config"]
 
@@ -83,10 +83,10 @@ def make(
     model: DiffusionModel, task: Task, wishes: Sequence[_Wish], steps: int, adapter: Adapter | None,
     **how: Any,
 ) -> list[GeneratedSet]:  # fmt: skip
-    """The sets `iclora.generate` would make of these wishes, many at once: half the time.
+    """The sets `iclora.making.generate` would make of these wishes, many at once: half the time.
 
     Args:
-        how: mode and its settings; see `iclora.request.prepare`.
+        how: mode and its settings; see `iclora.making.request.prepare`.
     """
     use(model, adapter, 1.0)
     recipe = task.small_recipe
@@ -134,7 +134,7 @@ def generate_sets(model: DiffusionModel, task: Task, prompts: int, seeds: int, s
     """Sets from prompts that leave the identity out: agreement, adherence, diversity.
 
     Args:
-        how: settings such as `resample`; see `iclora.request.prepare`.
+        how: settings such as `resample`; see `iclora.making.request.prepare`.
     """
     wishes, captions = [], []
     for number in range(prompts):
@@ -161,7 +161,7 @@ def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
     """Sets completed from a true first panel with a held-out identity: what is carried over.
 
     Args:
-        how: mode and its settings; see `iclora.request.prepare`.
+        how: mode and its settings; see `iclora.making.request.prepare`.
     """
     wishes, truths = [], []
     for number in range(count):

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from iclora.errors import ConfigError
-from iclora.evaluate.metric import Figures, Made, Metric
-from iclora.recipe import Recipe
+from iclora.evaluate.metrics.base import Figures, Made, Metric
+from iclora.sets.recipe import Recipe
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task
 from iclora.toyland.world import IDENTITY, TRAITS, traits_said

@@ -14,8 +14,8 @@ from pathlib import Path
 import tomli_w
 
 from iclora.files import digest, write_text
-from iclora.images import write_png
-from iclora.recipe import Recipe, load_recipe
+from iclora.sets.images import write_png
+from iclora.sets.recipe import Recipe, load_recipe
 from iclora.toyland.world import (
     ARRANGEMENTS,
     NAMES,

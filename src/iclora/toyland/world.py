@@ -13,8 +13,8 @@ from functools import lru_cache
 
 from PIL import Image
 
-from iclora.caption import JointCaption
-from iclora.recipe import load_recipe
+from iclora.sets.caption import JointCaption
+from iclora.sets.recipe import load_recipe
 from iclora.toyland.drawing import COLOURS, GROUNDS, SIZE, draw
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""LoRA weights: attached, applied, saved and loaded."""

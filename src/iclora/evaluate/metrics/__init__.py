@@ -1,0 +1,1 @@
+"""What turns made sets into figures."""

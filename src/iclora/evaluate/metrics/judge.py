@@ -1,0 +1,121 @@
+"""A vision-language model as the judge, through the captioners' contract.
+
+Small ones judge worse than plain likeness; a judge's figures are an opinion beside the others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from iclora.evaluate.metrics.base import Figures, Made, Metric
+from iclora.vlm import Captioner
+from iclora.vlm.asking import shrink
+from iclora.vlm.base import Answer, Ask, Turn
+
+__all__ = ["Judge", "ScoreAsk", "read_score"]
+
+_TRIES = 2
+_LONGEST = 768
+"""Px; no picture sent has a longer side."""
+_QUESTION = (
+    "You see {count} pictures, in order: the panels of one set. What the set should be: {summary}\n"
+    "Do the panels share what such a set has to share: the same subject, or the same design? Judge "
+    "identity alone; pose, place and framing may differ.\n"
+    "5: certainly the same in every picture. 4: the same but for small details. 3: partly. "
+    "2: hardly. 1: different."
+)
+
+
+class ScoreAsk(Ask):
+    """A question whose answer is a whole number from 1 to 5."""
+
+    @property
+    def as_text(self) -> str:
+        return f"{self.words}\nAnswer with one number from 1 to 5 and nothing else."
+
+    @property
+    def as_json(self) -> str:
+        return f'{self.words}\nAnswer with a JSON object: "score", a whole number from 1 to 5.'
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": {"score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}},
+            "required": ["score"],
+            "additionalProperties": False,
+        }
+
+
+def read_score(text: str) -> int | None:
+    """The number an answer gives, or None where it gives none, or more than one.
+
+    A JSON object, "4", "4/5", "4 out of 5" and "Score: 4." are all understood; thoughts before the
+    answer and a code fence around it are forgiven.
+    """
+    text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL)
+    if text.lstrip().startswith("<think>"):
+        return None
+    text = re.sub(r"^\s*```\w*\s*|\s*```\s*$", "", text).strip()
+    if text.startswith("{"):
+        try:
+            score = json.loads(text)["score"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        whole = isinstance(score, int | float) and score in (1, 2, 3, 4, 5)
+        return int(score) if whole and not isinstance(score, bool) else None
+    text = re.sub(r"(?:/|\bout of|\bof)\s*5\b", " ", text, flags=re.IGNORECASE)
+    numbers = set(re.findall(r"-?\d+(?:[.,]\d+)?", text))
+    if len(numbers) != 1:
+        return None
+    number = numbers.pop()
+    return int(number) if number in ("1", "2", "3", "4", "5") else None
+
+
+class Judge(Metric):
+    """Asks for each set whether its panels share what they should."""
+
+    name = "judge"
+    main = "same identity"
+    figures: ClassVar[Mapping[str, str]] = {
+        "same identity": "the judge's mark, 1 to 5, for whether panels share what they should",
+        "unanswered": "share of sets without a mark that could be read; lower is better",
+    }
+
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__(captioner.name)
+        self.notes += captioner.notices
+        self._captioner = captioner
+        # A number, after thoughts perhaps.
+        captioner.longest = 256
+
+    def of_sets(self, sets: Sequence[Made]) -> Iterator[Figures]:
+        """Raises: CaptionerError if no set can be judged any more."""
+        asks: dict[int, Ask] = {number: _ask(made) for number, made in enumerate(sets)}
+        marks: dict[int, int] = {}
+        for _ in range(_TRIES):
+            left = [number for number in asks if number not in marks]
+            for place, reply in self._captioner.answer([asks[number] for number in left]):
+                if not isinstance(reply, Answer):
+                    continue
+                number, mark = left[place], read_score(reply.text)
+                if mark is not None:
+                    marks[number] = mark
+                else:
+                    turn = Turn(reply.text[:500].strip() or "(nothing)", "Write one number alone.")
+                    asks[number] = replace(asks[number], earlier=(turn,))
+        for number in range(len(sets)):
+            mark = marks.get(number)
+            yield {"unanswered": 1.0} if mark is None else {
+                "same identity": float(mark), "unanswered": 0.0
+            }  # fmt: skip
+
+
+def _ask(made: Made) -> ScoreAsk:
+    words = _QUESTION.format(count=len(made.panels), summary=made.recipe.summary)
+    pictures = tuple(shrink(panel, _LONGEST) for panel in made.panels)
+    return ScoreAsk(words, pictures, made.recipe.markers)

@@ -1,0 +1,1 @@
+"""Sets made: requests, the session, stories, previews."""

@@ -1,0 +1,168 @@
+"""From a name to a base model: a folder, a hub id, "toyland" or "tiny"."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub import errors as hub
+
+from iclora.errors import ConfigError, ModelError
+from iclora.models.base import DiffusionModel
+from iclora.models.flux.model import FluxModel
+from iclora.models.quantize import KINDS, check_precision
+from iclora.models.tiny import tiny_folder
+from iclora.settings import Precision
+
+__all__ = ["BUILT_IN", "FAMILIES", "load_model", "pick_device", "pick_dtype"]
+
+_Opens = Callable[[Path, str, torch.device, torch.dtype, Precision], DiffusionModel]
+
+FAMILIES: dict[str, _Opens] = {"FluxPipeline": FluxModel}
+"""A base family by the pipeline class its model_index.json names."""
+
+
+def _embedded() -> Path:
+    """The folder of the base that ships with iclora; see docs/toyland.md."""
+    return Path(str(files("iclora") / "weights" / "toyland-base"))
+
+
+BUILT_IN: dict[str, Callable[[], Path]] = {"tiny": tiny_folder, "toyland": _embedded}
+"""Bases that need no download: a name, and what finds or makes its folder."""
+
+# Weights as safetensors only: a pickle runs code when it is opened.
+_SETTINGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model"]
+_WEIGHTS = ["*/*.safetensors"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" takes cuda before mps before cpu. Raises: ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and torch.backends.mps.is_available():
+            name = "mps"
+    if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", name):
+        raise ConfigError(f'"{name}" is no device', "Use auto, cuda, cuda:1, mps or cpu.")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("this machine has no usable CUDA device", "Use --device cpu, or auto.")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there is no {name}; this machine has {torch.cuda.device_count()} CUDA devices",
+            "Count them from cuda:0.",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("this machine has no usable MPS device", "Use --device cpu, or auto.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """bf16 or fp32; "auto" takes bf16 on an accelerator, fp32 on a CPU. Raises: ConfigError.
+
+    fp16 is not offered: T5 and FLUX.1 overflow it and give black pictures.
+    """
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "bf16"
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if name not in dtypes:
+        raise ConfigError(f'"{name}" is no precision for a base', "Use auto, bf16 or fp32.")
+    return dtypes[name]
+
+
+def load_model(
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    weights: bool = True,
+    precision: Precision = "base",
+) -> DiffusionModel:
+    """Open a base model; its parts load when they are first used.
+
+    Args:
+        name: "toyland" (the small one that ships with iclora), "tiny" (random weights, for tests),
+            a folder in diffusers' layout, or a hub id such
+            as "black-forest-labs/FLUX.1-dev".
+        device: auto, cuda, cuda:N, mps or cpu.
+        dtype: auto, bf16 or fp32.
+        weights: False downloads settings and tokenizers only, enough to count tokens.
+        precision: how the linear layers of the denoiser's blocks are kept: base is as dtype says;
+            int8, nf4, or fp8, which also computes in it.
+    Raises: ModelError if it cannot be found, reached or read; ConfigError.
+    """
+    where = pick_device(device)
+    wanted = pick_dtype(dtype, where)
+    if precision not in KINDS:
+        raise ConfigError(f'"{precision}" is no precision', f"Use one of {', '.join(KINDS)}.")
+    check_precision(precision, where)
+    folder = _find(name, weights)
+    if name not in BUILT_IN and Path(name).expanduser().is_dir():
+        # A relative path, recorded as it is, could pass for a hub id elsewhere.
+        name = str(folder.resolve())
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelError(
+            f"{name} is no model folder in diffusers' layout (it has no model_index.json)",
+            "A single checkpoint file, as ComfyUI uses, does not hold all parts: download the "
+            "model's whole repository, for instance with `hf download`.",
+        )
+    try:
+        pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{index} is damaged ({error!r})", "Download the model again.") from error
+    if pipeline not in FAMILIES:
+        raise ModelError(
+            f"{name} is a {pipeline}, a family iclora does not know yet",
+            f"It knows {', '.join(FAMILIES)}: FLUX.1-dev, -schnell and -Krea-dev.",
+        )
+    return FAMILIES[pipeline](folder, name, where, wanted, precision)
+
+
+def _find(name: str, weights: bool) -> Path:
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(
+            f"{name} is a file; a base is a folder in diffusers' layout",
+            "Download the model's whole repository, for instance with `hf download`.",
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
+        raise ModelError(
+            f'there is no folder "{name}", and it is no hub id',
+            'Give a folder, an id such as "black-forest-labs/FLUX.1-dev", "toyland" or "tiny".',
+        )
+    return _download(name, _SETTINGS + _WEIGHTS * weights)
+
+
+def _download(name: str, wanted: list[str]) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except hub.GatedRepoError as error:
+        raise ModelError(
+            f"{name} is gated: its licence must be accepted before it can be downloaded",
+            f"Accept it at https://huggingface.co/{name}, then run `hf auth login` (or set "
+            "HF_TOKEN) and try again.",
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise ModelError(
+            f'there is no folder "{name}", and the hub shows no model of that name to you',
+            "Check the spelling; for a private model run `hf auth login` first.",
+        ) from error
+    except (
+        hub.LocalEntryNotFoundError,
+        hub.OfflineModeIsEnabled,
+        hub.HfHubHTTPError,
+        OSError,
+    ) as error:
+        raise ModelError(
+            f"{name} is not on this machine and the hub cannot be reached ({type(error).__name__})",
+            "Go online once, or copy the model here and give its folder as --base.",
+        ) from error

@@ -1,0 +1,1 @@
+"""The HTML pages: one look, pictures inside, nothing runs."""

@@ -1,0 +1,1 @@
+"""Image sets and their words: layouts, captions, recipes, datasets."""

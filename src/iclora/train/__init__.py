@@ -1,0 +1,1 @@
+"""Tuning a LoRA: the run, its loop, its folder, its plan."""

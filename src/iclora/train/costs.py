@@ -1,0 +1,375 @@
+"""What a run takes: bytes at its peak and FLOPs, counted and not measured.
+
+The base's real modules run, forward and backward, on tensors that have a size and no content
+(`models.outline`), while a ledger books every storage that is made and freed. Blocks of a kind
+are alike, so one of each is counted, kept and recomputed, and the pass is put together from them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from iclora.adapter.lora import attach
+from iclora.models.attention import Attend, blockwise
+from iclora.models.outline import META, Batch, FluxOutline, Streams
+from iclora.models.quantize import Frozen
+from iclora.settings import TrainConfig
+
+__all__ = ["Costs", "Kernels", "Ledger", "Share"]
+
+Kernels = Literal["cuda", "cpu"]
+"""Whose attention and norms are counted."""
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Books the bytes of every storage made inside it, while it lives, and the FLOPs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self.flops = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        # Torch's own counter has no entry for the product that adds in place.
+        packet = torch.ops.aten.addmm if packet is torch.ops.aten.addmm_ else packet
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        ours = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is(x)}
+        for made in filter(_is, tree_leaves(out)):
+            if id(made.untyped_storage()) not in ours:
+                self._book(made)
+        self.peak = max(self.peak, self.live + _hidden(packet, args))
+        return out
+
+    def _book(self, made: Tensor) -> None:
+        storage = made.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+
+        def strike(_: Any) -> None:
+            self.live -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, strike)
+        self.live += size
+
+    def mark(self) -> int:
+        """The bytes that live now, from which on the peak is taken."""
+        self.peak = self.live
+        return self.live
+
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention
+
+
+def _hidden(packet: Any, args: Any) -> int:
+    """Bytes that a kernel takes for itself, which no output shows."""
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_backward:
+        return 4 * int(args[1].numel())  # the gradient of q, summed in float32
+    if packet is torch.ops.aten.convolution:
+        return int(args[0].nbytes)  # its input in another order, or unrolled in parts
+    if packet is torch.ops.aten.index:
+        return sum(8 * int(i.numel()) for i in args[1] if _is(i) and i.dtype == torch.int32)
+    return 0
+
+
+def _is(x: Any) -> bool:
+    return isinstance(x, Tensor)
+
+
+class _As(TorchFunctionMode):
+    """Functions as a device's kernels compute them; the meta device has its own ways."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention:
+            return _flash(*args[:3])
+        if func is nn.functional.rms_norm and self.kernels == "cuda":
+            return _RmsNorm.apply(args[0])  # type: ignore[no-untyped-call]
+        return func(*args, **kwargs)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """CUDA's fused RMS norm: it keeps its input and a number a row.
+
+    Elsewhere, on the meta device too, torch puts it together from parts and keeps float32 copies
+    (`_fused_rms_norm` in its native_functions.yaml).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        return torch.empty_like(ctx.saved_tensors[0])
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention that keeps q, k, v, its output and a number a row, as all fused kernels do."""
+    out: Tensor = _FLASH(q, k, v)[0]
+    return out
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _flash(q, k, v).transpose(1, 2).flatten(2)
+
+
+# -- one block ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one block, or the end of a pass, adds to it.
+
+    Attributes:
+        kept: bytes more that live behind it than before it, in the forward pass.
+        forward: bytes at the forward peak, above what lives before it.
+        backward: bytes at the backward peak, above what lives behind it; often below 0, since what
+            the blocks behind it kept is gone by then.
+        flops: of both.
+    """
+
+    kept: int
+    forward: int
+    backward: int
+    flops: int
+
+
+class _Source(torch.autograd.Function):
+    """Tensors made by the block before: their gradients go on and are not kept."""
+
+    @staticmethod
+    def forward(_: Any, *streams: Tensor) -> Streams:
+        return tuple(torch.empty_like(x) for x in streams)
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> Any:
+        return (None,) * len(grads)
+
+
+class _Sink(torch.autograd.Function):
+    """The rest of a pass: it keeps nothing of what it is given, and hands back gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *streams: Tensor) -> Tensor:
+        ctx.like = [(x.shape, x.dtype) for x in streams]
+        return streams[0].new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        return tuple(torch.empty(shape, dtype=dtype, device=META) for shape, dtype in ctx.like)
+
+
+def _count(run: Callable[[Streams], Streams], shapes: Streams, kernels: Kernels) -> Share:
+    """Run a part of a pass forward and backward, on tensors of these shapes."""
+    with Ledger() as ledger, _As(kernels):
+        leaves = [torch.empty_like(x).requires_grad_() for x in shapes]
+        inside = _Source.apply(*leaves)  # type: ignore[no-untyped-call]
+        before = ledger.mark()
+        outside = run(inside)
+        forward = ledger.peak - before
+        del inside
+        kept = ledger.live - before
+        end = _Sink.apply(*outside)  # type: ignore[no-untyped-call]
+        del outside
+        ledger.mark()
+        end.backward()
+        return Share(kept, forward, ledger.peak - before - kept, ledger.flops)
+
+
+# -- a run --------------------------------------------------------------------------------------
+
+
+class Costs:
+    """What training a LoRA on a base takes.
+
+    Args:
+        outline: the base, in the precision of the run; a LoRA is put on it.
+        config: of it rank, targets, what is given, and previews matter here.
+        kernels: of the device it will run on.
+    """
+
+    def __init__(self, outline: FluxOutline, config: TrainConfig, kernels: Kernels) -> None:
+        self.outline, self.config, self.kernels = outline, config, kernels
+        self._attend: Attend = blockwise if kernels == "cpu" else _fused
+        self._shares: dict[tuple[Batch, int, bool], Share] = {}
+        self._ends: dict[Batch, tuple[int, Share]] = {}
+        lora = attach(outline, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=0)
+        for parameter in lora.values():
+            # From a step's second pass on, gradients are there and are added to.
+            parameter.grad = torch.zeros_like(parameter)
+        self._lora = list(lora.values())
+
+    # -- what is there all the time -------------------------------------------------------------
+
+    @cached_property
+    def lora(self) -> int:
+        """LoRA parameters."""
+        return sum(
+            piece.count * sum(p.numel() for p in piece.module.parameters() if p.requires_grad)
+            for piece in self.outline.pieces
+        )
+
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of the frozen denoiser."""
+        blocks = {p.module: p.count for p in self.outline.pieces}
+        inside = {id(t) for module in blocks for t in _tensors(module)}
+        rest = sum(int(t.nbytes) for t in _tensors(self.outline.denoiser) if id(t) not in inside)
+        return rest + sum(
+            count * sum(int(t.nbytes) for t in _tensors(module) if not t.requires_grad)
+            for module, count in blocks.items()
+        )
+
+    @cached_property
+    def held(self) -> int:
+        """Bytes that live all through training: the base; LoRA in float32, with its gradient, two
+        moments of AdamW and the average; the decoder of previews."""
+        decoder = _bytes(self.outline.vae) if self.config.preview_every else 0
+        return self.weights + 5 * 4 * self.lora + decoder
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    def step(self, batch: Batch, recompute: int) -> int:
+        """Bytes at the peak of a forward and backward pass."""
+        beside, end = self._end(batch)
+        live = peak = self.held + beside
+        behind = []
+        for number, again in self._order(recompute):
+            share = self._share(batch, number, again)
+            peak = max(peak, live + share.forward)
+            live += share.kept
+            behind.append((live, share))
+        peak = max(peak, live + end.forward, live + end.kept + end.backward)
+        return max(peak, *(live + share.backward for live, share in behind))
+
+    def flops(self, batch: Batch, recompute: int) -> int:
+        """Of a forward and backward pass, those of recomputed blocks counted again."""
+        blocks = sum(self._share(batch, *block).flops for block in self._order(recompute))
+        return blocks + self._end(batch)[1].flops
+
+    def _order(self, recompute: int) -> Iterator[tuple[int, bool]]:
+        """The kind of every block, and whether it is recomputed."""
+        kinds = [n for n, piece in enumerate(self.outline.pieces) for _ in range(piece.count)]
+        return ((kind, number < recompute) for number, kind in enumerate(kinds))
+
+    def _share(self, batch: Batch, number: int, again: bool) -> Share:
+        key = (batch, number, again)
+        if key not in self._shares:
+            streams, shared = self.outline.begin(batch, self._attend)
+            piece = self.outline.pieces[number]
+
+            def block(*given: Any) -> Any:
+                # Here as well as around all: a block that is computed again is so inside of a
+                # call of backward, and a mode is off inside of what passes through it.
+                with _As(self.kernels):
+                    return piece.block(*given)
+
+            run = replace(piece, block=block).run
+            self._shares[key] = _count(lambda x: run(x, shared, again), streams, self.kernels)
+        return self._shares[key]
+
+    def _end(self, batch: Batch) -> tuple[int, Share]:
+        """What lives beside the blocks, and the share of the last layer and the loss."""
+        if batch not in self._ends:
+            with Ledger() as ledger, _As(self.kernels):
+                streams, shared = self.outline.begin(batch, self._attend)
+                flops = ledger.flops
+            found = _count(lambda x: (self.outline.loss(x, shared),), streams, self.kernels)
+            found = replace(found, flops=found.flops + flops)
+            self._ends[batch] = ledger.peak, found
+        return self._ends[batch]
+
+    def optimizer(self) -> int:
+        """Bytes at the peak of clipping and AdamW."""
+        own = sum(int(parameter.nbytes) for parameter in self._lora)
+        many = self.kernels == "cuda"
+        adamw = torch.optim.AdamW(self._lora, foreach=many, fused=False)
+        kept = [p.grad for p in self._lora]
+        ledger = Ledger()
+        with ledger:
+            adamw.step()
+            # The first step makes the moments; what the next one takes beside them counts.
+            before = ledger.mark()
+            nn.utils.clip_grad_norm_(self._lora, 1.0)
+            adamw.step()
+        for parameter, grad in zip(self._lora, kept, strict=True):
+            parameter.grad = grad
+        return self.held + (ledger.peak - before) * 4 * self.lora // own
+
+    # -- before and beside ----------------------------------------------------------------------
+
+    def text(self) -> int:
+        """Bytes at the peak of encoding captions."""
+        encoders = sum(map(_bytes, self.outline.text_encoders))
+        return encoders + self._without_gradient(self.outline.read_text)
+
+    def images(self, width: int, height: int) -> int:
+        """Bytes at the peak of encoding a picture."""
+        run = self.outline.encode_pixels
+        return _bytes(self.outline.vae) + self._without_gradient(lambda: run(width, height))
+
+    def loading(self) -> int:
+        """Bytes at the peak of bringing the denoiser to the device, layer by layer."""
+        if self.outline.precision == "base":
+            return self.weights
+        widest = max(
+            (m for m in self.outline.whole(1, 1).modules() if isinstance(m, nn.Linear)),
+            key=lambda m: m.weight.numel(),
+        )
+        kind = self.outline.precision
+        return self.weights + self._without_gradient(lambda: Frozen(widest, kind, META))
+
+    def preview(self, width: int, height: int) -> int:
+        """Bytes at the peak of sampling and decoding a picture, the averaged weights on loan."""
+        batch = Batch(1, width, height)
+
+        def sample() -> None:
+            streams, shared = self.outline.begin(batch, self._attend)
+            for piece in self.outline.pieces:
+                streams = piece.run(streams, shared, False)
+            self.outline.end(streams, shared)
+
+        most = max(self._without_gradient(sample), self.decoding(width, height))
+        return self.held + 4 * self.lora + most
+
+    def decoding(self, width: int, height: int) -> int:
+        """Bytes at the peak of decoding a picture, the decoder's weights apart."""
+        return self._without_gradient(lambda: self.outline.decode_pixels(width, height))
+
+    def _without_gradient(self, run: Callable[[], object]) -> int:
+        ledger = Ledger()
+        with torch.no_grad(), ledger, _As(self.kernels):
+            run()
+        return ledger.peak
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(int(tensor.nbytes) for tensor in _tensors(module))

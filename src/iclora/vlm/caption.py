@@ -1,0 +1,317 @@
+"""Captions for image sets: asked for, checked, asked for again, written as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from iclora.errors import CaptionerError, CaptionError, DatasetError, IcloraError
+from iclora.files import append_line, digest, write_text
+from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path, training_layouts
+from iclora.sets.recipe import Recipe
+from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer, shrink
+from iclora.vlm.base import Answer, Ask, Captioner, Turn
+
+__all__ = ["FAILURES", "Outcome", "Summary", "caption_dataset", "estimate_tokens", "write_prompt"]
+
+FAILURES = "caption-failures.json"
+_JOURNAL = ".iclora-captioning.jsonl"
+_TRIES = 4
+"""The first answer, and three after an objection."""
+_KEPT = 2000
+"""Characters of an answer that are shown to the model again, or to its user."""
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+"""White space, and a byte-order mark."""
+_AT_ONCE = 16
+"""Least sets held in memory together."""
+_SILENCE = 8
+"""Sets in a row without any answer, beyond those asked at once, after which a run stops."""
+
+Send = Literal["panels", "composite"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one set: its caption, or why it has none."""
+
+    name: str
+    caption: str | None
+    problem: str = ""
+    answer: str = ""
+    tries: int = 0
+    silence: CaptionerError | None = None
+    """Why there was no answer at all."""
+
+
+@dataclass
+class Summary:
+    """What became of all of them."""
+
+    written: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    """Sets that had a caption already, or that the run before overwrote."""
+    failed: list[Outcome] = field(default_factory=list)
+    read: int = 0
+    """Tokens the model read, as far as its server says."""
+    wrote: int = 0
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a caption where no base's tokenizer is at hand; rather too many."""
+    return round(len(text.encode()) / 3.5)
+
+
+def caption_dataset(
+    dataset: Dataset,
+    captioner: Captioner,
+    *,
+    count_tokens: Callable[[str], int] = estimate_tokens,
+    limit: int = 512,
+    send: Send = "panels",
+    longest: int = 768,
+    overwrite: bool = False,
+    on_done: Callable[[Outcome, int, int], None] | None = None,
+) -> Summary:
+    """Write a joint caption beside every set that has none.
+
+    Each caption is written as it arrives. A run that was killed, or left sets without a caption,
+    goes on where it was, also one that overwrites.
+
+    Args:
+        count_tokens, limit: of the base that will be trained.
+        send: the panels as separate pictures, or the composite.
+        longest: px; no picture sent has a longer side.
+        overwrite: also replace captions that are there.
+        on_done: called with every outcome, how many sets are done, and of how many.
+    Returns: what became of every set. Sets without a good caption are also listed in
+        `dataset.path / FAILURES`.
+    Raises: DatasetError for an archive, which cannot be written into; CaptionerError if the
+        captioner cannot go on, or many sets in a row get no answer.
+    """
+    if not dataset.path.is_dir():
+        raise DatasetError(
+            f"{dataset.path} is an archive, and captions are written beside the images",
+            "Unpack it into a folder first.",
+        )
+    names = [image_set.name for image_set in dataset.sets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DatasetError(
+            f"more than one image set is called {', '.join(twice)}", "Rename or remove the others."
+        )
+    summary = Summary()
+
+    def judge(answer: str) -> str:
+        return read_answer(answer, dataset.recipe, count_tokens, limit).render()
+
+    def look(image_set: ImageSet) -> Ask:
+        panels = image_set.load(dataset.recipe)
+        return ask_about(dataset.recipe, _pictures(panels, dataset.recipe, send, longest), limit)
+
+    # Not the address: a server may come back at another.
+    asked = [captioner.name, dataset.recipe.model_dump_json(), limit, send, longest]
+    journal = _Journal(dataset.path / _JOURNAL, digest(*map(str, asked)))
+    done = journal.begin() if overwrite else set()
+    todo = []
+    for image_set in dataset.sets:
+        if image_set.name in done if overwrite else _has_words(image_set):
+            summary.kept.append(image_set.name)
+        else:
+            todo.append(image_set)
+    places = {s.name: caption_path(dataset, s) for s in todo}
+    total = len(todo)
+    try:
+        outcomes = _all_outcomes(todo, captioner, judge, look, summary)
+        for count, outcome in enumerate(outcomes, 1):
+            place = places[outcome.name]
+            if outcome.caption is None:
+                summary.failed.append(outcome)
+            elif not overwrite and place.is_file() and place.read_bytes().strip(_BLANK):
+                # Somebody wrote one while the model was at it.
+                summary.kept.append(outcome.name)
+            else:
+                write_text(place, outcome.caption + "\n")
+                summary.written.append(outcome.name)
+                if overwrite:
+                    journal.note(outcome.name)
+            if on_done:
+                on_done(outcome, count, total)
+    except CaptionerError as error:
+        raise CaptionerError(
+            f"{error.problem}; {len(summary.written)} of {total} captions are written",
+            f"{error.advice} The same command goes on with the rest.",
+        ) from error
+    finally:
+        _list_failures(dataset.path / FAILURES, summary.failed)
+    if not summary.failed:
+        journal.end()
+    return summary
+
+
+def _all_outcomes(
+    todo: Sequence[ImageSet],
+    captioner: Captioner,
+    judge: Callable[[str], str],
+    look: Callable[[ImageSet], Ask],
+    summary: Summary,
+) -> Iterator[Outcome]:
+    """What becomes of every set, a few in memory at a time.
+
+    Raises: CaptionerError if set after set gets no answer.
+    """
+    step = max(_AT_ONCE, 2 * captioner.together)
+    silent = 0
+    for start in range(0, len(todo), step):
+        for outcome in _captions(todo[start : start + step], captioner, judge, look, summary):
+            yield outcome
+            silent = silent + 1 if outcome.silence else 0
+            if outcome.silence and silent >= captioner.together + _SILENCE:
+                raise CaptionerError(
+                    f"{silent} sets in a row got no answer: {outcome.silence.problem}",
+                    outcome.silence.advice,
+                )
+
+
+def write_prompt(
+    recipe: Recipe,
+    idea: str,
+    captioner: Captioner,
+    *,
+    count_tokens: Callable[[str], int] = estimate_tokens,
+    limit: int = 512,
+) -> str:
+    """Turn one line into a joint prompt in the recipe's form.
+
+    Raises: CaptionError if no answer was any good; CaptionerError if there was none.
+    """
+    ask = ask_for_prompt(recipe, idea, limit)
+    summary = Summary()
+
+    def judge(answer: str) -> str:
+        return read_answer(answer, recipe, count_tokens, limit).render()
+
+    (outcome,) = _until_good({idea: ask}, captioner, judge, summary)
+    if outcome.silence:
+        raise outcome.silence
+    if outcome.caption is None:
+        raise CaptionError(
+            f"no prompt came of this idea in {outcome.tries} tries: {outcome.problem}",
+            "Put the idea differently, or use a larger model.",
+        )
+    return outcome.caption
+
+
+def _captions(
+    part: Sequence[ImageSet],
+    captioner: Captioner,
+    judge: Callable[[str], str],
+    look: Callable[[ImageSet], Ask],
+    summary: Summary,
+) -> Iterator[Outcome]:
+    """Outcomes of some sets, those whose pictures cannot be read first."""
+    asks = {}
+    for image_set in part:
+        try:
+            asks[image_set.name] = look(image_set)
+        except IcloraError as error:
+            yield Outcome(image_set.name, None, error.problem)
+    yield from _until_good(asks, captioner, judge, summary)
+
+
+def _until_good(
+    asks: dict[str, Ask], captioner: Captioner, judge: Callable[[str], str], summary: Summary
+) -> Iterator[Outcome]:
+    """Ask; where an answer is no use ask again, with the reason.
+
+    Args:
+        judge: makes a caption of an answer, or raises CaptionError.
+    """
+    for tries in range(1, _TRIES + 1):
+        names = list(asks)
+        again: dict[str, Ask] = {}
+        for number, reply in captioner.answer([asks[name] for name in names]):
+            name = names[number]
+            if not isinstance(reply, Answer):
+                # The captioner has tried again already, with pauses.
+                yield Outcome(name, None, reply.problem, tries=tries, silence=reply)
+                continue
+            summary.read += reply.read
+            summary.wrote += reply.written
+            try:
+                if not reply.whole:
+                    raise CaptionError("the answer was cut off before its end", "Write less.")
+                yield Outcome(name, judge(reply.text), tries=tries)
+            except CaptionError as error:
+                text = reply.text[:_KEPT]
+                objection = f"That cannot be used: {error.problem}. {error.advice}"
+                # Some servers refuse a turn without words.
+                turn = Turn(text if text.strip() else "(nothing)", objection)
+                again[name] = replace(asks[name], earlier=(turn,))
+                if tries == _TRIES:
+                    yield Outcome(name, None, error.problem, text, tries)
+        asks = again
+        if not asks:
+            return
+
+
+def _pictures(panels: PanelSet, recipe: Recipe, send: Send, longest: int) -> list[Image.Image]:
+    if send == "panels":
+        return [shrink(panel, longest) for panel in panels.panels]
+    # On the token grid of FLUX.1, as it will be trained.
+    layout = training_layouts(recipe.canvas, panels.sizes, (1024,), 16)[-1]
+    return [shrink(layout.compose(panels.panels), longest)]
+
+
+def _has_words(image_set: ImageSet) -> bool:
+    """Whether somebody wrote a caption; an empty file is none."""
+    if image_set.caption_file is None:
+        return False
+    return bool(image_set.caption_bytes().strip(_BLANK))
+
+
+class _Journal:
+    """Which sets an overwriting run has done, so that a killed one goes on."""
+
+    def __init__(self, path: Path, settings: str) -> None:
+        self._path, self._settings = path, settings
+
+    def begin(self) -> set[str]:
+        """Names that are done already; none if the last run ended, or was another."""
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            lines = []
+        if lines and lines[0] == json.dumps(self._settings):
+            # The last line may be cut short by a kill; then its set is done once more.
+            done = set()
+            for line in lines[1:]:
+                with suppress(ValueError):
+                    done.add(json.loads(line))
+            # Written anew, or the next name would join the torn line.
+            write_text(self._path, "".join(json.dumps(x) + "\n" for x in [self._settings, *done]))
+            return done
+        write_text(self._path, json.dumps(self._settings) + "\n")
+        return set()
+
+    def note(self, name: str) -> None:
+        append_line(self._path, json.dumps(name))
+
+    def end(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _list_failures(path: Path, failed: Sequence[Outcome]) -> None:
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    rows = [
+        {"set": f.name, "problem": f.problem, "last answer": f.answer, "tries": f.tries}
+        for f in failed
+    ]
+    write_text(path, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,91 @@
+"""A model as the judge: what it is asked, what its answers mean, what is counted as none."""
+
+import pytest
+
+from iclora.errors import CaptionerError
+from iclora.evaluate.metrics.judge import Judge, read_score
+from iclora.vlm.base import Answer, Captioner
+from tests.conftest import picture
+from tests.evaluate.metrics.test_base import figures_of, made_of
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("4", 4),
+        (" 5.\n", 5),
+        ("4/5", 4),
+        ("3 out of 5", 3),
+        ("**Score: 2**", 2),
+        ('{"score": 4}', 4),
+        ('```json\n{"score": 1}\n```', 1),
+        ("<think>Panel 1 and 2 ... 3 cats</think>\n5", 5),
+        ('{"score": 4.0}', 4),
+        ("The score is 4, since 4 it must be", 4),
+    ],
+)
+def test_a_mark_is_read_in_every_usual_form(text, mark):
+    assert read_score(text) == mark
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "yes", "between 2 and 3", "0", "6", "7/10", "-1", "3.5", '{"score": true}',
+     '{"score": "good"}', "{", '{"mark": 3}', "[4]]{ 3 5", "<think>4"],
+)  # fmt: skip
+def test_what_is_no_mark_is_not_taken_for_one(text):
+    assert read_score(text) is None
+
+
+class Scripted(Captioner):
+    """Answers from a list for each set, in turn."""
+
+    def __init__(self, answers):
+        super().__init__("scripted")
+        self.answers, self.asked = answers, []
+
+    def answer(self, asks):
+        # Last first: answers come in whatever order.
+        for number, ask in reversed(list(enumerate(asks))):
+            self.asked.append(ask)
+            reply = self.answers[int(ask.pictures[0].getpixel((0, 0))[0])].pop(0)
+            yield number, reply if isinstance(reply, Exception) else Answer(reply)
+
+
+def flat(number):
+    panel = picture(32, 32, number)
+    panel.putpixel((0, 0), (number, 0, 0))
+    return made_of([panel, *(picture(32, 32, 9),) * 2])
+
+
+def test_marks_belong_to_their_sets_and_failures_are_counted_not_hidden():
+    silent = CaptionerError("no answer", "Try again.")
+    judge = Judge(Scripted([["4"], ["no idea", "5"], [silent, silent], ["none", "nothing"]]))
+    found = figures_of(judge, *map(flat, range(4)))
+    assert found == [
+        {"same identity": 4, "unanswered": 0},
+        {"same identity": 5, "unanswered": 0},
+        {"unanswered": 1},
+        {"unanswered": 1},
+    ]
+
+
+def test_it_is_shown_the_panels_and_told_what_the_set_should_be():
+    captioner = Scripted([["no idea", "2"]])
+    figures_of(Judge(captioner), flat(0))
+    first, again = captioner.asked
+    assert len(first.pictures) == 3
+    assert made_of([picture(32, 32)] * 3).recipe.summary in first.as_text
+    assert first.as_text.endswith("Answer with one number from 1 to 5 and nothing else.")
+    assert first.schema["properties"]["score"]["enum"] == [1, 2, 3, 4, 5]
+    assert again.earlier[0].answer == "no idea"
+    assert again.as_json == first.as_json
+
+
+def test_the_captioner_that_ships_runs_as_a_judge_and_has_nothing_to_say():
+    from iclora.vlm import load_captioner
+
+    captioner = load_captioner("toyland", device="cpu")
+    judge = Judge(captioner)
+    captioner.longest = 8
+    assert figures_of(judge, flat(0)) == [{"unanswered": 1}]

@@ -1,0 +1,152 @@
+"""An evaluation on the tiny base: stopped and gone on, its figures, its page, its file."""
+
+import json
+import re
+
+import pytest
+
+from iclora.errors import ConfigError
+from iclora.evaluate import making
+from iclora.evaluate.making import make_sets, read_sets
+from iclora.evaluate.metrics.base import Metric
+from iclora.evaluate.run import evaluate
+from iclora.evaluate.setup import arms_of, plan, wishes_of_prompts
+from iclora.making.generate import generate
+from iclora.making.request import GeneratedSet, Request
+from iclora.sets.recipe import load_recipe
+from tests.conftest import CAPTION, picture
+
+STORY = load_recipe("film-storyboard")
+SIZE = (96, 192)
+
+
+def planned_of(model, out, files=(), modes=(None,), known=None, seeds=(0, 1), **how):
+    wishes = wishes_of_prompts([CAPTION, CAPTION.replace("Ana", "Bo")], seeds, known or {})
+    arms = arms_of([str(file) for file in files], modes)
+    return plan(model, STORY, arms, wishes, out, size=SIZE, **{"steps": 1, **how})
+
+
+class Redness(Metric):
+    """How red a set's first panel is, which pictures alone decide."""
+
+    name, main = "red", "share"
+    figures = {"share": "redness <b>of</b> panel 1"}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__("a test")
+        self.notes.append("what a reader should know")
+
+    def of_sets(self, sets):
+        for made in sets:
+            yield {"share": made.panels[0].resize((1, 1)).getpixel((0, 0))[0] / 255}
+
+    def across_seeds(self, sets):
+        return {"seeds": float(len(sets))}
+
+
+def no_bar(*_):
+    """Nothing to see."""
+
+
+def test_sets_equal_those_of_generate_and_their_costs_are_kept(clean, tmp_path):
+    planned = planned_of(clean, tmp_path)
+    seen = []
+    make_sets(clean, planned, on_set=lambda arm, done, total: seen.append((arm.name, done, total)))
+    assert seen == [("base", n, 4) for n in (1, 2, 3, 4)]
+    made = GeneratedSet.load(tmp_path / "base" / "0002")
+    single = generate(clean, CAPTION, recipe=STORY, size=SIZE, steps=1, seed=1)
+    assert made.composite.tobytes() == single.composite.tobytes()
+    assert made.request == single.request
+    _, costs = read_sets(planned, planned.arms[0])
+    assert set(costs) == {wish.key for wish in planned.wishes}
+    assert all(0 < cost.seconds < 60 and cost.memory > 1e7 for cost in costs.values())
+
+
+def test_a_stopped_evaluation_makes_only_what_is_missing(clean, tmp_path, monkeypatch):
+    planned = planned_of(clean, tmp_path)
+
+    def stop(arm, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_sets(clean, planned, on_set=stop)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("base/*/composite.png")}
+    assert len(before) == 2
+    times = tmp_path / "base" / "times.jsonl"
+    times.write_text(times.read_text() + '{"set": "00')  # a kill tears a line
+    made = []
+    run = making.run_together
+    monkeypatch.setattr(making, "run_together", lambda *a: made.append(1) or run(*a))
+    table = evaluate(clean, planned_of(clean, tmp_path), [Redness()], bar=no_bar)
+    assert len(made) == 2
+    assert all(p.stat().st_mtime_ns == at for p, at in before.items())
+    assert table.rows["red share"].estimate("base").count == 4
+    # Figures come from what lies there, not from what was made now.
+    again = evaluate(clean, planned_of(clean, tmp_path), [Redness()], bar=no_bar)
+    assert len(made) == 2
+    assert again.rows["red share"].values == table.rows["red share"].values
+
+
+def test_sets_of_another_evaluation_are_not_taken_for_this_ones(clean, tmp_path):
+    make_sets(clean, planned_of(clean, tmp_path, seeds=(0,)))
+    with pytest.raises(ConfigError, match="0001 holds a set of another evaluation"):
+        planned_of(clean, tmp_path, seeds=(0,), steps=2)
+
+
+def test_a_batch_makes_the_same_sets_as_one_by_one(clean, tmp_path):
+    make_sets(clean, planned_of(clean, tmp_path / "one"))
+    make_sets(clean, planned_of(clean, tmp_path / "many"), together=3)
+    for number in ("0001", "0002", "0003", "0004"):
+        one, many = (GeneratedSet.load(tmp_path / n / "base" / number) for n in ("one", "many"))
+        assert one.request == many.request
+        differences = [abs(a - b) for a, b in zip(one.composite.tobytes(), many.composite.tobytes(),
+                                                  strict=True)]  # fmt: skip
+        assert max(differences) <= 1
+
+
+def test_the_report_shows_every_arm_and_differences_to_the_first(clean, lora, tmp_path):
+    planned = planned_of(clean, tmp_path, [lora], ["sdedit", "boost"], {2: picture(96, 64)})
+    table = evaluate(clean, planned, [Redness(), Redness()], bar=no_bar)
+    data = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    names = ["base, sdedit", "base, boost", "run, sdedit", "run, boost"]
+    assert list(data["arms"]) == names
+    assert data["arms"]["run, boost"]["mode"] == "boost"
+    assert set(data["figures"]) == {
+        "pixels known error", "pixels seam", "red share", "red seeds", "red-2 share",
+        "red-2 seeds", "seconds", "memory",
+    }  # fmt: skip
+    for arm in data["figures"]["pixels known error"]["arms"].values():
+        assert arm["mean"] == 0
+    share = data["figures"]["red share"]["arms"]
+    first, other = share["base, sdedit"], share["run, boost"]
+    assert first["difference"] is None
+    keys = list(first["values"])
+    assert len(keys) == 4
+    mean = sum(other["values"][k] - first["values"][k] for k in keys) / 4
+    assert other["difference"]["mean"] == pytest.approx(mean)
+    assert table.rows["red seeds"].values["run, boost"] == {"prompt 1": 2.0, "prompt 2": 2.0}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 16
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "redness &lt;b&gt;of&lt;/b&gt; panel 1" in page
+    assert "&lt;Ana&gt;" in page
+    assert "what a reader should know" in page
+    assert "given: panel 2" in page
+    assert "<script" not in page
+
+
+def test_the_request_of_a_set_makes_it_again(clean, tmp_path):
+    make_sets(clean, planned_of(clean, tmp_path, known={1: picture(96, 64)}, seeds=(5,)))
+    request, known = Request.load(tmp_path / "base" / "0001" / "request.json")
+    assert set(known) == {1}
+    assert request.known.keys() == {1}
+
+
+def test_one_seed_is_said_to_show_no_diversity(clean, tmp_path):
+    few = evaluate(clean, planned_of(clean, tmp_path / "a", seeds=(0,)), [Redness()], bar=no_bar)
+    more = evaluate(clean, planned_of(clean, tmp_path / "b"), [Redness()], bar=no_bar)
+    assert any("no diversity" in note for note in few.notes)
+    assert "red seeds" not in few.rows
+    assert not any("no diversity" in note for note in more.notes)
+    assert any("over 2 prompts" in note for note in more.notes)

@@ -1,0 +1,239 @@
+"""Requests: refused early where they cannot be met, repeated exactly or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from iclora.errors import CaptionError, ConfigError, LayoutError, StorageError
+from iclora.making.generate import complete, generate, run
+from iclora.making.request import (
+    GeneratedSet,
+    Request,
+    known_latents,
+    next_folder,
+    prepare,
+    read_latents,
+)
+from tests.conftest import CAPTION, picture
+from tests.making.test_generate import wish
+
+
+def test_a_known_panel_of_the_wrong_shape_is_refused_before_any_computing(clean):
+    with pytest.raises(LayoutError, match="panel 1 is 64x96 px"):
+        prepare(clean, CAPTION, known={1: picture(64, 96)}, **wish())
+
+
+def test_a_saved_request_run_again_gives_the_same_bytes(clean, tmp_path):
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish())
+    one = made.save(tmp_path / "0001")
+    request, known = Request.load(one / "request.json")
+    two = run(clean, request, known).save(tmp_path / "0002")
+    names = sorted(p.name for p in one.iterdir())
+    assert names == [
+        "composite.png", "latents.safetensors", "panel-1.png", "panel-2.png", "panel-3.png",
+        "request.json",
+    ]  # fmt: skip
+    assert all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
+
+
+def test_a_panel_that_was_made_is_known_by_its_latents_not_by_its_pixels(clean, tmp_path):
+    first = generate(clean, CAPTION, **wish())
+    folder = first.save(tmp_path / "0001")
+    assert GeneratedSet.load(folder).latents[1].equal(first.latents[1])
+    panel = folder / "panel-2.png"
+    latents, vae = read_latents(panel, first.panels[1])
+    assert vae == clean.fingerprint("vae")
+    again = clean.encode_image(np.asarray(first.panels[1])).view(latents.shape)
+    assert (latents - again).abs().max() > 1e-3
+    made = complete(clean, CAPTION, {2: first.panels[1]}, latents={2: latents}, **wish())
+    assert made.latents[1].equal(latents)
+    # The request says so, and finds them beside the panel when it is repeated.
+    place = made.save(tmp_path / "0002")
+    request, known = Request.load(place / "request.json")
+    kept = known_latents(request, place)
+    assert kept[2].equal(latents)
+    repeated = run(clean, request, known, latents=kept)
+    assert repeated.composite.tobytes() == made.composite.tobytes()
+    (place / "latents.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"latents of known panel 2"):
+        known_latents(request, place)
+
+
+def test_latents_of_another_picture_or_another_size_are_not_taken(clean, tmp_path):
+    folder = generate(clean, CAPTION, **wish(steps=1)).save(tmp_path / "0001")
+    assert read_latents(folder / "panel-1.png", picture(96, 64, 3)) is None
+    latents = {1: torch.zeros(3, 6, clean.channels)}
+    request, _ = prepare(
+        clean, CAPTION, known={1: picture(96, 64, 3)}, latents=latents, **wish(steps=1)
+    )
+    assert request.known[1].latents == ""
+    (folder / "latents.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="Remove it"):
+        read_latents(folder / "panel-1.png", picture(96, 64, 3))
+
+
+def test_settings_without_effect_are_said_to_have_none(clean):
+    known = {1: picture(96, 64)}
+    _, notes = prepare(clean, CAPTION, known=known, boost=3, mode="sdedit", **wish())
+    assert [n for n in notes if "no effect" in n] == ["boost has no effect in mode sdedit"]
+    _, notes = prepare(clean, CAPTION, resample_from=0.5, **wish())
+    assert notes == ["resample_from has no effect without resample"]
+    _, notes = prepare(clean, CAPTION, mode="resample", **wish())
+    assert "no panel is known: mode resample has no effect" in notes
+    _, notes = prepare(clean, CAPTION, known=known, mode="clean", **wish())
+    assert any("not trained with clean panels" in n for n in notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"steps": 0}, ConfigError, "steps"),
+        ({"steps": -3}, ConfigError, "steps"),
+        ({"guidance": float("nan")}, ConfigError, "guidance"),
+        ({"prompt": "  "}, CaptionError, "empty"),
+        ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [SCENE-2] two"}, CaptionError, "SCENE-3"),
+        ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [LEFT] two"}, CaptionError, "LEFT"),
+        ({"prompt": CAPTION + " word" * 600}, CaptionError, "reads 512"),
+        ({"size": (100, 192)}, LayoutError, "token grid"),
+        ({"panel_seeds": {4: 1}}, LayoutError, "no panel 4"),
+        ({"known": {0: picture(96, 64)}}, LayoutError, "no panel 0"),
+        ({"known": {n: picture(96, 64) for n in (1, 2, 3)}}, ConfigError, "all panels"),
+        ({"recipe": None}, ConfigError, "--recipe"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused_before_any_computing(tiny, change, error, says):
+    asked = {"prompt": CAPTION, **wish(), **change}
+    with pytest.raises(error, match=says):
+        prepare(tiny, asked.pop("prompt"), **asked)
+
+
+def test_a_request_cannot_name_files_outside_its_folder(clean, tmp_path):
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish(steps=1))
+    path = made.save(tmp_path / "in" / "0001") / "request.json"
+    picture(96, 64, 1).save(tmp_path / "secret.png")
+    data = json.loads(path.read_text())
+    for name in ("../../secret.png", str(tmp_path / "secret.png")):
+        data["known"]["1"]["file"] = name
+        path.write_text(json.dumps(data))
+        with pytest.raises(ConfigError, match="leads out of"):
+            Request.load(path)
+
+
+def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish(steps=1))
+    folder = made.save(tmp_path / "0001")
+    picture(96, 64, 2).save(folder / "panel-1.png")
+    with pytest.raises(ConfigError, match="known panel 1"):
+        Request.load(folder / "request.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": [1, 2]},
+        {"known": {"7": {"file": "a.png", "sha256": ""}}},
+        {"steps": 0},
+        {"layout": {}},
+        {"dtype": "float16"},
+        {"surprise": 1},
+    ],
+)
+def test_an_edited_request_that_does_not_fit_together_is_refused(clean, tmp_path, change):
+    path = generate(clean, CAPTION, **wish(steps=1)).save(tmp_path / "0001") / "request.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match="is no request"):
+        Request.load(path)
+
+
+def test_a_request_is_not_repeated_on_other_weights(clean, tmp_path):
+    from iclora.making.request import check_base
+    from iclora.models.flux.model import FluxModel
+    from iclora.models.tiny import write_tiny
+
+    request, _ = prepare(clean, CAPTION, **wish())
+    check_base(request, clean)
+    write_tiny(tmp_path / "other", seed=1)
+    other = FluxModel(tmp_path / "other", "tiny", clean.device, clean.dtype)
+    with pytest.raises(ConfigError, match="not those this request was made with"):
+        check_base(request, other)
+
+
+def test_sets_saved_at_the_same_time_take_different_numbers(clean, tmp_path):
+    import threading
+
+    made = generate(clean, CAPTION, **wish(steps=1))
+    workers = [threading.Thread(target=made.save_next, args=(tmp_path,)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [f"000{i}" for i in range(1, 7)]
+    assert all((tmp_path / n / "request.json").exists() for n in names)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense", '{"base": 1}'])
+def test_a_file_that_is_no_request_is_named(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"r\.json"):
+        Request.load(tmp_path / "r.json")
+
+
+def test_a_set_is_never_written_over_another_one(clean, tmp_path):
+    made = generate(clean, CAPTION, **wish(steps=1))
+    made.save(tmp_path / "0001")
+    with pytest.raises(StorageError, match="exists already"):
+        made.save(tmp_path / "0001")
+    (tmp_path / "0007").mkdir()
+    assert next_folder(tmp_path).name == "0008"
+    assert next_folder(tmp_path / "none").name == "0001"
+
+
+def test_a_set_that_cannot_be_written_leaves_nothing_behind(clean, tmp_path, monkeypatch):
+    made = generate(clean, CAPTION, **wish(steps=1))
+    import errno
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        made.save(tmp_path / "0001")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_without_prefix_or_markers_is_used_and_said_so(tiny):
+    request, notes = prepare(tiny, "a shy boy at a carnival", **wish())
+    assert request.prompt == "[MOVIE-SHOTS] a shy boy at a carnival"
+    assert any("MOVIE-SHOTS" in note for note in notes)
+    assert any("no panel markers" in note for note in notes)
+
+
+def test_steps_are_repeated_in_any_mode_and_by_themselves_in_mode_resample(clean):
+    known = {1: picture(96, 64)}
+    repeated = {
+        mode: prepare(clean, CAPTION, known=known, mode=mode, **wish())[0].resample
+        for mode in ("sdedit", "resample", "boost", "clean")
+    }
+    assert repeated == {"sdedit": 0, "resample": 3, "boost": 0, "clean": 0}
+    request, notes = prepare(clean, CAPTION, known=known, mode="boost", resample=2, **wish())
+    assert (request.resample, notes) == (2, [])
+    assert prepare(clean, CAPTION, resample=1, **wish())[0].resample == 1
+
+
+def test_a_request_of_version_0_1_repeats_steps_in_mode_resample_alone(clean, tmp_path):
+    request, _ = prepare(clean, CAPTION, **wish())
+    for mode, version, wanted in (
+        ("sdedit", "0.1.0", 0), ("resample", "0.1.0", 3), ("sdedit", "0.2.0", 3),
+    ):  # fmt: skip
+        old = request.model_copy(
+            update={"mode": mode, "resample": 3, "versions": {"iclora": version}}
+        )
+        path = tmp_path / "request.json"
+        path.write_text(old.model_dump_json())
+        assert Request.load(path)[0].resample == wanted

@@ -1,0 +1,293 @@
+"""Our forward pass against diffusers' and PEFT's, output and gradients."""
+
+import os
+import shutil
+from functools import partial
+
+import diffusers
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch.nn import functional as F
+
+from iclora.files import cache_home
+from iclora.models import flux_forward as room
+from iclora.models.attention import blockwise, isolated
+from iclora.models.flux.forward import COMPILED_SHAPES, Levels, flux_forward
+from iclora.models.quantize import quantize
+
+N, T, B = 24, 10, 2
+
+
+def transformer(dtype=torch.float32, guided=True):
+    torch.manual_seed(0)
+    net = diffusers.FluxTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=3, attention_head_dim=16,
+        num_attention_heads=4, joint_attention_dim=24, pooled_projection_dim=20,
+        guidance_embeds=guided, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return net.to(dtype).requires_grad_(False)
+
+
+def with_lora(net, targets=""):
+    modules = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, torch.nn.Linear) and "blocks." in name and targets in name
+    ]
+    net.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=modules), adapter_name="a")
+    for name, parameter in net.named_parameters():
+        if "lora_" in name:
+            torch.manual_seed(len(name))
+            torch.nn.init.normal_(parameter, std=0.2)
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return net
+
+
+def inputs(dtype=torch.float32):
+    torch.manual_seed(1)
+    places = torch.stack([torch.zeros(N), torch.arange(N) // 6, torch.arange(N) % 6], 1).float()
+    return {
+        "z": torch.randn(B, N, 16).to(dtype),
+        "prompt": torch.randn(B, T, 24).to(dtype),
+        "pooled": torch.randn(B, 20).to(dtype),
+        "places": places,
+        "guidance": torch.full((B,), 3.5),
+    }
+
+
+def ours(net, sigma, guidance, given, **more):
+    levels = Levels(sigma[:, None], (N,))
+    return flux_forward(
+        net, given["z"], given["prompt"], given["pooled"], levels, guidance, given["places"], **more
+    )
+
+
+def theirs(net, sigma, guidance, given):
+    return net(
+        hidden_states=given["z"], encoder_hidden_states=given["prompt"],
+        pooled_projections=given["pooled"], timestep=sigma.to(given["z"].dtype), guidance=guidance,
+        img_ids=given["places"], txt_ids=torch.zeros(T, 3), return_dict=False,
+    )[0]  # fmt: skip
+
+
+SIGMA = torch.tensor([0.3, 0.9])
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("lora", [True, False])
+def test_it_gives_what_diffusers_forward_gives(guided, lora):
+    net, given = transformer(guided=guided), inputs()
+    if lora:
+        with_lora(net)
+    guidance = given["guidance"] if guided else None
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours(net, SIGMA, guidance, given), theirs(net, SIGMA, guidance, given),
+            atol=2e-5, rtol=1e-5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", ["", ".attn.", "proj_mlp", "proj_out", "norm"])
+@pytest.mark.parametrize("recompute", [0, 2, 5])
+def test_lora_gradients_are_pefts(targets, recompute):
+    found = []
+    for run in (ours, theirs):
+        net, given = with_lora(transformer(), targets), inputs()
+        more = {"recompute": recompute} if run is ours else {}
+        out = run(net, SIGMA, given["guidance"], given, **more)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) >= 4
+    for name, mine in found[0].items():
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, found[1][name], atol=2e-4, rtol=1e-4, msg=name)
+
+
+def test_in_bf16_it_is_as_near_to_exact_gradients_as_diffusers_and_peft():
+    # 1000 times these is exact in bf16: else the noise level itself would differ.
+    sigma, guidance = torch.tensor([0.125, 0.5]), torch.full((B,), 2.0)
+    found = []
+    for run, dtype in ((theirs, torch.float64), (ours, torch.bfloat16), (theirs, torch.bfloat16)):
+        net, given = with_lora(transformer(torch.bfloat16)), inputs(torch.bfloat16)
+        if dtype == torch.float64:
+            net.double()
+            given = {key: value.double() for key, value in given.items()}
+        out = run(net, sigma, guidance, given)
+        (out.double() * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        grads = [p.grad.double().flatten() for p in net.parameters() if p.grad is not None]
+        found.append(torch.cat(grads))
+    exact, mine, other = found
+    error = float((mine - exact).norm() / exact.norm())
+    assert error < 1.3 * float((other - exact).norm() / exact.norm())
+    assert error < 0.1
+
+
+def test_segments_of_one_level_are_one_segment():
+    net, given = with_lora(transformer()), inputs()
+    levels = Levels(SIGMA[:, None].expand(-1, 3), (5, 12, N - 17))
+    split = flux_forward(
+        net, given["z"], given["prompt"], given["pooled"], levels, given["guidance"],
+        given["places"],
+    )  # fmt: skip
+    whole = ours(net, SIGMA, given["guidance"], given)
+    torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
+    net, given = transformer(), inputs()
+    order = torch.randperm(N)
+    moved = {**given, "z": given["z"][:, order], "places": given["places"][order]}
+    whole = ours(net, SIGMA, given["guidance"], given)
+    torch.testing.assert_close(
+        ours(net, SIGMA, given["guidance"], moved), whole[:, order], atol=1e-5, rtol=1e-5
+    )
+    levels = Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6))
+    mixed = flux_forward(
+        net, given["z"], given["prompt"], given["pooled"], levels, given["guidance"],
+        given["places"],
+    )  # fmt: skip
+    assert (mixed - whole).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("recompute", [0, 2, 5])
+def test_gradients_are_the_same_however_many_blocks_are_recomputed_and_fewer_are_kept(recompute):
+    found, kept = [], []
+    for blocks in (0, recompute):
+        net, given = with_lora(transformer()), inputs()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+        ):
+            out = ours(net, SIGMA, given["guidance"], given, recompute=blocks)
+        out.square().sum().backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+        kept.append(sum(saved))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert recompute == 0 or kept[1] < kept[0]
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Tracing as for a compilation, without C++; how many graphs there are so far."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(room, "_seen", set())
+    room._compile.cache_clear()
+    torch._dynamo.reset()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    room._compile.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("default")
+def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_once(counted):
+    given = inputs()
+    levels = Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6))
+    began = counted()
+
+    def gradients(net, **more):
+        out = flux_forward(
+            net, given["z"], given["prompt"], given["pooled"], levels, given["guidance"],
+            given["places"], **more,
+        )  # fmt: skip
+        return out, torch.autograd.grad(
+            out.square().sum(), [p for p in net.parameters() if p.requires_grad]
+        )
+
+    net = with_lora(transformer())
+    eager = gradients(net)
+    for recompute in (0, 3):
+        # Attention that is new at every call, as `given` makes it.
+        around = isolated(blockwise, 6)
+        compiled = gradients(net, compiled=True, recompute=recompute, attend=around)
+        other = gradients(net, attend=around)
+        torch.testing.assert_close(compiled, other, atol=1e-3, rtol=1e-3)
+        assert (compiled[0] - eager[0]).abs().max() > 1e-3
+        # Two halves of two sorts of block, however many blocks there are; and once more where
+        # nothing before a block has a gradient, or its words come out of a double block.
+        assert counted() - began == 7
+    with torch.no_grad():
+        ours(net, SIGMA, given["guidance"], given, compiled=True)
+    assert counted() - began == 7
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
+def test_quantised_blocks_compile(kind, counted):
+    check_compiled(with_lora(quantize(transformer(), kind, torch.device("cpu"))), kind)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("default")
+def test_what_is_compiled_to_machine_code_gives_the_same_gradients(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(room, "_seen", set())
+    room._compile.cache_clear()
+    net = transformer()
+    # One block of one sort: a compiler's time is what this test costs.
+    net.transformer_blocks, net.single_transformer_blocks = (
+        nn.ModuleList(),
+        nn.ModuleList([net.single_transformer_blocks[0]]),
+    )
+    check_compiled(with_lora(net), "base")
+    room._compile.cache_clear()
+    assert any(tmp_path.rglob("*.cpp"))
+
+
+def check_compiled(net, kind):
+    given, found = inputs(), []
+    for compiled in (False, True):
+        out = ours(net, SIGMA, given["guidance"], given, compiled=compiled)
+        live = [p for p in net.parameters() if p.requires_grad]
+        found.append([out, *torch.autograd.grad(out.square().sum(), live)])
+    most = 0.1 if kind == "fp8" else 1e-3
+    for mine, other in zip(*found, strict=True):
+        assert float((mine - other).detach().norm()) <= most * float(other.detach().norm())
+
+
+@pytest.mark.parametrize("chosen", [None, "default", "/somewhere/else"])
+def test_what_is_compiled_lies_in_our_cache_unless_a_user_chose_another(monkeypatch, chosen):
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv(name, default_cache_dir() if chosen == "default" else chosen or "")
+    if chosen is None:
+        monkeypatch.delenv(name)
+    room._compile.cache_clear()
+    room._compile(room._double_before)
+    room._compile.cache_clear()
+    ours_or_theirs = chosen if chosen == "/somewhere/else" else str(cache_home() / "inductor")
+    assert os.environ[name] == ours_or_theirs
+
+
+def test_shapes_beyond_the_limit_run_uncompiled(monkeypatch):
+    net, given = with_lora(transformer()), inputs()
+    monkeypatch.setattr(room, "_seen", {(i,) for i in range(COMPILED_SHAPES)})
+    monkeypatch.setattr(room, "_compile", lambda f: pytest.fail("compiled"))
+    ours(net, SIGMA, given["guidance"], given, compiled=True)
+    assert len(room._seen) == COMPILED_SHAPES
+
+
+@pytest.mark.parametrize("length", [7, 1024, 1500])
+def test_attention_by_blocks_is_attention(length):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3))
+    g = torch.randn(2, length, 24)
+    found = []
+    for run in (
+        blockwise,
+        lambda *a: F.scaled_dot_product_attention(*a).transpose(1, 2).flatten(2),
+    ):
+        out = run(q, k, v)
+        found.append([out, *torch.autograd.grad(out, (q, k, v), g)])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,148 @@
+"""From a name to a base, and the clear words when there is none."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import errors as hub
+
+from iclora.errors import ConfigError, ModelError
+from iclora.models import load as room
+from iclora.models.flux.model import FluxModel
+from iclora.models.registry import load_model, pick_device, pick_dtype
+from iclora.models.tiny import write_tiny
+
+
+def test_tiny_is_a_flux_of_about_a_million_parameters_on_flux_s_token_grid(tiny):
+    assert isinstance(tiny, FluxModel)
+    assert (tiny.grid, tiny.channels, tiny.max_text_tokens) == (16, 64, 512)
+    parts = (tiny.denoiser, tiny._vae, tiny._t5, tiny._clip)
+    assert 500_000 < sum(p.numel() for m in parts for p in m.parameters()) < 1_500_000
+
+
+def test_tiny_has_the_same_bytes_every_time(tmp_path):
+    for name in ("one", "two"):
+        write_tiny(tmp_path / name)
+    one, two = (
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.*")}
+        for n in ("one", "two")
+    )
+    assert {p.suffix for p in one} >= {".safetensors", ".json"}
+    assert one == two
+
+
+def test_a_folder_loads_by_its_path(tiny):
+    assert load_model(str(tiny.folder), device="cpu").fingerprint("vae") == tiny.fingerprint("vae")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("./nowhere", "no folder"),
+        ("/nowhere/at/all", "no folder"),
+        ("just-a-word", "no folder"),
+        ("../a/b", "no folder"),
+    ],
+)
+def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(name, says):
+    with pytest.raises(ModelError, match=says):
+        load_model(name)
+
+
+def test_a_single_checkpoint_file_is_refused_with_advice(tmp_path):
+    (tmp_path / "flux1-dev.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match="is a file"):
+        load_model(str(tmp_path / "flux1-dev.safetensors"))
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        load_model(str(tmp_path))
+
+
+def test_another_family_is_named(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3"}))
+    with pytest.raises(ModelError, match="StableDiffusion3"):
+        load_model(str(tmp_path))
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ModelError, match="damaged"):
+        load_model(str(tmp_path))
+
+
+def test_offline_and_not_downloaded_says_so():
+    with pytest.raises(ModelError, match=r"cannot be reached[^\n]*\nGo online once"):
+        load_model("black-forest-labs/FLUX.1-dev")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(hub.GatedRepoError, "licence must be accepted"), (hub.RepositoryNotFoundError, "spelling")],
+)
+def test_gated_and_unknown_models_get_their_own_advice(monkeypatch, error, says):
+    def refuse(*args, **kwargs):
+        raise error("no", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(room.huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ModelError, match=says):
+        load_model("black-forest-labs/FLUX.1-dev")
+
+
+def test_only_safetensors_and_settings_are_downloaded(monkeypatch, tiny):
+    asked = {}
+    monkeypatch.setattr(
+        room.huggingface_hub, "snapshot_download",
+        lambda name, **kwargs: asked.update(kwargs) or tiny.folder,
+    )  # fmt: skip
+    load_model("some/model", device="cpu")
+    assert not any(p.endswith((".bin", ".pt", ".py", "*")) for p in asked["allow_patterns"])
+    assert "*/*.safetensors" in asked["allow_patterns"]
+
+
+def test_a_cpu_gets_float32_and_an_accelerator_bf16():
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    with pytest.raises(ConfigError, match="fp16"):
+        pick_dtype("fp16", torch.device("cuda"))
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device().type == "cpu"
+    for name in ("cuda", "mps", "toaster", "meta", "xpu"):
+        with pytest.raises(ConfigError):
+            pick_device(name)
+
+
+def test_a_gpu_number_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("cuda:0").index == 0
+    with pytest.raises(ConfigError, match="no cuda:7"):
+        pick_device("cuda:7")
+
+
+def test_a_relative_folder_is_remembered_by_its_full_path(tiny, tmp_path, monkeypatch):
+    (tmp_path / "mods").mkdir()
+    (tmp_path / "mods" / "flux").symlink_to(tiny.folder)
+    monkeypatch.chdir(tmp_path)
+    assert load_model("mods/flux", device="cpu").name == str(tiny.folder)
+
+
+def test_counting_tokens_downloads_no_weights(monkeypatch, tiny):
+    asked = {}
+    monkeypatch.setattr(
+        room.huggingface_hub,
+        "snapshot_download",
+        lambda name, **kwargs: asked.update(kwargs) or tiny.folder,
+    )
+    load_model("some/model", device="cpu", weights=False)
+    assert not any("safetensors" in p for p in asked["allow_patterns"])
+
+
+def test_cuda_is_preferred_to_mps_and_mps_to_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device().type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device().type == "cuda"

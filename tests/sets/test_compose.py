@@ -1,0 +1,114 @@
+"""Composites: every panel whole, all sets or none, readable by any trainer."""
+
+from __future__ import annotations
+
+import pytest
+
+from iclora.errors import DatasetError
+from iclora.sets.compose import compose_dataset
+from iclora.sets.dataset import check_dataset, open_dataset
+from iclora.sets.recipe import load_recipe
+from tests.conftest import CAPTION, picture
+from tests.sets.test_dataset import errors, pair
+
+
+def test_composing_keeps_every_panel_whole_and_found_again_exactly(tmp_path):
+    pair(tmp_path / "d", "0001")
+    source = open_dataset(tmp_path / "d", "film-storyboard")
+    compose_dataset(source, tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"0001.png", "0001.txt", "iclora.toml"}
+    assert (tmp_path / "out" / "0001.txt").read_text() == CAPTION
+    composed = open_dataset(tmp_path / "out")
+    panels = composed.sets[0].load(composed.recipe)
+    layout = source.recipe.canvas.fit([(400, 200), (400, 190), (400, 210)], 400 * 600, 16)
+    assert panels.sizes == list(layout.sizes)
+    layout.check_grid(16)
+    expected = layout.compose(source.sets[0].load(source.recipe).panels)
+    assert [p.tobytes() for p in panels.panels] == [p.tobytes() for p in layout.split(expected)]
+
+
+def test_composites_of_flat_colours_keep_their_panels_where_no_seam_could_be_seen(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "d" / "0001"
+    folder.mkdir(parents=True)
+    for i, height in enumerate((64, 96, 128)):
+        Image.new("RGB", (160, height), "gray").save(folder / f"{i}.png")
+    (folder / "caption.txt").write_text(CAPTION)
+    compose_dataset(open_dataset(tmp_path / "d", "film-storyboard"), tmp_path / "out")
+    composed = open_dataset(tmp_path / "out")
+    assert composed.sets[0].load(composed.recipe).sizes == [(160, 64), (160, 96), (160, 128)]
+
+
+def test_a_recipe_of_the_users_own_travels_with_its_composites(tmp_path):
+    from tests.sets.test_recipe import OWN
+
+    (tmp_path / "own.toml").write_text(OWN)
+    folder = tmp_path / "d" / "a"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        picture(64, 64, i).save(folder / f"{i}.png")
+    (folder / "caption.txt").write_text("A room [BEFORE] empty, [AFTER] furnished.")
+    compose_dataset(open_dataset(tmp_path / "d", tmp_path / "own.toml"), tmp_path / "out")
+    assert open_dataset(tmp_path / "out").recipe == load_recipe(tmp_path / "own.toml")
+
+
+def test_panels_that_fit_no_box_are_an_error_in_check_and_stop_composing(make_dataset, tmp_path):
+    root = make_dataset(sets=2)
+    for i in range(3):
+        picture(1200, 4, i).save(root / "0002" / f"{i + 1}.png")
+    (problem,) = errors(open_dataset(root))
+    assert problem.subject == "0002"
+    assert "off the shape of its box" in problem.text
+    with pytest.raises(DatasetError, match="Nothing was written"):
+        compose_dataset(open_dataset(root), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_composing_leaves_nothing_behind_when_it_is_stopped(make_dataset, tmp_path):
+    def stopped(name, layout):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compose_dataset(open_dataset(make_dataset()), tmp_path / "out", progress=stopped)
+    assert not [p for p in tmp_path.iterdir() if p.name != "data"]
+
+
+def test_composing_passes_over_captions_it_cannot_read_and_names_them(make_dataset, tmp_path):
+    root = make_dataset(sets=2)
+    (root / "0001" / "caption.txt").write_bytes(b"\xff\xfe")
+    found = compose_dataset(open_dataset(root), tmp_path / "out")
+    assert any("not UTF-8" in p.text for p in found)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"0001.png", "0002.png", "0002.txt", "iclora.toml"}
+
+
+def test_composing_writes_nothing_when_a_picture_is_broken(make_dataset, tmp_path):
+    root = make_dataset()
+    (root / "0003" / "1.png").write_bytes(b"broken")
+    with pytest.raises(DatasetError, match=r"1 problem in.*\n.*0003/1\.png"):
+        compose_dataset(open_dataset(root), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_composing_never_writes_into_a_folder_with_files(make_dataset, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    with pytest.raises(DatasetError, match="not an empty folder"):
+        compose_dataset(open_dataset(make_dataset()), tmp_path / "out")
+
+
+def test_composing_goes_on_without_captions_and_says_so(make_dataset, tmp_path):
+    root = make_dataset(sets=1)
+    (root / "0001" / "caption.txt").unlink()
+    found = compose_dataset(open_dataset(root), tmp_path / "out")
+    assert any("no caption" in p.text for p in found)
+    assert (tmp_path / "out" / "0001.png").exists()
+
+
+def test_large_originals_are_composed_at_most_at_the_asked_resolution(make_dataset, tmp_path):
+    root = make_dataset(sets=1, size=(640, 320))
+    compose_dataset(open_dataset(root), tmp_path / "out", resolution=256)
+    (report,) = check_dataset(open_dataset(tmp_path / "out"))
+    assert 0.8 * 256**2 < sum(w * h for w, h in report.sizes) <= 256**2

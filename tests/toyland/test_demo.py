@@ -1,0 +1,33 @@
+"""The demo: one page that holds everything, and a task list the command line agrees with."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from iclora.cli.main import main
+from iclora.cli.options import TOY_TASKS
+from iclora.toyland.tasks import TASKS
+
+
+def test_the_command_line_offers_every_toy_task():
+    assert tuple(TASKS) == TOY_TASKS
+
+
+@pytest.mark.parametrize("task", ["film-storyboard", "visual-identity"])
+def test_a_smoke_run_ends_in_a_page_that_needs_no_other_file(tmp_path, capsys, task):
+    assert main(["demo", "--quick", "--task", task, "--out", str(tmp_path / "d")]) == 0
+    page = (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
+    assert "A smoke run" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    # 2 prompts of 2 seeds, made and completed by both arms; 6 tuning sets; the loss
+    assert page.count("<img ") == 4 * 4 + 6 + 1
+    out = capsys.readouterr().out
+    assert "with the adapter" in out
+    assert "stated" in out
+
+
+def test_a_folder_that_exists_is_not_written_into(tmp_path, capsys):
+    assert main(["demo", "--quick", "--out", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err

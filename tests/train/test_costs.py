@@ -1,0 +1,219 @@
+"""What a run takes, counted: against real runs, torch's own counters and published sizes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from iclora.adapter.lora import attach
+from iclora.models import flow
+from iclora.models.base import Given
+from iclora.models.flux.model import FluxModel
+from iclora.models.outline import Batch, outline_of
+from iclora.models.quantize import quantize
+from iclora.settings import TrainConfig
+from iclora.train.costs import Costs
+from tests.conftest import FLUX_DEV
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(base="b", data="d", out="o", rank=4, preview_every=0)
+
+
+def opened(dtype=torch.bfloat16, folder=FLUX_DEV):
+    return FluxModel(folder, "x", CPU, dtype)
+
+
+class Real:
+    """A real net of that outline, and a forward and backward pass of the training code."""
+
+    def __init__(self, folder, dtype, precision="base"):
+        import diffusers
+
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        self.model = opened(dtype, folder)
+        self.model.precision = precision
+        settings = json.loads((folder / "transformer" / "config.json").read_text())
+        with torch.device(CPU):
+            net = diffusers.FluxTransformer2DModel.from_config(settings)
+        for parameter in net.parameters():
+            parameter.data = parameter.data.to(dtype)
+        self.model.denoiser = quantize(net.requires_grad_(False).eval(), precision, CPU)
+        self.lora = attach(self.model, rank=4, alpha=16, targets="all", seed=0)
+        for parameter in self.lora.values():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def step(self, batch, recompute=0):
+        model = self.model
+        model.recompute = recompute
+        n = batch.width * batch.height // 256
+        x0 = torch.randn(batch.count, n, 64)
+        text = {"prompt": torch.randn(128, 64), "pooled": torch.randn(32)}
+        given, of = None, None
+        if batch.given:
+            tokens = torch.arange(n).expand(batch.count, n) < n // 2
+            given, of = Given(tokens, clean=True, alone=batch.alone), ~tokens
+        sigma = torch.full((batch.count,), 0.5)
+        v = model.velocity(x0, sigma, [text] * batch.count, (batch.width, batch.height), 1.0, given)
+        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+
+
+def measured_peak(run):
+    """Bytes at the peak above those at the start, by what the CPU's allocator told the profiler."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def formula(n, t=512, r=16, h=3072, nd=19, ns=38):
+    """FLOPs of a training step without and with recomputing, by hand (FLUX.1-dev)."""
+    s = n + t
+    linear, attention = (nd + ns) * 24 * h * h * s, (nd + ns) * 4 * s * s * h
+    mod = nd * 24 * h * h + ns * 6 * h * h
+    ends = 4 * n * 64 * h + 2 * t * 4096 * h + 4 * (256 * h + h * h)
+    ends += 2 * (768 * h + h * h) + 4 * h * h
+    lora = s * (nd * 2 * r * 18 * h + ns * 2 * r * 6 * h)
+    forward = linear + attention + mod + ends + lora
+    kept = forward + linear + 2.5 * attention + 2 * lora
+    return kept, kept + forward
+
+
+# -- weights and FLOPs --------------------------------------------------------------------------
+
+
+def test_the_outline_of_flux_dev_has_its_11_901_408_320_parameters():
+    whole = outline_of(opened(), torch.bfloat16, "base")
+    assert sum(p.numel() for p in whole.whole().parameters()) == 11_901_408_320
+    # As many from one block of each kind.
+    assert Costs(whole, CONFIG, "cuda").weights == 2 * 11_901_408_320
+
+
+def test_t5_xxl_and_clip_have_their_published_sizes():
+    clip, t5 = outline_of(opened(), torch.bfloat16, "base").text_encoders
+    assert sum(p.numel() for p in clip.parameters()) == 123_060_480
+    assert sum(p.numel() for p in t5.parameters()) == 4_762_310_656
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.5), ("nf4", 0.266)])
+def test_quantised_blocks_take_their_share_of_bf16(precision, share):
+    whole = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda").weights
+    less = Costs(outline_of(opened(), torch.bfloat16, precision), CONFIG, "cuda").weights
+    assert less / whole == pytest.approx(share, abs=0.006)
+
+
+@pytest.mark.parametrize("side", [512, 1024, 1536])
+def test_flops_of_flux_dev_are_those_of_the_formula(side):
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG.model_copy(
+        update={"rank": 16}), "cuda")  # fmt: skip
+    kept, recomputed = formula(side**2 // 256)
+    assert costs.flops(Batch(1, side, side), 0) == pytest.approx(kept, rel=0.01)
+    assert costs.flops(Batch(1, side, side), 57) == pytest.approx(recomputed, rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", [0, 5])
+def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
+    batch = Batch(2, 256, 256)
+    real = Real(small, torch.float32)
+
+    def adding(_, a, b, out_shape=None, **options):
+        return 2 * a[0] * a[1] * b[1]
+
+    # Torch's counter has no entry for the product that adds in place.
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: adding}) as counter:
+        real.step(batch, recompute)
+    outlined = outline_of(opened(folder=small), torch.float32, "base")
+    counted = Costs(outlined, CONFIG, "cpu").flops(batch, recompute)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+MANY, FEW = Batch(2, 512, 384), Batch(1, 64, 128)
+"""With few tokens, weights that are made from their codes are what matters."""
+CASES = [
+    ("base", "bfloat16", 0, MANY), ("base", "bfloat16", 7, MANY), ("base", "float32", 0, FEW),
+    ("base", "float32", 2, MANY), ("base", "float32", 5, Batch(1, 512, 768)),
+    ("int8", "float32", 0, FEW), ("int8", "bfloat16", 7, FEW), ("int8", "float32", 3, MANY),
+    ("nf4", "float32", 0, FEW), ("nf4", "bfloat16", 7, FEW), ("nf4", "bfloat16", 6, MANY),
+    ("base", "float32", 3, Batch(2, 512, 384, given=True)),
+    ("base", "float32", 3, Batch(2, 512, 384, given=True, alone=True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("precision", "dtype", "recompute", "batch"), CASES)
+def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
+    small, precision, dtype, recompute, batch
+):
+    kind = getattr(torch, dtype)
+    real = Real(small, kind, precision)
+    real.step(batch, recompute)
+    measured = measured_peak(lambda: real.step(batch, recompute))
+    costs = Costs(outline_of(opened(folder=small), kind, precision), CONFIG, "cpu")
+    counted = costs.step(batch, recompute) - costs.held
+    print(f"\n{precision} {dtype} {recompute} of 7 recomputed, {batch.count} x {batch.width}x"
+          f"{batch.height}{' given' * batch.given}: counted {counted / 2**20:.1f} MiB, measured "
+          f"{measured / 2**20:.1f}, {counted / measured - 1:+.1%}")  # fmt: skip
+    assert counted == pytest.approx(measured, rel=0.05)
+
+
+def test_on_cuda_no_square_of_the_tokens_is_counted():
+    """Fused attention keeps a number a row; the meta device itself would count all scores."""
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    once, twice, thrice = (costs.step(Batch(1, 1024, 16 * n), 0) for n in (64, 128, 192))
+    assert thrice - twice == pytest.approx(twice - once, rel=1e-3)
+
+
+def test_a_block_on_cuda_keeps_what_a_count_by_hand_says():
+    """With LoRA on every layer, modulation too, in vectors of the width in bf16 a token.
+
+    Single: input, normed, modulated, q and k before their norm, q, k, v as attended to, attention's
+    output, the MLP before its GELU (4), what is gated. Double: the first three twice, gated twice.
+    """
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    a_token = (1024 * 1024 // 256 + 512) * 3072 * 2
+    double, single = (costs._share(Batch(1, 1024, 1024), n, False).kept for n in (0, 1))
+    assert single / a_token == pytest.approx(3 + 2 + 3 + 1 + 4 + 1, rel=0.015)
+    assert double / a_token == pytest.approx(6 + 2 + 3 + 1 + 4 + 2, rel=0.015)
+
+
+def test_a_recomputed_block_leaves_its_input_alone():
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    batch = Batch(1, 1024, 1024)
+    kept = costs._share(batch, 1, True).kept
+    # 4,608 tokens of 3,072 numbers of 2 bytes, and the vectors of modulation.
+    assert kept == pytest.approx(4608 * 3072 * 2, rel=0.01)
+
+
+def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny):
+    costs = Costs(outline_of(tiny, torch.float32, "base"), CONFIG, "cpu")
+    pixels = np.zeros((512, 384, 3), np.uint8)
+    tokens = torch.zeros(512 * 384 // 256, 64)
+    outlined = costs.outline
+
+    def weights(*modules):
+        return sum(t.nbytes for m in modules for t in [*m.parameters(), *m.buffers()])
+
+    tiny.encode_text("warm"), tiny.encode_image(pixels)
+    measured = measured_peak(lambda: tiny.encode_text("a cat"))
+    assert costs.text() - weights(*outlined.text_encoders) == pytest.approx(measured, rel=0.01)
+    # A CPU's convolutions take more for themselves than is counted.
+    measured = measured_peak(lambda: tiny.encode_image(pixels))
+    assert 0.8 < (costs.images(384, 512) - weights(outlined.vae)) / measured < 1.05
+    measured = measured_peak(lambda: tiny.decode(tokens, 384, 512))
+    assert 0.8 < costs.decoding(384, 512) / measured < 1.05
+
+
+def test_clipping_and_adamw_take_no_more_than_the_lora_again():
+    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    assert 0 < costs.optimizer() - costs.held <= 2 * 4 * costs.lora

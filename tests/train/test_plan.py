@@ -1,0 +1,239 @@
+"""What fits is chosen, what was set is kept, what does not fit is told in numbers."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from iclora.cli.main import main
+from iclora.errors import ConfigError, ModelError
+from iclora.models.flux.model import FluxModel
+from iclora.models.outline import OUTLINES, Batch, outline_of
+from iclora.settings import TrainConfig, read_config
+from iclora.toyland.tasks import TASKS, write_sets
+from iclora.train.costs import Costs
+from iclora.train.plan import GB, Card, choose, find_canvases, find_card, plan_run
+from iclora.train.run import train
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES = (256, 512, 768)
+
+
+def card(usable: float) -> Card:
+    """One that has so many bytes to fill."""
+    return Card(round((usable + 0.6 * GB) / 0.97) + 1, "cuda", torch.bfloat16)
+
+
+def settings(**given) -> TrainConfig:
+    where = {"base": "b", "data": "none", "out": "o"}
+    return TrainConfig(**{**where, "resolutions": SIZES, "preview_every": 0, **given})
+
+
+@pytest.fixture
+def ask(small):
+    """The choice for the small base on a card with so many bytes to fill."""
+    model = FluxModel(small, "x", torch.device("cpu"), torch.bfloat16)
+
+    def asked(usable, **given):
+        config = settings(**given)
+        return choose(config, model, card(usable), lambda c: find_canvases(c, model.grid))
+
+    return asked
+
+
+@pytest.fixture
+def peak(small):
+    """Bytes at the peak of one set on the largest canvas."""
+    model = FluxModel(small, "x", torch.device("cpu"), torch.bfloat16)
+
+    def counted(precision, recompute):
+        costs = Costs(outline_of(model, torch.bfloat16, precision), settings(), "cuda")
+        return costs.step(Batch(1, SIZES[-1], SIZES[-1]), recompute)
+
+    return counted
+
+
+# -- the choice ---------------------------------------------------------------------------------
+
+
+def test_where_there_is_room_nothing_is_quantised_or_recomputed(ask):
+    found = ask(10 * GB)
+    assert (found.config.precision, found.config.recompute) == ("base", 0)
+    assert found.config.micro_tokens == 4 * (768**2 // 256 + 128)
+
+
+def test_more_memory_never_recomputes_more_nor_quantises_more(ask, peak):
+    least, most = peak("nf4", 7), peak("base", 0) + 10**6
+    order = ["base", "int8", "nf4"]
+    before = None
+    for usable in torch.linspace(least, most, 12).tolist():
+        found = ask(usable)
+        now = (order.index(found.config.precision), found.recomputed)
+        assert before is None or now <= before
+        assert found.peak <= found.card.usable <= usable + 1
+        before = now
+    assert before == (0, 0)
+
+
+def test_as_few_blocks_are_recomputed_as_fit(ask, peak):
+    found = ask(peak("base", 3))
+    assert (found.config.precision, found.config.recompute) == ("base", 3)
+    assert peak("base", 2) > found.card.usable
+
+
+def test_what_the_user_set_is_left_as_it_is(ask, peak):
+    found = ask(10 * GB, precision="nf4", recompute=5, micro_tokens=0)
+    assert (found.config.precision, found.config.recompute, found.config.micro_tokens) == (
+        "nf4", 5, 0,
+    )  # fmt: skip
+    assert ask(10 * GB, gradient_checkpointing=True).config.recompute == 7
+    assert ask(10 * GB, gradient_checkpointing=False).config.recompute == 0
+    with pytest.raises(ConfigError, match=r"base with 1 of 7 blocks(.|\n)*Leave precision, recomp"):
+        ask(peak("base", 3), precision="base", recompute=1)
+
+
+def test_more_sets_at_a_time_are_counted(ask, peak):
+    one, many = ask(peak("base", 0)), ask(peak("base", 0), micro_batch=2)
+    assert one.config.recompute == 0
+    assert (many.config.recompute, many.config.precision) != (0, "base")
+    assert one.config.micro_tokens < 2 * (768**2 // 256 + 128)
+
+
+def test_given_panels_are_counted(ask):
+    joint, given = (ask(10 * GB, conditional=c, micro_tokens=0) for c in (0.0, 0.5))
+    assert given.phases["training"] > joint.phases["training"]
+
+
+def test_where_nothing_fits_it_is_told_how_much_is_lacking_and_what_would_fit(ask, peak):
+    short = 2 * 10**6
+    with pytest.raises(ConfigError) as error:
+        ask(peak("nf4", 7) - short)
+    assert "nf4 with 7 of 7 blocks recomputed takes" in error.value.problem
+    assert "0.002 GB more than the 0.0" in error.value.problem
+    assert error.value.advice == "Use smaller canvases: --resolutions 256 512 fits."
+
+
+def test_encoders_that_do_not_fit_are_named():
+    with pytest.raises(ConfigError, match=r"captions alone take 9\.9 GB(.|\n)*text encoders"):
+        plan_run(read_config(None, {**DEV, "vram": 8, "resolutions": [512]}), here=False)
+
+
+# -- canvases and cards -------------------------------------------------------------------------
+
+
+def test_canvases_are_those_of_the_dataset_once_it_is_there(make_dataset, tmp_path):
+    data = make_dataset(size=(512, 320))
+    found = find_canvases(settings(data=str(data)), 16)
+    assert len(found.sets) == 3
+    # A set of 512 x 960 px: 768 falls back to all of its pixels.
+    assert found.distinct[-1] == (512, 960)
+    assert len(found.distinct) == 3
+
+
+def test_before_the_data_is_there_canvases_are_the_recipes_or_squares():
+    assert find_canvases(settings(), 16).distinct == [(256, 256), (512, 512), (768, 768)]
+    width, height = find_canvases(settings(recipe="film-storyboard"), 16).distinct[-1]
+    assert width < height
+    assert width * height <= 768**2
+
+
+def test_a_card_is_planned_for_though_it_is_not_here_but_not_trained_on():
+    away = find_card(settings(vram=24, device="auto"), here=False)
+    assert (away.kernels, away.memory) == ("cuda", 24 * GB)
+    here = find_card(settings(vram=24, device="cpu"), here=True)
+    assert (here.kernels, here.dtype, here.device.type) == ("cpu", torch.float32, "cpu")
+    assert find_card(settings(vram="auto", device="cpu"), here=True).memory > 0
+
+
+def test_processes_that_share_a_run_do_not_each_ask_their_own_card(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="several processes"):
+        find_card(settings(vram="auto", device="cpu"), here=True)
+
+
+def test_a_speed_is_measured_here_and_never_made_up(tiny, make_dataset):
+    config = settings(base="tiny", data=str(make_dataset()), resolutions=(64, 96), device="cpu")
+    low, high = plan_run(config, here=False).seconds
+    assert 0 < low < high
+    away = plan_run(config.model_copy(update={"vram": 24.0, "device": "auto"}), here=False)
+    assert away.seconds is None or torch.cuda.is_available()
+    if away.seconds is None:
+        assert "not predicted: --vram names no device" in str(away)
+
+
+def test_a_base_of_another_family_cannot_be_planned_for():
+    class Other:
+        family = "qwen"
+
+    with pytest.raises(ModelError, match="what a qwen takes"):
+        outline_of(Other(), torch.bfloat16, "base")
+
+
+# -- FLUX.1-dev ---------------------------------------------------------------------------------
+
+DEV = {"base": "black-forest-labs/FLUX.1-dev", "data": "DATA", "out": "RUN"}
+
+
+@pytest.mark.parametrize("vram", [80, 48, 24, 16, 12])
+def test_the_shipped_run_files_are_what_plan_chooses(vram):
+    """The paper's run: 4 sets, 512 to 1536 px, rank 16; 12 GB hold only up to 1024 px of it."""
+    sizes = [512, 768, 1024] if vram == 12 else [512, 768, 1024, 1280, 1536]
+    path = EXAMPLES / f"official-{vram}gb.toml"
+    shipped = read_config(path, {})
+    assert (shipped.batch, shipped.rank, list(shipped.resolutions)) == (4, 16, sizes)
+    found = plan_run(read_config(None, {**DEV, "vram": vram, "resolutions": sizes}), here=False)
+    assert found.run_file() == path.read_text()
+    assert found.peak < found.card.usable < vram * GB
+
+
+def test_the_shipped_outline_is_diffusers_own_default():
+    import diffusers
+
+    with torch.device("meta"):
+        net = diffusers.FluxTransformer2DModel(guidance_embeds=True)
+    outlined = FluxModel(OUTLINES[DEV["base"]], "x", torch.device("cpu"), torch.bfloat16)
+    whole = outline_of(outlined, torch.bfloat16, "base").whole()
+    shapes = {name: p.shape for name, p in net.named_parameters()}
+    assert {name: p.shape for name, p in whole.named_parameters()} == shapes
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def test_plan_writes_a_run_file_that_train_reads(tmp_path, capsys, small):
+    file = tmp_path / "run.toml"
+    words = ["plan", "--base", str(small), "--vram", "24", "--steps", "7", "--write", str(file)]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "recompute    0 of 7 blocks" in shown
+    assert "canvases     512x512 to 1536x1536" in shown
+    config = read_config(file, {})
+    assert (config.steps, config.recompute, config.vram) == (7, 0, None)
+    assert "vram" not in tomllib.loads(file.read_text())["train"]
+
+
+def test_train_follows_the_plan_and_a_resumed_run_does_not_plan_again(tmp_path, capsys):
+    task = TASKS["visual-identity"]
+    write_sets(task, tmp_path / "data", 2)
+    out = tmp_path / "run"
+    words = ["train", "--base", "toyland", "--data", tmp_path / "data", "--out", out, "--steps", 1,
+             "--batch", 2, "--rank", 2, "--resolutions", task.resolution, "--preview-every", 0,
+             "--device", "cpu", "--vram", 4]  # fmt: skip
+    assert main([str(w) for w in words]) == 0
+    assert "precision    base" in capsys.readouterr().out
+    kept = read_config(out / "config.toml", {})
+    assert (kept.vram, kept.precision, kept.recompute) == (None, "base", 0)
+    assert kept.micro_tokens > 0
+    assert (out / "adapter.safetensors").is_file()
+    assert main(["train", "--resume", str(out), "--steps", "2"]) == 0
+    assert "precision " not in capsys.readouterr().out
+    assert main(["train", "--resume", str(out), "--steps", "3", "--vram", "8"]) == 2
+    assert "a resumed run cannot change vram" in capsys.readouterr().err
+
+
+def test_a_wish_that_nobody_has_planned_for_is_not_ignored(tiny):
+    with pytest.raises(ConfigError, match="vram is a wish"):
+        train(settings(base="tiny", vram=24), tiny)

@@ -1,0 +1,349 @@
+"""Training: exact gradients, equal exposure, runs that stop and go on without losing a byte."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from iclora.adapter.lora import Adapter, attach
+from iclora.errors import ConfigError, DatasetError, RunError
+from iclora.models import flow, load_model
+from iclora.sets.dataset import open_dataset
+from iclora.sets.layout import Layout
+from iclora.train.cache import encode_dataset
+from iclora.train.objective import Sample, accumulate, schedule
+from iclora.train.run import resume_config, train
+from tests.conftest import CAPTION
+
+
+def encoded(model, config, folder):
+    return encode_dataset(
+        model, open_dataset(config.data), resolutions=config.resolutions, upscale=config.upscale,
+        folder=folder,
+    )  # fmt: skip
+
+
+# -- the gradient -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gradient_case(clean, config, tmp_path):
+    """Four samples of two canvas sizes and a LoRA whose B is not zero."""
+    settings = config(batch=4, caption_dropout=0.3)
+    data = encoded(clean, settings, tmp_path / "cache")
+    parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
+    rng = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.1)
+    samples = [Sample(20, 0, 0), Sample(21, 1, 1), Sample(22, 2, 0), Sample(23, 0, 1)]
+    return clean, settings, data, parameters, samples
+
+
+def float64_reference(model, settings, data, parameters, samples):
+    """Loss and LoRA gradients by the formula, in float64, on diffusers' bare transformer.
+
+    No PEFT: every adapted weight is W + alpha / rank * B @ A.
+    """
+    bare = diffusers.FluxTransformer2DModel.from_pretrained(model.folder / "transformer")
+    bare = bare.double()
+    weights = {k: v.detach().double() for k, v in bare.state_dict().items()}
+    lora = {k: v.detach().double().requires_grad_() for k, v in parameters.items()}
+    for key in [k for k in lora if k.endswith("lora_A.weight")]:
+        module = key.removesuffix(".lora_A.weight")
+        update = lora[f"{module}.lora_B.weight"] @ lora[key]
+        weights[f"{module}.weight"] = weights[f"{module}.weight"] + 6 / 4 * update
+    total = 0.0
+    for sample in samples:
+        entry = data.sets[sample.set]
+        layout = entry.layouts[sample.size]
+        x0 = entry.latents(sample.size).double()[None]
+        key = (settings.seed, sample.number)
+        eps = torch.randn(x0.shape[1:], generator=flow.generator("noise", *key)).double()[None]
+        normal = torch.randn(1, generator=flow.generator("sigma", *key)).double()
+        dropped = torch.rand(1, generator=flow.generator("dropout", *key)) < 0.3
+        text = data.empty if dropped else entry.text()
+        sigma = 1 / (1 + torch.exp(-normal))
+        rows, columns = layout.height // 16, layout.width // 16
+        grid = np.stack(np.meshgrid(range(rows), range(columns), indexing="ij"), -1).reshape(-1, 2)
+        ids = torch.cat([torch.zeros(len(grid), 1), torch.tensor(grid)], 1)
+        velocity = torch.func.functional_call(bare, weights, kwargs={
+            "hidden_states": (1 - sigma) * x0 + sigma * eps,
+            "encoder_hidden_states": text["prompt"].double()[None],
+            "pooled_projections": text["pooled"].double()[None],
+            "timestep": sigma, "guidance": torch.ones(1).double(),
+            "img_ids": ids, "txt_ids": torch.zeros(512, 3), "return_dict": False,
+        })[0]  # fmt: skip
+        total = total + ((velocity - (eps - x0)) ** 2).mean() / len(samples)
+    total.backward()
+    return total.detach().item(), {k: v.grad for k, v in lora.items()}
+
+
+def relative(got, want):
+    return float((got.double() - want).norm() / want.norm())
+
+
+def test_lora_gradients_equal_a_float64_reference_without_peft(gradient_case):
+    model, settings, data, parameters, samples = gradient_case
+    loss = accumulate(model, data, samples, settings)
+    expected, gradients = float64_reference(*gradient_case)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, parameter in parameters.items():
+        assert relative(parameter.grad, gradients[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("fault", ["target", "sigma", "guidance"])
+def test_the_float64_reference_notices_a_wrong_objective(gradient_case, fault, monkeypatch):
+    """The bound above is no formality."""
+    model, settings, data, parameters, samples = gradient_case
+    if fault == "target":
+        real = flow.loss
+        monkeypatch.setattr(flow, "loss", lambda v, x0, eps: real(v, eps, x0))
+    elif fault == "sigma":
+        monkeypatch.setattr(flow, "draw_sigma", lambda rng, *_: torch.rand(1, generator=rng))
+    else:
+        settings = settings.model_copy(update={"guidance": 3.5})
+    accumulate(model, data, samples, settings)
+    _, gradients = float64_reference(*gradient_case)
+    assert max(relative(p.grad, gradients[n]) for n, p in parameters.items()) > 1e-2
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 4}, {"gradient_checkpointing": True}])
+def test_grouping_and_recomputing_do_not_change_the_gradient(gradient_case, change):
+    model, settings, data, parameters, samples = gradient_case
+    accumulate(model, data, samples, settings)
+    one = {k: v.grad.clone() for k, v in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    model.recompute = model.blocks if change.get("gradient_checkpointing") else 0
+    try:
+        accumulate(model, data, samples, settings.model_copy(update=change))
+    finally:
+        model.recompute = 0
+    for name, parameter in parameters.items():
+        assert relative(parameter.grad, one[name].double()) < 1e-4, name
+
+
+def test_training_makes_the_loss_smaller(clean, config):
+    losses = []
+    settings = config(steps=60, batch=2, lr=0.01, resolutions=(64,), save_every=100)
+    train(settings, clean, on_step=lambda report: losses.append(report.loss))
+    assert np.mean(losses[-15:]) < 0.9 * np.mean(losses[:15])
+
+
+# -- the schedule -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sets", "steps", "batch"), [(10, 5000, 4), (37, 1000, 4), (20, 333, 3)])
+def test_every_set_is_seen_equally_often_over_a_run(sets, steps, batch):
+    sizes = [1 + i % 5 for i in range(sets)]
+    drawn = [schedule(0, n, sizes) for n in range(min(steps * batch, 4000))]
+    seen = Counter(s.set for s in drawn)
+    assert len(seen) == sets
+    assert max(seen.values()) / min(seen.values()) <= 1.05
+    for chosen in range(sets):
+        canvases = Counter(s.size for s in drawn if s.set == chosen)
+        assert len(canvases) == sizes[chosen]
+        assert max(canvases.values()) - min(canvases.values()) <= 1
+
+
+def test_the_order_differs_between_passes_and_seeds():
+    def order(seed, turn):
+        return [schedule(seed, turn * 20 + i, [1] * 20).set for i in range(20)]
+
+    assert sorted(order(0, 0)) == list(range(20))
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+# -- runs ---------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_what_its_users_look_for(clean, config):
+    settings = config()
+    result = train(settings, clean)
+    names = {p.name for p in result.folder.iterdir()}
+    assert names == {
+        "adapter.safetensors", "cache", "checkpoints", "config.toml", "log.jsonl", "loss.png",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert (result.folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    info = Adapter.load(result.adapter).info
+    assert (info.rank, info.alpha, info.steps, info.base) == (4, 6, 6, "tiny")
+    assert info.recipe.name == "film-storyboard"
+    assert Layout.from_json(info.layout).width == 1024
+    assert result.finished
+
+
+def test_a_folder_with_a_run_is_not_trained_into_again(clean, config, tmp_path):
+    train(config(), clean)
+    with pytest.raises(RunError, match=r"already holds a run\nGo on with it by `iclora train --re"):
+        train(config(), clean)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("x")
+    with pytest.raises(RunError, match="not an empty folder"):
+        train(config("other"), clean)
+
+
+def test_bad_data_stops_a_run_before_anything_is_written(clean, config, tmp_path):
+    settings = config()
+    Path(settings.data, "0002", "caption.txt").write_text("[MOVIE-SHOTS] [SCENE-1] a")
+    with pytest.raises(DatasetError, match=r"0002: \[SCENE-2\] is missing"):
+        train(settings, clean)
+    Path(settings.data, "0002", "caption.txt").write_text(CAPTION + " word" * 600)
+    with pytest.raises(DatasetError, match="the base reads 512"):
+        train(settings, clean)
+    assert not Path(settings.out).exists()
+
+
+def test_a_resumed_run_may_be_longer_but_not_another_run(clean, config):
+    settings = config()
+    train(settings, clean)
+    longer = resume_config(settings.out, {"steps": "8"})
+    assert (longer.steps, longer.rank) == (8, 4)
+    assert train(longer, clean, resume=True).step == 8
+    with pytest.raises(RunError, match="cannot change out, rank"):
+        resume_config(settings.out, {"rank": "8", "out": "x"})
+    said = []
+    assert resume_config(settings.out, {"lr": "1e-5"}, said.append).lr == 1e-5
+    assert "differs from an unstopped run" in said[0]
+    with pytest.raises(ConfigError):
+        resume_config(settings.out, {"steps": "x"})
+    with pytest.raises(RunError, match="holds no run"):
+        resume_config(settings.data, {})
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_step_and_sets(clean, config, monkeypatch):
+    monkeypatch.setattr(flow, "loss", lambda v, x0, eps: v.sum((1, 2)) * float("nan"))
+    with pytest.raises(RunError, match=r"became nan at step 1, on sets 000\d, 000\d"):
+        train(config(), clean)
+
+
+def test_an_infinite_gradient_stops_the_run_before_any_weight_is_changed(clean, config):
+    settings = config(save_every=1)
+
+    def poison(report):
+        if report.step == 1:
+            from iclora.adapter.lora import lora_parameters
+
+            parameter = next(iter(lora_parameters(clean).values()))
+            parameter.register_hook(lambda grad: grad * float("inf"))
+
+    with pytest.raises(RunError, match=r"gradient became (inf|nan) at step 2"):
+        train(settings, clean, on_step=poison)
+    assert train(settings, clean, resume=True).finished
+
+
+def test_a_loss_that_leaves_what_it_had_reached_stops_the_run_and_single_ones_do_not(
+    clean, config, monkeypatch
+):
+    real, factors = accumulate, {10: 9.0, 30: 9.0, **dict.fromkeys(range(50, 60), 30.0)}
+    calls = []
+
+    def rising(*given):
+        calls.append(None)
+        return factors.get(len(calls), 1.0) * real(*given)
+
+    monkeypatch.setattr("iclora.train.run.accumulate", rising)
+    settings = config(steps=60, save_every=20, resolutions=(64,))
+    with pytest.raises(RunError, match=r"loss has risen .* by step 5\d, last on sets 000\d, 000\d"):
+        train(settings, clean)
+    assert len(calls) > 50, "one loss of nine times the others is no reason to stop"
+
+
+def test_tensorboard_shows_every_loss_once_also_of_a_run_that_was_resumed(clean, config):
+    settings = config(steps=4, trackers=("tensorboard",))
+    train(settings, clean)
+    train(settings.model_copy(update={"steps": 6}), clean, resume=True)
+    shown = {}
+    for file in Path(settings.out).rglob("events.out.tfevents*"):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.tag == "loss":
+                    shown.setdefault(event.step, []).append(value.tensor.float_val[0])
+    logged = map(json.loads, (Path(settings.out) / "log.jsonl").read_text().splitlines())
+    assert shown == {row["step"]: [pytest.approx(row["loss"], rel=1e-5)] for row in logged}
+    assert sorted(shown) == [1, 2, 3, 4, 5, 6]
+
+
+def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, config):
+    seen = []
+
+    def make_preview(recipe):
+        assert recipe.name == "film-storyboard"
+
+        def preview(step, write):
+            from iclora.adapter.lora import lora_parameters
+
+            assert write
+            seen.append((step, {k: v.detach().clone() for k, v in lora_parameters(clean).items()}))
+
+        return preview
+
+    settings = config(preview_every=4, lr=0.01, alpha=4)
+    result = train(settings, clean, make_preview=make_preview)
+    assert [step for step, _ in seen] == [4, 6]
+    final = load_file(result.adapter)
+    assert all(torch.equal(final[f"transformer.{k}"], v) for k, v in seen[-1][1].items())
+
+
+def test_training_in_a_thread_works_without_signals(clean, config):
+    results = []
+    worker = threading.Thread(target=lambda: results.append(train(config(steps=1), clean)))
+    worker.start()
+    worker.join()
+    assert results[0].finished
+
+
+def test_the_resolution_shift_moves_training_towards_noise(clean, config, tmp_path, monkeypatch):
+    seen = []
+    real = flow.add_noise
+    monkeypatch.setattr(flow, "add_noise", lambda *a: seen.append(float(a[2])) or real(*a))
+    settings = config(steps=1)
+    data = encoded(clean, settings, tmp_path / "cache")
+    attach(clean, rank=2, alpha=2, targets="attention", seed=0)
+    for shift in ("none", "resolution"):
+        accumulate(clean, data, [Sample(5, 0, 0)], settings.model_copy(update={"shift": shift}))
+    plain, shifted = seen
+    tokens = len(data.sets[0].latents(0))
+    mu = clean.shift_mu(tokens)
+    expected = np.exp(mu) / (np.exp(mu) + 1 / plain - 1)
+    assert shifted == pytest.approx(expected, rel=1e-5)
+    assert shifted > plain
+
+
+@pytest.mark.parametrize(
+    ("settings", "blocks"),
+    [
+        ({"gradient_checkpointing": True}, 3),
+        ({"gradient_checkpointing": False}, 0),
+        ({"gradient_checkpointing": True, "recompute": 1}, 1),
+        ({"gradient_checkpointing": False, "recompute": 99}, 3),
+    ],
+)
+def test_recompute_says_how_many_blocks_keep_their_input_alone(config, clean, settings, blocks):
+    train(config(steps=1, save_every=1, **settings), clean)
+    assert clean.recompute == blocks
+
+
+def test_a_resumed_run_keeps_its_precision_and_says_so_if_told_another(config, clean):
+    quantised = load_model("tiny", device="cpu", precision="int8")
+    train(config(steps=1, save_every=1, precision="int8", recompute=2), quantised)
+    folder = config().out
+    kept = resume_config(folder, {"steps": 2})
+    assert (kept.precision, kept.recompute, kept.compile) == ("int8", 2, False)
+    told = []
+    assert resume_config(folder, {"precision": "nf4"}, told.append).precision == "nf4"
+    assert "precision" in told[0]
+    assert train(kept, quantised, resume=True).finished

@@ -1,0 +1,258 @@
+"""Captioning a dataset: what is asked again, what is written when, what survives a kill."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+from PIL import Image
+
+from iclora.errors import CaptionerError, CaptionError, DatasetError
+from iclora.sets.dataset import check_dataset, open_dataset
+from iclora.sets.recipe import load_recipe
+from iclora.vlm.caption import FAILURES, caption_dataset, write_prompt
+from iclora.vlm.openai import OpenAICaptioner
+from tests.vlm.test_openai import Server, completion
+
+STORY = load_recipe("film-storyboard")
+
+
+def good(word="sea"):
+    texts = [f"<Ana> leaves the {word}.", "A gull lands.", "Night falls over the bay."]
+    return json.dumps({"overview": f"A day by the {word}.", "panels": texts})
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(behave):
+        servers.append(Server(behave))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def bare(make_dataset):
+    """Storyboards without captions."""
+
+    def make(sets=3):
+        root = make_dataset(sets)
+        for caption in root.rglob("caption.txt"):
+            caption.unlink()
+        return root
+
+    return make
+
+
+def caption(root, server, together=2, **more):
+    captioner = OpenAICaptioner("m", server.url, retries=0, together=together)
+    return caption_dataset(open_dataset(root), captioner, **more)
+
+
+def test_every_set_gets_a_caption_that_check_finds_nothing_wrong_with(bare, serve):
+    root = bare(5)
+    summary = caption(root, serve(lambda body: (200, completion(good()))))
+    assert sorted(summary.written) == ["0001", "0002", "0003", "0004", "0005"]
+    assert (summary.read, summary.wrote) == (35, 15)
+    for report in check_dataset(open_dataset(root), resolutions=(64,)):
+        assert not [p for p in report.problems if p.caption]
+    text = (root / "0003" / "caption.txt").read_text()
+    assert text.startswith("[MOVIE-SHOTS] A day by the sea. [SCENE-1] <Ana> leaves")
+
+
+def test_composites_get_their_text_beside_them(tmp_path, serve):
+    for name in "ab":
+        Image.new("RGB", (64, 96 + ord(name))).save(tmp_path / f"{name}.png")
+    (tmp_path / "iclora.toml").write_text('recipe = "film-storyboard"\n')
+    server = serve(lambda body: (200, completion(good())))
+    caption(tmp_path, server)
+    assert (tmp_path / "a.txt").read_text().startswith("[MOVIE-SHOTS]")
+    assert len(server.bodies[0]["messages"][0]["content"]) == 4
+    (tmp_path / "a.txt").unlink()
+    caption(tmp_path, server, send="composite")
+    assert len(server.bodies[-1]["messages"][0]["content"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ('{"overview": "x", "panels": ["a b", "c d"]}', "2 panel texts for 3 panels"),
+        (good()[:-9], "no whole JSON object"),
+        ('{"overview": "I cannot help with that", "panels": ["a", "b c", "d"]}', "refusal"),
+        ("y" * 10_000_000, "10,000,000 characters"),
+        ('{"overview": "x", "panels": ["a gull", "a gull", "d"]}', "nearly the same words"),
+        (good("sea " * 600), "the base reads 512"),
+    ],
+)
+def test_a_useless_answer_is_asked_again_with_the_reason(bare, serve, bad, reason):
+    def behave(body):
+        return 200, completion(good() if len(body["messages"]) > 1 else bad)
+
+    server = serve(behave)
+    assert caption(bare(1), server).written == ["0001"]
+    _, told, objection = server.bodies[-1]["messages"]
+    assert reason in objection["content"]
+    assert len(told["content"]) <= 2000
+
+
+def test_a_set_without_a_good_answer_is_listed_and_the_rest_goes_on(bare, serve):
+    def behave(body):
+        first = body["messages"][0]["content"][0]["image_url"]["url"]
+        return 200, completion("no idea" if first == hopeless else good())
+
+    seen = serve(lambda body: (200, completion("no")))
+    root = bare(3)
+    dataset = open_dataset(root)
+    caption_dataset(dataset, OpenAICaptioner("m", seen.url, together=1))
+    hopeless = seen.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
+    server = serve(behave)
+    summary = caption(root, server)
+    assert sorted(summary.written) == ["0002", "0003"]
+    (row,) = json.loads((root / FAILURES).read_text())
+    assert (row["set"], row["last answer"], row["tries"]) == ("0001", "no idea", 4)
+    assert "[SCENE-1] is missing" in row["problem"]
+    assert caption(root, serve(lambda body: (200, completion(good())))).written == ["0001"]
+    assert not (root / FAILURES).exists()
+
+
+def test_a_picture_that_cannot_be_read_costs_its_own_set_alone(bare, serve):
+    root = bare(2)
+    (root / "0001" / "2.png").write_bytes(b"no picture")
+    summary = caption(root, serve(lambda body: (200, completion(good()))))
+    assert summary.written == ["0002"]
+    assert "2.png" in summary.failed[0].problem
+
+
+def test_nothing_a_person_wrote_is_overwritten_unless_asked_for(make_dataset, serve):
+    root = make_dataset(2)
+    mine = (root / "0001" / "caption.txt").read_bytes()
+    (root / "0002" / "caption.txt").write_text("  \n")
+    server = serve(lambda body: (200, completion(good())))
+    summary = caption(root, server)
+    assert (summary.kept, summary.written) == (["0001"], ["0002"])
+    assert (root / "0001" / "caption.txt").read_bytes() == mine
+    assert sorted(caption(root, server, overwrite=True).written) == ["0001", "0002"]
+    assert (root / "0001" / "caption.txt").read_bytes() != mine
+
+
+def test_a_caption_that_was_written_meanwhile_is_kept(bare, serve):
+    root = bare(1)
+
+    def behave(body):
+        (root / "0001" / "caption.txt").write_text("mine")
+        return 200, completion(good())
+
+    assert caption(root, serve(behave)).kept == ["0001"]
+    assert (root / "0001" / "caption.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_whose_server_died_goes_on_and_captions_nothing_twice(make_dataset, serve, overwrite):
+    root = make_dataset(6)
+    if not overwrite:
+        for file in root.rglob("caption.txt"):
+            file.unlink()
+    lock, served = threading.Lock(), []
+
+    def behave(body):
+        with lock:
+            served.append(1)
+            if len(served) > 3:
+                # What the client of a killed server sees.
+                server.server_close()
+                raise ConnectionAbortedError
+        return 200, completion(good())
+
+    server = serve(behave)
+    with pytest.raises(CaptionerError, match=r"no connection.*of 6 captions are written"):
+        caption(root, server, together=1, overwrite=overwrite)
+    after = serve(lambda body: (200, completion(good("lake"))))
+    summary = caption(root, after, together=1, overwrite=overwrite)
+    assert len(summary.written) == 3
+    texts = [file.read_text() for file in sorted(root.rglob("caption.txt"))]
+    assert [("sea" in t, "lake" in t) for t in texts] == [(True, False)] * 3 + [(False, True)] * 3
+
+
+def test_a_killed_run_leaves_whole_captions_and_goes_on(bare, serve):
+    root = bare(8)
+    server = serve(lambda body: (200, completion(good()), 0.15))
+    program = (
+        "import sys\nfrom iclora.cli.main import main\n"
+        f"main(['caption', {str(root)!r}, '--captioner', 'openai:m', '--api', {server.url!r}, "
+        "'--together', '1'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    while len(server.bodies) < 3:
+        pass
+    process.kill()
+    process.wait()
+    done = {f.parent.name for f in root.rglob("caption.txt")}
+    assert 1 <= len(done) < 8
+    for name in done:
+        STORY.parse((root / name / "caption.txt").read_text())
+    summary = caption(root, serve(lambda body: (200, completion(good()))))
+    assert set(summary.kept) == done
+    assert set(summary.written) | done == {f"{n:04d}" for n in range(1, 9)}
+
+
+def test_a_run_nobody_answers_stops_and_lists_what_it_asked(bare, serve):
+    root = bare(20)
+    server = serve(lambda body: (429, b"{}"))
+    with pytest.raises(CaptionerError, match=r"9 sets in a row got no answer.*429.*0 of 20"):
+        caption(root, server, together=1)
+    assert len(server.bodies) < 20
+    assert len(json.loads((root / FAILURES).read_text())) == 9
+
+
+def test_an_overwriting_run_that_failed_for_one_set_goes_on_with_that_alone(make_dataset, serve):
+    root = make_dataset(3)
+    hopeless = []
+
+    def behave(body):
+        first = body["messages"][0]["content"][0]["image_url"]["url"]
+        hopeless[:] = hopeless or [first]
+        return 200, completion("no" if first == hopeless[0] else good())
+
+    assert len(caption(root, serve(behave), together=1, overwrite=True).failed) == 1
+    after = caption(root, serve(lambda body: (200, completion(good()))), overwrite=True)
+    assert (len(after.kept), len(after.written)) == (2, 1)
+    again = caption(root, serve(lambda body: (200, completion(good()))), overwrite=True)
+    assert len(again.written) == 3
+
+
+def test_an_answer_that_was_cut_off_or_empty_is_asked_again(bare, serve):
+    cut = completion(good()).replace(b'"stop"', b'"length"')
+    answers = iter([cut, completion(""), completion(good())])
+    server = serve(lambda body: (200, next(answers)))
+    assert caption(bare(1), server, together=1).written == ["0001"]
+    assert "cut off" in server.bodies[1]["messages"][2]["content"]
+    assert all(m["content"] for m in server.bodies[2]["messages"])
+
+
+def test_an_archive_is_refused_with_advice(official, serve):
+    server = serve(lambda body: (200, completion(good())))
+    with pytest.raises(DatasetError, match="captions are written beside the images"):
+        caption_dataset(open_dataset(official, STORY.name), OpenAICaptioner("m", server.url))
+
+
+def test_an_idea_becomes_a_prompt_the_recipe_reads_or_an_error(serve):
+    server = serve(lambda body: (200, completion(good("carnival"))))
+    captioner = OpenAICaptioner("m", server.url, retries=0)
+    text = write_prompt(STORY, "a shy boy at a carnival", captioner)
+    assert STORY.parse(text).words[1] == "A gull lands."
+    asked = server.bodies[0]["messages"][0]["content"]
+    assert [part["type"] for part in asked] == ["text"]
+    assert re.search("a shy boy at a carnival", asked[0]["text"])
+    silent = OpenAICaptioner("m", serve(lambda body: (200, completion("no"))).url, retries=0)
+    with pytest.raises(CaptionError, match="in 4 tries"):
+        write_prompt(STORY, "an idea", silent)
+    busy = OpenAICaptioner("m", serve(lambda body: (503, b"{}")).url, retries=0)
+    with pytest.raises(CaptionerError, match="status 503"):
+        write_prompt(STORY, "an idea", busy)

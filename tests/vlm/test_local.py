@@ -1,0 +1,126 @@
+"""The local captioner, and the same model behind a real OpenAI-compatible server."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from iclora.errors import CaptionerError
+from iclora.sets.dataset import open_dataset
+from iclora.vlm import Ask, load_captioner
+from iclora.vlm.caption import FAILURES, caption_dataset
+from tests.conftest import picture
+from workshop.toyland.pretrain import captioner
+from workshop.toyland.pretrain.stage import Settings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A captioner of random weights in transformers' layout: what it writes is nonsense."""
+    where = tmp_path_factory.mktemp("captioner")
+    torch.manual_seed(0)
+    processor = captioner.make_processor(Settings())
+    captioner.new_captioner(processor).save_pretrained(where)
+    processor.save_pretrained(where)
+    return where
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(folder, port):
+    """`transformers serve` with a captioner. Yields its process and base URL."""
+    program = "from transformers.cli.transformers import main; main()"
+    words = ["serve", str(folder), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://localhost:{port}/v1"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{url}/models", timeout=5).close()
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert process.poll() is None, "the server ended at once"
+                time.sleep(0.1)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def server(folder):
+    with serving(folder, free_port()) as (_, url):
+        yield url
+
+
+def asks():
+    panels = [picture(64, 64, seed) for seed in range(6)]
+    return [
+        Ask("What is it?", (panels[0], panels[1]), ("[LEFT]", "[RIGHT]")),
+        Ask("And this?", tuple(panels[2:5]), ("[SCENE-1]", "[SCENE-2]", "[SCENE-3]")),
+        Ask("No pictures.", (), ("[LEFT]", "[RIGHT]")),
+    ]
+
+
+def test_a_server_and_this_machine_write_the_same_with_the_same_model(folder, server):
+    local = load_captioner(f"local:{folder}", device="cpu")
+    remote = load_captioner(f"openai:{folder}", url=server, together=3, schema=False)
+    local.longest = remote.longest = 12
+    ours, theirs = dict(local.answer(asks())), dict(remote.answer(asks()))
+    assert {n: reply.text for n, reply in ours.items()} == {
+        n: reply.text for n, reply in theirs.items()
+    }
+    assert all(ours[n].read == theirs[n].read for n in ours)
+
+
+def test_the_official_storyboards_fail_cleanly_with_a_model_that_writes_nonsense(
+    official, folder, tmp_path
+):
+    import zipfile
+
+    with zipfile.ZipFile(official) as archive:
+        archive.extractall(tmp_path)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*.txt")}
+    dataset = open_dataset(tmp_path, "film-storyboard")
+    local = load_captioner(f"local:{folder}", device="cpu", together=10)
+    local.longest = 8
+    assert len(caption_dataset(dataset, local).kept) == 10
+    summary = caption_dataset(dataset, local, overwrite=True)
+    assert len(summary.failed) == 10
+    assert not summary.written
+    assert (tmp_path / FAILURES).is_file()
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*.txt")} == before
+
+
+def test_a_folder_that_is_no_such_model_is_refused_by_name(tmp_path, folder):
+    with pytest.raises(CaptionerError, match="cannot be opened"):
+        load_captioner(f"local:{tmp_path}")
+    for name in folder.iterdir():
+        if name.name != "chat_template.jinja":
+            (tmp_path / name.name).write_bytes(name.read_bytes())
+    with pytest.raises(CaptionerError, match="no chat template"):
+        load_captioner(f"local:{tmp_path}")
+
+
+def test_weights_that_are_pickles_are_not_read(folder, tmp_path):
+    for name in folder.iterdir():
+        if name.suffix != ".safetensors":
+            (tmp_path / name.name).write_bytes(name.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CaptionerError, match="cannot be opened"):
+        load_captioner(f"local:{tmp_path}")

@@ -1,0 +1,1 @@
+"""Work on iclora itself that its users never run; not installed."""

@@ -1,0 +1,1 @@
+"""How toyland was pre-trained and measured."""
