@@ -52,9 +52,15 @@ class Canvas:
 
     def _forward(self, tokens: slice, levels: Levels, attend: Any) -> Tensor:
         return flux_forward(
-            self.net, self.z[:, tokens], self.prompt, self.pooled, levels,
-            torch.ones(1, device=self.device), self.places[tokens], attend=attend,
-        )  # fmt: skip
+            self.net,
+            self.z[:, tokens],
+            self.prompt,
+            self.pooled,
+            levels,
+            torch.ones(1, device=self.device),
+            self.places[tokens],
+            attend=attend,
+        )
 
     def plain(self) -> Tensor:
         """Everything at one level."""
@@ -95,8 +101,11 @@ def measure(canvas: Canvas, rounds: int) -> dict[str, Any]:
     whole = canvas.fill(kept)[:, : canvas.noisy]
     error = (canvas.read(kept) - whole).float().norm() / whole.float().norm()
     assert error < 0.02, f"the cached velocity differs by {float(error):.3f}"
-    runs = {"plain": canvas.plain, "fill": lambda: canvas.fill([]),
-            "read": lambda: canvas.read(kept)}  # fmt: skip
+    runs = {
+        "plain": canvas.plain,
+        "fill": lambda: canvas.fill([]),
+        "read": lambda: canvas.read(kept),
+    }
     counted = {name: operations(run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):

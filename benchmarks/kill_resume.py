@@ -47,10 +47,27 @@ def main() -> None:
         home = Path(folder)
         write_sets(TASKS["film-storyboard"], home / "data", 4)
         given = [
-            "--base", "tiny", "--data", str(home / "data"), "--resolutions", "64", "--device",
-            "cpu", "--steps", str(STEPS), "--save-every", "3", "--preview-every", "0", "--batch",
-            "2", "--held-out", "0.25", "--keep", "2",
-        ]  # fmt: skip
+            "--base",
+            "tiny",
+            "--data",
+            str(home / "data"),
+            "--resolutions",
+            "64",
+            "--device",
+            "cpu",
+            "--steps",
+            str(STEPS),
+            "--save-every",
+            "3",
+            "--preview-every",
+            "0",
+            "--batch",
+            "2",
+            "--held-out",
+            "0.25",
+            "--keep",
+            "2",
+        ]
         began = time.monotonic()
         assert train(*given, "--out", str(home / "alone")).wait() == 0
         lasts = time.monotonic() - began
@@ -66,17 +83,27 @@ def main() -> None:
                 continue
             log = out / "log.jsonl"
             moments.append(len(log.read_text().splitlines()) if log.is_file() else 0)
-            again = ["--resume", str(out)] if (out / "config.toml").is_file() else [
-                *given, "--out", str(out)
-            ]  # fmt: skip
+            again = (
+                ["--resume", str(out)]
+                if (out / "config.toml").is_file()
+                else [*given, "--out", str(out)]
+            )
             assert train(*again).wait() == 0
             same += (out / "adapter.safetensors").read_bytes() == wanted
             print(f"killed at step {moments[-1]}: {same} of {len(moments)} the same", flush=True)
-        print(json.dumps({
-            "trials": args.trials, "same bytes": same, "steps logged when killed": moments,
-            "steps": STEPS, "machine": platform.machine(), "torch": torch.__version__,
-            "date": time.strftime("%Y-%m-%d"),
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "trials": args.trials,
+                    "same bytes": same,
+                    "steps logged when killed": moments,
+                    "steps": STEPS,
+                    "machine": platform.machine(),
+                    "torch": torch.__version__,
+                    "date": time.strftime("%Y-%m-%d"),
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from iclora.models.flux.model import FluxModel
 from iclora.models.outline import OUTLINES, Batch, outline_of
 from iclora.models.quantize import quantize
 from iclora.models.registry import pick_device
-from iclora.settings import TrainConfig, read_config
+from iclora.settings import TrainSettings, read_settings
 from iclora.train.costs import Costs, Kernels
 from iclora.train.folder import TrainState
 from iclora.train.plan import find_canvases
@@ -49,8 +49,13 @@ def settings_of(folder: Path, blocks: tuple[int, int] | None, smoke: bool) -> Pa
     if blocks:
         config |= {"num_layers": blocks[0], "num_single_layers": blocks[1]}
     if smoke:
-        config |= {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 4,
-                   "attention_head_dim": 64, "axes_dims_rope": [16, 24, 24]}  # fmt: skip
+        config |= {
+            "num_layers": 2,
+            "num_single_layers": 3,
+            "num_attention_heads": 4,
+            "attention_head_dim": 64,
+            "axes_dims_rope": [16, 24, 24],
+        }
     path.write_text(json.dumps(config))
     return folder
 
@@ -93,8 +98,10 @@ def on_cuda(step: Callable[[], None]) -> int:
         step()
     free, total = torch.cuda.mem_get_info()
     reserved = torch.cuda.max_memory_reserved()
-    print(f"reserved by torch {reserved / GB:.2f} GB; of the card {(total - free) / GB:.2f} of "
-          f"{total / GB:.2f} GB are in use")  # fmt: skip
+    print(
+        f"reserved by torch {reserved / GB:.2f} GB; of the card {(total - free) / GB:.2f} of "
+        f"{total / GB:.2f} GB are in use"
+    )
     return torch.cuda.max_memory_allocated()
 
 
@@ -128,7 +135,8 @@ def main() -> None:
     args = parser.parse_args()
     # No decoder of previews is loaded here.
     overrides = {"preview_every": 0, "precision": args.precision, "recompute": args.recompute}
-    config = read_config(
+    config = read_settings(
+        TrainSettings,
         args.run_file,
         {k: v for k, v in overrides.items() if v is not None},
         {"base": DEV, "data": "DATA", "out": "RUN", "resolutions": [args.side or 256]},
@@ -140,7 +148,7 @@ def main() -> None:
         compare(model, config, args.side)
 
 
-def compare(model: FluxModel, config: TrainConfig, side: int | None) -> None:
+def compare(model: FluxModel, config: TrainSettings, side: int | None) -> None:
     cuda = model.device.type == "cuda"
     kernels: Kernels = "cuda" if cuda else "cpu"
     width, height = (side, side) if side else find_canvases(config, model.grid).distinct[-1]

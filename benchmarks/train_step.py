@@ -42,10 +42,19 @@ from torch import Tensor, nn
 from iclora.models.flux.forward import Levels, flux_forward
 
 SCRIPT_TARGETS = (
-    "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj",
-    "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
+    "attn.to_k",
+    "attn.to_q",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_k_proj",
+    "attn.add_q_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
     "ff_context.net.2",
-)  # fmt: skip
+)
 TEXT = 512
 LINUX = Path("/proc/self")
 
@@ -71,13 +80,14 @@ class Work:
         shape = (batch, h * w, config.in_channels)
         bf16 = torch.bfloat16
         return cls(
-            torch.randn(shape, device=device), torch.randn(shape, device=device),
+            torch.randn(shape, device=device),
+            torch.randn(shape, device=device),
             # 1000 times these is exact in bf16, or autocast's float32 would see another level.
             torch.tensor([0.125, 0.25, 0.5, 0.75], device=device).repeat(batch)[:batch],
             torch.randn(batch, TEXT, config.joint_attention_dim, device=device).to(bf16),
             torch.randn(batch, config.pooled_projection_dim, device=device).to(bf16),
             places.to(device),
-        )  # fmt: skip
+        )
 
     def loss(self, v: Tensor, rows: slice) -> Tensor:
         """The sum of these samples' mean squares, over the whole batch's count."""
@@ -92,9 +102,14 @@ class Work:
 def proxy() -> Any:
     """FLUX.1 with one double and two single blocks of width 1024: 69M parameters."""
     return diffusers.FluxTransformer2DModel(
-        num_layers=1, num_single_layers=2, num_attention_heads=8, attention_head_dim=128,
-        guidance_embeds=True, joint_attention_dim=1024, pooled_projection_dim=256,
-    )  # fmt: skip
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=8,
+        attention_head_dim=128,
+        guidance_embeds=True,
+        joint_attention_dim=1024,
+        pooled_projection_dim=256,
+    )
 
 
 def true_size() -> Any:
@@ -120,10 +135,12 @@ def build(make: Callable[[], Any], device: torch.device) -> Any:
 def adapters(net: Any, targets: tuple[str, ...] | str) -> list[nn.Parameter]:
     """A float32 LoRA of rank 16, both halves random: a zero B leaves A without a gradient."""
     modules = [
-        name for name, module in net.named_modules()
-        if isinstance(module, nn.Linear) and "transformer_blocks" in name
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear)
+        and "transformer_blocks" in name
         and (targets == "all" or name.endswith(tuple(targets)))
-    ]  # fmt: skip
+    ]
     net.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=modules), adapter_name="x")
     found = []
     for name, parameter in net.named_parameters():
@@ -143,11 +160,15 @@ def peer(net: Any, work: Work, micro: int, recompute: bool, best: bool = False) 
         rows = slice(start, start + micro)
         with torch.autocast(work.x0.device.type, torch.bfloat16):
             v = net(
-                hidden_states=work.noisy(rows), encoder_hidden_states=work.prompt[rows],
-                pooled_projections=work.pooled[rows], timestep=work.sigma[rows],
-                guidance=torch.ones_like(work.sigma[rows]), img_ids=work.places,
-                txt_ids=torch.zeros(TEXT, 3, device=work.x0.device), return_dict=False,
-            )[0]  # fmt: skip
+                hidden_states=work.noisy(rows),
+                encoder_hidden_states=work.prompt[rows],
+                pooled_projections=work.pooled[rows],
+                timestep=work.sigma[rows],
+                guidance=torch.ones_like(work.sigma[rows]),
+                img_ids=work.places,
+                txt_ids=torch.zeros(TEXT, 3, device=work.x0.device),
+                return_dict=False,
+            )[0]
         loss = work.loss(v, rows)
         loss.backward()
         total += float(loss.detach())
@@ -175,10 +196,16 @@ def ours(net: Any, work: Work, micro: int, recompute: int = 0, compiled: bool = 
         rows = slice(start, start + micro)
         levels = Levels(work.sigma[rows, None], (work.x0.shape[1],))
         v = flux_forward(
-            net, work.noisy(rows), work.prompt[rows], work.pooled[rows], levels,
-            torch.ones_like(work.sigma[rows]), work.places, recompute=recompute,
+            net,
+            work.noisy(rows),
+            work.prompt[rows],
+            work.pooled[rows],
+            levels,
+            torch.ones_like(work.sigma[rows]),
+            work.places,
+            recompute=recompute,
             compiled=compiled,
-        )  # fmt: skip
+        )
         loss = work.loss(v, rows)
         loss.backward()
         total += float(loss.detach())
@@ -339,21 +366,37 @@ def report(arms: list[Arm], work: Work, net: Any, device: torch.device) -> None:
     batch, tokens = work.x0.shape[:2]
     flops = train_flops(net.config, tokens, batch) / 1e12
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    print(json.dumps({
-        "device": name or platform.machine(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__,
-        "date": time.strftime("%Y-%m-%d"), "batch": batch, "tokens": tokens + TEXT,
-        "matmul TFLOP/s": round(rate, 3), "counted TFLOP": round(flops, 2),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "device": name or platform.machine(),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+                "peft": peft.__version__,
+                "date": time.strftime("%Y-%m-%d"),
+                "batch": batch,
+                "tokens": tokens + TEXT,
+                "matmul TFLOP/s": round(rate, 3),
+                "counted TFLOP": round(flops, 2),
+            }
+        )
+    )
     for arm in arms:
         if arm.seconds:
             median = statistics.median(arm.seconds)
-            print(json.dumps({
-                "arm": arm.name, "median s": round(median, 3),
-                "all s": [round(s, 2) for s in arm.seconds],
-                "tokens/s": round(batch * (tokens + TEXT) / median),
-                "MFU": round(flops / median / rate, 3), "peak GiB": round(arm.peak, 2),
-            }))  # fmt: skip
+            print(
+                json.dumps(
+                    {
+                        "arm": arm.name,
+                        "median s": round(median, 3),
+                        "all s": [round(s, 2) for s in arm.seconds],
+                        "tokens/s": round(batch * (tokens + TEXT) / median),
+                        "MFU": round(flops / median / rate, 3),
+                        "peak GiB": round(arm.peak, 2),
+                    }
+                )
+            )
 
 
 if __name__ == "__main__":

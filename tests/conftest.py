@@ -52,18 +52,34 @@ def small(tmp_path_factory) -> Path:
     shutil.copytree(FLUX_DEV, folder)
     changes = {
         "transformer/config.json": {
-            "num_layers": 3, "num_single_layers": 4, "num_attention_heads": 2,
-            "attention_head_dim": 64, "axes_dims_rope": [16, 24, 24], "joint_attention_dim": 64,
+            "num_layers": 3,
+            "num_single_layers": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 64,
+            "axes_dims_rope": [16, 24, 24],
+            "joint_attention_dim": 64,
             "pooled_projection_dim": 32,
         },
         "tokenizer_2/tokenizer_config.json": {"model_max_length": 128},
-        "text_encoder/config.json": {"hidden_size": 32, "intermediate_size": 64,
-                                     "num_attention_heads": 2, "num_hidden_layers": 1},
-        "text_encoder_2/config.json": {"d_model": 64, "d_kv": 32, "d_ff": 128, "num_heads": 2,
-                                       "num_layers": 1},
-        "vae/config.json": {"block_out_channels": [2, 2, 4, 4], "norm_num_groups": 2,
-                            "layers_per_block": 1},
-    }  # fmt: skip
+        "text_encoder/config.json": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+        },
+        "text_encoder_2/config.json": {
+            "d_model": 64,
+            "d_kv": 32,
+            "d_ff": 128,
+            "num_heads": 2,
+            "num_layers": 1,
+        },
+        "vae/config.json": {
+            "block_out_channels": [2, 2, 4, 4],
+            "norm_num_groups": 2,
+            "layers_per_block": 1,
+        },
+    }
     for name, change in changes.items():
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -126,9 +142,15 @@ def lora(clean, tmp_path) -> Path:
     remove(clean)
     recipe = load_recipe("film-storyboard")
     info = AdapterInfo(
-        base="tiny", family="flux", rank=2, alpha=2, targets="all", steps=1, recipe=recipe,
+        base="tiny",
+        family="flux",
+        rank=2,
+        alpha=2,
+        targets="all",
+        steps=1,
+        recipe=recipe,
         layout=recipe.canvas.resized(96, 192, 16).to_json(),
-    )  # fmt: skip
+    )
     path = tmp_path / "run" / "adapter.safetensors"
     Adapter(weights, info).save(path, torch.float32)
     return path
@@ -164,15 +186,25 @@ def clip_folder(tmp_path_factory):
     vocab = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=40)
     end = vocab["<|endoftext|>"]
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4}  # fmt: skip
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     torch.manual_seed(2)
     config = transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": len(vocab), "max_position_embeddings": 40,
-                     "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end},
+        text_config={
+            **tower,
+            "vocab_size": len(vocab),
+            "max_position_embeddings": 40,
+            "bos_token_id": end - 1,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        },
         vision_config={**tower, "image_size": 32, "patch_size": 8},
         projection_dim=24,
-    )  # fmt: skip
+    )
     transformers.CLIPModel(config).save_pretrained(where)
     images = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
@@ -182,22 +214,30 @@ def clip_folder(tmp_path_factory):
 
 
 FAST = {
-    "base": "tiny", "steps": 6, "batch": 2, "rank": 4, "alpha": 6, "resolutions": (64, 96),
-    "save_every": 2, "preview_every": 0, "gradient_checkpointing": False, "save_dtype": "fp32",
+    "base": "tiny",
+    "steps": 6,
+    "batch": 2,
+    "rank": 4,
+    "alpha": 6,
+    "resolutions": (64, 96),
+    "save_every": 2,
+    "preview_every": 0,
+    "gradient_checkpointing": False,
+    "save_dtype": "fp32",
     "trackers": (),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def config(make_dataset, tmp_path):
     """Settings of a short run on a small dataset."""
-    from iclora.settings import read_config
+    from iclora.settings import TrainSettings, read_settings
 
     data = make_dataset()
 
     def make(out="run", **more):
         where = {"data": str(data), "out": str(tmp_path / out)}
-        return read_config(None, {**FAST, **where, **more})
+        return read_settings(TrainSettings, None, {**FAST, **where, **more})
 
     return make
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iclora.errors import ConfigError, IcloraError, StorageError
+from iclora.errors import IcloraError, SettingsError, StorageError
 from iclora.files import append_line, cache_home, digest, inside, natural_key, replacing, write_text
 
 
@@ -67,9 +67,9 @@ def test_a_name_from_a_file_never_leads_out_of_its_folder(tmp_path, name):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="leads out"):
-        inside(folder, name, ConfigError)
-    assert inside(folder, "a/b.png", ConfigError) == folder / "a" / "b.png"
+    with pytest.raises(SettingsError, match="leads out"):
+        inside(folder, name, SettingsError)
+    assert inside(folder, "a/b.png", SettingsError) == folder / "a" / "b.png"
 
 
 def test_the_cache_follows_its_variables(monkeypatch):

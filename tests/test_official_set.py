@@ -12,7 +12,7 @@ from iclora.adapter.lora import Adapter
 from iclora.making.generate import complete, generate
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import check_dataset, open_dataset, training_layouts
-from iclora.settings import read_config
+from iclora.settings import TrainSettings, read_settings
 from iclora.train.run import train
 
 RESOLUTIONS = (512, 768, 1024, 1280, 1536)
@@ -68,10 +68,17 @@ def test_at_every_resolution_no_panel_loses_area_or_shape_and_all_edges_are_on_t
 
 # Looked at by eye, enlarged ten times; the joining has blended at most the line next to a seam.
 SEAMS = {
-    "0001": (483, 962), "0002": (480, 960), "0003": (480, 960), "0004": (451, 906),
-    "0005": (480, 960), "0006": (541, 1082), "0007": (479, 958), "0008": (469, 949),
-    "0009": (477, 948), "0010": (482, 961),
-}  # fmt: skip
+    "0001": (483, 962),
+    "0002": (480, 960),
+    "0003": (480, 960),
+    "0004": (451, 906),
+    "0005": (480, 960),
+    "0006": (541, 1082),
+    "0007": (479, 958),
+    "0008": (469, 949),
+    "0009": (477, 948),
+    "0010": (482, 961),
+}
 
 
 def test_the_seams_are_where_the_eye_sees_them(panels):
@@ -82,10 +89,19 @@ def test_the_seams_are_where_the_eye_sees_them(panels):
 
 def test_it_trains_generates_and_completes_on_the_tiny_base(clean, dataset, tmp_path):
     assert compose_dataset(dataset, tmp_path / "data", resolution=544) == []
-    config = read_config(None, {
-        "base": "tiny", "data": str(tmp_path / "data"), "out": str(tmp_path / "run"), "steps": 3,
-        "resolutions": (128, 192), "preview_every": 0, "gradient_checkpointing": False,
-    })  # fmt: skip
+    config = read_settings(
+        TrainSettings,
+        None,
+        {
+            "base": "tiny",
+            "data": str(tmp_path / "data"),
+            "out": str(tmp_path / "run"),
+            "steps": 3,
+            "resolutions": (128, 192),
+            "preview_every": 0,
+            "gradient_checkpointing": False,
+        },
+    )
     result = train(config, clean)
     adapter = Adapter.load(result.adapter)
     prompt = open_dataset(tmp_path / "data").sets[0].caption()

@@ -1,38 +1,42 @@
-"""Progress as people see it: lines in a log, a bar in a terminal."""
+"""Progress as work reports it, and cancelling."""
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
+import pytest
 
-from iclora.progress import progress_bar
-
-CODE = (
-    "from iclora.progress import progress_bar\n"
-    "with progress_bar() as bar:\n"
-    "    for i in range(1, 4): bar('training', i, 3, 'loss 0.5')\n"
-)
+from iclora.progress import Cancelled, Event, Progress
 
 
-def test_a_log_gets_the_first_and_the_last_line_with_rate_and_time_left(capsys):
-    with progress_bar() as bar:
-        for i in range(1, 101):
-            bar("training", i, 100, "loss 0.5")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "training 1/100 loss 0.5"
-    assert lines[-1].startswith("training 100/100 loss 0.5, 0.00 s each, 0 s left")
-    assert len(lines) == 2
+def test_events_carry_what_a_person_and_what_a_program_reads():
+    seen = []
+    Progress(seen.append)("training", 1, 3, "loss 0.5", loss=0.5)
+    assert seen == [Event("training", 1, 3, "loss 0.5", {"loss": 0.5})]
 
 
-def test_a_terminal_gets_a_bar():
-    ours, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    done = subprocess.run([sys.executable, "-c", CODE], stdout=theirs, env=env)
-    os.close(theirs)
-    shown = os.read(ours, 100_000).decode()
-    os.close(ours)
-    assert done.returncode == 0
-    assert "3/3" in shown
-    assert "loss 0.5" in shown
+def test_cancelled_work_ends_behind_the_step_that_it_reports():
+    seen = []
+    progress = Progress(seen.append)
+
+    def work():
+        for step in range(1, 10):
+            if step == 4:
+                progress.cancel()
+            progress("painting", step, 9)
+
+    with pytest.raises(Cancelled):
+        work()
+    assert [event.done for event in seen] == [1, 2, 3, 4]
+
+
+def test_no_handler_of_errors_swallows_a_cancellation():
+    progress = Progress()
+    progress.cancel()
+
+    def work():
+        try:
+            progress("painting", 1, 2)
+        except Exception:
+            pytest.fail("swallowed")
+
+    with pytest.raises(Cancelled):
+        work()

@@ -78,8 +78,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
             "Free some space or choose another folder, then run the same command again.",
         )
     return StorageError(
-        f"cannot write {path}: {error.strerror or error}",
-        "Choose a folder you may write to.",
+        f"cannot write {path}: {error.strerror or error}", "Choose a folder you may write to."
     )
 
 
@@ -112,8 +111,5 @@ def inside(folder: Path, name: str, refuse: Callable[[str, str], Exception]) -> 
     """
     path = (folder / name).resolve()
     if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
-        raise refuse(
-            f'"{name}" leads out of {folder}',
-            "Use a name inside that folder.",
-        )
+        raise refuse(f'"{name}" leads out of {folder}', "Use a name inside that folder.")
     return path

@@ -1,64 +1,65 @@
-"""Long work seen: a bar in a terminal, a line now and then in a log."""
+"""Long work reports what it has done, and hears that it should stop.
+
+Every function that takes long has one parameter `progress`. It calls it with each thing done; a
+command line draws a bar from these events, a server sends them on. `cancel()`, from any thread,
+ends the work at its next event: between two steps, so that nothing is half written.
+"""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Bar", "progress_bar"]
-
-Bar = Callable[[str, int, int, str], None]
-"""Shows progress: what is done, how much of it, of how much, and a note."""
+__all__ = ["Cancelled", "Event", "Progress"]
 
 
-@contextmanager
-def progress_bar() -> Iterator[Bar]:
-    """Progress as a bar in a terminal, as a line now and then in a log."""
-    if not sys.stdout.isatty():
-        yield _line_printer()
-        return
-    from rich import progress as rich
+@dataclass(frozen=True)
+class Event:
+    """One thing done."""
 
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[note]}"),
-        rich.TextColumn("{task.fields[rate]}"),
-        rich.TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with rich.Progress(*columns) as progress:
-        tasks: dict[str, rich.TaskID] = {}
-
-        def show(what: str, done: int, total: int, note: str) -> None:
-            if what not in tasks:
-                # What a resumed run has behind it must not count as speed.
-                tasks[what] = progress.add_task(what, total=total, note=note, rate="")
-                progress.update(tasks[what], completed=done - 1)
-            speed = progress.tasks[tasks[what]].speed
-            rate = (
-                "" if not speed else f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.2f} s each"
-            )
-            progress.update(tasks[what], completed=done, total=total, note=note, rate=rate)
-
-        yield show
+    what: str
+    """The work, such as "training" or "encoding captions"; events of one name count together."""
+    done: int
+    """How much of it is done; 0 announces it."""
+    total: int
+    """Of how much."""
+    note: str = ""
+    """What a person should see beside it, such as "loss 0.4123"."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """The same for a program, such as {"loss": 0.4123}."""
 
 
-def _line_printer() -> Bar:
-    began: dict[str, tuple[float, int]] = {}
-    last = 0.0
+class Cancelled(BaseException):
+    """The work was cancelled between two steps.
 
-    def show(what: str, done: int, total: int, note: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        start, first = began.setdefault(what, (now, done))
-        if done < total and now - last < 10:
-            return
-        last = now
-        each = (now - start) / max(done - first, 1)
-        left = f", {each:.2f} s each, {each * (total - done):.0f} s left" if done > first else ""
-        print(f"{what} {done}/{total} {note}{left}".replace(" ,", ","), flush=True)
+    Like KeyboardInterrupt it is no Exception: no handler of errors on the way may swallow it.
+    """
 
-    return show
+
+class Progress:
+    """Where long work reports to.
+
+    Args:
+        show: called with every event; by default nobody looks.
+    """
+
+    def __init__(self, show: Callable[[Event], None] | None = None) -> None:
+        self._show = show
+        self._stop = threading.Event()
+
+    def __call__(self, what: str, done: int, total: int, note: str = "", **values: Any) -> None:
+        """Report one thing done. Raises: Cancelled, after it was shown."""
+        if self._show:
+            self._show(Event(what, done, total, note, values))
+        if self._stop.is_set():
+            raise Cancelled(what)
+
+    def cancel(self) -> None:
+        """End the work at its next event; from any thread."""
+        self._stop.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._stop.is_set()

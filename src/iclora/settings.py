@@ -1,139 +1,293 @@
-"""Every knob of a training run, each defined once.
+"""Every setting once: its name, its range, its default, its help.
 
-The same definition reads the [train] table of a run file, makes the command line's options and
-their help, and refuses nonsense.
+The command line's options, run files, the HTTP API and forms are made from these models, never
+beside them: a new setting is one field. A field's docstring is its help. What else a door has to
+know stands in the field's JSON schema:
+
+    resume    what a resumed run may do with it: "free" to change, "differs" if the result is then
+              no longer what it would have been unstopped; fixed where nothing is said
+    decided   a request.json decides it, so it must not be given beside one
+    option    its name as an option, where that is not the field's
+    also      further names as an option
+    position  given by its place on the command line, without a name
+
+No torch is needed here.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 
-__all__ = ["Precision", "TrainConfig", "problems_of", "read_config"]
+__all__ = [
+    "PRECISIONS",
+    "RESOLUTIONS",
+    "CaptionSettings",
+    "CheckSettings",
+    "CompleteSettings",
+    "ComposeSettings",
+    "Dtype",
+    "EvaluateSettings",
+    "ExtendSettings",
+    "GenerateSettings",
+    "InfoSettings",
+    "Machine",
+    "MakeSettings",
+    "Mode",
+    "PlanSettings",
+    "Precision",
+    "PromptSettings",
+    "RecipesSettings",
+    "RerollSettings",
+    "ReviewSettings",
+    "SampleSettings",
+    "Settings",
+    "TrainSettings",
+    "Wish",
+    "about",
+    "problems_of",
+    "read_settings",
+    "settings_of",
+]
 
-Precision = Literal["base", "fp8", "int8", "nf4"]
-"""How the frozen linear layers of a base are kept; see `iclora.models.quantize`."""
+M = TypeVar("M", bound="Settings")
 
+Dtype = Literal["auto", "bf16", "fp32"]
+"""Number format of a base's weights; auto is bf16, on a CPU fp32."""
+
+Precision = Annotated[
+    Literal["full", "fp8", "int8", "nf4"],
+    # Files of version 0.2 say "base".
+    BeforeValidator(lambda value: "full" if value == "base" else value),
+]
+"""How the linear layers of a base's blocks are kept; see `iclora.models.quantize`."""
+
+PRECISIONS: tuple[Literal["full", "fp8", "int8", "nf4"], ...] = ("full", "fp8", "int8", "nf4")
+
+Mode = Literal["sdedit", "resample", "boost", "clean"]
+"""How missing panels are made.
+
+sdedit: given panels are as noisy as the rest at every step (the paper's).
+resample: the same, and early steps are taken several times.
+boost: the same, and the rest pays given panels more attention.
+clean: given panels carry no noise and the base is told so; for adapters trained on it.
+"""
+
+RESOLUTIONS = (512, 768, 1024, 1280, 1536)
+"""Canvas sizes of training, px: sides of squares of the same area (the paper's configuration)."""
+
+
+def _field(
+    default: Any = ...,
+    *,
+    resume: Literal["free", "differs"] | None = None,
+    decided: bool = False,
+    option: str | None = None,
+    also: tuple[str, ...] = (),
+    position: bool = False,
+    metavar: str | None = None,
+    **limits: Any,
+) -> Any:
+    """A field with what doors have to know of it; see the head of this file."""
+    known: dict[str, Any] = {
+        "resume": resume,
+        "decided": decided,
+        "option": option,
+        "also": list(also),
+        "position": position,
+        "metavar": metavar,
+    }
+    extra = {key: value for key, value in known.items() if value}
+    return Field(default, json_schema_extra=extra or None, **limits)
+
+
+def about(model: type[BaseModel], name: str) -> dict[str, Any]:
+    """What doors have to know of a field: resume, decided, option, also, position, metavar."""
+    extra = model.model_fields[name].json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
+
+
+def _size(value: Any) -> Any:
+    """(1024, 1536) of "1024x1536"."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", value)
+    if not match:
+        raise ValueError(f'"{value}" is not WIDTHxHEIGHT, such as 1024x1536')
+    return int(match[1]), int(match[2])
+
+
+def _pairs(value: Any) -> Any:
+    """{1: "a.png"} of ["1=a.png"], as the command line gives it."""
+    if not isinstance(value, list | tuple):
+        return value
+    found: dict[str, str] = {}
+    for text in value:
+        match = re.fullmatch(r"([0-9]{1,3})=(.+)", str(text), re.DOTALL)
+        if not match:
+            raise ValueError(f'"{text}" is not of the form PANEL=...; panels count from 1')
+        if match[1] in found:
+            raise ValueError(f"panel {match[1]} is named twice")
+        found[match[1]] = match[2]
+    return found
+
+
+Side = Annotated[int, Field(ge=64, le=4096)]
+"""px"""
+Panel = Annotated[int, Field(ge=1, le=99)]
+"""Counted from 1."""
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+_Number = Annotated[int, Field(ge=1, le=10**9)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
-_Count = Annotated[int, Field(ge=1)]
+_Size = Annotated[tuple[Side, Side], BeforeValidator(_size)]
+_GivenFiles = Annotated[dict[Panel, str], BeforeValidator(_pairs)]
+_PanelSeeds = Annotated[dict[Panel, Seed], BeforeValidator(_pairs)]
+_Words = tuple[str, ...]
+_Path = Annotated[str, Field(min_length=1)]
 
 
-class TrainConfig(BaseModel):
-    """A training run. Defaults are those of the paper's released configuration.
+class Settings(BaseModel):
+    """What a verb or a function is told.
 
-    Raises: pydantic.ValidationError; `read_config` turns it into a ConfigError.
+    Raises: pydantic.ValidationError; `settings_of` turns it into a SettingsError.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+    )
 
-    base: str
+
+class Machine(Settings):
+    """Where a base computes, and in which numbers."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")] = _field(
+        "auto", resume="differs"
+    )
+    """auto, cuda, cuda:N, mps or cpu"""
+    dtype: Dtype = _field("auto", decided=True)
+    """number format of the base; auto is bf16, on a CPU fp32"""
+    precision: Precision = _field("full", resume="differs", decided=True)
+    """how the linear layers of the base's blocks are kept: full is as dtype says, int8 and fp8
+    half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+class TrainSettings(Machine):
+    """A training run. Defaults are those of the paper's released configuration."""
+
+    base: _Path
     """base model: a folder in diffusers' layout, a hub id, toyland or tiny"""
-    data: str
+    data: _Path
     """dataset: a folder or zip archive of image sets"""
-    out: str
-    """run folder, made anew"""
+    out: _Path
+    """new run folder"""
     recipe: str | None = None
     """recipe name or TOML path; by default the one the dataset names"""
 
-    steps: _Count = 5000
+    steps: _Number = _field(5000, resume="free")
     """optimizer steps"""
-    batch: _Count = 4
+    batch: Count = 4
     """sets per optimizer step"""
-    micro_batch: _Count = 1
+    micro_batch: Count = _field(1, resume="differs")
     """most sets of equal size in one pass; more is faster, needs more memory, learns the same"""
-    micro_tokens: Annotated[int, Field(ge=0)] = 0
-    """sets of equal size are computed together up to so many tokens, text included, where that is
+    micro_tokens: Annotated[int, Field(ge=0)] = _field(0, resume="differs")
+    """sets of equal size are computed together up to this many tokens, text included, if that is
     more than micro_batch"""
-    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    lr: Annotated[float, Field(gt=0, le=1)] = _field(1e-4, resume="differs")
     """learning rate of AdamW"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
     """AdamW's weight decay"""
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    grad_clip: Annotated[float, Field(gt=0)] = _field(1.0, resume="differs")
     """largest norm of a step's gradient"""
     ema: _Share = 0.99
     """decay of the averaged weights that become the adapter; 0 takes the last weights"""
 
-    rank: _Count = 16
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
     """LoRA rank"""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     """LoRA alpha; the update is scaled by alpha / rank"""
     targets: Literal["all", "attention+mlp", "attention"] = "all"
     """layers to adapt; all is every linear layer of every block, modulation included"""
 
-    resolutions: tuple[Annotated[int, Field(ge=64, le=4096)], ...] = (512, 768, 1024, 1280, 1536)
+    resolutions: tuple[Side, ...] = RESOLUTIONS
     """canvas sizes to train at, px: sides of squares of the same area"""
     upscale: bool = False
-    """whether sets smaller than a resolution are enlarged to it"""
+    """enlarge sets that are smaller than a resolution"""
     caption_dropout: _Share = 0.05
     """share of samples trained with an empty text"""
-    guidance: float = 1.0
+    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
     """value of the guidance embedding in training; 1, not the 3.5 of sampling"""
-    sigma_mean: float = 0.0
+    sigma_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
     """mean of the normal draw whose sigmoid is the noise level; above 0 favours noise"""
-    sigma_std: Annotated[float, Field(gt=0)] = 1.0
+    sigma_std: Annotated[float, Field(gt=0, le=100)] = 1.0
     """standard deviation of that draw"""
     conditional: Annotated[float, Field(ge=0, le=1)] = 0.0
     """share of samples in which some panels are given, without noise, and only the others are
-    learnt; the adapter then also completes sets in clean mode. 0 is the paper's training"""
+    learned; the adapter then also completes sets in clean mode. 0 is the paper's training"""
     isolate_given: bool = False
-    """whether given panels attend to themselves alone; completing then computes them only once"""
+    """given panels attend to themselves alone; completing then computes them only once"""
     shift: Literal["none", "resolution"] = "none"
-    """whether noise levels are shifted by canvas size, as the base's sampler does"""
+    """shift noise levels by canvas size, as the base's sampler does"""
 
-    seed: int = 0
+    seed: Seed = 0
     """with step and sample it decides all randomness of the run"""
-    device: str = "auto"
-    """auto, cuda, cuda:N, mps or cpu"""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """precision of the base; auto is bf16, on a CPU fp32"""
-    precision: Precision = "base"
-    """how the frozen linear layers of the blocks are kept: base is as dtype says, int8 and fp8
-    half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""
-    compile: bool = False
-    """whether blocks are compiled; the first step on each canvas size takes long, and the result
-    is kept for later runs"""
-    gradient_checkpointing: bool = True
+    compile: bool = _field(False, resume="differs")
+    """compile the blocks; the first step on each canvas size takes long, and the result is kept
+    for later runs"""
+    gradient_checkpointing: bool = _field(True, resume="differs")
     """recompute activations in the backward pass: a third slower, far less memory"""
-    recompute: Annotated[int, Field(ge=0)] | None = None
+    recompute: Annotated[int, Field(ge=0, le=10_000)] | None = _field(None, resume="differs")
     """blocks that keep only their input for the backward pass; by default all with
     gradient_checkpointing, else none"""
-    shard: bool = False
+    shard: bool = _field(False, resume="differs")
     """spread the base over all processes that `accelerate launch` started (FSDP2): each keeps its
     part of every block; for bases that one card does not hold"""
-    vram: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
-    """memory of the card, GB, or auto to ask it: what is not set of precision, recompute and
-    micro_tokens is chosen to fit; `iclora plan` shows the choice"""
-    save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """precision of the adapter file"""
+    vram: Annotated[float, Field(gt=0, le=10_000)] | Literal["auto"] | None = None
+    """memory of the card, GB, or auto to ask it: precision, recompute and micro_tokens are chosen
+    to fit, unless set; `iclora plan` shows the choice"""
+    save_dtype: Literal["fp16", "bf16", "fp32"] = _field("fp16", resume="differs")
+    """number format of the adapter file"""
 
     held_out: _Share = 0.0
     """share of the sets that is not trained on but measured at every checkpoint; 0.1 is usual"""
     validation: str | None = None
     """folder or zip archive of further sets to measure on, instead of a share"""
 
-    save_every: _Count = 250
+    save_every: _Number = _field(250, resume="free")
     """steps between checkpoints"""
-    keep: _Count = 4
-    """checkpoints kept, the newest, and the best where sets are held out"""
-    preview_every: Annotated[int, Field(ge=0)] = 250
+    keep: Count = _field(4, resume="free")
+    """checkpoints kept, the newest, and the best if sets are held out"""
+    preview_every: Annotated[int, Field(ge=0)] = _field(250, resume="free")
     """steps between preview grids; 0 makes none"""
-    preview_prompts: tuple[str, ...] = ()
+    preview_prompts: _Words = _field((), resume="free")
     """joint prompts to preview; by default the recipe's example"""
-    preview_resolution: Annotated[int, Field(ge=64, le=4096)] = 768
+    preview_resolution: Side = _field(768, resume="free")
     """canvas size of previews, px: side of a square of the same area"""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = _field(
+        ("tensorboard",), resume="free"
+    )
     """where losses are also shown: tensorboard (if it is installed), wandb, trackio"""
     cache: str | None = None
     """folder for latents and prompt embeddings; by default inside the run folder"""
 
     @model_validator(mode="after")
-    def _sensible(self) -> TrainConfig:
+    def _fits_together(self) -> TrainSettings:
         if not self.resolutions:
             raise ValueError("resolutions: give at least one")
         if self.held_out and self.validation:
@@ -141,12 +295,12 @@ class TrainConfig(BaseModel):
         if self.isolate_given and not self.conditional:
             raise ValueError("isolate_given: it needs conditional above 0")
         if self.shard and (self.micro_batch > 1 or self.micro_tokens):
-            # Processes must make the same number of passes, or some wait for ever.
-            raise ValueError("shard: sets are computed singly; leave micro_batch and _tokens out")
-        if self.shard and self.precision != "base":
-            raise ValueError("shard: the base is kept as dtype says; leave out precision")
+            # Processes must make the same number of passes, or some wait forever.
+            raise ValueError("shard: leave out micro_batch and micro_tokens; sets go singly")
+        if self.shard and self.precision != "full":
+            raise ValueError("shard: leave out precision; the base is kept as dtype says")
         if self.shard and self.vram is not None:
-            raise ValueError("shard: what a part of a base takes is not counted; leave out vram")
+            raise ValueError("shard: leave out vram; the memory of a part of a base is unknown")
         return self
 
     def recomputed(self, blocks: int) -> int:
@@ -156,63 +310,396 @@ class TrainConfig(BaseModel):
         return min(self.recompute, blocks)
 
     def to_toml(self) -> str:
-        """A run file that `read_config` reads back."""
-        values = {k: v for k, v in self.model_dump(mode="json").items() if v is not None}
-        return tomli_w.dumps({"train": values})
+        """A run file that `read_settings` reads back."""
+        return tomli_w.dumps({"train": self.table()})
+
+    def table(self, **which: Any) -> dict[str, Any]:
+        """Plain values by name, what every run must say first, without what is None.
+
+        Args:
+            which: fields, as pydantic's model_dump takes them.
+        """
+        values = self.model_dump(mode="json", exclude_none=True, **which)
+        first = [n for n, field in type(self).model_fields.items() if field.is_required()]
+        return {
+            k: values[k] for k in (*first, *(k for k in values if k not in first)) if k in values
+        }
 
 
-def read_config(
+class PlanSettings(TrainSettings):
+    """What `plan` is told: a training run, and where to write the choice."""
+
+    write: str | None = _field(None, metavar="FILE")
+    """write a run file with the choice"""
+
+
+# -- making sets --------------------------------------------------------------------------------
+
+
+class SampleSettings(Settings):
+    """How sets are sampled, whatever they show."""
+
+    recipe: str | None = _field(None, decided=True)
+    """recipe name or TOML path; by default the adapter's"""
+    size: _Size | None = _field(None, decided=True, metavar="WxH")
+    """canvas in px; by default the adapter's or the recipe's"""
+    seed: Seed = _field(0, decided=True)
+    """decides the noise of all panels"""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = _field(None, decided=True)
+    """Euler steps; by default the recipe's, else the base's"""
+    guidance: Annotated[float, Field(ge=0, le=100)] | None = _field(None, decided=True)
+    """guidance value; by default the recipe's, else the base's"""
+    negative: Annotated[str, Field(max_length=100_000)] = _field("", decided=True, metavar="TEXT")
+    """what the unguided pass reads, for bases that are guided by two passes"""
+    strength: Annotated[float, Field(ge=-100, le=100)] = _field(1.0, decided=True)
+    """factor on the adapter's update"""
+    boost: Annotated[float, Field(gt=0, le=1000)] = _field(2.0, decided=True)
+    """mode boost: factor on the attention that given panels get"""
+    resample: Annotated[int, Field(ge=0, le=100)] | None = _field(None, decided=True, metavar="N")
+    """take every early step N times more from new noise: panels agree better, and it takes longer;
+    by default 0, in mode resample 3"""
+    resample_from: Annotated[float, Field(ge=0, le=1)] = _field(0.6, decided=True, metavar="SIGMA")
+    """steps below this noise level are taken once"""
+
+
+class MakeSettings(SampleSettings):
+    """How one set is made."""
+
+    panel_seeds: _PanelSeeds = _field({}, decided=True, option="panel-seed", metavar="PANEL=SEED")
+    """own seed for one panel, to re-roll it alone; repeat for more"""
+    mode: Mode | None = _field(None, decided=True)
+    """how panels are made around given ones; by default clean for adapters trained with
+    `conditional`, else sdedit"""
+
+
+class Wish(MakeSettings):
+    """One set that is asked for, or several that differ in their seed alone."""
+
+    prompt: str = _field(decided=True)
+    """a joint prompt in the recipe's form"""
+    given: _GivenFiles = _field({}, decided=True, also=("known",), metavar="PANEL=FILE")
+    """a given panel, counted from 1; repeat for more"""
+    count: Count = _field(1, decided=True)
+    """sets, with seeds one apart"""
+    best_of: Count | None = _field(None, decided=True, metavar="N")
+    """make N of each set, keep the best by `score`"""
+    score: str | None = _field(None, decided=True, metavar="METRIC")
+    """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Wish:
+        if (self.best_of is None) != (self.score is None):
+            raise ValueError("best_of: give it together with score, or neither")
+        return self
+
+
+class _Base(Machine):
+    base: str | None = None
+    """base model; by default the one the adapter was trained on"""
+
+
+class _Captioning(Settings):
+    captioner: str | None = _field(None, decided=True)
+    """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
+    local:PATH for a transformers model on this machine, toyland for the small one that ships"""
+    api: str | None = _field(None, metavar="URL", decided=True)
+    """the server's base URL; by default $OPENAI_BASE_URL"""
+    model_device: str = "auto"
+    """where a local captioner or metric runs"""
+
+
+class GenerateSettings(MakeSettings, _Base, _Captioning):
+    """What `generate` is told."""
+
+    request: str | None = _field(None, position=True)
+    """a request.json to repeat exactly"""
+    prompt: _Words = _field((), decided=True)
+    """a joint prompt; repeat for more sets"""
+    prompts: str | None = _field(None, decided=True, metavar="FILE")
+    """text file with one joint prompt per line"""
+    idea: _Words = _field((), decided=True)
+    """one line that a captioner turns into a joint prompt; repeat for more"""
+    adapter: str | None = None
+    """adapter file"""
+    count: Count = _field(1, decided=True)
+    """sets per prompt, with seeds one apart"""
+    best_of: Count | None = _field(None, decided=True, metavar="N")
+    """make N of each set, keep the best by `score`"""
+    score: str | None = _field(None, decided=True, metavar="METRIC")
+    """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
+    out: str = "out"
+    """folder for what is made"""
+
+    @model_validator(mode="after")
+    def _score_and_best_of(self) -> GenerateSettings:
+        if (self.best_of is None) != (self.score is None):
+            raise ValueError("best_of: give it together with score, or neither")
+        return self
+
+    def decided(self) -> list[str]:
+        """Settings that were given although a request.json decides them."""
+        return [
+            n
+            for n in type(self).model_fields
+            if n in self.model_fields_set and about(type(self), n).get("decided")
+        ]
+
+    def wish(self, prompt: str) -> Wish:
+        """The wish for one prompt."""
+        values = {n: getattr(self, n) for n in self.model_fields_set if n in Wish.model_fields}
+        return Wish.model_validate(values | {"prompt": prompt})
+
+
+class CompleteSettings(GenerateSettings):
+    """What `complete` is told."""
+
+    given: _GivenFiles = _field({}, decided=True, also=("known",), metavar="PANEL=FILE")
+    """a given panel, counted from 1; repeat for more"""
+
+
+class RerollSettings(_Base):
+    """What `reroll` is told; what is not set is as the set was made."""
+
+    set: str = _field(position=True)
+    """folder of a set that generate or complete wrote"""
+    panel: tuple[Panel, ...] = _field(min_length=1)
+    """a panel to make again, counted from 1; repeat for more"""
+    seed: Seed = 1
+    """of its new noise"""
+    adapter: str | None = None
+    """adapter file; by default the one the set was made with"""
+    mode: Mode | None = None
+    """how the panels are made around those that stay; by default as the set was made"""
+    boost: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """mode boost: factor on the attention that the panels that stay get"""
+    resample: Annotated[int, Field(ge=0, le=100)] | None = _field(None, metavar="N")
+    """take every early step N times more from new noise"""
+    resample_from: Annotated[float, Field(ge=0, le=1)] | None = _field(None, metavar="SIGMA")
+    """steps below this noise level are taken once"""
+    out: str = "out"
+    """folder for what is made"""
+
+
+class ExtendSettings(MakeSettings, _Base):
+    """What `extend` is told."""
+
+    story: str = _field(position=True)
+    """text file: what all images share, then a line for each image"""
+    anchor: tuple[Panel, ...] = (1,)
+    """an image of the first canvas that stays in view; repeat for more"""
+    fresh: Panel | None = None
+    """new images on each further canvas; by default a third of its panels"""
+    given: _GivenFiles = _field({}, also=("known",), metavar="PANEL=FILE")
+    """a given image of the first canvas, counted from 1; repeat for more"""
+    adapter: str | None = None
+    """adapter file"""
+    out: str = "out"
+    """folder for what is made"""
+
+
+class EvaluateSettings(SampleSettings, _Base):
+    """What `evaluate` is told."""
+
+    prompt: _Words = ()
+    """a joint prompt; repeat for more"""
+    prompts: str | None = _field(None, metavar="FILE")
+    """text file with one joint prompt per line"""
+    data: str | None = None
+    """folder or zip of image sets, whose captions are the prompts"""
+    given: _Words = _field((), also=("known",), metavar="PANEL[=FILE]")
+    """a given panel, counted from 1: of each set of `data`, or a file; repeat for more"""
+    seeds: Count = 1
+    """seeds per prompt, the same in every arm"""
+    adapter: _Words = _field((), metavar="[NAME=]FILE")
+    """adapter file; repeat for more arms"""
+    mode: tuple[Mode, ...] = ()
+    """how panels are made around given ones; repeat for more arms"""
+    metric: _Words = ()
+    """dino:MODEL or clip:MODEL (a folder or hub id), openai:MODEL or local:MODEL (a
+    vision-language model as the judge), toyland (knows the truth of toyland's sets); repeat for
+    more"""
+    model_device: str = "auto"
+    """where the models of metrics run"""
+    api: str | None = _field(None, metavar="URL")
+    """the server's base URL, for openai:"""
+    together: Count = 1
+    """sets in one batch"""
+    out: str = "evaluation"
+    """folder for what is made"""
+
+
+# -- image sets ---------------------------------------------------------------------------------
+
+
+class RecipesSettings(Settings):
+    """What `recipes` is told."""
+
+    name: str | None = _field(None, position=True)
+    """show this recipe (a name or a TOML file) in full"""
+
+
+class ComposeSettings(Settings):
+    """What `compose` is told."""
+
+    source: str = _field(position=True)
+    """folder or zip archive of image sets"""
+    recipe: str | None = None
+    """recipe name or TOML path; by default the source's own"""
+    out: str
+    """new folder for the composites"""
+    resolution: Side = 1536
+    """largest canvas, px: side of a square of the same area"""
+
+
+class CaptionSettings(_Captioning):
+    """What `caption` is told."""
+
+    data: str = _field(position=True)
+    """folder of image sets"""
+    recipe: str | None = None
+    """recipe name or TOML path; by default the dataset's own"""
+    captioner: str = _field()
+    """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
+    local:PATH for a transformers model on this machine, toyland for the small one that ships"""
+    answer_schema: bool = _field(True, option="schema")
+    """hold a server's answers to a JSON schema, if it can"""
+    send: Literal["panels", "composite"] = "panels"
+    """show the model the panels one by one, or joined"""
+    longest_side: Side = 768
+    """pictures are scaled down to this before they are sent, px"""
+    together: Count | None = None
+    """requests at the same time; by default 4"""
+    overwrite: bool = False
+    """also replace captions that are there"""
+    base: str | None = None
+    """count tokens as this base does"""
+
+
+class ReviewSettings(Settings):
+    """What `review` is told."""
+
+    data: str = _field(position=True)
+    """folder or zip archive of image sets"""
+    recipe: str | None = None
+    """recipe name or TOML path; by default the dataset's own"""
+    base: str | None = None
+    """count tokens as this base does"""
+    out: str | None = None
+    """HTML file; by default DATA-review.html beside the dataset"""
+
+
+class CheckSettings(Settings):
+    """What `check` is told."""
+
+    data: str = _field(position=True)
+    """folder or zip archive of image sets"""
+    recipe: str | None = None
+    """recipe name or TOML path; by default the dataset's own"""
+    base: str | None = None
+    """count tokens as this base does"""
+    resolutions: tuple[Side, ...] = _field(RESOLUTIONS, min_length=1)
+    """training resolutions to judge by"""
+
+
+class PromptSettings(_Captioning):
+    """What `prompt` is told."""
+
+    idea: str = _field(position=True)
+    """one line, such as: a shy boy at a carnival"""
+    recipe: str
+    """recipe name or TOML path"""
+    captioner: str = _field()
+    """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
+    local:PATH for a transformers model on this machine, toyland for the small one that ships"""
+    answer_schema: bool = _field(True, option="schema")
+    """hold a server's answers to a JSON schema, if it can"""
+    base: str | None = None
+    """count tokens as this base does"""
+
+
+class InfoSettings(Settings):
+    """What `info` is told."""
+
+    file: str = _field(position=True)
+    """an adapter file, a request.json or a run folder"""
+
+
+# -- reading them -------------------------------------------------------------------------------
+
+
+def settings_of(
+    model: type[M], values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> M:
+    """Settings from plain values, such as a command line's or a JSON body's.
+
+    Args:
+        values: by the fields' names, as numbers or strings.
+        defaults: for settings that `values` leaves out; they count as set.
+    Raises: SettingsError naming every setting that is wrong.
+    """
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return model.model_validate({**(defaults or {}), **given})
+    except ValidationError as error:
+        first = error.errors()[0]["loc"]
+        missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
+        if len(missing) == len(error.errors()):
+            raise SettingsError(
+                f"{' and '.join(missing)} must be given",
+                f"Set {', '.join(f'`{name}`' for name in missing)}.",
+                setting=missing[0],
+            ) from error
+        raise SettingsError(
+            f"invalid settings: {problems_of(error, model)}",
+            "Fix these and run it again; the verb's help tells each setting's range.",
+            setting=str(first[0]) if first else None,
+        ) from error
+
+
+def read_settings(
+    model: type[M],
     path: str | Path | None,
-    overrides: dict[str, Any],
-    defaults: dict[str, Any] | None = None,
-) -> TrainConfig:
-    """A run's settings from a TOML file's [train] table and overrides, which win.
+    overrides: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    table: str = "train",
+) -> M:
+    """Settings from one table of a TOML file and overrides, which win.
 
     Args:
         path: a run file, or None. Relative paths in it are relative to where the program runs.
         overrides: settings by name, as numbers or strings.
-        defaults: settings that neither may have.
-    Raises: ConfigError naming every setting that is wrong.
+        defaults: for settings that neither has.
+    Raises: SettingsError naming every setting that is wrong.
     """
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"run file {path} cannot be read: {error}", "Check it.") from error
-        unknown = sorted(set(table) - {"train"})
-        if unknown or not isinstance(table.get("train"), dict):
-            raise ConfigError(
-                f"run file {path} needs its settings in one table [train]"
+            raise SettingsError(f"run file {path} cannot be read: {error}", "Check it.") from error
+        unknown = sorted(set(found) - {table})
+        if unknown or not isinstance(found.get(table), dict):
+            raise SettingsError(
+                f"run file {path} needs its settings in one table [{table}]"
                 + (f", but has {', '.join(unknown)} outside of it" if unknown else ""),
-                "Write [train] on the first line.",
+                f"Write [{table}] on the first line.",
             )
-        values = table["train"]
-    values = {**(defaults or {}), **values, **overrides}
-    missing = [k for k in ("base", "data", "out") if not values.get(k)]
-    if missing:
-        raise ConfigError(
-            f"a run needs {' and '.join(missing)}",
-            "Pass "
-            + " ".join(f"--{k} ..." for k in missing)
-            + ", or write them into the run file.",
-        )
-    try:
-        return TrainConfig.model_validate(
-            {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        )
-    except ValidationError as error:
-        raise ConfigError(
-            f"settings that make no sense: {problems_of(error)}",
-            "See `iclora train --help` for each setting's meaning.",
-        ) from error
+        values = found[table]
+    return settings_of(model, {**values, **overrides}, defaults)
 
 
-def problems_of(error: ValidationError) -> str:
-    """Pydantic's findings as "setting: problem" in one line."""
+def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Pydantic's findings as "setting: problem" in one line.
+
+    Args:
+        model: names the nearest of its fields beside an unknown one.
+    """
     found = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(place, model.model_fields if model else (), 1)
+            message = "there is no such setting" + (f'; did you mean "{near[0]}"?' if near else "")
         found.append(f"{place}: {message}" if place else message)
     return "; ".join(found)

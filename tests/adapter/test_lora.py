@@ -22,11 +22,17 @@ RANK, ALPHA = 4, 6.0
 def info(**more):
     return AdapterInfo(
         **{
-            "base": "tiny", "family": "flux", "rank": RANK, "alpha": ALPHA, "targets": "all",
-            "steps": 3, "recipe": STORY, "layout": STORY.canvas.resized(*SIZE, 16).to_json(),
+            "base": "tiny",
+            "family": "flux",
+            "rank": RANK,
+            "alpha": ALPHA,
+            "targets": "all",
+            "steps": 3,
+            "recipe": STORY,
+            "layout": STORY.canvas.resized(*SIZE, 16).to_json(),
             **more,
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -55,9 +61,14 @@ def test_the_file_loads_in_stock_diffusers_with_no_unmatched_key_and_the_same_im
     assert len(theirs) == len(load_file(path))
     noise = panel_noise(made.request.canvas, made.request.seeds, 16, 64)
     image = pipeline(
-        made.request.prompt, width=SIZE[0], height=SIZE[1], num_inference_steps=4,
-        guidance_scale=3.5, latents=noise, output_type="np",
-    ).images[0]  # fmt: skip
+        made.request.prompt,
+        width=SIZE[0],
+        height=SIZE[1],
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        latents=noise,
+        output_type="np",
+    ).images[0]
     assert np.abs(np.asarray(made.composite) / 255 - image).max() <= 0.5 / 255 + 1e-4
     plain = generate(clean, CAPTION, recipe=STORY, size=SIZE, seed=1, steps=4)
     assert made.composite.tobytes() != plain.composite.tobytes()
@@ -116,8 +127,9 @@ def test_other_tools_files_load_with_every_key_used(trained, tmp_path, style):
 def test_an_alpha_in_the_file_scales_the_update(trained, tmp_path):
     alphas = {
         k.replace(".lora_A.weight", ".alpha"): torch.tensor(RANK / 2)
-        for k in load_file(trained[0]) if "lora_A" in k
-    }  # fmt: skip
+        for k in load_file(trained[0])
+        if "lora_A" in k
+    }
     other = renamed(trained[0], tmp_path / "other.safetensors", down_up, alphas)
     ours, theirs = Adapter.load(trained[0]), Adapter.load(other)
     key = next(k for k in ours.weights if "lora_B" in k)
@@ -141,10 +153,13 @@ def test_any_key_without_a_place_is_an_error(trained, tmp_path, extra, says):
 
 def test_an_adapter_of_another_base_is_refused_and_changes_nothing(clean, trained, tmp_path):
     path = tmp_path / "wide.safetensors"
-    save_file({
-        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 3072),
-        "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.zeros(3072, 4),
-    }, path)  # fmt: skip
+    save_file(
+        {
+            "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 3072),
+            "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.zeros(3072, 4),
+        },
+        path,
+    )
     with pytest.raises(AdapterError, match="64 wide, not 3072"):
         Adapter.load(path).apply(clean)
     ghost = "transformer.transformer_blocks.7.attn.to_q"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from iclora import __version__
 from iclora.cli.main import main, recomputes_unasked
-from iclora.settings import read_config
+from iclora.settings import TrainSettings, read_settings
 from tests.conftest import CAPTION, picture
 
 SMALL = ["--size", "96x192", "--steps", "2"]
@@ -74,9 +74,13 @@ def test_the_readmes_walk_works_as_written(clean, make_dataset, tmp_path, capsys
     assert status == 0
     for folder in ("0001", "0002"):
         assert sorted(p.name for p in (tmp_path / "OUT" / folder).iterdir()) == [
-            "composite.png", "latents.safetensors", "panel-1.png", "panel-2.png", "panel-3.png",
+            "composite.png",
+            "latents.safetensors",
+            "panel-1.png",
+            "panel-2.png",
+            "panel-3.png",
             "request.json",
-        ]  # fmt: skip
+        ]
     shot = Image.open("OUT/0002/panel-1.png")
     assert shot.tobytes() == picture(96, 64).tobytes()
     status, out, _ = run(capsys, "info", "RUN/adapter.safetensors")
@@ -212,11 +216,11 @@ def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(clean, make_dataset, 
 
 def test_who_trains_on_a_gpu_is_told_of_the_faster_way_unless_it_was_chosen():
     own = {"base": "tiny", "data": "DATA", "out": "RUN"}
-    assert recomputes_unasked(read_config(None, own), "cuda")
-    assert not recomputes_unasked(read_config(None, own), "cpu")
+    assert recomputes_unasked(read_settings(TrainSettings, None, own), "cuda")
+    assert not recomputes_unasked(read_settings(TrainSettings, None, own), "cpu")
     for chosen in ({"recompute": 57}, {"gradient_checkpointing": True}):
-        assert not recomputes_unasked(read_config(None, {**own, **chosen}), "cuda")
-    planned = read_config(None, own).model_copy(update={"recompute": 3})
+        assert not recomputes_unasked(read_settings(TrainSettings, None, {**own, **chosen}), "cuda")
+    planned = read_settings(TrainSettings, None, own).model_copy(update={"recompute": 3})
     assert not recomputes_unasked(planned, "cuda")
 
 
@@ -311,9 +315,9 @@ def test_every_verb_explains_itself(capsys, verb):
     out = capsys.readouterr().out
     assert "usage: iclora" in out
     if verb == "train":
-        from iclora.settings import TrainConfig
+        from iclora.settings import TrainSettings
 
-        assert all(f"--{n.replace('_', '-')}" in out for n in TrainConfig.model_fields)
+        assert all(f"--{n.replace('_', '-')}" in out for n in TrainSettings.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -426,8 +430,18 @@ def test_evaluate_measures_adapters_beside_the_base_and_goes_on_where_it_was(
 ):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{CAPTION}\n\n{CAPTION.replace('Ana', 'Bo')}\n")
-    words = ["evaluate", "--adapter", lora, "--prompts", prompts, "--seeds", 2, *SMALL,
-             "--out", tmp_path / "out"]  # fmt: skip
+    words = [
+        "evaluate",
+        "--adapter",
+        lora,
+        "--prompts",
+        prompts,
+        "--seeds",
+        2,
+        *SMALL,
+        "--out",
+        tmp_path / "out",
+    ]
     status, out, _ = run(capsys, *words)
     assert status == 0
     assert "4 sets by each of: base; run" in out
@@ -444,8 +458,19 @@ def test_evaluate_measures_adapters_beside_the_base_and_goes_on_where_it_was(
 
 
 def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_path, capsys):
-    words = ["evaluate", "--base", "tiny", "--data", make_dataset(2), "--steps", 1,
-             "--size", "96x144", "--out", tmp_path / "out"]  # fmt: skip
+    words = [
+        "evaluate",
+        "--base",
+        "tiny",
+        "--data",
+        make_dataset(2),
+        "--steps",
+        1,
+        "--size",
+        "96x144",
+        "--out",
+        tmp_path / "out",
+    ]
     known = ["--known", 1, "--mode", "sdedit", "--mode", "boost"]
     status, out, _ = run(capsys, *words, *known)
     assert status == 0
@@ -474,8 +499,20 @@ def test_evaluate_says_what_is_wrong_before_it_makes_anything(clean, words, says
 
 def test_the_best_of_several_sets_is_kept_and_its_request_makes_it_again(clean, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["generate", "--base", "tiny", "--recipe", "film-storyboard", "--prompt", CAPTION,
-             "--count", 2, *SMALL, "--out", out]  # fmt: skip
+    words = [
+        "generate",
+        "--base",
+        "tiny",
+        "--recipe",
+        "film-storyboard",
+        "--prompt",
+        CAPTION,
+        "--count",
+        2,
+        *SMALL,
+        "--out",
+        out,
+    ]
     status, said, _ = run(capsys, *words, "--best-of", 3, "--score", "toyland")
     assert status == 0
     assert said.count("toyland same all of 3 sets: ") == 2

@@ -6,8 +6,12 @@ from iclora.evaluate.figures import Row, Table
 
 
 def test_a_row_compares_arms_over_what_both_have():
-    row = Row("f", "", {"a": {"1": 1.0, "2": 2.0, "3": 9.0}, "b": {"1": 2.0, "2": 4.0}},
-              {"1": "p", "2": "q", "3": "q"})  # fmt: skip
+    row = Row(
+        "f",
+        "",
+        {"a": {"1": 1.0, "2": 2.0, "3": 9.0}, "b": {"1": 2.0, "2": 4.0}},
+        {"1": "p", "2": "q", "3": "q"},
+    )
     assert row.estimate("a").mean == 4
     assert row.difference("b", "a").mean == pytest.approx(1.5)
     assert row.difference("b", "a").count == 2

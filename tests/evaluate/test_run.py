@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.evaluate import making
 from iclora.evaluate.making import make_sets, read_sets
 from iclora.evaluate.metrics.base import Metric
@@ -90,7 +90,7 @@ def test_a_stopped_evaluation_makes_only_what_is_missing(clean, tmp_path, monkey
 
 def test_sets_of_another_evaluation_are_not_taken_for_this_ones(clean, tmp_path):
     make_sets(clean, planned_of(clean, tmp_path, seeds=(0,)))
-    with pytest.raises(ConfigError, match="0001 holds a set of another evaluation"):
+    with pytest.raises(SettingsError, match="0001 holds a set of another evaluation"):
         planned_of(clean, tmp_path, seeds=(0,), steps=2)
 
 
@@ -100,8 +100,10 @@ def test_a_batch_makes_the_same_sets_as_one_by_one(clean, tmp_path):
     for number in ("0001", "0002", "0003", "0004"):
         one, many = (GeneratedSet.load(tmp_path / n / "base" / number) for n in ("one", "many"))
         assert one.request == many.request
-        differences = [abs(a - b) for a, b in zip(one.composite.tobytes(), many.composite.tobytes(),
-                                                  strict=True)]  # fmt: skip
+        differences = [
+            abs(a - b)
+            for a, b in zip(one.composite.tobytes(), many.composite.tobytes(), strict=True)
+        ]
         assert max(differences) <= 1
 
 
@@ -113,9 +115,15 @@ def test_the_report_shows_every_arm_and_differences_to_the_first(clean, lora, tm
     assert list(data["arms"]) == names
     assert data["arms"]["run, boost"]["mode"] == "boost"
     assert set(data["figures"]) == {
-        "pixels known error", "pixels seam", "red share", "red seeds", "red-2 share",
-        "red-2 seeds", "seconds", "memory",
-    }  # fmt: skip
+        "pixels known error",
+        "pixels seam",
+        "red share",
+        "red seeds",
+        "red-2 share",
+        "red-2 seeds",
+        "seconds",
+        "memory",
+    }
     for arm in data["figures"]["pixels known error"]["arms"].values():
         assert arm["mean"] == 0
     share = data["figures"]["red share"]["arms"]

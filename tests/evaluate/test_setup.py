@@ -2,7 +2,7 @@
 
 import pytest
 
-from iclora.errors import AdapterError, CaptionError, ConfigError
+from iclora.errors import AdapterError, CaptionError, SettingsError
 from iclora.evaluate.setup import Arm, arms_of, plan, wishes_of_data, wishes_of_prompts
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
@@ -16,9 +16,10 @@ def test_arms_are_the_base_and_every_adapter_in_every_mode(lora, tmp_path):
     lora.write_bytes(other.read_bytes())
     arms = arms_of([str(lora), f"mine={other}", str(other)], ["sdedit", "clean"])
     assert [arm.name for arm in arms] == [
-        f"{name}, {mode}" for name in ("base", "run", "mine", "other")
+        f"{name}, {mode}"
+        for name in ("base", "run", "mine", "other")
         for mode in ("sdedit", "clean")
-    ]  # fmt: skip
+    ]
     assert arms[0].adapter is None
     assert arms[2].folder == "run-sdedit"
     assert [arm.name for arm in arms_of([])] == ["base"]
@@ -31,8 +32,11 @@ def test_all_arms_paint_a_wish_on_one_canvas_from_the_same_noise(clean, lora, tm
     found = plan(clean, STORY, arms_of([str(lora)]), wishes, tmp_path / "out", steps=1)
     base, mine = found.requests["base"], found.requests["run"]
     assert [wish.key for wish in wishes] == [
-        "prompt 1, seed 3", "prompt 1, seed 4", "prompt 2, seed 3", "prompt 2, seed 4",
-    ]  # fmt: skip
+        "prompt 1, seed 3",
+        "prompt 1, seed 4",
+        "prompt 2, seed 3",
+        "prompt 2, seed 4",
+    ]
     assert [r.seeds for r in base] == [r.seeds for r in mine]
     assert len({r.seeds for r in base}) == 2
     # The adapter's, not the recipe's megapixel.
@@ -45,15 +49,19 @@ def test_a_dataset_gives_its_captions_and_its_own_panels(make_dataset):
     dataset = open_dataset(make_dataset(2))
     wishes = wishes_of_data(dataset, [1, 3], [0, 1])
     assert [wish.key for wish in wishes] == [
-        "0001, seed 0", "0001, seed 1", "0002, seed 0", "0002, seed 1",
-    ]  # fmt: skip
+        "0001, seed 0",
+        "0001, seed 1",
+        "0002, seed 0",
+        "0002, seed 1",
+    ]
     assert "Ana1" in wishes[2].prompt
     panels = dataset.sets[1].load(dataset.recipe).panels
     assert {n: p.tobytes() for n, p in wishes[2].known.items()} == {
-        1: panels[0].tobytes(), 3: panels[2].tobytes()
-    }  # fmt: skip
+        1: panels[0].tobytes(),
+        3: panels[2].tobytes(),
+    }
     assert not wishes_of_data(dataset, [], [0])[0].known
-    with pytest.raises(ConfigError, match="no panel 4"):
+    with pytest.raises(SettingsError, match="no panel 4"):
         wishes_of_data(dataset, [1, 4], [0])
 
 
@@ -61,15 +69,21 @@ def test_what_cannot_work_is_refused_before_anything_is_made(clean, tmp_path):
     out = tmp_path / "out"
     good = wishes_of_prompts([CAPTION], [0], {})
     with pytest.raises(CaptionError, match="SCENE-3"):
-        plan(clean, STORY, [Arm("base")], [*good, *wishes_of_prompts(
-            [CAPTION.replace("[SCENE-3]", "")], [0], {})], out, size=(96, 192))  # fmt: skip
-    with pytest.raises(ConfigError, match="no panel is known"):
+        plan(
+            clean,
+            STORY,
+            [Arm("base")],
+            [*good, *wishes_of_prompts([CAPTION.replace("[SCENE-3]", "")], [0], {})],
+            out,
+            size=(96, 192),
+        )
+    with pytest.raises(SettingsError, match="no panel is known"):
         plan(clean, STORY, arms_of([], ["clean"]), good, out, size=(96, 192))
-    with pytest.raises(ConfigError, match="two arms"):
+    with pytest.raises(SettingsError, match="two arms"):
         plan(clean, STORY, [Arm("a b"), Arm("a/b")], good, out, size=(96, 192))
     assert not out.exists()
     out.write_text("")
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(SettingsError, match="is a file"):
         plan(clean, STORY, [Arm("base")], good, out, size=(96, 192))
 
 

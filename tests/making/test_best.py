@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.evaluate.making import scorer
 from iclora.evaluate.metrics.base import Metric
 from iclora.making.best import best_of
@@ -47,7 +47,7 @@ def test_the_highest_score_wins_and_the_first_of_equals(sets):
 
 
 def test_no_score_at_all_is_said(sets):
-    with pytest.raises(ConfigError, match="a list scored none of 2 sets"):
+    with pytest.raises(SettingsError, match="a list scored none of 2 sets"):
         best_of(sets[:2], scorer(Listed([None, None]), STORY), "a list")
 
 

@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from iclora.adapter.lora import Adapter, attach
-from iclora.errors import AdapterError, ConfigError
+from iclora.errors import AdapterError, SettingsError
 from iclora.making.generate import complete, generate, make_preview, panel_noise, run
 from iclora.making.request import Request, load_adapter_of, prepare
 from iclora.models import flow
@@ -36,9 +36,14 @@ def test_generate_equals_diffusers_fluxpipeline(clean, pipeline):
     made = generate(clean, CAPTION, seed=7, **wish())
     noise = panel_noise(made.request.canvas, made.request.seeds, clean.grid, clean.channels)
     theirs = pipeline(
-        made.request.prompt, width=SIZE[0], height=SIZE[1], num_inference_steps=4,
-        guidance_scale=3.5, latents=noise, output_type="np",
-    ).images[0]  # fmt: skip
+        made.request.prompt,
+        width=SIZE[0],
+        height=SIZE[1],
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        latents=noise,
+        output_type="np",
+    ).images[0]
     ours = np.asarray(made.composite) / 255
     assert np.abs(ours - theirs).max() <= 0.5 / 255 + 1e-4
 
@@ -54,9 +59,14 @@ def test_denoised_latents_equal_fluxpipelines_to_1e_4(clean, pipeline):
             clean.sigmas(20, noise.shape[1]),
         )
     theirs = pipeline(
-        request.prompt, width=SIZE[0], height=SIZE[1], num_inference_steps=20,
-        guidance_scale=3.5, latents=noise, output_type="latent",
-    ).images  # fmt: skip
+        request.prompt,
+        width=SIZE[0],
+        height=SIZE[1],
+        num_inference_steps=20,
+        guidance_scale=3.5,
+        latents=noise,
+        output_type="latent",
+    ).images
     assert (ours - theirs).abs().max() < 1e-4
 
 
@@ -84,10 +94,18 @@ def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, know
     noise = panel_noise(layout, request.seeds, clean.grid, clean.channels)
     noise = inpaint._unpack_latents(noise, SIZE[1], SIZE[0], 8)
     theirs = inpaint(
-        request.prompt, image=latents, masked_image_latents=latents, mask_image=mask,
-        width=SIZE[0], height=SIZE[1], strength=1.0, num_inference_steps=4, guidance_scale=3.5,
-        latents=noise, output_type="latent",
-    ).images[0]  # fmt: skip
+        request.prompt,
+        image=latents,
+        masked_image_latents=latents,
+        mask_image=mask,
+        width=SIZE[0],
+        height=SIZE[1],
+        strength=1.0,
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        latents=noise,
+        output_type="latent",
+    ).images[0]
     denoised = []
     decode = clean.decode
     monkeypatch.setattr(clean, "decode", lambda z, *a: denoised.append(z) or decode(z, *a))
@@ -156,9 +174,15 @@ def test_an_adapter_carries_its_recipe_so_generate_needs_only_words(clean, tmp_p
     parameters = attach(clean, rank=2, alpha=2, targets="attention", seed=0)
     layout = STORY.canvas.resized(*SIZE, 16)
     info = AdapterInfo(
-        base="tiny", family="flux", rank=2, alpha=2, targets="attention", steps=1, recipe=STORY,
+        base="tiny",
+        family="flux",
+        rank=2,
+        alpha=2,
+        targets="attention",
+        steps=1,
+        recipe=STORY,
         layout=layout.to_json(),
-    )  # fmt: skip
+    )
     Adapter({k: v + 0.1 for k, v in parameters.items()}, info).save(tmp_path / "a.safetensors")
     adapter = Adapter.load(tmp_path / "a.safetensors")
     made = generate(clean, CAPTION, adapter=adapter, steps=2)
@@ -176,7 +200,7 @@ def test_an_adapter_carries_its_recipe_so_generate_needs_only_words(clean, tmp_p
 
 
 def test_completing_with_nothing_known_is_refused(tiny):
-    with pytest.raises(ConfigError, match="no panel is known"):
+    with pytest.raises(SettingsError, match="no panel is known"):
         complete(tiny, CAPTION, {}, **wish())
 
 
@@ -269,12 +293,18 @@ def test_kept_keys_and_values_give_what_computing_them_each_time_gives(clean, kn
     for kept in (None, []):
         given = Given(mask, clean=True, alone=True, kept=kept)
         with torch.no_grad():
-            made.append(flow.denoise(
-                lambda z, s, given=given: clean.velocity(
-                    z, torch.tensor([s]), text, SIZE, 3.5, given
-                ),
-                noise, clean.sigmas(6, len(mask)), known=mask, x0=x0, clean=True,
-            ))  # fmt: skip
+            made.append(
+                flow.denoise(
+                    lambda z, s, given=given: clean.velocity(
+                        z, torch.tensor([s]), text, SIZE, 3.5, given
+                    ),
+                    noise,
+                    clean.sigmas(6, len(mask)),
+                    known=mask,
+                    x0=x0,
+                    clean=True,
+                )
+            )
     assert len(kept) == clean.blocks
     torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
 
@@ -290,9 +320,13 @@ def test_isolated_panels_do_not_see_what_the_others_show(clean):
         kept.append([])
         with torch.no_grad():
             clean.velocity(
-                z, torch.tensor([0.7 - 0.5 * seed]), [clean.encode_text(CAPTION)], SIZE, 3.5,
+                z,
+                torch.tensor([0.7 - 0.5 * seed]),
+                [clean.encode_text(CAPTION)],
+                SIZE,
+                3.5,
                 Given(mask, clean=True, alone=True, kept=kept[seed]),
-            )  # fmt: skip
+            )
     for one, other in zip(*kept, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclora.errors import CaptionError, ConfigError, LayoutError, StorageError
+from iclora.errors import CaptionError, LayoutError, SettingsError, StorageError
 from iclora.making.generate import complete, generate, run
 from iclora.making.request import (
     GeneratedSet,
@@ -35,9 +35,13 @@ def test_a_saved_request_run_again_gives_the_same_bytes(clean, tmp_path):
     two = run(clean, request, known).save(tmp_path / "0002")
     names = sorted(p.name for p in one.iterdir())
     assert names == [
-        "composite.png", "latents.safetensors", "panel-1.png", "panel-2.png", "panel-3.png",
+        "composite.png",
+        "latents.safetensors",
+        "panel-1.png",
+        "panel-2.png",
+        "panel-3.png",
         "request.json",
-    ]  # fmt: skip
+    ]
     assert all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
 
 
@@ -60,7 +64,7 @@ def test_a_panel_that_was_made_is_known_by_its_latents_not_by_its_pixels(clean, 
     repeated = run(clean, request, known, latents=kept)
     assert repeated.composite.tobytes() == made.composite.tobytes()
     (place / "latents.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"latents of known panel 2"):
+    with pytest.raises(SettingsError, match=r"latents of known panel 2"):
         known_latents(request, place)
 
 
@@ -73,7 +77,7 @@ def test_latents_of_another_picture_or_another_size_are_not_taken(clean, tmp_pat
     )
     assert request.known[1].latents == ""
     (folder / "latents.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ConfigError, match="Remove it"):
+    with pytest.raises(SettingsError, match="Remove it"):
         read_latents(folder / "panel-1.png", picture(96, 64, 3))
 
 
@@ -92,9 +96,9 @@ def test_settings_without_effect_are_said_to_have_none(clean):
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"steps": 0}, ConfigError, "steps"),
-        ({"steps": -3}, ConfigError, "steps"),
-        ({"guidance": float("nan")}, ConfigError, "guidance"),
+        ({"steps": 0}, SettingsError, "steps"),
+        ({"steps": -3}, SettingsError, "steps"),
+        ({"guidance": float("nan")}, SettingsError, "guidance"),
         ({"prompt": "  "}, CaptionError, "empty"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [SCENE-2] two"}, CaptionError, "SCENE-3"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [LEFT] two"}, CaptionError, "LEFT"),
@@ -102,8 +106,8 @@ def test_settings_without_effect_are_said_to_have_none(clean):
         ({"size": (100, 192)}, LayoutError, "token grid"),
         ({"panel_seeds": {4: 1}}, LayoutError, "no panel 4"),
         ({"known": {0: picture(96, 64)}}, LayoutError, "no panel 0"),
-        ({"known": {n: picture(96, 64) for n in (1, 2, 3)}}, ConfigError, "all panels"),
-        ({"recipe": None}, ConfigError, "--recipe"),
+        ({"known": {n: picture(96, 64) for n in (1, 2, 3)}}, SettingsError, "all panels"),
+        ({"recipe": None}, SettingsError, "--recipe"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_refused_before_any_computing(tiny, change, error, says):
@@ -120,7 +124,7 @@ def test_a_request_cannot_name_files_outside_its_folder(clean, tmp_path):
     for name in ("../../secret.png", str(tmp_path / "secret.png")):
         data["known"]["1"]["file"] = name
         path.write_text(json.dumps(data))
-        with pytest.raises(ConfigError, match="leads out of"):
+        with pytest.raises(SettingsError, match="leads out of"):
             Request.load(path)
 
 
@@ -128,7 +132,7 @@ def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
     made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish(steps=1))
     folder = made.save(tmp_path / "0001")
     picture(96, 64, 2).save(folder / "panel-1.png")
-    with pytest.raises(ConfigError, match="known panel 1"):
+    with pytest.raises(SettingsError, match="known panel 1"):
         Request.load(folder / "request.json")
 
 
@@ -146,7 +150,7 @@ def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
 def test_an_edited_request_that_does_not_fit_together_is_refused(clean, tmp_path, change):
     path = generate(clean, CAPTION, **wish(steps=1)).save(tmp_path / "0001") / "request.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ConfigError, match="is no request"):
+    with pytest.raises(SettingsError, match="is no request"):
         Request.load(path)
 
 
@@ -159,7 +163,7 @@ def test_a_request_is_not_repeated_on_other_weights(clean, tmp_path):
     check_base(request, clean)
     write_tiny(tmp_path / "other", seed=1)
     other = FluxModel(tmp_path / "other", "tiny", clean.device, clean.dtype)
-    with pytest.raises(ConfigError, match="not those this request was made with"):
+    with pytest.raises(SettingsError, match="not those this request was made with"):
         check_base(request, other)
 
 
@@ -180,7 +184,7 @@ def test_sets_saved_at_the_same_time_take_different_numbers(clean, tmp_path):
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense", '{"base": 1}'])
 def test_a_file_that_is_no_request_is_named(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"r\.json"):
+    with pytest.raises(SettingsError, match=r"r\.json"):
         Request.load(tmp_path / "r.json")
 
 
@@ -229,8 +233,10 @@ def test_steps_are_repeated_in_any_mode_and_by_themselves_in_mode_resample(clean
 def test_a_request_of_version_0_1_repeats_steps_in_mode_resample_alone(clean, tmp_path):
     request, _ = prepare(clean, CAPTION, **wish())
     for mode, version, wanted in (
-        ("sdedit", "0.1.0", 0), ("resample", "0.1.0", 3), ("sdedit", "0.2.0", 3),
-    ):  # fmt: skip
+        ("sdedit", "0.1.0", 0),
+        ("resample", "0.1.0", 3),
+        ("sdedit", "0.2.0", 3),
+    ):
         old = request.model_copy(
             update={"mode": mode, "resample": 3, "versions": {"iclora": version}}
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iclora.errors import CaptionError, ConfigError
+from iclora.errors import CaptionError, SettingsError
 from iclora.making.generate import complete, generate
 from iclora.making.request import GeneratedSet, Request
 from iclora.making.story import Story, extend, reroll, windows
@@ -38,15 +38,19 @@ def test_a_panel_made_again_leaves_the_others_as_they_were(clean, tmp_path):
 )
 def test_panels_that_cannot_be_made_again_are_named(clean, panels, says):
     made = generate(clean, CAPTION, **wish(steps=1))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(SettingsError, match=says):
         reroll(clean, made, panels, seed=1)
 
 
 def test_windows_show_the_anchors_and_the_latest_images_and_make_each_image_once():
     found = windows(8, 4, (1,), 1)
     assert [w.images for w in found] == [
-        (1, 2, 3, 4), (1, 3, 4, 5), (1, 4, 5, 6), (1, 5, 6, 7), (1, 6, 7, 8),
-    ]  # fmt: skip
+        (1, 2, 3, 4),
+        (1, 3, 4, 5),
+        (1, 4, 5, 6),
+        (1, 5, 6, 7),
+        (1, 6, 7, 8),
+    ]
     assert found[1].known == {1: 1, 2: 3, 3: 4}
     found = windows(7, 4, (2, 1), 2)
     assert [w.images for w in found] == [(1, 2, 3, 4), (1, 2, 5, 6), (1, 2, 6, 7)]
@@ -69,7 +73,7 @@ def test_windows_show_the_anchors_and_the_latest_images_and_make_each_image_once
     ],
 )
 def test_windows_that_do_not_fit_are_refused(settings, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(SettingsError, match=says):
         windows(*settings)
 
 
@@ -101,7 +105,7 @@ def test_a_story_that_was_stopped_goes_on_to_the_same_images(clean, tmp_path):
     again = extend(clean, TALE, STORY, None, tmp_path / "out", **settings)
     assert [i.tobytes() for i in again] == [i.tobytes() for i in whole]
     assert (tmp_path / "out" / "windows" / "0002" / "request.json").stat().st_mtime_ns == at
-    with pytest.raises(ConfigError, match="another story"):
+    with pytest.raises(SettingsError, match="another story"):
         extend(clean, TALE, STORY, None, tmp_path / "out", **{**settings, "seed": 4})
 
 
@@ -123,9 +127,9 @@ def test_a_story_is_read_from_lines_and_checked_before_anything_is_made(clean, t
     path.write_text("All of it.\n\none\ntwo\n three \n", encoding="utf-8")
     assert Story.read(path) == Story("All of it.", ("one", "two", "three"))
     path.write_text("All of it.\n")
-    with pytest.raises(ConfigError, match="1 lines"):
+    with pytest.raises(SettingsError, match="1 lines"):
         Story.read(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="cannot be read"):
         Story.read(tmp_path / "none.txt")
     long = Story("A day.", ("one", "two", "three", "and" + " so on" * 600))
     with pytest.raises(CaptionError, match="512"):

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.models import quantize as room
 from iclora.models.flux.forward import _linear, _linear_of_two, _linears
 from iclora.models.quantize import KINDS, Frozen, check_precision, quantize
@@ -52,9 +52,23 @@ def test_a_weight_comes_back_as_near_as_its_bits_allow(kind, most):
 def test_nf4_has_the_sixteen_values_of_the_paper():
     # QLoRA, appendix E.
     paper = [
-        -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
-        0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
-    ]  # fmt: skip
+        -1.0,
+        -0.6961928,
+        -0.5250731,
+        -0.3949175,
+        -0.2844414,
+        -0.1847734,
+        -0.0910500,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.3379152,
+        0.4407098,
+        0.5626170,
+        0.7229568,
+        1.0,
+    ]
     torch.testing.assert_close(room._nf4_levels(), torch.tensor(paper), atol=1e-6, rtol=0)
 
 
@@ -204,10 +218,15 @@ def test_a_layer_of_two_inputs_is_the_layer_of_both(kind, at, lora):
 def test_only_linear_layers_of_blocks_are_replaced():
     torch.manual_seed(0)
     net = diffusers.FluxTransformer2DModel(
-        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-        num_attention_heads=4, joint_attention_dim=24, pooled_projection_dim=20,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=24,
+        pooled_projection_dim=20,
         axes_dims_rope=(4, 6, 6),
-    ).requires_grad_(False)  # fmt: skip
+    ).requires_grad_(False)
     before = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
     quantize(net, "int8", CPU)
     after = {name for name, module in net.named_modules() if isinstance(module, Frozen)}
@@ -238,7 +257,7 @@ def test_at_no_time_two_layers_are_held_twice(kind, monkeypatch):
 def test_toyland_s_velocity_is_off_by_no_more_than_was_measured(kind, most):
     torch.manual_seed(0)
     z, found = None, []
-    for precision in ("base", kind):
+    for precision in ("full", kind):
         model = load_model("toyland", device="cpu", precision=precision)
         z = torch.randn(1, 144, model.channels) if z is None else z
         size = (12 * model.grid, 12 * model.grid)
@@ -259,10 +278,10 @@ def test_a_device_without_fp8_products_is_refused_with_advice(monkeypatch):
     check_precision("fp8", CPU)
     monkeypatch.setattr(torch, "_scaled_mm", fails)
     check_precision("int8", CPU)
-    with pytest.raises(ConfigError, match=r"no matrix products in fp8[\s\S]*--precision int8"):
+    with pytest.raises(SettingsError, match=r"no matrix products in fp8[\s\S]*--precision int8"):
         load_model("tiny", device="cpu", precision="fp8")
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match="int4"):
+    with pytest.raises(SettingsError, match="int4"):
         load_model("tiny", device="cpu", precision="int4")

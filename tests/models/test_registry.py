@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 
-from iclora.errors import ConfigError, ModelError
+from iclora.errors import ModelError, SettingsError
 from iclora.models import load as room
 from iclora.models.flux.model import FluxModel
 from iclora.models.registry import load_model, pick_device, pick_dtype
@@ -90,9 +90,10 @@ def test_gated_and_unknown_models_get_their_own_advice(monkeypatch, error, says)
 def test_only_safetensors_and_settings_are_downloaded(monkeypatch, tiny):
     asked = {}
     monkeypatch.setattr(
-        room.huggingface_hub, "snapshot_download",
+        room.huggingface_hub,
+        "snapshot_download",
         lambda name, **kwargs: asked.update(kwargs) or tiny.folder,
-    )  # fmt: skip
+    )
     load_model("some/model", device="cpu")
     assert not any(p.endswith((".bin", ".pt", ".py", "*")) for p in asked["allow_patterns"])
     assert "*/*.safetensors" in asked["allow_patterns"]
@@ -101,7 +102,7 @@ def test_only_safetensors_and_settings_are_downloaded(monkeypatch, tiny):
 def test_a_cpu_gets_float32_and_an_accelerator_bf16():
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
     assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    with pytest.raises(ConfigError, match="fp16"):
+    with pytest.raises(SettingsError, match="fp16"):
         pick_dtype("fp16", torch.device("cuda"))
 
 
@@ -110,7 +111,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device().type == "cpu"
     for name in ("cuda", "mps", "toaster", "meta", "xpu"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(SettingsError):
             pick_device(name)
 
 
@@ -118,7 +119,7 @@ def test_a_gpu_number_beyond_the_last_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert pick_device("cuda:0").index == 0
-    with pytest.raises(ConfigError, match="no cuda:7"):
+    with pytest.raises(SettingsError, match="no cuda:7"):
         pick_device("cuda:7")
 
 

@@ -108,8 +108,12 @@ def test_composing_loses_no_part_of_a_picture():
     panels = []
     for size in [(300, 130), (290, 130), (310, 128)]:
         image = Image.new("RGB", size, "black")
-        for side in ((0, 0, size[0], 8), (0, size[1] - 8, *size), (0, 0, 8, size[1]),
-                     (size[0] - 8, 0, *size)):  # fmt: skip
+        for side in (
+            (0, 0, size[0], 8),
+            (0, size[1] - 8, *size),
+            (0, 0, 8, size[1]),
+            (size[0] - 8, 0, *size),
+        ):
             image.paste("white", side)
         panels.append(image)
     layout = Layout.rows(3, 1024, 1536).fit([p.size for p in panels], 256**2, 16)

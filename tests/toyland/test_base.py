@@ -50,9 +50,10 @@ def test_sets_made_together_are_those_that_generate_and_complete_make(base, give
     for wish, ours in zip(wishes, together, strict=True):
         options = {"recipe": task.small_recipe, "seed": wish.seed, "steps": 3}
         theirs = (
-            complete(base, wish.text, known, **options) if given
+            complete(base, wish.text, known, **options)
+            if given
             else generate(base, wish.text, **options)
-        )  # fmt: skip
+        )
         assert ours.request == theirs.request
         difference = np.asarray(ours.composite, int) - np.asarray(theirs.composite, int)
         assert np.abs(difference).max() <= 2

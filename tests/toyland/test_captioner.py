@@ -50,9 +50,12 @@ def test_a_lesson_is_the_conversation_the_captioner_will_have(processor):
             answer = captioner._words_for(rng, task, canvas)
         asked = type(ask)(ask.words, tuple(panels), ask.markers)
         wanted = processor.apply_chat_template(
-            [_conversation(asked)], add_generation_prompt=True, tokenize=True, return_dict=True,
+            [_conversation(asked)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
             return_tensors="pt",
-        )  # fmt: skip
+        )
         length = wanted["input_ids"].shape[1]
         assert torch.equal(ids[:length], wanted["input_ids"][0])
         assert (labels[:length] == -100).all()
@@ -130,8 +133,9 @@ class Witness(Captioner):
 
 def test_a_captioner_is_measured_by_what_is_true_of_what_it_says():
     task = TASKS["film-storyboard"]
-    drawn = [draw_set(task, random.Random(f"captions {task.recipe} {n}"), unseen=True)
-             for n in range(4)]  # fmt: skip
+    drawn = [
+        draw_set(task, random.Random(f"captions {task.recipe} {n}"), unseen=True) for n in range(4)
+    ]
     true = [caption.text for _, caption in drawn]
     whole = {"whole": 1, "true": 1, "traits a panel": 3, "one name": 1}
     assert measure(Witness(true), task, 4) == whole

@@ -31,8 +31,11 @@ def test_a_noisy_panel_is_still_read_right():
 
 
 def test_panels_agree_only_where_all_of_them_are_equal():
-    found = [{"kind": "cat", "colour": "red"}, {"kind": "cat", "colour": "red"},
-             {"kind": "cat", "colour": "blue"}]  # fmt: skip
+    found = [
+        {"kind": "cat", "colour": "red"},
+        {"kind": "cat", "colour": "red"},
+        {"kind": "cat", "colour": "blue"},
+    ]
     expected = {"kind": True, "colour": False, "all": False}
     assert agreement(found, ("kind", "colour")) == expected
 

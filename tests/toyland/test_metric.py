@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.evaluate.metrics.base import Made
 from iclora.sets.recipe import load_recipe
 from iclora.toyland.judge import agreement, diversity, stated_right
@@ -18,8 +18,14 @@ from iclora.toyland.world import IDENTITY, traits_said
 def made_of(task, canvas, caption, given=()):
     recipe = task.small_recipe
     panels = tuple(panel.render() for panel in canvas.panels)
-    return Made(recipe, recipe.canvas, canvas.render(), panels, recipe.parse(caption.text).words,
-                {n: panels[n - 1] for n in given})  # fmt: skip
+    return Made(
+        recipe,
+        recipe.canvas,
+        canvas.render(),
+        panels,
+        recipe.parse(caption.text).words,
+        {n: panels[n - 1] for n in given},
+    )
 
 
 def drawn(task, count):
@@ -76,7 +82,7 @@ def test_what_is_carried_over_counts_made_panels_alone():
 
 def test_recipes_toyland_does_not_have_are_refused():
     Toyland().check(TASKS["font-design"].small_recipe)
-    with pytest.raises(ConfigError, match="couple-profile"):
+    with pytest.raises(SettingsError, match="couple-profile"):
         Toyland().check(load_recipe("couple-profile"))
 
 
@@ -84,7 +90,13 @@ def test_every_figure_says_what_it_means():
     task = TASKS["film-storyboard"]
     canvas, caption = drawn(task, 1)[0]
     made = made_of(task, canvas, caption, given=(2,))
-    blank = Made(made.recipe, made.layout, made.composite,
-                 (Image.new("RGB", (64, 64)),) * 3, made.words, made.given)  # fmt: skip
+    blank = Made(
+        made.recipe,
+        made.layout,
+        made.composite,
+        (Image.new("RGB", (64, 64)),) * 3,
+        made.words,
+        made.given,
+    )
     (figures,) = Toyland().of_sets([blank])
     assert set(figures) <= set(Toyland.figures)

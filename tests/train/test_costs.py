@@ -15,12 +15,12 @@ from iclora.models.base import Given
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import Batch, outline_of
 from iclora.models.quantize import quantize
-from iclora.settings import TrainConfig
+from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
 from tests.conftest import FLUX_DEV
 
 CPU = torch.device("cpu")
-CONFIG = TrainConfig(base="b", data="d", out="o", rank=4, preview_every=0)
+CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
 
 
 def opened(dtype=torch.bfloat16, folder=FLUX_DEV):
@@ -30,7 +30,7 @@ def opened(dtype=torch.bfloat16, folder=FLUX_DEV):
 class Real:
     """A real net of that outline, and a forward and backward pass of the training code."""
 
-    def __init__(self, folder, dtype, precision="base"):
+    def __init__(self, folder, dtype, precision="full"):
         import diffusers
 
         torch.manual_seed(0)
@@ -93,29 +93,30 @@ def formula(n, t=512, r=16, h=3072, nd=19, ns=38):
 
 
 def test_the_outline_of_flux_dev_has_its_11_901_408_320_parameters():
-    whole = outline_of(opened(), torch.bfloat16, "base")
+    whole = outline_of(opened(), torch.bfloat16, "full")
     assert sum(p.numel() for p in whole.whole().parameters()) == 11_901_408_320
     # As many from one block of each kind.
     assert Costs(whole, CONFIG, "cuda").weights == 2 * 11_901_408_320
 
 
 def test_t5_xxl_and_clip_have_their_published_sizes():
-    clip, t5 = outline_of(opened(), torch.bfloat16, "base").text_encoders
+    clip, t5 = outline_of(opened(), torch.bfloat16, "full").text_encoders
     assert sum(p.numel() for p in clip.parameters()) == 123_060_480
     assert sum(p.numel() for p in t5.parameters()) == 4_762_310_656
 
 
 @pytest.mark.parametrize(("precision", "share"), [("int8", 0.5), ("nf4", 0.266)])
 def test_quantised_blocks_take_their_share_of_bf16(precision, share):
-    whole = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda").weights
+    whole = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda").weights
     less = Costs(outline_of(opened(), torch.bfloat16, precision), CONFIG, "cuda").weights
     assert less / whole == pytest.approx(share, abs=0.006)
 
 
 @pytest.mark.parametrize("side", [512, 1024, 1536])
 def test_flops_of_flux_dev_are_those_of_the_formula(side):
-    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG.model_copy(
-        update={"rank": 16}), "cuda")  # fmt: skip
+    costs = Costs(
+        outline_of(opened(), torch.bfloat16, "full"), CONFIG.model_copy(update={"rank": 16}), "cuda"
+    )
     kept, recomputed = formula(side**2 // 256)
     assert costs.flops(Batch(1, side, side), 0) == pytest.approx(kept, rel=0.01)
     assert costs.flops(Batch(1, side, side), 57) == pytest.approx(recomputed, rel=0.01)
@@ -132,7 +133,7 @@ def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
     # Torch's counter has no entry for the product that adds in place.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: adding}) as counter:
         real.step(batch, recompute)
-    outlined = outline_of(opened(folder=small), torch.float32, "base")
+    outlined = outline_of(opened(folder=small), torch.float32, "full")
     counted = Costs(outlined, CONFIG, "cpu").flops(batch, recompute)
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -142,13 +143,20 @@ def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
 MANY, FEW = Batch(2, 512, 384), Batch(1, 64, 128)
 """With few tokens, weights that are made from their codes are what matters."""
 CASES = [
-    ("base", "bfloat16", 0, MANY), ("base", "bfloat16", 7, MANY), ("base", "float32", 0, FEW),
-    ("base", "float32", 2, MANY), ("base", "float32", 5, Batch(1, 512, 768)),
-    ("int8", "float32", 0, FEW), ("int8", "bfloat16", 7, FEW), ("int8", "float32", 3, MANY),
-    ("nf4", "float32", 0, FEW), ("nf4", "bfloat16", 7, FEW), ("nf4", "bfloat16", 6, MANY),
+    ("base", "bfloat16", 0, MANY),
+    ("base", "bfloat16", 7, MANY),
+    ("base", "float32", 0, FEW),
+    ("base", "float32", 2, MANY),
+    ("base", "float32", 5, Batch(1, 512, 768)),
+    ("int8", "float32", 0, FEW),
+    ("int8", "bfloat16", 7, FEW),
+    ("int8", "float32", 3, MANY),
+    ("nf4", "float32", 0, FEW),
+    ("nf4", "bfloat16", 7, FEW),
+    ("nf4", "bfloat16", 6, MANY),
     ("base", "float32", 3, Batch(2, 512, 384, given=True)),
     ("base", "float32", 3, Batch(2, 512, 384, given=True, alone=True)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("precision", "dtype", "recompute", "batch"), CASES)
@@ -161,15 +169,17 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
     measured = measured_peak(lambda: real.step(batch, recompute))
     costs = Costs(outline_of(opened(folder=small), kind, precision), CONFIG, "cpu")
     counted = costs.step(batch, recompute) - costs.held
-    print(f"\n{precision} {dtype} {recompute} of 7 recomputed, {batch.count} x {batch.width}x"
-          f"{batch.height}{' given' * batch.given}: counted {counted / 2**20:.1f} MiB, measured "
-          f"{measured / 2**20:.1f}, {counted / measured - 1:+.1%}")  # fmt: skip
+    print(
+        f"\n{precision} {dtype} {recompute} of 7 recomputed, {batch.count} x {batch.width}x"
+        f"{batch.height}{' given' * batch.given}: counted {counted / 2**20:.1f} MiB, measured "
+        f"{measured / 2**20:.1f}, {counted / measured - 1:+.1%}"
+    )
     assert counted == pytest.approx(measured, rel=0.05)
 
 
 def test_on_cuda_no_square_of_the_tokens_is_counted():
     """Fused attention keeps a number a row; the meta device itself would count all scores."""
-    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
     once, twice, thrice = (costs.step(Batch(1, 1024, 16 * n), 0) for n in (64, 128, 192))
     assert thrice - twice == pytest.approx(twice - once, rel=1e-3)
 
@@ -180,7 +190,7 @@ def test_a_block_on_cuda_keeps_what_a_count_by_hand_says():
     Single: input, normed, modulated, q and k before their norm, q, k, v as attended to, attention's
     output, the MLP before its GELU (4), what is gated. Double: the first three twice, gated twice.
     """
-    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
     a_token = (1024 * 1024 // 256 + 512) * 3072 * 2
     double, single = (costs._share(Batch(1, 1024, 1024), n, False).kept for n in (0, 1))
     assert single / a_token == pytest.approx(3 + 2 + 3 + 1 + 4 + 1, rel=0.015)
@@ -188,7 +198,7 @@ def test_a_block_on_cuda_keeps_what_a_count_by_hand_says():
 
 
 def test_a_recomputed_block_leaves_its_input_alone():
-    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
     batch = Batch(1, 1024, 1024)
     kept = costs._share(batch, 1, True).kept
     # 4,608 tokens of 3,072 numbers of 2 bytes, and the vectors of modulation.
@@ -196,7 +206,7 @@ def test_a_recomputed_block_leaves_its_input_alone():
 
 
 def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny):
-    costs = Costs(outline_of(tiny, torch.float32, "base"), CONFIG, "cpu")
+    costs = Costs(outline_of(tiny, torch.float32, "full"), CONFIG, "cpu")
     pixels = np.zeros((512, 384, 3), np.uint8)
     tokens = torch.zeros(512 * 384 // 256, 64)
     outlined = costs.outline
@@ -215,5 +225,5 @@ def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny):
 
 
 def test_clipping_and_adamw_take_no_more_than_the_lora_again():
-    costs = Costs(outline_of(opened(), torch.bfloat16, "base"), CONFIG, "cuda")
+    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
     assert 0 < costs.optimizer() - costs.held <= 2 * 4 * costs.lora

@@ -21,9 +21,12 @@ def case(clean, config, tmp_path):
     """A dataset of three sets and a LoRA whose B is not zero."""
     settings = config(batch=4, conditional=1.0, micro_batch=1)
     data = encode_dataset(
-        clean, open_dataset(settings.data), resolutions=settings.resolutions, upscale=False,
+        clean,
+        open_dataset(settings.data),
+        resolutions=settings.resolutions,
+        upscale=False,
         folder=tmp_path / "cache",
-    )  # fmt: skip
+    )
     parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -69,9 +72,13 @@ def test_the_loss_is_that_of_the_unknown_tokens_alone_and_each_sample_weighs_the
             sigma = flow.draw_sigma(flow.generator("sigma", *key)).double()
             z = torch.where(mask[:, None], x0, (1 - sigma) * x0 + sigma * eps)
             v = model.velocity(
-                z[None], sigma.float(), [entry.text()], (layout.width, layout.height), 1.0,
+                z[None],
+                sigma.float(),
+                [entry.text()],
+                (layout.width, layout.height),
+                1.0,
                 Given(mask, clean=True, alone=isolate),
-            )[0].double()  # fmt: skip
+            )[0].double()
             expected += float(((v - (eps - x0)) ** 2)[~mask].mean()) / len(samples)
     found = accumulate(model, data, samples, settings)
     assert found == pytest.approx(expected, rel=1e-5)

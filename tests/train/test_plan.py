@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from iclora.cli.main import main
-from iclora.errors import ConfigError, ModelError
+from iclora.errors import ModelError, SettingsError
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import OUTLINES, Batch, outline_of
-from iclora.settings import TrainConfig, read_config
+from iclora.settings import TrainSettings, read_settings
 from iclora.toyland.tasks import TASKS, write_sets
 from iclora.train.costs import Costs
 from iclora.train.plan import GB, Card, choose, find_canvases, find_card, plan_run
@@ -27,9 +27,9 @@ def card(usable: float) -> Card:
     return Card(round((usable + 0.6 * GB) / 0.97) + 1, "cuda", torch.bfloat16)
 
 
-def settings(**given) -> TrainConfig:
+def settings(**given) -> TrainSettings:
     where = {"base": "b", "data": "none", "out": "o"}
-    return TrainConfig(**{**where, "resolutions": SIZES, "preview_every": 0, **given})
+    return TrainSettings(**{**where, "resolutions": SIZES, "preview_every": 0, **given})
 
 
 @pytest.fixture
@@ -61,13 +61,13 @@ def peak(small):
 
 def test_where_there_is_room_nothing_is_quantised_or_recomputed(ask):
     found = ask(10 * GB)
-    assert (found.config.precision, found.config.recompute) == ("base", 0)
+    assert (found.config.precision, found.config.recompute) == ("full", 0)
     assert found.config.micro_tokens == 4 * (768**2 // 256 + 128)
 
 
 def test_more_memory_never_recomputes_more_nor_quantises_more(ask, peak):
-    least, most = peak("nf4", 7), peak("base", 0) + 10**6
-    order = ["base", "int8", "nf4"]
+    least, most = peak("nf4", 7), peak("full", 0) + 10**6
+    order = ["full", "int8", "nf4"]
     before = None
     for usable in torch.linspace(least, most, 12).tolist():
         found = ask(usable)
@@ -79,26 +79,30 @@ def test_more_memory_never_recomputes_more_nor_quantises_more(ask, peak):
 
 
 def test_as_few_blocks_are_recomputed_as_fit(ask, peak):
-    found = ask(peak("base", 3))
-    assert (found.config.precision, found.config.recompute) == ("base", 3)
-    assert peak("base", 2) > found.card.usable
+    found = ask(peak("full", 3))
+    assert (found.config.precision, found.config.recompute) == ("full", 3)
+    assert peak("full", 2) > found.card.usable
 
 
 def test_what_the_user_set_is_left_as_it_is(ask, peak):
     found = ask(10 * GB, precision="nf4", recompute=5, micro_tokens=0)
     assert (found.config.precision, found.config.recompute, found.config.micro_tokens) == (
-        "nf4", 5, 0,
-    )  # fmt: skip
+        "nf4",
+        5,
+        0,
+    )
     assert ask(10 * GB, gradient_checkpointing=True).config.recompute == 7
     assert ask(10 * GB, gradient_checkpointing=False).config.recompute == 0
-    with pytest.raises(ConfigError, match=r"base with 1 of 7 blocks(.|\n)*Leave precision, recomp"):
-        ask(peak("base", 3), precision="base", recompute=1)
+    with pytest.raises(
+        SettingsError, match=r"full with 1 of 7 blocks(.|\n)*Leave precision, recomp"
+    ):
+        ask(peak("full", 3), precision="full", recompute=1)
 
 
 def test_more_sets_at_a_time_are_counted(ask, peak):
-    one, many = ask(peak("base", 0)), ask(peak("base", 0), micro_batch=2)
+    one, many = ask(peak("full", 0)), ask(peak("full", 0), micro_batch=2)
     assert one.config.recompute == 0
-    assert (many.config.recompute, many.config.precision) != (0, "base")
+    assert (many.config.recompute, many.config.precision) != (0, "full")
     assert one.config.micro_tokens < 2 * (768**2 // 256 + 128)
 
 
@@ -109,7 +113,7 @@ def test_given_panels_are_counted(ask):
 
 def test_where_nothing_fits_it_is_told_how_much_is_lacking_and_what_would_fit(ask, peak):
     short = 2 * 10**6
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(SettingsError) as error:
         ask(peak("nf4", 7) - short)
     assert "nf4 with 7 of 7 blocks recomputed takes" in error.value.problem
     assert "0.002 GB more than the 0.0" in error.value.problem
@@ -117,8 +121,10 @@ def test_where_nothing_fits_it_is_told_how_much_is_lacking_and_what_would_fit(as
 
 
 def test_encoders_that_do_not_fit_are_named():
-    with pytest.raises(ConfigError, match=r"captions alone take 9\.9 GB(.|\n)*text encoders"):
-        plan_run(read_config(None, {**DEV, "vram": 8, "resolutions": [512]}), here=False)
+    with pytest.raises(SettingsError, match=r"captions alone take 9\.9 GB(.|\n)*text encoders"):
+        plan_run(
+            read_settings(TrainSettings, None, {**DEV, "vram": 8, "resolutions": [512]}), here=False
+        )
 
 
 # -- canvases and cards -------------------------------------------------------------------------
@@ -150,7 +156,7 @@ def test_a_card_is_planned_for_though_it_is_not_here_but_not_trained_on():
 
 def test_processes_that_share_a_run_do_not_each_ask_their_own_card(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="several processes"):
+    with pytest.raises(SettingsError, match="several processes"):
         find_card(settings(vram="auto", device="cpu"), here=True)
 
 
@@ -169,7 +175,7 @@ def test_a_base_of_another_family_cannot_be_planned_for():
         family = "qwen"
 
     with pytest.raises(ModelError, match="what a qwen takes"):
-        outline_of(Other(), torch.bfloat16, "base")
+        outline_of(Other(), torch.bfloat16, "full")
 
 
 # -- FLUX.1-dev ---------------------------------------------------------------------------------
@@ -182,9 +188,11 @@ def test_the_shipped_run_files_are_what_plan_chooses(vram):
     """The paper's run: 4 sets, 512 to 1536 px, rank 16; 12 GB hold only up to 1024 px of it."""
     sizes = [512, 768, 1024] if vram == 12 else [512, 768, 1024, 1280, 1536]
     path = EXAMPLES / f"official-{vram}gb.toml"
-    shipped = read_config(path, {})
+    shipped = read_settings(TrainSettings, path, {})
     assert (shipped.batch, shipped.rank, list(shipped.resolutions)) == (4, 16, sizes)
-    found = plan_run(read_config(None, {**DEV, "vram": vram, "resolutions": sizes}), here=False)
+    found = plan_run(
+        read_settings(TrainSettings, None, {**DEV, "vram": vram, "resolutions": sizes}), here=False
+    )
     assert found.run_file() == path.read_text()
     assert found.peak < found.card.usable < vram * GB
 
@@ -195,7 +203,7 @@ def test_the_shipped_outline_is_diffusers_own_default():
     with torch.device("meta"):
         net = diffusers.FluxTransformer2DModel(guidance_embeds=True)
     outlined = FluxModel(OUTLINES[DEV["base"]], "x", torch.device("cpu"), torch.bfloat16)
-    whole = outline_of(outlined, torch.bfloat16, "base").whole()
+    whole = outline_of(outlined, torch.bfloat16, "full").whole()
     shapes = {name: p.shape for name, p in net.named_parameters()}
     assert {name: p.shape for name, p in whole.named_parameters()} == shapes
 
@@ -210,7 +218,7 @@ def test_plan_writes_a_run_file_that_train_reads(tmp_path, capsys, small):
     shown = capsys.readouterr().out
     assert "recompute    0 of 7 blocks" in shown
     assert "canvases     512x512 to 1536x1536" in shown
-    config = read_config(file, {})
+    config = read_settings(TrainSettings, file, {})
     assert (config.steps, config.recompute, config.vram) == (7, 0, None)
     assert "vram" not in tomllib.loads(file.read_text())["train"]
 
@@ -219,13 +227,33 @@ def test_train_follows_the_plan_and_a_resumed_run_does_not_plan_again(tmp_path, 
     task = TASKS["visual-identity"]
     write_sets(task, tmp_path / "data", 2)
     out = tmp_path / "run"
-    words = ["train", "--base", "toyland", "--data", tmp_path / "data", "--out", out, "--steps", 1,
-             "--batch", 2, "--rank", 2, "--resolutions", task.resolution, "--preview-every", 0,
-             "--device", "cpu", "--vram", 4]  # fmt: skip
+    words = [
+        "train",
+        "--base",
+        "toyland",
+        "--data",
+        tmp_path / "data",
+        "--out",
+        out,
+        "--steps",
+        1,
+        "--batch",
+        2,
+        "--rank",
+        2,
+        "--resolutions",
+        task.resolution,
+        "--preview-every",
+        0,
+        "--device",
+        "cpu",
+        "--vram",
+        4,
+    ]
     assert main([str(w) for w in words]) == 0
-    assert "precision    base" in capsys.readouterr().out
-    kept = read_config(out / "config.toml", {})
-    assert (kept.vram, kept.precision, kept.recompute) == (None, "base", 0)
+    assert "precision    full" in capsys.readouterr().out
+    kept = read_settings(TrainSettings, out / "config.toml", {})
+    assert (kept.vram, kept.precision, kept.recompute) == (None, "full", 0)
     assert kept.micro_tokens > 0
     assert (out / "adapter.safetensors").is_file()
     assert main(["train", "--resume", str(out), "--steps", "2"]) == 0
@@ -235,5 +263,5 @@ def test_train_follows_the_plan_and_a_resumed_run_does_not_plan_again(tmp_path, 
 
 
 def test_a_wish_that_nobody_has_planned_for_is_not_ignored(tiny):
-    with pytest.raises(ConfigError, match="vram is a wish"):
+    with pytest.raises(SettingsError, match="vram is a wish"):
         train(settings(base="tiny", vram=24), tiny)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from iclora.adapter.lora import Adapter, attach
-from iclora.errors import ConfigError, DatasetError, RunError
+from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.models import flow, load_model
 from iclora.sets.dataset import open_dataset
 from iclora.sets.layout import Layout
@@ -27,9 +27,12 @@ from tests.conftest import CAPTION
 
 def encoded(model, config, folder):
     return encode_dataset(
-        model, open_dataset(config.data), resolutions=config.resolutions, upscale=config.upscale,
+        model,
+        open_dataset(config.data),
+        resolutions=config.resolutions,
+        upscale=config.upscale,
         folder=folder,
-    )  # fmt: skip
+    )
 
 
 # -- the gradient -------------------------------------------------------------------------------
@@ -77,13 +80,20 @@ def float64_reference(model, settings, data, parameters, samples):
         rows, columns = layout.height // 16, layout.width // 16
         grid = np.stack(np.meshgrid(range(rows), range(columns), indexing="ij"), -1).reshape(-1, 2)
         ids = torch.cat([torch.zeros(len(grid), 1), torch.tensor(grid)], 1)
-        velocity = torch.func.functional_call(bare, weights, kwargs={
-            "hidden_states": (1 - sigma) * x0 + sigma * eps,
-            "encoder_hidden_states": text["prompt"].double()[None],
-            "pooled_projections": text["pooled"].double()[None],
-            "timestep": sigma, "guidance": torch.ones(1).double(),
-            "img_ids": ids, "txt_ids": torch.zeros(512, 3), "return_dict": False,
-        })[0]  # fmt: skip
+        velocity = torch.func.functional_call(
+            bare,
+            weights,
+            kwargs={
+                "hidden_states": (1 - sigma) * x0 + sigma * eps,
+                "encoder_hidden_states": text["prompt"].double()[None],
+                "pooled_projections": text["pooled"].double()[None],
+                "timestep": sigma,
+                "guidance": torch.ones(1).double(),
+                "img_ids": ids,
+                "txt_ids": torch.zeros(512, 3),
+                "return_dict": False,
+            },
+        )[0]
         total = total + ((velocity - (eps - x0)) ** 2).mean() / len(samples)
     total.backward()
     return total.detach().item(), {k: v.grad for k, v in lora.items()}
@@ -174,8 +184,13 @@ def test_a_run_writes_what_its_users_look_for(clean, config):
     result = train(settings, clean)
     names = {p.name for p in result.folder.iterdir()}
     assert names == {
-        "adapter.safetensors", "cache", "checkpoints", "config.toml", "log.jsonl", "loss.png",
-    }  # fmt: skip
+        "adapter.safetensors",
+        "cache",
+        "checkpoints",
+        "config.toml",
+        "log.jsonl",
+        "loss.png",
+    }
     rows = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert (result.folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
@@ -218,7 +233,7 @@ def test_a_resumed_run_may_be_longer_but_not_another_run(clean, config):
     said = []
     assert resume_config(settings.out, {"lr": "1e-5"}, said.append).lr == 1e-5
     assert "differs from an unstopped run" in said[0]
-    with pytest.raises(ConfigError):
+    with pytest.raises(SettingsError):
         resume_config(settings.out, {"steps": "x"})
     with pytest.raises(RunError, match="holds no run"):
         resume_config(settings.data, {})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclora.errors import ConfigError, DatasetError
+from iclora.errors import DatasetError, SettingsError
 from iclora.models import flow
 from iclora.sets.dataset import open_dataset
 from iclora.sets.layout import token_mask
@@ -20,9 +20,12 @@ from tests.conftest import stop_after
 def sets(clean, config, tmp_path):
     settings = config()
     return encode_dataset(
-        clean, open_dataset(settings.data), resolutions=(64,), upscale=False,
+        clean,
+        open_dataset(settings.data),
+        resolutions=(64,),
+        upscale=False,
         folder=tmp_path / "cache",
-    ).sets  # fmt: skip
+    ).sets
 
 
 def rows(folder):
@@ -38,8 +41,13 @@ def test_the_measure_is_the_mean_velocity_error_by_level_and_panel(clean, sets):
             rng = flow.generator("validation", 7, entry.name, str(level))
             eps = torch.randn(x0.shape, generator=rng).double()
             z = ((1 - level) * x0 + level * eps).float()[None]
-            v = clean.velocity(z, torch.tensor([level]), [entry.text()],
-                               (layout.width, layout.height), 1.0)[0].detach().double()  # fmt: skip
+            v = (
+                clean.velocity(
+                    z, torch.tensor([level]), [entry.text()], (layout.width, layout.height), 1.0
+                )[0]
+                .detach()
+                .double()
+            )
             error = (v - eps + x0).square().numpy()
             expected[s, i, 0] = error.mean()
             for panel in range(3):
@@ -118,7 +126,7 @@ def test_further_sets_can_be_measured_instead(clean, config, make_dataset):
 
 
 def test_a_share_beside_a_folder_and_holding_out_everything_are_refused(clean, config):
-    with pytest.raises(ConfigError, match="leave it out beside validation"):
+    with pytest.raises(SettingsError, match="leave it out beside validation"):
         config(held_out=0.1, validation="x")
     with pytest.raises(DatasetError, match="all of them would be held out"):
         train(config(held_out=0.9), clean)

@@ -13,17 +13,26 @@ from iclora.train.run import train
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node={}")
 # On any free port. `--multi_gpu` is its word for several processes; `--device cpu` is ours.
 ACCELERATE = (
-    "accelerate.commands.launch", "--multi_gpu", "--num_processes={}", "--num_machines=1",
-    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
-)  # fmt: skip
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes={}",
+    "--num_machines=1",
+    "--mixed_precision=no",
+    "--dynamo_backend=no",
+    "--main_process_port=0",
+)
 
 
 def launch(folder, count, *words, launcher=TORCHRUN):
     program = [word.format(count) for word in launcher]
     return subprocess.run(
         [sys.executable, "-m", *program, "-m", "iclora", "train", *words],
-        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 SHARDED = """
@@ -103,8 +112,11 @@ def test_a_spread_base_keeps_half_in_each_of_two_processes_and_computes_the_same
     file.write_text(SHARDED)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", file],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("same True") == 2
     shares = [float(word) for word in re.findall(r"kept \w+ ([\d.]+)", done.stdout)]

@@ -31,12 +31,14 @@ def read(text, recipe=STORY, limit=512):
         RENDERED,
         RENDERED.removeprefix("[MOVIE-SHOTS] "),
         RENDERED.replace(" [SCENE", "\n\n[SCENE").replace("] ", "]: "),
-        json.dumps({
-            "overview": "[MOVIE-SHOTS] A quiet day at sea.",
-            "panels": [f"[SCENE-{n}] {t}" for n, t in enumerate(TEXTS, 1)],
-        }),
+        json.dumps(
+            {
+                "overview": "[MOVIE-SHOTS] A quiet day at sea.",
+                "panels": [f"[SCENE-{n}] {t}" for n, t in enumerate(TEXTS, 1)],
+            }
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_usual_way_to_write_an_answer_gives_the_same_caption(text):
     assert read(text) == RENDERED
 

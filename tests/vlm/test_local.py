@@ -44,9 +44,11 @@ def serving(folder, port):
     program = "from transformers.cli.transformers import main; main()"
     words = ["serve", str(folder), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-c", program, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     url = f"http://localhost:{port}/v1"
     try:
         for _ in range(600):

@@ -106,8 +106,10 @@ def _completing(scores: Mapping[str, Score]) -> list[str]:
     figures = [name for score in scores.values() for name in score.figures]
     traits = [n for n in dict.fromkeys(figures) if n not in ("carried all", "seconds")]
     heads = [name.removeprefix("carried ") for name in traits]
-    lines = ["| completing | all | less adapter + sdedit | " + " | ".join(heads) + " | s a set |",
-             "|---|---|---|" + "---|" * len(heads) + "---|"]  # fmt: skip
+    lines = [
+        "| completing | all | less adapter + sdedit | " + " | ".join(heads) + " | s a set |",
+        "|---|---|---|" + "---|" * len(heads) + "---|",
+    ]
     plain = scores.get("adapter + sdedit")
     for name, score in scores.items():
         gain = difference(plain, score, "carried all") if plain and plain is not score else None
@@ -118,8 +120,10 @@ def _completing(scores: Mapping[str, Score]) -> list[str]:
 
 
 def _generating(scores: Mapping[str, Score]) -> list[str]:
-    lines = ["| generating | same all | less paper's adapter | stated | diversity |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| generating | same all | less paper's adapter | stated | diversity |",
+        "|---|---|---|---|---|",
+    ]
     plain = scores.get("paper's adapter")
     for name, score in scores.items():
         gain = (
@@ -127,8 +131,10 @@ def _generating(scores: Mapping[str, Score]) -> list[str]:
         )
         stated = [v for k, v in score.figures.items() if k.startswith("stated")]
         told = f"{min(stated):.0%}" if stated else ""
-        lines.append(f"| {name} | {_said(estimate(score, 'same all', _SEEDS))} | {_said(gain)} "
-                     f"| {told} | {score.figures['diversity']:.0%} |")  # fmt: skip
+        lines.append(
+            f"| {name} | {_said(estimate(score, 'same all', _SEEDS))} | {_said(gain)} "
+            f"| {told} | {score.figures['diversity']:.0%} |"
+        )
     return lines
 
 
@@ -175,8 +181,11 @@ def _measure(name: str, args: argparse.Namespace) -> str:
         score.figures["seconds"] = round((time.monotonic() - began) / count, 3)
         where[arm] = score
         write_png(out / f"{arm}.png".replace(" ", "-"), sheet(score.pictures[:24]))
-        kept = {f"{n} {'completing' if w is completed else 'generating'}": s.rows
-                for w in (completed, generated) for n, s in w.items()}  # fmt: skip
+        kept = {
+            f"{n} {'completing' if w is completed else 'generating'}": s.rows
+            for w in (completed, generated)
+            for n, s in w.items()
+        }
         write_text(out / "rows.json", json.dumps(kept) + "\n")
         print(name, arm, json.dumps(score.figures), flush=True)
 

@@ -94,10 +94,18 @@ def measure(
     for number in range(stories):
         story, first = draw_story(number, images)
         made = extend(
-            model, story, recipe, adapter, out / "stories" / f"{number + 1:04d}",
-            anchors=(1,), seed=number, known={1: first.render()} if given else None, steps=steps,
-            size=(recipe.canvas.width, recipe.canvas.height), **how,
-        )  # fmt: skip
+            model,
+            story,
+            recipe,
+            adapter,
+            out / "stories" / f"{number + 1:04d}",
+            anchors=(1,),
+            seed=number,
+            known={1: first.render()} if given else None,
+            steps=steps,
+            size=(recipe.canvas.width, recipe.canvas.height),
+            **how,
+        )
         truth = first
         if not given:
             seen = read(made[0], TASK.topic, style="flat", weather="clear")
@@ -164,8 +172,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stories", type=int, default=40)
     parser.add_argument("--images", type=int, default=12, help="of each story")
     parser.add_argument("--sampling-steps", type=int, default=20)
-    parser.add_argument("--mode", choices=("sdedit", "resample", "boost", "clean"),
-                        help="by default clean for adapters trained for it")  # fmt: skip
+    parser.add_argument(
+        "--mode",
+        choices=("sdedit", "resample", "boost", "clean"),
+        help="by default clean for adapters trained for it",
+    )
     parser.add_argument("--free", action="store_true", help="do not give the true first image")
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -174,10 +185,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     adapter = Adapter.load(args.adapter) if args.adapter else None
     how = {"mode": args.mode} if args.mode else {}
     rows = measure(
-        load_model(args.base, dtype=args.dtype), adapter, args.out, stories=args.stories,
-        images=args.images, steps=args.sampling_steps, given=not args.free, **how,
+        load_model(args.base, dtype=args.dtype),
+        adapter,
+        args.out,
+        stories=args.stories,
+        images=args.images,
+        steps=args.sampling_steps,
+        given=not args.free,
+        **how,
         on_story=lambda done, count: print(f"story {done} of {count}", flush=True),
-    )  # fmt: skip
+    )
     found = summary(rows)
     settings = {**vars(args), "out": str(args.out), "adapter": str(args.adapter or "")}
     write_text(

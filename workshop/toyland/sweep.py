@@ -23,8 +23,10 @@ __all__ = ["AXES", "plot"]
 
 DEFAULT = {"sets": 40, "rank": 16, "steps": 300}
 AXES: dict[str, tuple[int, ...]] = {
-    "sets": (10, 20, 40, 80), "rank": (2, 4, 16), "steps": (75, 150, 300, 600),
-}  # fmt: skip
+    "sets": (10, 20, 40, 80),
+    "rank": (2, 4, 16),
+    "steps": (75, 150, 300, 600),
+}
 """What is varied, and over which values."""
 _TITLES = {"sets": "sets tuned on", "rank": "LoRA rank", "steps": "optimizer steps"}
 
@@ -44,10 +46,15 @@ def run(task: Task, out: Path, prompts: int, seeds: int, **tuning: Any) -> dict[
             continue
         model = load_model("toyland", dtype="bf16")
         adapter, seconds = tune(
-            model, task, _fresh(out / "tuning" / key.replace(" ", "-")), sets=settings["sets"],
-            rank=settings["rank"], alpha=float(settings["rank"]), steps=settings["steps"],
+            model,
+            task,
+            _fresh(out / "tuning" / key.replace(" ", "-")),
+            sets=settings["sets"],
+            rank=settings["rank"],
+            alpha=float(settings["rank"]),
+            steps=settings["steps"],
             **tuning,
-        )  # fmt: skip
+        )
         model = load_model("toyland")
         row = generate_sets(model, task, prompts, seeds, 20, adapter).figures
         row |= complete_sets(model, task, prompts * seeds, 20, adapter).figures
@@ -72,8 +79,9 @@ def plot(task: Task, figures: Mapping[str, Mapping[str, float]], path: Path) -> 
     lines = [f"same {trait}" for trait in (*task.relation, "all")]
     lines += ["carried all", "diversity"]
     page = Figure(figsize=(13, 4.2), layout="constrained")
-    for axes, (axis, values) in zip(page.subplots(1, len(AXES), sharey=True), AXES.items(),
-                                    strict=True):  # fmt: skip
+    for axes, (axis, values) in zip(
+        page.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True
+    ):
         for name in lines:
             shares = [100 * figures[_key({**DEFAULT, axis: value})][name] for value in values]
             dashed = "--" if name == "diversity" else ":" if name.startswith("carried") else "-"

@@ -150,10 +150,7 @@ def attach(
     """
     remove(model)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=model.lora_targets(targets),
-        init_lora_weights=True,
+        r=rank, lora_alpha=alpha, target_modules=model.lora_targets(targets), init_lora_weights=True
     )
     denoiser: Any = model.denoiser
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclora.cli.options import Words, make_parser
-from iclora.errors import ConfigError, IcloraError
-from iclora.progress import Bar, progress_bar
+from iclora.cli.output import progress_bar
+from iclora.errors import IcloraError, SettingsError
+from iclora.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from iclora.models import DiffusionModel
     from iclora.sets.dataset import Problem
     from iclora.sets.recipe import Recipe
-    from iclora.settings import Precision, TrainConfig
+    from iclora.settings import Precision, TrainSettings
     from iclora.vlm import Captioner
 
     _Wish = tuple[Request, dict[int, Image.Image], dict[int, Tensor]]
@@ -40,8 +41,23 @@ __all__ = ["main", "recomputes_unasked"]
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
-    verbs = (recipes, compose, caption, review, prompt, check, plan, train, generate, complete,
-             reroll, extend, evaluate, demo, info)  # fmt: skip
+    verbs = (
+        recipes,
+        compose,
+        caption,
+        review,
+        prompt,
+        check,
+        plan,
+        train,
+        generate,
+        complete,
+        reroll,
+        extend,
+        evaluate,
+        demo,
+        info,
+    )
     parser = make_parser(arguments[0] if arguments else "", {v.__name__: v for v in verbs})
     words = parser.parse_args(arguments)
     _quiet()
@@ -77,7 +93,7 @@ def _load(name: str, words: Words, weights: bool = True) -> DiffusionModel:
     from iclora.models import load_model
 
     transformers.utils.logging.disable_progress_bar()
-    precision: Precision = getattr(words, "precision", None) or "base"
+    precision: Precision = getattr(words, "precision", None) or "full"
     return load_model(name, words.device, words.dtype, weights=weights, precision=precision)
 
 
@@ -288,11 +304,13 @@ def _show_problems(problems: Iterable[Problem]) -> None:
 
 def plan(words: Words) -> None:
     """Choose the settings with which a run fits a card, and say what it will take."""
-    from iclora.settings import read_config
+    from iclora.settings import TrainSettings, read_settings
     from iclora.train.plan import plan_run
 
     usual = {"base": "black-forest-labs/FLUX.1-dev", "data": "DATA", "out": "RUN"}
-    found = plan_run(read_config(words.run_file, _settings(words), usual), here=False)
+    found = plan_run(
+        read_settings(TrainSettings, words.run_file, _settings(words), usual), here=False
+    )
     _say(str(found))
     if words.write:
         from iclora.files import write_text
@@ -303,16 +321,16 @@ def plan(words: Words) -> None:
 
 def _settings(words: Words) -> dict[str, Any]:
     """The training settings that the command line gives."""
-    from iclora.settings import TrainConfig
+    from iclora.settings import TrainSettings
 
-    given = {k: v for k, v in vars(words).items() if k in TrainConfig.model_fields}
+    given = {k: v for k, v in vars(words).items() if k in TrainSettings.model_fields}
     return {k: v for k, v in given.items() if v is not None}
 
 
 def train(words: Words) -> int:
     """Tune a LoRA on a dataset, or go on with a run."""
     from iclora.making.generate import make_preview
-    from iclora.settings import read_config
+    from iclora.settings import TrainSettings, read_settings
     from iclora.train.plan import plan_run
     from iclora.train.run import resume_config
     from iclora.train.run import train as run_training
@@ -321,17 +339,17 @@ def train(words: Words) -> int:
     overrides = _settings(words)
     if words.resume:
         if words.run_file:
-            raise ConfigError("a resumed run has its own settings", "Leave the run file out.")
+            raise SettingsError("a resumed run has its own settings", "Leave the run file out.")
         config = resume_config(words.resume, overrides, warn)
     else:
-        config = read_config(words.run_file, overrides)
+        config = read_settings(TrainSettings, words.run_file, overrides)
         if config.vram is not None:
             chosen = plan_run(config, here=True)
             say(str(chosen))
             config = chosen.config
     words.device, words.dtype, words.precision = config.device, config.dtype, config.precision
     model = _load(config.base, words)
-    kept = "" if model.precision == "base" else f", its blocks in {model.precision}"
+    kept = "" if model.precision == "full" else f", its blocks in {model.precision}"
     number = str(model.dtype).removeprefix("torch.")
     say(f"base {config.base} on {model.device} in {number}{kept}")
     if recomputes_unasked(config, model.device.type):
@@ -382,7 +400,7 @@ def _voices() -> tuple[Callable[[str], None], Callable[[str], None]]:
     return _say, _warn
 
 
-def recomputes_unasked(config: TrainConfig, device: str) -> bool:
+def recomputes_unasked(config: TrainSettings, device: str) -> bool:
     """Whether a GPU is to take the slow way, safe on any card, that nobody chose."""
     own = {"recompute", "gradient_checkpointing"}
     return device == "cuda" and config.gradient_checkpointing and not own & config.model_fields_set
@@ -398,7 +416,7 @@ def complete(words: Words) -> None:
     from iclora.sets.images import open_image
 
     if not words.known and not words.request:
-        raise ConfigError("no panel is known", "Give at least one, such as --known 1=shot.png.")
+        raise SettingsError("no panel is known", "Give at least one, such as --known 1=shot.png.")
     files = {number: Path(file) for number, file in _pairs(words.known, "--known")}
     known = {number: open_image(file) for number, file in files.items()}
     _make(words, known, files)
@@ -440,7 +458,7 @@ def extend(words: Words) -> None:
     if recipe is None and adapter and adapter.info:
         recipe = adapter.info.recipe
     if recipe is None:
-        raise ConfigError("no recipe is known", "Pass --recipe, such as film-storyboard.")
+        raise SettingsError("no recipe is known", "Pass --recipe, such as film-storyboard.")
     names = ("size", "steps", "guidance", "mode", "boost", "resample", "resample_from", "strength")
     how = {name: getattr(words, name) for name in names if getattr(words, name) is not None}
     out = Path(words.out)
@@ -451,10 +469,19 @@ def extend(words: Words) -> None:
             _say(f"canvas {number} of {count}: image {shows}")
 
         made = make_story(
-            model, story, recipe, adapter, out, anchors=words.anchor or (1,), fresh=words.fresh,
-            seed=words.seed or 0, known=known, on_window=report,
-            on_step=partial(_sampling, bar, "painting"), **how,
-        )  # fmt: skip
+            model,
+            story,
+            recipe,
+            adapter,
+            out,
+            anchors=words.anchor or (1,),
+            fresh=words.fresh,
+            seed=words.seed or 0,
+            known=known,
+            on_window=report,
+            on_step=partial(_sampling, bar, "painting"),
+            **how,
+        )
     _say(f"wrote {out}: {len(made)} images, and every canvas under {out / 'windows'}")
 
 
@@ -468,7 +495,9 @@ def evaluate(words: Words) -> None:
     infos = [arm.adapter.info for arm in arms if arm.adapter and arm.adapter.info]
     base = words.base or next((info.base for info in infos), None)
     if base is None:
-        raise ConfigError("no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev.")
+        raise SettingsError(
+            "no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev."
+        )
     recipe, wishes = _evaluation_wishes(words, arms)
     metrics = [_load_metric(name, words, recipe) for name in words.metric or ()]
     model = _load(base, words)
@@ -506,10 +535,12 @@ def _evaluation_wishes(words: Words, arms: list[Arm]) -> tuple[Recipe, list[Wish
         prompts += [line for line in _read_lines(words.prompts) if line]
     if words.data:
         if prompts:
-            raise ConfigError("--data brings its own prompts", "Leave --prompt and --prompts out.")
+            raise SettingsError(
+                "--data brings its own prompts", "Leave --prompt and --prompts out."
+            )
         numbers = [text for text in words.known or () if not text.isdigit()]
         if numbers:
-            raise ConfigError(
+            raise SettingsError(
                 f'--known "{numbers[0]}" beside --data', "Name the panel alone: --known 1."
             )
         dataset = open_dataset(words.data, words.recipe)
@@ -517,11 +548,11 @@ def _evaluation_wishes(words: Words, arms: list[Arm]) -> tuple[Recipe, list[Wish
         known = sorted({int(text) for text in words.known or ()})
         return dataset.recipe, wishes_of_data(dataset, known, seeds)
     if not prompts:
-        raise ConfigError("there is no prompt", "Pass --prompts FILE, or --data SETS.")
+        raise SettingsError("there is no prompt", "Pass --prompts FILE, or --data SETS.")
     infos = [arm.adapter.info for arm in arms if arm.adapter and arm.adapter.info]
     recipe = load_recipe(words.recipe) if words.recipe else infos[0].recipe if infos else None
     if recipe is None:
-        raise ConfigError("no recipe is known", "Pass --recipe, such as film-storyboard.")
+        raise SettingsError("no recipe is known", "Pass --recipe, such as film-storyboard.")
     given = {n: open_image(Path(file)) for n, file in _pairs(words.known, "--known")}
     return recipe, wishes_of_prompts(prompts, list(seeds), given)
 
@@ -547,9 +578,9 @@ def _make(
 
     out = Path(words.out)
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file", "Give a folder.")
+        raise SettingsError(f"--out {out} is a file", "Give a folder.")
     if (words.best_of is None) != (words.score is None):
-        raise ConfigError("--best-of and --score go together", "Pass both, or neither.")
+        raise SettingsError("--best-of and --score go together", "Pass both, or neither.")
     model, adapter, wishes = _wishes(words, known, files or {})
     keep = _keeper(words, adapter)
     texts = {prompt: model.encode_text(prompt) for prompt in {w[0].prompt for w in wishes}}
@@ -603,7 +634,7 @@ def _keeper(
     return keep
 
 
-def _sampling(bar: Bar, name: str, done: int, total: int) -> None:
+def _sampling(bar: Progress, name: str, done: int, total: int) -> None:
     bar(name, done, total, "")
 
 
@@ -631,7 +662,7 @@ def _wishes(
         lines = _read_lines(words.prompts)
         prompts += [line for line in lines if line]
     if not prompts and not words.idea:
-        raise ConfigError(
+        raise SettingsError(
             "there is no prompt", 'Pass --prompt "...", --prompts FILE or --idea "...".'
         )
     panel_seeds = {n: int(s) for n, s in _pairs(words.panel_seed, "--panel-seed", r"\d+")}
@@ -672,7 +703,9 @@ def _adapter_and_base(words: Words) -> tuple[Adapter | None, str]:
     adapter = Adapter.load(words.adapter) if words.adapter else None
     base = words.base or (adapter.info.base if adapter and adapter.info else None)
     if base is None:
-        raise ConfigError("no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev.")
+        raise SettingsError(
+            "no base is given", "Pass --base, such as black-forest-labs/FLUX.1-dev."
+        )
     return adapter, base
 
 
@@ -699,13 +732,13 @@ def _idea_writer(words: Words, adapter: Adapter | None) -> Callable[[DiffusionMo
     if not words.idea:
         return lambda _: []
     if not words.captioner:
-        raise ConfigError("an idea needs somebody to write it out", "Pass --captioner too.")
+        raise SettingsError("an idea needs somebody to write it out", "Pass --captioner too.")
     if words.recipe:
         recipe = load_recipe(words.recipe)
     elif adapter and adapter.info:
         recipe = adapter.info.recipe
     else:
-        raise ConfigError("an idea needs a recipe to be written in", "Pass --recipe.")
+        raise SettingsError("an idea needs a recipe to be written in", "Pass --recipe.")
     captioner = load_captioner(words.captioner, url=words.api, device=words.device)
     _tell_of_ideas(captioner)
 
@@ -752,7 +785,7 @@ def _refuse_with_request(words: Words) -> None:
     given = [f"--{o.replace('_', '-')}" for o in _DECIDED if getattr(words, o, None) is not None]
     given += ["--dtype"] * (words.dtype != "auto")
     if given:
-        raise ConfigError(
+        raise SettingsError(
             f"{words.request} already decides what {', '.join(given)} would",
             "Repeat it without, or write a new prompt instead of it.",
         )
@@ -762,7 +795,7 @@ def _read_lines(path: str) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts {path} cannot be read: {error}", "Check the file.") from error
+        raise SettingsError(f"prompts {path} cannot be read: {error}", "Check the file.") from error
     return [line.strip() for line in text.splitlines()]
 
 
@@ -771,13 +804,13 @@ def _pairs(values: list[str] | None, option: str, form: str = ".+") -> list[tupl
     for value in values or ():
         match = re.fullmatch(rf"(\d+)=({form})", value)
         if not match:
-            raise ConfigError(
+            raise SettingsError(
                 f'{option} "{value}" is not of the form PANEL=...',
                 f"Write for instance {option} 1=...; panels count from 1.",
             )
         found.append((int(match[1]), match[2]))
     if len({number for number, _ in found}) < len(found):
-        raise ConfigError(f"{option} names a panel twice", "Name every panel once.")
+        raise SettingsError(f"{option} names a panel twice", "Name every panel once.")
     return found
 
 

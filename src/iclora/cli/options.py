@@ -122,9 +122,12 @@ def make_parser(verb: str, verbs: Mapping[str, Verb]) -> argparse.ArgumentParser
     p = add("reroll")
     p.add_argument("set", help="folder of a set that generate or complete wrote")
     p.add_argument(
-        "--panel", type=_positive, action="append", required=True,
+        "--panel",
+        type=_positive,
+        action="append",
+        required=True,
         help="a panel to make again, counted from 1; repeat for more",
-    )  # fmt: skip
+    )
     p.add_argument("--seed", type=int, default=1, help="of its new noise (default 1)")
     p.add_argument("--base", help="base model; by default the one the set was made with")
     p.add_argument("--adapter", help="adapter file; by default the one the set was made with")
@@ -132,9 +135,11 @@ def make_parser(verb: str, verbs: Mapping[str, Verb]) -> argparse.ArgumentParser
     p = add("extend")
     p.add_argument("story", help="text file: what all images share, then a line for each image")
     p.add_argument(
-        "--anchor", type=_positive, action="append",
+        "--anchor",
+        type=_positive,
+        action="append",
         help="an image of the first canvas that stays in view (default 1); repeat for more",
-    )  # fmt: skip
+    )
     p.add_argument("--fresh", type=_positive, help="new images on each further canvas")
     _sampling_options(p)
     _known_options(p)
@@ -150,13 +155,13 @@ def make_parser(verb: str, verbs: Mapping[str, Verb]) -> argparse.ArgumentParser
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
-    """One option per field of TrainConfig; pydantic reads the values."""
+    """One option per field of TrainSettings; pydantic reads the values."""
     from typing import get_origin
 
-    from iclora.settings import TrainConfig
+    from iclora.settings import TrainSettings
 
     parser.add_argument("run_file", nargs="?", help="TOML run file with a [train] table")
-    for name, field in TrainConfig.model_fields.items():
+    for name, field in TrainSettings.model_fields.items():
         many = get_origin(field.annotation) is tuple
         shown = field.default
         if many:
@@ -203,9 +208,11 @@ def _evaluation_options(parser: argparse.ArgumentParser) -> None:
     add("--prompts", metavar="FILE", help="text file with one joint prompt per line")
     add("--data", help="folder or zip of image sets, whose captions are the prompts")
     add(
-        "--known", action="append", metavar="PANEL[=FILE]",
+        "--known",
+        action="append",
+        metavar="PANEL[=FILE]",
         help="a given panel, counted from 1: of each set of --data, or a file; repeat for more",
-    )  # fmt: skip
+    )
     add("--seeds", type=_positive, help="seeds per prompt, the same in every arm (default 1)")
     add("--metric", action="append", help=f"{_METRIC}; repeat for more")
     add("--model-device", default="auto", help="where metrics' models run (default auto)")
@@ -220,9 +227,11 @@ def _sampling_options(parser: argparse.ArgumentParser, many: bool = False) -> No
     add("--base", help="base model; by default the one the adapter was trained on")
     if many:
         add(
-            "--adapter", action="append", metavar="[NAME=]FILE",
+            "--adapter",
+            action="append",
+            metavar="[NAME=]FILE",
             help="adapter file; repeat for more arms",
-        )  # fmt: skip
+        )
     else:
         add("--adapter", help="adapter file")
     add("--strength", type=float, help="factor on the adapter (default 1)")
@@ -254,7 +263,7 @@ def _machine_options(parser: argparse.ArgumentParser, out: str = "out") -> None:
     add("--dtype", default="auto", choices=("auto", "bf16", "fp32"), help="precision of the base")
     add(
         "--precision",
-        choices=("base", "fp8", "int8", "nf4"),
+        choices=("full", "fp8", "int8", "nf4"),
         help="how the base's blocks are kept: base is as dtype says, int8 and fp8 half of bf16, "
         "nf4 a quarter (default base)",
     )

@@ -86,7 +86,7 @@ def measure(
         sets: by arm, one per wish.
         memory: what the costs' memory is, such as "peak memory of the process".
         on_arm: called with the metric's name, how many arms it has measured, and of how many.
-    Raises: ConfigError if a metric cannot go on.
+    Raises: SettingsError if a metric cannot go on.
     """
     table = Table()
     asked: dict[str, list[int]] = {}
@@ -95,8 +95,14 @@ def measure(
     for label, metric in _labels(metrics).items():
         table.sources[label] = metric.source
 
-        def add(arm: str, key: str, group: str, figures: Mapping[str, float],
-                label: str = label, metric: Metric = metric) -> None:  # fmt: skip
+        def add(
+            arm: str,
+            key: str,
+            group: str,
+            figures: Mapping[str, float],
+            label: str = label,
+            metric: Metric = metric,
+        ) -> None:
             for name, value in figures.items():
                 meaning = metric.figures.get(name, "")
                 table.add(f"{label} {name}", meaning, arm, key, group, value)

@@ -146,7 +146,7 @@ def read_sets(planned: Plan, arm: Arm) -> tuple[list[Made], dict[str, Cost]]:
 
     Sets whose cost was lost to a kill have none.
 
-    Raises: ConfigError, ImageError if a set is missing or damaged.
+    Raises: SettingsError, ImageError if a set is missing or damaged.
     """
     found = []
     for number, wish in enumerate(planned.wishes):

@@ -11,7 +11,7 @@ from iclora.evaluate.metrics.base import Metric, Pixels
 from iclora.evaluate.report import write_report
 from iclora.evaluate.setup import Arm, Plan
 from iclora.models.base import PARTS, DiffusionModel
-from iclora.progress import Bar
+from iclora.progress import Progress
 
 __all__ = ["evaluate"]
 
@@ -20,7 +20,12 @@ _FEW = 20
 
 
 def evaluate(
-    model: DiffusionModel, planned: Plan, metrics: Sequence[Metric], *, together: int = 1, bar: Bar
+    model: DiffusionModel,
+    planned: Plan,
+    metrics: Sequence[Metric],
+    *,
+    together: int = 1,
+    bar: Progress,
 ) -> Table:
     """Make what is missing of a plan's sets, measure all of them and write the report.
 
@@ -30,7 +35,7 @@ def evaluate(
     Args:
         metrics: beside those of bare pixels, seconds and memory.
         together: sets in one batch.
-    Raises: ConfigError, StorageError; CaptionerError if a judge cannot go on.
+    Raises: SettingsError, StorageError; CaptionerError if a judge cannot go on.
     """
     for metric in metrics:
         metric.check(planned.recipe)
@@ -48,9 +53,13 @@ def evaluate(
     on_gpu = model.device.type == "cuda"
     memory = "peak memory on the GPU" if on_gpu else "peak resident memory of the process so far"
     table = measure(
-        [*metrics, Pixels()], planned.wishes, sets, costs, memory,
+        [*metrics, Pixels()],
+        planned.wishes,
+        sets,
+        costs,
+        memory,
         on_arm=lambda name, done, total: bar(f"measuring {name}", done, total, ""),
-    )  # fmt: skip
+    )
     table.notes += [*_doubts(planned), *planned.notes]
     write_report(planned, sets, table, facts)
     return table

@@ -16,14 +16,22 @@ from typing import Any
 from PIL import Image
 
 from iclora.adapter.lora import Adapter
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.making.request import Mode, Request, prepare
 from iclora.models.base import DiffusionModel
 from iclora.sets.dataset import Dataset
 from iclora.sets.recipe import Recipe
 
-__all__ = ["Arm", "Plan", "Wish", "arms_of", "is_made", "plan", "wishes_of_data",
-           "wishes_of_prompts"]  # fmt: skip
+__all__ = [
+    "Arm",
+    "Plan",
+    "Wish",
+    "arms_of",
+    "is_made",
+    "plan",
+    "wishes_of_data",
+    "wishes_of_prompts",
+]
 
 
 @dataclass(frozen=True)
@@ -100,12 +108,12 @@ def wishes_of_prompts(
 def wishes_of_data(dataset: Dataset, known: Collection[int], seeds: Sequence[int]) -> list[Wish]:
     """Every set of a dataset made again from its caption, around its own panels of these numbers.
 
-    Raises: DatasetError, ImageError, CaptionError for a set that cannot be read; ConfigError.
+    Raises: DatasetError, ImageError, CaptionError for a set that cannot be read; SettingsError.
     """
     panels = dataset.recipe.canvas.panels
     wrong = sorted(set(known) - set(range(1, panels + 1)))
     if wrong:
-        raise ConfigError(
+        raise SettingsError(
             f"there is no panel {wrong[0]}; sets of {dataset.recipe.name} have {panels}",
             f"Name panels 1 to {panels}.",
         )
@@ -154,18 +162,18 @@ def plan(
     Args:
         out: a new folder, or one that a stopped evaluation of the same plan left.
         how: steps, guidance, strength, boost, resample, resample_from; see `prepare`.
-    Raises: ConfigError, CaptionError, LayoutError; ConfigError if `out` holds other sets.
+    Raises: SettingsError, CaptionError, LayoutError; SettingsError if `out` holds other sets.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file", "Give a folder.")
+        raise SettingsError(f"--out {out} is a file", "Give a folder.")
     folders = [arm.folder.lower() for arm in arms]
     for arm, folder in zip(arms, folders, strict=True):
         if folders.count(folder) > 1:
-            raise ConfigError(
+            raise SettingsError(
                 f'two arms are called "{arm.name}"', "Name them: --adapter NAME=FILE."
             )
     if any(arm.mode for arm in arms) and not all(wish.known for wish in wishes):
-        raise ConfigError(
+        raise SettingsError(
             "modes say how panels are made around known ones, and no panel is known",
             "Add --known, or leave --mode out.",
         )
@@ -178,16 +186,27 @@ def plan(
         )
         for arm in arms:
             request, said = prepare(
-                model, wish.prompt, recipe=recipe, adapter=arm.adapter, layout=first.canvas,
-                seed=wish.seed, known=wish.known, mode=arm.mode, **how,
-            )  # fmt: skip
+                model,
+                wish.prompt,
+                recipe=recipe,
+                adapter=arm.adapter,
+                layout=first.canvas,
+                seed=wish.seed,
+                known=wish.known,
+                mode=arm.mode,
+                **how,
+            )
             requests[arm.name].append(request)
             about_arm = "the adapter was not trained"
             notes += [f"{arm.name}: {n}" if n.startswith(about_arm) else n for n in said]
     found = Plan(
-        recipe, tuple(arms), tuple(wishes), {name: tuple(r) for name, r in requests.items()}, out,
+        recipe,
+        tuple(arms),
+        tuple(wishes),
+        {name: tuple(r) for name, r in requests.items()},
+        out,
         tuple(dict.fromkeys(notes)),
-    )  # fmt: skip
+    )
     for arm in arms:
         for number in range(len(wishes)):
             is_made(found, arm, number)
@@ -195,12 +214,12 @@ def plan(
 
 
 def is_made(planned: Plan, arm: Arm, number: int) -> bool:
-    """Whether a set is there. Raises: ConfigError if it is another one."""
+    """Whether a set is there. Raises: SettingsError if it is another one."""
     folder = planned.folder(arm, number)
     if not folder.exists():
         return False
     if Request.load(folder / "request.json")[0] != planned.requests[arm.name][number]:
-        raise ConfigError(
+        raise SettingsError(
             f"{folder} holds a set of another evaluation, or of this one with other settings",
             "Choose another --out, or remove it.",
         )

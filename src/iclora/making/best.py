@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.making.request import GeneratedSet
 
 __all__ = ["best_of"]
@@ -21,7 +21,7 @@ def best_of(
         score: of one set; None if it could not be scored.
         source: who scores, for the error.
     Returns: the set, and the score of every candidate.
-    Raises: ConfigError if no candidate could be scored.
+    Raises: SettingsError if no candidate could be scored.
     """
     best: GeneratedSet | None = None
     scores: list[float | None] = []
@@ -32,7 +32,7 @@ def best_of(
         if found is not None and found > highest:
             best, highest = made, found
     if best is None:
-        raise ConfigError(
+        raise SettingsError(
             f"{source} scored none of {len(scores)} sets",
             "Prompts need markers for it, or the judge gave no answers; use another `score`.",
         )

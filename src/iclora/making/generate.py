@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from iclora.adapter.lora import Adapter, remove
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.making.request import GeneratedSet, Request, fit_known, fitting_latents, prepare
 from iclora.models import flow
 from iclora.models.base import DiffusionModel, Given, Text
@@ -137,10 +137,7 @@ def _again(model: DiffusionModel, layout: Layout, requests: Sequence[Request]) -
 
 def _cells(box: Box, grid: int) -> tuple[slice, slice]:
     """Rows and columns of a panel's tokens."""
-    return (
-        slice(box.top // grid, box.bottom // grid),
-        slice(box.left // grid, box.right // grid),
-    )
+    return (slice(box.top // grid, box.bottom // grid), slice(box.left // grid, box.right // grid))
 
 
 def _known_tokens(
@@ -179,7 +176,7 @@ def generate(
         prompt: a joint prompt in the recipe's form.
         wish: recipe, adapter, strength, size, seed, panel_seeds, steps, guidance, mode and on;
             see `prepare`.
-    Raises: CaptionError, ConfigError, LayoutError, AdapterError.
+    Raises: CaptionError, SettingsError, LayoutError, AdapterError.
     """
     request, _ = prepare(model, prompt, **wish)
     use(model, wish.get("adapter"), request.strength)
@@ -202,10 +199,10 @@ def complete(
     Args:
         known: pictures by panel number, counted from 1.
         wish: as in `generate`.
-    Raises: as `generate`; ConfigError if no panel is known, or all are.
+    Raises: as `generate`; SettingsError if no panel is known, or all are.
     """
     if not known:
-        raise ConfigError("no panel is known", "Give at least one, such as --known 1=shot.png.")
+        raise SettingsError("no panel is known", "Give at least one, such as --known 1=shot.png.")
     return generate(model, prompt, on_step=on_step, known=known, **wish)
 
 
@@ -234,7 +231,7 @@ def make_preview(
     The prompts are encoded here, so that the text encoders can be freed before training.
 
     Returns: a function of the step that writes folder/step-000250.png where it is told to.
-    Raises: CaptionError, ConfigError for a prompt that would fail later.
+    Raises: CaptionError, SettingsError for a prompt that would fail later.
     """
     canvas = recipe.canvas.fit(recipe.canvas.sizes, resolution**2, model.grid)
     requests = [

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from iclora import __version__
 from iclora.adapter.lora import Adapter
-from iclora.errors import AdapterError, ConfigError, LayoutError, StorageError
+from iclora.errors import AdapterError, LayoutError, SettingsError, StorageError
 from iclora.files import digest, inside, storage_error, write_bytes, write_text
 from iclora.models.base import DiffusionModel
 from iclora.sets.caption import check_budget
@@ -83,7 +83,7 @@ class Request(BaseModel):
     base_fingerprint: str
     device: str
     dtype: Literal["float32", "bfloat16"]
-    precision: Precision = "base"
+    precision: Precision = "full"
     """How the base's blocks were kept."""
     adapter: str | None = None
     """Path of the adapter file."""
@@ -141,26 +141,26 @@ class Request(BaseModel):
     def load(cls, path: str | Path) -> tuple[Request, dict[int, Image.Image]]:
         """Read a request.json and the known panels it names, which must lie beside it.
 
-        Raises: ConfigError if it is not a request, names files elsewhere, or a known panel has
+        Raises: SettingsError if it is not a request, names files elsewhere, or a known panel has
             been changed; ImageError.
         """
         path = Path(path)
         try:
             request = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
-            raise ConfigError(
+            raise SettingsError(
                 f"{path} is no request: {problems_of(error)}",
                 "Use what `generate` or `complete` wrote.",
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
+            raise SettingsError(
                 f"request {path} cannot be read: {error}", "Check the path."
             ) from error
         known = {}
         for number, panel in request.known.items():
-            image = open_image(inside(path.parent, panel.file, ConfigError))
+            image = open_image(inside(path.parent, panel.file, SettingsError))
             if digest(image.tobytes()) != panel.sha256:
-                raise ConfigError(
+                raise SettingsError(
                     f"known panel {number} ({panel.file}) is not the one {path} was made with",
                     "Restore it, or start anew with `iclora complete --known`.",
                 )
@@ -182,7 +182,7 @@ class GeneratedSet:
 
     @classmethod
     def load(cls, folder: str | Path) -> GeneratedSet:
-        """A set that `save` wrote. Raises: ConfigError if something is missing or not its own."""
+        """A set that `save` wrote. Raises: SettingsError if something is missing or not its own."""
         folder = Path(folder)
         request, _ = Request.load(folder / "request.json")
         panels = [open_image(folder / f"panel-{n}.png") for n in range(1, len(request.seeds) + 1)]
@@ -242,7 +242,7 @@ def read_latents(panel: Path, image: Image.Image) -> tuple[Tensor, str] | None:
     Args:
         panel: the file. image: its picture; latents of another one are not taken.
     Returns: (rows, columns, channels) float32, and the fingerprint of their VAE.
-    Raises: ConfigError if the file of latents is damaged.
+    Raises: SettingsError if the file of latents is damaged.
     """
     path = panel.with_name(_LATENTS)
     if not path.is_file():
@@ -254,7 +254,7 @@ def read_latents(panel: Path, image: Image.Image) -> tuple[Tensor, str] | None:
                 return None
             return file.get_tensor(panel.stem).float(), str(about["vae"])
     except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(
+        raise SettingsError(
             f"{path} cannot be read: {error!r}",
             "Remove it; panels are then encoded again from their pixels.",
         ) from error
@@ -265,16 +265,16 @@ def known_latents(request: Request, folder: Path) -> dict[int, Tensor]:
 
     Args:
         folder: where the request and its panels lie.
-    Raises: ConfigError if they are gone or not those the request was made with.
+    Raises: SettingsError if they are gone or not those the request was made with.
     """
     found = {}
     for number, panel in request.known.items():
         if not panel.latents:
             continue
-        file = inside(folder, panel.file, ConfigError)
+        file = inside(folder, panel.file, SettingsError)
         kept = read_latents(file, open_image(file))
         if kept is None or hash_latents(kept[0]) != panel.latents:
-            raise ConfigError(
+            raise SettingsError(
                 f"the latents of known panel {number} are not beside {file} any more",
                 f"Restore {_LATENTS}, or start anew with `iclora complete --known`.",
             )
@@ -332,12 +332,12 @@ def prepare(
             else sdedit.
         boost, resample, resample_from: see `Request`.
     Returns: the request, and notes for the user.
-    Raises: ConfigError, CaptionError (markers, token limit), LayoutError.
+    Raises: SettingsError, CaptionError (markers, token limit), LayoutError.
     """
     known = dict(known or {})
     task = recipe or (adapter.info.recipe if adapter and adapter.info else None)
     if task is None:
-        raise ConfigError(
+        raise SettingsError(
             "no recipe is known: neither was one given, nor does the adapter name one",
             "Pass --recipe, such as --recipe film-storyboard.",
         )
@@ -399,7 +399,7 @@ def prepare(
     try:
         return Request.model_validate(settings), notes
     except ValidationError as error:
-        raise ConfigError(
+        raise SettingsError(
             f"settings that make no sense: {problems_of(error)}", "Change them."
         ) from error
 
@@ -470,7 +470,7 @@ def _layout(
     for number in known:
         _check_number(number, usual)
     if known and len(known) == usual.panels:
-        raise ConfigError("all panels are known; nothing is left to complete", "Leave one out.")
+        raise SettingsError("all panels are known; nothing is left to complete", "Leave one out.")
     if size is not None:
         return usual.resized(*size, model.grid)
     area = usual.width * usual.height
@@ -494,9 +494,9 @@ def fit_known(layout: Layout, known: Mapping[int, Image.Image]) -> dict[int, Ima
 
 
 def check_base(request: Request, model: DiffusionModel) -> None:
-    """Raises: ConfigError if the base is not the one the request was made with."""
+    """Raises: SettingsError if the base is not the one the request was made with."""
     if request.base_fingerprint != model.identity():
-        raise ConfigError(
+        raise SettingsError(
             f"the weights of {model.name} are not those this request was made with, so the "
             "pictures would be others",
             "Restore that base, or make a new request.",

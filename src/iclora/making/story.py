@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.adapter.lora import Adapter
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.files import digest
 from iclora.making.generate import Progress, run, use
 from iclora.making.request import GeneratedSet, Request, describe_known, prepare
@@ -42,18 +42,18 @@ def reroll(
         panels: numbers of the panels to make again, counted from 1.
         seed: of their new noise.
         adapter: the one the set was made with; see `request.load_adapter_of`.
-    Raises: ConfigError for panels that do not exist, or if none would stay.
+    Raises: SettingsError for panels that do not exist, or if none would stay.
     """
     every = range(1, len(made.panels) + 1)
     wrong = sorted(set(panels) - set(every))
     if wrong or not panels:
-        raise ConfigError(
+        raise SettingsError(
             f"there is no panel {wrong[0]} in this set" if wrong else "no panel is named",
             f"Name panels 1 to {len(every)}.",
         )
     known = {n: made.panels[n - 1] for n in every if n not in panels}
     if not known:
-        raise ConfigError("no panel would stay", "Make a new set with `iclora generate`.")
+        raise SettingsError("no panel would stay", "Make a new set with `iclora generate`.")
     latents = _kept(model, made, known)
     info = adapter.info if adapter else None
     learnt = bool(info and info.conditional)
@@ -97,15 +97,17 @@ class Story:
     def read(cls, path: str | Path) -> Story:
         """A text file: the overview in the first line, then a line for every image.
 
-        Raises: ConfigError.
+        Raises: SettingsError.
         """
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"story {path} cannot be read: {error}", "Check the file.") from error
+            raise SettingsError(
+                f"story {path} cannot be read: {error}", "Check the file."
+            ) from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if len(lines) < 2:
-            raise ConfigError(
+            raise SettingsError(
                 f"story {path} has {len(lines)} lines",
                 "Write what all images share into the first line, then a line for each image.",
             )
@@ -134,20 +136,20 @@ def windows(count: int, panels: int, anchors: Sequence[int], fresh: int) -> list
 
     Args:
         anchors: images of the first canvas that stay in view, counted from 1.
-    Raises: ConfigError if they do not fit together.
+    Raises: SettingsError if they do not fit together.
     """
     if count < panels:
-        raise ConfigError(
+        raise SettingsError(
             f"the story has {count} images and the canvas {panels} panels",
             "Write more lines, or use a recipe with fewer panels.",
         )
     if not 1 <= fresh < panels:
-        raise ConfigError(
+        raise SettingsError(
             f"{fresh} new images on a canvas of {panels} panels", f"Use 1 to {panels - 1}."
         )
     anchors = sorted(set(anchors))
     if any(not 1 <= n <= panels for n in anchors) or len(anchors) > panels - fresh:
-        raise ConfigError(
+        raise SettingsError(
             f"anchors {anchors} on a canvas of {panels} panels with {fresh} new ones",
             f"Name at most {panels - fresh} of the images 1 to {panels}.",
         )
@@ -189,7 +191,7 @@ def extend(
         known: pictures of the first canvas that are given, by number.
         how: strength, size, steps, guidance, mode and on; see `request.prepare`.
     Returns: the images in order.
-    Raises: CaptionError, ConfigError, LayoutError, AdapterError, StorageError.
+    Raises: CaptionError, SettingsError, LayoutError, AdapterError, StorageError.
     """
     panels = recipe.canvas.panels
     plan = windows(len(story.images), panels, anchors, fresh or max(1, panels // 3))
@@ -228,9 +230,14 @@ _Shown = tuple[Image.Image, Tensor | None]
 
 
 def _window(
-    model: DiffusionModel, window: Window, prompt: str, given: dict[int, _Shown], folder: Path,
-    how: dict[str, Any], on_step: Progress | None,
-) -> GeneratedSet:  # fmt: skip
+    model: DiffusionModel,
+    window: Window,
+    prompt: str,
+    given: dict[int, _Shown],
+    folder: Path,
+    how: dict[str, Any],
+    on_step: Progress | None,
+) -> GeneratedSet:
     """One canvas: read if it was made before, else made and written."""
     known = {panel: image for panel, (image, _) in given.items()}
     latents = {panel: kept for panel, (_, kept) in given.items() if kept is not None}
@@ -245,7 +252,7 @@ def _window(
         made = GeneratedSet.load(folder)
         if made.request == request and made.latents:
             return made
-        raise ConfigError(
+        raise SettingsError(
             f"{folder} holds a canvas of another story, or of this one with other settings",
             "Choose another --out, or remove it.",
         )

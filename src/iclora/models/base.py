@@ -115,7 +115,7 @@ class DiffusionModel(ABC):
     sampling: Sampling
     applied: tuple[Mapping[str, Tensor], float] | None = None
     recompute: int = 0
-    precision: Precision = "base"
+    precision: Precision = "full"
     compiled: bool = False
     mesh: DeviceMesh | None = None
 

@@ -3,7 +3,7 @@
 A layer keeps codes and scales. Its weight is made from them for each product and never kept, not
 for the backward pass either: that makes it again. Every kind is one class, one entry in `KINDS`:
 
-    base  the weight as it is
+    full  the weight as it is
     int8  codes times one scale an output
     nf4   4-bit codes of a normal distribution, one scale a block of 64 (QLoRA, Dettmers et al.
           2023, arXiv 2305.14314, section 3)
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.settings import Precision
 
 __all__ = ["KINDS", "Frozen", "Kind", "Matrix", "check_precision", "matrix", "quantize"]
@@ -147,7 +147,7 @@ class _Fp8(Kind):
         gx += _fp8_product(read, turned, one, gx.dtype)
 
 
-KINDS: dict[str, Kind] = {"base": Kind(), "int8": _Int8(), "nf4": _Nf4(), "fp8": _Fp8()}
+KINDS: dict[str, Kind] = {"full": Kind(), "int8": _Int8(), "nf4": _Nf4(), "fp8": _Fp8()}
 
 
 def _nf4_levels() -> Tensor:
@@ -240,7 +240,7 @@ def matrix(layer: nn.Module) -> Matrix | None:
     if isinstance(layer, Frozen):
         return Matrix(layer.kind, layer.parts, layer.bias)
     if type(layer) is nn.Linear:
-        return Matrix("base", (layer.weight,), layer.bias)
+        return Matrix("full", (layer.weight,), layer.bias)
     return None
 
 
@@ -251,14 +251,15 @@ def quantize(net: nn.Module, kind: Precision, device: torch.device) -> nn.Module
 
     Returns: the same network; its blocks' linear layers are on `device`.
     """
-    if kind == "base":
+    if kind == "full":
         return net
     # Names alone: a list of the layers would keep all of them.
     names = [
-        name for name, module in net.named_modules()
+        name
+        for name, module in net.named_modules()
         if type(module) is nn.Linear
         and name.startswith(("transformer_blocks.", "single_transformer_blocks."))
-    ]  # fmt: skip
+    ]
     for name in names:
         above, _, own = name.rpartition(".")
         parent = net.get_submodule(above)
@@ -268,7 +269,7 @@ def quantize(net: nn.Module, kind: Precision, device: torch.device) -> nn.Module
 
 
 def check_precision(kind: Precision, device: torch.device) -> None:
-    """Raises: ConfigError if the device has no products in fp8; tried, not looked up."""
+    """Raises: SettingsError if the device has no products in fp8; tried, not looked up."""
     if kind != "fp8":
         return
     try:
@@ -278,7 +279,7 @@ def check_precision(kind: Precision, device: torch.device) -> None:
         fp8.times((parts,), x, (None,))
         fp8.add_back(torch.zeros_like(x), parts, x)
     except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
-        raise ConfigError(
+        raise SettingsError(
             f"{device} has no matrix products in fp8 ({str(error).splitlines()[0]})",
             "NVIDIA cards have them from Ada and Hopper on. Use --precision int8, which takes as "
             "little memory.",

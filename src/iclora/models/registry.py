@@ -12,7 +12,7 @@ import huggingface_hub
 import torch
 from huggingface_hub import errors as hub
 
-from iclora.errors import ConfigError, ModelError
+from iclora.errors import ModelError, SettingsError
 from iclora.models.base import DiffusionModel
 from iclora.models.flux.model import FluxModel
 from iclora.models.quantize import KINDS, check_precision
@@ -41,28 +41,28 @@ _WEIGHTS = ["*/*.safetensors"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" takes cuda before mps before cpu. Raises: ConfigError."""
+    """A device by name; "auto" takes cuda before mps before cpu. Raises: SettingsError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and torch.backends.mps.is_available():
             name = "mps"
     if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", name):
-        raise ConfigError(f'"{name}" is no device', "Use auto, cuda, cuda:1, mps or cpu.")
+        raise SettingsError(f'"{name}" is no device', "Use auto, cuda, cuda:1, mps or cpu.")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this machine has no usable CUDA device", "Use --device cpu, or auto.")
+        raise SettingsError("this machine has no usable CUDA device", "Use --device cpu, or auto.")
     if device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(
+        raise SettingsError(
             f"there is no {name}; this machine has {torch.cuda.device_count()} CUDA devices",
             "Count them from cuda:0.",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("this machine has no usable MPS device", "Use --device cpu, or auto.")
+        raise SettingsError("this machine has no usable MPS device", "Use --device cpu, or auto.")
     return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """bf16 or fp32; "auto" takes bf16 on an accelerator, fp32 on a CPU. Raises: ConfigError.
+    """bf16 or fp32; "auto" takes bf16 on an accelerator, fp32 on a CPU. Raises: SettingsError.
 
     fp16 is not offered: T5 and FLUX.1 overflow it and give black pictures.
     """
@@ -70,7 +70,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "fp32" if device.type == "cpu" else "bf16"
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if name not in dtypes:
-        raise ConfigError(f'"{name}" is no precision for a base', "Use auto, bf16 or fp32.")
+        raise SettingsError(f'"{name}" is no precision for a base', "Use auto, bf16 or fp32.")
     return dtypes[name]
 
 
@@ -80,7 +80,7 @@ def load_model(
     dtype: str = "auto",
     *,
     weights: bool = True,
-    precision: Precision = "base",
+    precision: Precision = "full",
 ) -> DiffusionModel:
     """Open a base model; its parts load when they are first used.
 
@@ -93,12 +93,12 @@ def load_model(
         weights: False downloads settings and tokenizers only, enough to count tokens.
         precision: how the linear layers of the denoiser's blocks are kept: base is as dtype says;
             int8, nf4, or fp8, which also computes in it.
-    Raises: ModelError if it cannot be found, reached or read; ConfigError.
+    Raises: ModelError if it cannot be found, reached or read; SettingsError.
     """
     where = pick_device(device)
     wanted = pick_dtype(dtype, where)
     if precision not in KINDS:
-        raise ConfigError(f'"{precision}" is no precision', f"Use one of {', '.join(KINDS)}.")
+        raise SettingsError(f'"{precision}" is no precision', f"Use one of {', '.join(KINDS)}.")
     check_precision(precision, where)
     folder = _find(name, weights)
     if name not in BUILT_IN and Path(name).expanduser().is_dir():

@@ -221,8 +221,7 @@ class Layout:
         return min(
             self._free_candidates(area, grid),
             key=lambda layout: _cost(
-                max(math.log(s) for s in layout.stretch(sizes)),
-                layout.width * layout.height / area,
+                max(math.log(s) for s in layout.stretch(sizes)), layout.width * layout.height / area
             ),
         )
 

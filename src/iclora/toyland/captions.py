@@ -45,8 +45,10 @@ def measure(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]
         name, the share of captions that keep to one.
     """
     recipe = task.small_recipe
-    drawn = [draw_set(task, random.Random(f"captions {task.recipe} {n}"), unseen=True)[0]
-             for n in range(count)]  # fmt: skip
+    drawn = [
+        draw_set(task, random.Random(f"captions {task.recipe} {n}"), unseen=True)[0]
+        for n in range(count)
+    ]
     asks = [ask_about(recipe, [p.render() for p in canvas.panels], 128) for canvas in drawn]
     right: list[bool] = []
     whole = panels = named = 0
@@ -110,9 +112,14 @@ class Captioned:
 
 
 def caption_sets(
-    task: Task, folder: Path, count: int, seed: int, captioner: Captioner, model: DiffusionModel,
+    task: Task,
+    folder: Path,
+    count: int,
+    seed: int,
+    captioner: Captioner,
+    model: DiffusionModel,
     on_done: Callable[[Outcome, int, int], None] | None = None,
-) -> Captioned:  # fmt: skip
+) -> Captioned:
     """Draw tuning sets and let a captioner write their captions, as `iclora caption` does.
 
     Args:
@@ -122,9 +129,12 @@ def caption_sets(
     """
     write_sets(task, folder, count, seed, captions=False)
     summary = caption_dataset(
-        open_dataset(folder), captioner, count_tokens=model.count_tokens,
-        limit=model.max_text_tokens, on_done=on_done,
-    )  # fmt: skip
+        open_dataset(folder),
+        captioner,
+        count_tokens=model.count_tokens,
+        limit=model.max_text_tokens,
+        on_done=on_done,
+    )
     for outcome in summary.failed:
         shutil.rmtree(folder / outcome.name)
     right: list[bool] = []
@@ -145,8 +155,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     captioner = load_captioner(args.captioner, together=16)
     for task in TASKS.values():
-        found = {**measure(captioner, task, args.sets),
-                 **measure_ideas(captioner, task, args.sets)}  # fmt: skip
+        found = {**measure(captioner, task, args.sets), **measure_ideas(captioner, task, args.sets)}
         print(task.recipe, json.dumps(found), flush=True)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from iclora.errors import StorageError
 from iclora.files import write_text
 from iclora.models import load_model
-from iclora.progress import Bar
+from iclora.progress import Progress
 from iclora.sets.images import encode_png
 from iclora.toyland.captions import Captioned, caption_sets
 from iclora.toyland.evaluate import Score, complete_sets, generate_sets, tune
@@ -44,7 +44,7 @@ def run_demo(
     *,
     quick: bool = False,
     say: Callable[[str], None],
-    bar: Bar,
+    bar: Progress,
 ) -> Path:
     """The whole method: sets captioned from pixels, an adapter, what it makes, how good that is.
 
@@ -63,9 +63,14 @@ def run_demo(
     say(f"1. drawing {sets} sets of {task_name}; toyland's captioner looks at them and writes")
     model = load_model("toyland", device="cpu")
     told = caption_sets(
-        task, out / "tuning" / "sets", sets, 0, load_captioner("toyland", device="cpu"), model,
+        task,
+        out / "tuning" / "sets",
+        sets,
+        0,
+        load_captioner("toyland", device="cpu"),
+        model,
         on_done=lambda _, done, total: bar("captioning", done, total, ""),
-    )  # fmt: skip
+    )
     say(f"   {told.whole} of {told.drawn} captioned, {told.true:.0%} of what they state is true")
     say("2. composing them, tuning an adapter on them")
     adapter, seconds = tune(

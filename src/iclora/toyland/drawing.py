@@ -69,21 +69,39 @@ class Pen:
         self.image = image
         self._draw = ImageDraw.Draw(image)
 
-    def oval(self, x: float, y: float, rx: float, ry: float, fill: Colour,
-             edge: Colour | None = None, width: float = 1.2) -> None:  # fmt: skip
+    def oval(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        fill: Colour,
+        edge: Colour | None = None,
+        width: float = 1.2,
+    ) -> None:
         """An ellipse around (x, y); its edge is drawn inside of it."""
         box = [(x - rx) * _UP, (y - ry) * _UP, (x + rx) * _UP, (y + ry) * _UP]
         self._draw.ellipse(box, fill, edge, round(width * _UP) if edge else 0)
 
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Colour,
-            round_: float = 0, edge: Colour | None = None, width: float = 1.2) -> None:  # fmt: skip
+    def box(
+        self,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        fill: Colour,
+        round_: float = 0,
+        edge: Colour | None = None,
+        width: float = 1.2,
+    ) -> None:
         corners = [v * _UP for v in (left, top, right, bottom)]
         self._draw.rounded_rectangle(
             corners, round_ * _UP, fill, edge, round(width * _UP) if edge else 0
         )
 
-    def shape(self, points: Sequence[Point], fill: Colour, edge: Colour | None = None,
-              width: float = 1.2) -> None:  # fmt: skip
+    def shape(
+        self, points: Sequence[Point], fill: Colour, edge: Colour | None = None, width: float = 1.2
+    ) -> None:
         scaled = [(x * _UP, y * _UP) for x, y in points]
         self._draw.polygon(scaled, fill)
         if edge:
@@ -142,9 +160,14 @@ def _night(shift: float) -> Pen:
 
 def _city(shift: float) -> Pen:
     pen = _sky((248, 200, 184), (252, 228, 208))
-    for left, top, width, shade in [(-3, 22, 13, 0.0), (9, 12, 12, 0.2), (22, 28, 11, 0.0),
-                                    (34, 16, 11, 0.2), (46, 24, 9, 0.0),
-                                    (55, 9, 13, 0.2)]:  # fmt: skip
+    for left, top, width, shade in [
+        (-3, 22, 13, 0.0),
+        (9, 12, 12, 0.2),
+        (22, 28, 11, 0.0),
+        (34, 16, 11, 0.2),
+        (46, 24, 9, 0.0),
+        (55, 9, 13, 0.2),
+    ]:
         tone = _mix((176, 132, 148), (140, 104, 134), shade * 3)
         pen.box(left + shift, top, left + shift + width, 65, tone)
         for y in range(top + 3, 52, 6):
@@ -157,23 +180,29 @@ def _city(shift: float) -> Pen:
 def _desert(shift: float) -> Pen:
     pen = _sky((250, 186, 128), (252, 222, 168))
     pen.oval(50 + shift, 18, 8, 8, (252, 236, 196))
-    pen.shape([(-8, 46), (14 + shift, 30), (40 + shift, 48), (72, 34), (72, 66), (-8, 66)],
-              (222, 150, 92))  # fmt: skip
+    pen.shape(
+        [(-8, 46), (14 + shift, 30), (40 + shift, 48), (72, 34), (72, 66), (-8, 66)], (222, 150, 92)
+    )
     pen.shape([(-8, 56), (30 + shift, 46), (72, 58), (72, 66), (-8, 66)], (196, 122, 76))
     return pen
 
 
 def _forest(shift: float) -> Pen:
     pen = _sky((206, 226, 206), (180, 210, 186))
-    for x, y, s, tone in [(2, 6, 1.0, 0.0), (20, 14, 0.8, 0.5), (40, 10, 0.9, 0.5),
-                          (60, 4, 1.05, 0.0)]:  # fmt: skip
+    for x, y, s, tone in [
+        (2, 6, 1.0, 0.0),
+        (20, 14, 0.8, 0.5),
+        (40, 10, 0.9, 0.5),
+        (60, 4, 1.05, 0.0),
+    ]:
         colour = _mix((62, 110, 92), (106, 152, 122), tone)
         pen.box(x - 1.4 + shift, y + 30 * s, x + 1.4 + shift, 62, (110, 84, 70))
         for k in range(3):
             half, top = (6 + 3.2 * k) * s, y + 11 * k * s
             foot = top + 16 * s
-            pen.shape([(x + shift - half, foot), (x + shift, top), (x + shift + half, foot)],
-                      colour)  # fmt: skip
+            pen.shape(
+                [(x + shift - half, foot), (x + shift, top), (x + shift + half, foot)], colour
+            )
     pen.oval(32, 72, 54, 20, (92, 130, 92))
     return pen
 
@@ -197,9 +226,15 @@ def _studio(shift: float) -> Pen:
 
 
 _SCENES: dict[str, Callable[[float], Pen]] = {
-    "meadow": _meadow, "beach": _beach, "night": _night, "city": _city, "desert": _desert,
-    "forest": _forest, "snow": _snow, "studio": _studio,
-}  # fmt: skip
+    "meadow": _meadow,
+    "beach": _beach,
+    "night": _night,
+    "city": _city,
+    "desert": _desert,
+    "forest": _forest,
+    "snow": _snow,
+    "studio": _studio,
+}
 
 
 @lru_cache(maxsize=256)
@@ -283,9 +318,20 @@ def _headwear(pen: Pen, what: str, x: float, y: float) -> None:
         pen.box(x - 12.5, y - 12.4, x + 12.5, y - 9.2, (52, 48, 66), 1.6)
     elif what == "crown":
         top = y - 23
-        pen.shape([(x - 9.5, y - 9.5), (x - 10.5, top), (x - 4.8, top + 6.5), (x, top - 2),
-                   (x + 4.8, top + 6.5), (x + 10.5, top), (x + 9.5, y - 9.5)],
-                  (250, 204, 72), (190, 138, 40), 1)  # fmt: skip
+        pen.shape(
+            [
+                (x - 9.5, y - 9.5),
+                (x - 10.5, top),
+                (x - 4.8, top + 6.5),
+                (x, top - 2),
+                (x + 4.8, top + 6.5),
+                (x + 10.5, top),
+                (x + 9.5, y - 9.5),
+            ],
+            (250, 204, 72),
+            (190, 138, 40),
+            1,
+        )
         for stone in (-5, 0, 5):
             pen.oval(x + stone, y - 12.6, 1.4, 1.4, (204, 66, 86))
     elif what == "beanie":
@@ -426,10 +472,12 @@ def _ring(n: int, r: float, inner: float, turn: float = -90) -> list[Point]:
     """A star of n points around the origin."""
     radii = (r, inner)
     return [
-        (radii[k % 2] * math.cos(math.radians(turn + 180 * k / n)),
-         radii[k % 2] * math.sin(math.radians(turn + 180 * k / n)))
+        (
+            radii[k % 2] * math.cos(math.radians(turn + 180 * k / n)),
+            radii[k % 2] * math.sin(math.radians(turn + 180 * k / n)),
+        )
         for k in range(2 * n)
-    ]  # fmt: skip
+    ]
 
 
 def _emblem(pen: Pen, shape: str, x: float, y: float, r: float, c: Colour, ground: Colour) -> None:
@@ -493,8 +541,23 @@ def _draw_emblem(t: Mapping[str, str], rng: random.Random) -> Image.Image:
         )
         x, y, r = 32 + dx, 40 + dy, 14.0
     elif t["carrier"] == "shirt":
-        pen.shape([(20, 8), (44, 8), (62, 20), (55, 32), (48, 27), (48, 61), (16, 61), (16, 27),
-                   (9, 32), (2, 20)], ware, line, 0.8)  # fmt: skip
+        pen.shape(
+            [
+                (20, 8),
+                (44, 8),
+                (62, 20),
+                (55, 32),
+                (48, 27),
+                (48, 61),
+                (16, 61),
+                (16, 27),
+                (9, 32),
+                (2, 20),
+            ],
+            ware,
+            line,
+            0.8,
+        )
         pen.oval(32, 8, 7, 5, (214, 206, 198))
         x, y, r = 32 + dx, 38 + dy, 12.5
     else:
@@ -624,8 +687,9 @@ def _draw_room(t: Mapping[str, str], rng: random.Random) -> Image.Image:
     pen = _canvas(_WALL)
     c = COLOURS[t["colour"]]
     _wall_and_floor(pen, t, c)
-    {"living room": _living_room, "bedroom": _bedroom, "kitchen": _kitchen,
-     "study": _study}[t["room"]](pen, c, rng.uniform(-1, 1))  # fmt: skip
+    {"living room": _living_room, "bedroom": _bedroom, "kitchen": _kitchen, "study": _study}[
+        t["room"]
+    ](pen, c, rng.uniform(-1, 1))
     return pen.image
 
 
@@ -689,9 +753,12 @@ def _study(pen: Pen, c: Colour, j: float) -> None:
 
 
 _TOPICS: dict[str, Callable[[Mapping[str, str], random.Random], Image.Image]] = {
-    "character": _draw_character, "emblem": _draw_emblem, "letter": _draw_letter,
-    "slide": _draw_slide, "room": _draw_room,
-}  # fmt: skip
+    "character": _draw_character,
+    "emblem": _draw_emblem,
+    "letter": _draw_letter,
+    "slide": _draw_slide,
+    "room": _draw_room,
+}
 
 
 class _Calm(random.Random):

@@ -29,7 +29,7 @@ from iclora.models.base import DiffusionModel
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.images import write_png
-from iclora.settings import TrainConfig
+from iclora.settings import TrainSettings
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
 from iclora.toyland.world import IDENTITY, TOPICS, Canvas, Panel, write_caption
@@ -80,9 +80,13 @@ _TOGETHER = 24
 
 
 def make(
-    model: DiffusionModel, task: Task, wishes: Sequence[_Wish], steps: int, adapter: Adapter | None,
+    model: DiffusionModel,
+    task: Task,
+    wishes: Sequence[_Wish],
+    steps: int,
+    adapter: Adapter | None,
     **how: Any,
-) -> list[GeneratedSet]:  # fmt: skip
+) -> list[GeneratedSet]:
     """The sets `iclora.making.generate` would make of these wishes, many at once: half the time.
 
     Args:
@@ -94,10 +98,19 @@ def make(
     for start in range(0, len(wishes), _TOGETHER):
         part = wishes[start : start + _TOGETHER]
         requests = [
-            prepare(model, w.text, recipe=recipe, adapter=adapter, layout=recipe.canvas,
-                    seed=w.seed, steps=steps, known=w.known, **how)[0]
+            prepare(
+                model,
+                w.text,
+                recipe=recipe,
+                adapter=adapter,
+                layout=recipe.canvas,
+                seed=w.seed,
+                steps=steps,
+                known=w.known,
+                **how,
+            )[0]
             for w in part
-        ]  # fmt: skip
+        ]
         texts = [model.encode_text(request.prompt) for request in requests]
         made += run_together(model, requests, [w.known for w in part], [{}] * len(part), texts)
     return made
@@ -129,8 +142,15 @@ def full_captions(model: DiffusionModel, task: Task, count: int, steps: int) -> 
     return Score(_mean(right), [m.composite for m in made])
 
 
-def generate_sets(model: DiffusionModel, task: Task, prompts: int, seeds: int, steps: int,
-                  adapter: Adapter | None, **how: Any) -> Score:  # fmt: skip
+def generate_sets(
+    model: DiffusionModel,
+    task: Task,
+    prompts: int,
+    seeds: int,
+    steps: int,
+    adapter: Adapter | None,
+    **how: Any,
+) -> Score:
     """Sets from prompts that leave the identity out: agreement, adherence, diversity.
 
     Args:
@@ -156,8 +176,9 @@ def generate_sets(model: DiffusionModel, task: Task, prompts: int, seeds: int, s
     return Score(figures, [m.composite for m in made], rows)
 
 
-def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
-                  adapter: Adapter | None, **how: Any) -> Score:  # fmt: skip
+def complete_sets(
+    model: DiffusionModel, task: Task, count: int, steps: int, adapter: Adapter | None, **how: Any
+) -> Score:
     """Sets completed from a true first panel with a held-out identity: what is carried over.
 
     Args:
@@ -187,7 +208,7 @@ def complete_sets(model: DiffusionModel, task: Task, count: int, steps: int,
     return Score(figures, [m.composite for m in made], rows)
 
 
-def tuning_config(base: str, task: Task, data: Path, out: Path, **settings: Any) -> TrainConfig:
+def tuning_config(base: str, task: Task, data: Path, out: Path, **settings: Any) -> TrainSettings:
     """Settings that fit toyland, where they differ from the paper's; `settings` win."""
     values = {
         "steps": 300,
@@ -203,7 +224,7 @@ def tuning_config(base: str, task: Task, data: Path, out: Path, **settings: Any)
         "preview_every": 0,
         "save_every": 1000,
     }
-    return TrainConfig(base=base, data=str(data), out=str(out), **{**values, **settings})
+    return TrainSettings(base=base, data=str(data), out=str(out), **{**values, **settings})
 
 
 def tune(
@@ -222,7 +243,7 @@ def tune(
         folder: where sets, composites and run go; must not hold the last two yet. Sets that are
             there already, in folder/sets, are taken as they are.
         on_step: called after every optimizer step.
-        settings: of `TrainConfig`, over the defaults that fit toyland.
+        settings: of `TrainSettings`, over the defaults that fit toyland.
     Returns: the adapter and the seconds its training took, encoding included.
     """
     if not (folder / "sets").exists():
@@ -307,9 +328,17 @@ def main() -> None:
             continue
         tuned = load_model(args.base, dtype=args.dtype)
         adapter, seconds = tune(
-            tuned, task, out / "tuning", sets=args.sets, steps=args.steps, lr=args.lr,
-            rank=args.rank, alpha=float(args.rank), batch=args.batch, micro_batch=args.batch,
-        )  # fmt: skip
+            tuned,
+            task,
+            out / "tuning",
+            sets=args.sets,
+            steps=args.steps,
+            lr=args.lr,
+            rank=args.rank,
+            alpha=float(args.rank),
+            batch=args.batch,
+            micro_batch=args.batch,
+        )
         row["tuning seconds"] = round(seconds, 1)
         keep(
             "adapter",

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.evaluate.metrics.base import Figures, Made, Metric
 from iclora.sets.recipe import Recipe
 from iclora.toyland.judge import agreement, diversity, read, stated_right
@@ -40,7 +40,7 @@ class Toyland(Metric):
 
     def check(self, recipe: Recipe) -> None:
         if recipe.name not in TASKS:
-            raise ConfigError(
+            raise SettingsError(
                 f'toyland has no sets of the recipe "{recipe.name}"',
                 f"It knows {', '.join(TASKS)}.",
             )

@@ -68,7 +68,7 @@ class Task:
 
     @property
     def resolution(self) -> int:
-        """What `TrainConfig.resolutions` needs for panels of their own size, px."""
+        """What `TrainSettings.resolutions` needs for panels of their own size, px."""
         width, height = ARRANGEMENTS[self.arrangement].size
         side = int((width * height) ** 0.5)
         return side if side**2 == width * height else side + 1
@@ -81,24 +81,63 @@ _PHOTO = {"style": "photo", "weather": "clear"}
 TASKS: dict[str, Task] = {
     task.recipe: task
     for task in (
-        Task("film-storyboard", "storyboard", "character", _LOOKS, ("scene", "position", "pose"),
-             (_CLEAR,) * 3, named=True),
-        Task("portrait-photography", "grid", "character", _LOOKS, ("scene", "pose"),
-             (_PHOTO,) * 4, opening="[FOUR-PANEL] Portraits", says_fixed=("style",)),
-        Task("portrait-illustration", "side by side", "character", (*_LOOKS, "pose", "position"),
-             ("scene",), (_PHOTO, {**_CLEAR, "scene": "studio"}), says_fixed=("style",)),
-        Task("sandstorm-effect", "stacked", "character", (*_LOOKS, "scene", "pose", "position"),
-             (), (_CLEAR, {"style": "flat", "weather": "sandstorm"}), says_fixed=("weather",)),
-        Task("visual-identity", "side by side", "emblem", ("shape", "colour"), ("carrier",),
-             ({"carrier": "paper"}, {})),
-        Task("font-design", "grid", "letter", ("colour", "stroke", "slant", "ground"), ("letter",),
-             ({},) * 4),
-        Task("ppt-template", "grid", "slide", ("colour", "motif", "ground"), ("slide",),
-             ({},) * 4),
-        Task("home-decoration", "grid", "room", ("colour", "wall", "floor"), ("room",),
-             ({},) * 4),
+        Task(
+            "film-storyboard",
+            "storyboard",
+            "character",
+            _LOOKS,
+            ("scene", "position", "pose"),
+            (_CLEAR,) * 3,
+            named=True,
+        ),
+        Task(
+            "portrait-photography",
+            "grid",
+            "character",
+            _LOOKS,
+            ("scene", "pose"),
+            (_PHOTO,) * 4,
+            opening="[FOUR-PANEL] Portraits",
+            says_fixed=("style",),
+        ),
+        Task(
+            "portrait-illustration",
+            "side by side",
+            "character",
+            (*_LOOKS, "pose", "position"),
+            ("scene",),
+            (_PHOTO, {**_CLEAR, "scene": "studio"}),
+            says_fixed=("style",),
+        ),
+        Task(
+            "sandstorm-effect",
+            "stacked",
+            "character",
+            (*_LOOKS, "scene", "pose", "position"),
+            (),
+            (_CLEAR, {"style": "flat", "weather": "sandstorm"}),
+            says_fixed=("weather",),
+        ),
+        Task(
+            "visual-identity",
+            "side by side",
+            "emblem",
+            ("shape", "colour"),
+            ("carrier",),
+            ({"carrier": "paper"}, {}),
+        ),
+        Task(
+            "font-design",
+            "grid",
+            "letter",
+            ("colour", "stroke", "slant", "ground"),
+            ("letter",),
+            ({},) * 4,
+        ),
+        Task("ppt-template", "grid", "slide", ("colour", "motif", "ground"), ("slide",), ({},) * 4),
+        Task("home-decoration", "grid", "room", ("colour", "wall", "floor"), ("room",), ({},) * 4),
     )
-}  # fmt: skip
+}
 """The tasks by recipe name."""
 
 
@@ -130,17 +169,21 @@ def draw_set(task: Task, rng: random.Random, *, unseen: bool = False) -> tuple[C
             own[first] = value
     elif task.topic == "emblem":
         traits[1]["carrier"] = rng.choice(("mug", "bag", "shirt", "sign"))
-    seeds = [rng.randrange(2**31)] * count if task.recipe == "sandstorm-effect" else [
-        rng.randrange(2**31) for _ in range(count)
-    ]  # fmt: skip
+    seeds = (
+        [rng.randrange(2**31)] * count
+        if task.recipe == "sandstorm-effect"
+        else [rng.randrange(2**31) for _ in range(count)]
+    )
     panels = tuple(Panel(task.topic, t, s) for t, s in zip(traits, seeds, strict=True))
     canvas = Canvas(task.arrangement, panels)
     caption = write_caption(
-        rng, canvas, [(*task.stated, *task.says_fixed)] * count,
+        rng,
+        canvas,
+        [(*task.stated, *task.says_fixed)] * count,
         prefix=load_recipe(task.recipe).prefix,
         name=rng.choice(NAMES) if task.named else "",
         opening=task.opening or None,
-    )  # fmt: skip
+    )
     return canvas, caption
 
 

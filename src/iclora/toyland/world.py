@@ -60,14 +60,12 @@ TRAITS: dict[str, tuple[str, ...]] = {
 """Every trait and its values."""
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "character": (
-        "kind", "colour", "headwear", "scene", "position", "pose", "style", "weather",
-    ),
+    "character": ("kind", "colour", "headwear", "scene", "position", "pose", "style", "weather"),
     "emblem": ("shape", "colour", "carrier"),
     "letter": ("letter", "colour", "stroke", "slant", "ground"),
     "slide": ("slide", "colour", "motif", "ground"),
     "room": ("room", "colour", "wall", "floor"),
-}  # fmt: skip
+}
 """What a panel can show, and the traits it then has."""
 
 IDENTITY: dict[str, tuple[str, ...]] = {
@@ -164,17 +162,30 @@ def draw_traits(rng: random.Random, topic: str) -> dict[str, str]:
 
 _TOPIC_SHARES = {"character": 0.5, "emblem": 0.12, "letter": 0.18, "slide": 0.08, "room": 0.12}
 _ARRANGEMENT_SHARES = {
-    "character": {"single": 0.2, "side by side": 0.18, "stacked": 0.14, "storyboard": 0.34,
-                  "grid": 0.14},
-    "emblem": {"single": 0.2, "side by side": 0.6, "stacked": 0.05, "storyboard": 0.05,
-               "grid": 0.1},
-    "letter": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
-               "grid": 0.6},
-    "slide": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
-               "grid": 0.6},
-    "room": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05,
-               "grid": 0.6},
-}  # fmt: skip
+    "character": {
+        "single": 0.2,
+        "side by side": 0.18,
+        "stacked": 0.14,
+        "storyboard": 0.34,
+        "grid": 0.14,
+    },
+    "emblem": {
+        "single": 0.2,
+        "side by side": 0.6,
+        "stacked": 0.05,
+        "storyboard": 0.05,
+        "grid": 0.1,
+    },
+    "letter": {
+        "single": 0.2,
+        "side by side": 0.1,
+        "stacked": 0.05,
+        "storyboard": 0.05,
+        "grid": 0.6,
+    },
+    "slide": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05, "grid": 0.6},
+    "room": {"single": 0.2, "side by side": 0.1, "stacked": 0.05, "storyboard": 0.05, "grid": 0.6},
+}
 
 
 def _weighted(rng: random.Random, shares: Mapping[str, float]) -> str:
@@ -221,12 +232,21 @@ def draw_canvas(
 
 _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "kind": {
-        "cat": ("cat", "kitten"), "rabbit": ("rabbit", "bunny", "hare"), "bear": ("bear",),
-        "elephant": ("elephant",), "frog": ("frog",), "bird": ("bird", "chick"),
+        "cat": ("cat", "kitten"),
+        "rabbit": ("rabbit", "bunny", "hare"),
+        "bear": ("bear",),
+        "elephant": ("elephant",),
+        "frog": ("frog",),
+        "bird": ("bird", "chick"),
     },
     "colour": {
-        "red": ("red",), "orange": ("orange",), "yellow": ("yellow",), "green": ("green",),
-        "blue": ("blue",), "purple": ("purple", "violet"), "pink": ("pink",),
+        "red": ("red",),
+        "orange": ("orange",),
+        "yellow": ("yellow",),
+        "green": ("green",),
+        "blue": ("blue",),
+        "purple": ("purple", "violet"),
+        "pink": ("pink",),
         "grey": ("grey", "gray"),
     },
     "headwear": {
@@ -268,12 +288,16 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {name: (name,) for name in TRAITS["shape"]},
     "carrier": {
         "paper": ("on paper", "on a plain sheet", "large and alone"),
-        "mug": ("on a mug", "printed on a cup"), "bag": ("on a bag", "on a tote bag"),
-        "shirt": ("on a shirt", "printed on a shirt"), "sign": ("on a sign", "on a shop sign"),
+        "mug": ("on a mug", "printed on a cup"),
+        "bag": ("on a bag", "on a tote bag"),
+        "shirt": ("on a shirt", "printed on a shirt"),
+        "sign": ("on a sign", "on a shop sign"),
     },
     "letter": {name: (f'"{name}"',) for name in TRAITS["letter"]},
     "stroke": {
-        "thin": ("thin", "fine"), "bold": ("bold", "heavy"), "outlined": ("outlined", "hollow"),
+        "thin": ("thin", "fine"),
+        "bold": ("bold", "heavy"),
+        "outlined": ("outlined", "hollow"),
     },
     "slant": {"upright": ("upright",), "slanted": ("slanted", "italic")},
     "ground": {name: (f"on {name}", f"on a {name} ground") for name in TRAITS["ground"]},
@@ -304,37 +328,66 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "tiles": ("over chequered tiles", "on a tiled floor"),
         "carpet": ("over a soft carpet", "on a carpet"),
     },
-}  # fmt: skip
+}
 
 NAMES = (
-    "Mira", "Anselm", "Toni", "Juna", "Bo", "Lio", "Enna", "Rafi", "Sol", "Kato", "Nele", "Ida",
-)  # fmt: skip
+    "Mira",
+    "Anselm",
+    "Toni",
+    "Juna",
+    "Bo",
+    "Lio",
+    "Enna",
+    "Rafi",
+    "Sol",
+    "Kato",
+    "Nele",
+    "Ida",
+)
 
 _CUES: dict[str, dict[str, tuple[str, ...]]] = {
     "same": {
-        "character": ("the same character in every picture", "always the same character",
-                      "one and the same character throughout"),
+        "character": (
+            "the same character in every picture",
+            "always the same character",
+            "one and the same character throughout",
+        ),
         "emblem": ("the same logo each time", "always the same logo"),
         "letter": ("all in the same typeface", "always the same typeface"),
         "slide": ("all from the same deck", "always the same template"),
         "room": ("all in the same home", "always the same style"),
     },
-    "storm": {"character": ("the same picture before and in a sandstorm",
-                            "the same scene, then the storm")},
-    "drawn": {"character": ("the same character as a photograph and as a drawing",
-                            "the same character, photographed and drawn")},
-}  # fmt: skip
+    "storm": {
+        "character": (
+            "the same picture before and in a sandstorm",
+            "the same scene, then the storm",
+        )
+    },
+    "drawn": {
+        "character": (
+            "the same character as a photograph and as a drawing",
+            "the same character, photographed and drawn",
+        )
+    },
+}
 """What a caption says where panels are related. Without it they are independent, mostly: that is
 how the base knows panels and can be consistent, but is not unless it is told."""
 
 _OPENINGS: dict[str, tuple[str, ...]] = {
-    "character": ("A little story", "Pictures of animals", "A few scenes", "Friendly pictures",
-                  "A day outside", "Portraits", "A short tale"),
+    "character": (
+        "A little story",
+        "Pictures of animals",
+        "A few scenes",
+        "Friendly pictures",
+        "A day outside",
+        "Portraits",
+        "A short tale",
+    ),
     "emblem": ("A brand", "A logo and its use", "Pictures of a brand", "A small company"),
     "letter": ("Letters", "A typeface", "Samples of lettering"),
     "slide": ("A slide deck", "Slides", "A presentation template"),
     "room": ("Rooms", "A home", "Pictures of rooms", "A small flat"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -368,8 +421,13 @@ class _Writer:
         return self._rng.choice(_WORDS[trait][value])
 
     def clause(self, topic: str, said: Mapping[str, str]) -> str:
-        return {"character": self._character, "emblem": self._emblem, "letter": self._letter,
-                "slide": self._slide, "room": self._room}[topic](said)  # fmt: skip
+        return {
+            "character": self._character,
+            "emblem": self._emblem,
+            "letter": self._letter,
+            "slide": self._slide,
+            "room": self._room,
+        }[topic](said)
 
     def _character(self, said: Mapping[str, str]) -> str:
         rng = self._rng
@@ -457,8 +515,10 @@ def write_caption(
     topic = canvas.panels[0].topic
     writer = _Writer(rng, name)
     markers = ARRANGEMENTS[canvas.arrangement].markers
-    own = [{t: p.traits[t] for t in TOPICS[topic] if t in chosen}
-           for p, chosen in zip(canvas.panels, said, strict=True)]  # fmt: skip
+    own = [
+        {t: p.traits[t] for t in TOPICS[topic] if t in chosen}
+        for p, chosen in zip(canvas.panels, said, strict=True)
+    ]
     common = {t: canvas.panels[0].traits[t] for t in TOPICS[topic] if t in shared}
     clauses = [writer.clause(topic, traits) for traits in own]
     everything = tuple({**common, **traits} for traits in own)
@@ -520,11 +580,14 @@ def draw_caption(rng: random.Random, canvas: Canvas) -> Caption:
             chosen.discard("style")
     named = topic == "character" and count > 1 and rng.random() < 0.5
     return write_caption(
-        rng, canvas, said, shared,
+        rng,
+        canvas,
+        said,
+        shared,
         cue=rng.random() < 0.92,
         prefix=rng.choice(_PREFIXES) if rng.random() < 0.3 else "",
         name=rng.choice(NAMES) if named else "",
-    )  # fmt: skip
+    )
 
 
 def idea_of(rng: random.Random, topic: str, said: Mapping[str, str]) -> str:

@@ -24,7 +24,7 @@ from iclora.adapter.lora import attach
 from iclora.models.attention import Attend, blockwise
 from iclora.models.outline import META, Batch, FluxOutline, Streams
 from iclora.models.quantize import Frozen
-from iclora.settings import TrainConfig
+from iclora.settings import TrainSettings
 
 __all__ = ["Costs", "Kernels", "Ledger", "Share"]
 
@@ -212,7 +212,7 @@ class Costs:
         kernels: of the device it will run on.
     """
 
-    def __init__(self, outline: FluxOutline, config: TrainConfig, kernels: Kernels) -> None:
+    def __init__(self, outline: FluxOutline, config: TrainSettings, kernels: Kernels) -> None:
         self.outline, self.config, self.kernels = outline, config, kernels
         self._attend: Attend = blockwise if kernels == "cpu" else _fused
         self._shares: dict[tuple[Batch, int, bool], Share] = {}
@@ -334,7 +334,7 @@ class Costs:
 
     def loading(self) -> int:
         """Bytes at the peak of bringing the denoiser to the device, layer by layer."""
-        if self.outline.precision == "base":
+        if self.outline.precision == "full":
             return self.weights
         widest = max(
             (m for m in self.outline.whole(1, 1).modules() if isinstance(m, nn.Linear)),

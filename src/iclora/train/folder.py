@@ -29,7 +29,7 @@ from iclora.adapter.lora import Adapter, AdapterInfo, attach, fold
 from iclora.errors import RunError
 from iclora.files import append_line, replacing, storage_error, write_bytes, write_text
 from iclora.models.base import DiffusionModel
-from iclora.settings import TrainConfig
+from iclora.settings import TrainSettings
 from iclora.train.cache import EncodedSet
 from iclora.train.validation import Validation, best_step, plot_validation
 
@@ -51,7 +51,7 @@ class TrainState:
     step: int = 0
 
     @classmethod
-    def fresh(cls, model: DiffusionModel, config: TrainConfig) -> TrainState:
+    def fresh(cls, model: DiffusionModel, config: TrainSettings) -> TrainState:
         """A new LoRA on the base, at step 0."""
         live = attach(
             model, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed
@@ -116,7 +116,7 @@ class RunFolder:
         base: fingerprint of the base.
     """
 
-    config: TrainConfig
+    config: TrainSettings
     info: AdapterInfo
     data: str
     base: str

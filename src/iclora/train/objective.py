@@ -15,7 +15,7 @@ from torch import Tensor
 from iclora.models import flow
 from iclora.models.base import DiffusionModel, Given, Text
 from iclora.sets.layout import Layout, token_mask
-from iclora.settings import TrainConfig
+from iclora.settings import TrainSettings
 from iclora.train.cache import Encoded, EncodedSet
 
 __all__ = ["Sample", "accumulate", "draw_given", "schedule"]
@@ -54,7 +54,7 @@ def accumulate(
     model: DiffusionModel,
     encoded: Encoded,
     samples: Sequence[Sample],
-    config: TrainConfig,
+    config: TrainSettings,
     total: int | None = None,
 ) -> float:
     """Add the gradient of the samples' mean loss to the LoRA parameters.
@@ -88,7 +88,7 @@ def accumulate(
 
 
 def draw_given(
-    rng: torch.Generator, config: TrainConfig, panels: int, usual: tuple[int, ...]
+    rng: torch.Generator, config: TrainSettings, panels: int, usual: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Which panels of a sample are given, counted from 0; none in joint training.
 
@@ -108,7 +108,7 @@ def _losses(
     encoded: Encoded,
     samples: Sequence[tuple[Sample, Tensor]],
     layout: Layout,
-    config: TrainConfig,
+    config: TrainSettings,
 ) -> Tensor:
     """Loss of each sample, (B,).
 
@@ -141,14 +141,14 @@ def _losses(
 
 
 def _draw_level(
-    model: DiffusionModel, config: TrainConfig, tokens: int, rng: torch.Generator
+    model: DiffusionModel, config: TrainSettings, tokens: int, rng: torch.Generator
 ) -> Tensor:
     sigma = flow.draw_sigma(rng, config.sigma_mean, config.sigma_std)
     return flow.shift(sigma, model.shift_mu(tokens)) if config.shift == "resolution" else sigma
 
 
 def _draw_text(
-    entry: EncodedSet, encoded: Encoded, config: TrainConfig, rng: torch.Generator
+    entry: EncodedSet, encoded: Encoded, config: TrainSettings, rng: torch.Generator
 ) -> Text:
     dropped = float(torch.rand(1, generator=rng)) < config.caption_dropout
     return encoded.empty if dropped else entry.text()

@@ -18,14 +18,14 @@ from typing import Any
 import tomli_w
 import torch
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
 from iclora.models.outline import OUTLINES, Batch, outline_of
 from iclora.models.registry import pick_device, pick_dtype
 from iclora.sets.dataset import check_dataset, open_dataset, training_layouts
 from iclora.sets.recipe import load_recipe
-from iclora.settings import Precision, TrainConfig
+from iclora.settings import Precision, TrainSettings
 from iclora.train.costs import Costs, Kernels
 
 __all__ = ["Canvases", "Card", "Plan", "choose", "find_canvases", "find_card", "plan_run"]
@@ -40,7 +40,7 @@ _CONTEXT, _UNUSED = 0.6 * GB, 0.03
 # trainers reach 26% (torchtitan, all weights, not compiled); nothing here was measured on a GPU.
 _EFFICIENCY = (0.25, 0.6)
 
-_ORDER: tuple[Precision, ...] = ("base", "int8", "nf4")
+_ORDER: tuple[Precision, ...] = ("full", "int8", "nf4")
 """From the most exact to the smallest; fp8 needs a card that has it, so only who asks gets it."""
 
 
@@ -92,7 +92,7 @@ class Plan:
         seconds: a step takes, least and most; None for a card that is not here.
     """
 
-    config: TrainConfig
+    config: TrainSettings
     card: Card
     canvases: Canvases
     phases: dict[str, int]
@@ -111,17 +111,19 @@ class Plan:
         where = f"on {card.device}" if card.device else "for a CUDA card that is not here"
         outline = " (its architecture as it ships with iclora)" if self.built_in else ""
         phases = ", ".join(f"{name} {_gb(size)}" for name, size in self.phases.items())
-        return "\n".join((
-            f"plan         {_gb(card.memory)} GB {where}, {str(card.dtype)[6:]}",
-            f"base         {config.base}{outline}",
-            f"canvases     {_span(sizes)}: {self.canvases.source}",
-            f"precision    {config.precision}",
-            f"recompute    {self.recomputed} of {self.blocks} blocks",
-            f"micro_tokens {config.micro_tokens} ({self.groups})",
-            f"peak memory  {_gb(self.peak)} GB of {_gb(card.usable)} that can be filled: "
-            f"{phases}",
-            f"time         {self._time()}",
-        ))  # fmt: skip
+        return "\n".join(
+            (
+                f"plan         {_gb(card.memory)} GB {where}, {str(card.dtype)[6:]}",
+                f"base         {config.base}{outline}",
+                f"canvases     {_span(sizes)}: {self.canvases.source}",
+                f"precision    {config.precision}",
+                f"recompute    {self.recomputed} of {self.blocks} blocks",
+                f"micro_tokens {config.micro_tokens} ({self.groups})",
+                f"peak memory  {_gb(self.peak)} GB of {_gb(card.usable)} that can be filled: "
+                f"{phases}",
+                f"time         {self._time()}",
+            )
+        )
 
     def _time(self) -> str:
         if self.seconds is None:
@@ -136,9 +138,8 @@ class Plan:
 
     def run_file(self) -> str:
         """A run file with the chosen settings and all that are not the defaults."""
-        shown = {"resolutions", "precision", "micro_tokens"}
-        chosen = self.config.model_dump(mode="json", include=shown)
-        own = self.config.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        own = self.config.table(exclude_defaults=True)
+        chosen = self.config.table(include={"resolutions", "precision", "micro_tokens"})
         about = (
             f"# Chosen by `iclora plan` for {self.card.memory / GB:g} GB, "
             f"{_span(self.canvases.distinct)}: predicted peak {_gb(self.peak)} GB.\n"
@@ -159,14 +160,14 @@ def _span(sizes: Sequence[tuple[int, int]]) -> str:
 # -- what a run is ------------------------------------------------------------------------------
 
 
-def plan_run(config: TrainConfig, *, here: bool) -> Plan:
+def plan_run(config: TrainSettings, *, here: bool) -> Plan:
     """Choose what the run file leaves open.
 
     Args:
         config: the settings; `vram` says how much there is, auto or None asks the device.
         here: whether the run is to take place on this machine; otherwise a `vram` in GB may stand
             for a card that this machine has not.
-    Raises: ConfigError if nothing fits, saying by how much; ModelError, DatasetError.
+    Raises: SettingsError if nothing fits, saying by how much; ModelError, DatasetError.
     """
     card = find_card(config, here)
     outline = OUTLINES.get(config.base)
@@ -176,11 +177,11 @@ def plan_run(config: TrainConfig, *, here: bool) -> Plan:
     return replace(found, built_in=outline is not None)
 
 
-def find_card(config: TrainConfig, here: bool) -> Card:
-    """The card of `config.vram` and `config.device`. Raises: ConfigError."""
+def find_card(config: TrainSettings, here: bool) -> Card:
+    """The card of `config.vram` and `config.device`. Raises: SettingsError."""
     vram = None if config.vram == "auto" else config.vram
     if vram is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
+        raise SettingsError(
             "several processes could find different memory and plan differently",
             "Give --vram in GB, that of the smallest card.",
         )
@@ -189,7 +190,7 @@ def find_card(config: TrainConfig, here: bool) -> Card:
     if away and torch.cuda.is_available():
         away = False
     if device.type == "mps":
-        raise ConfigError(
+        raise SettingsError(
             "what a run takes on MPS cannot be counted yet",
             "Leave --vram away and choose --precision and --recompute yourself.",
         )
@@ -206,12 +207,12 @@ def _memory(device: torch.device) -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError) as error:
-        raise ConfigError(
+        raise SettingsError(
             "this machine does not say how much memory is free", "Give --vram in GB."
         ) from error
 
 
-def find_canvases(config: TrainConfig, grid: int) -> Canvases:
+def find_canvases(config: TrainSettings, grid: int) -> Canvases:
     """Those of the dataset; before it is there those of the recipe, or squares.
 
     Raises: DatasetError, RecipeError.
@@ -231,7 +232,7 @@ def find_canvases(config: TrainConfig, grid: int) -> Canvases:
     layouts = (training_layouts(canvas, panels, wanted, grid, upscale) for panels in sizes)
     found = tuple(tuple((each.width, each.height) for each in own) for own in layouts)
     if not found:
-        raise ConfigError(f"{config.data} holds no set that can be read", "`iclora check` it.")
+        raise SettingsError(f"{config.data} holds no set that can be read", "`iclora check` it.")
     return Canvases(found, source)
 
 
@@ -239,10 +240,10 @@ def find_canvases(config: TrainConfig, grid: int) -> Canvases:
 
 
 def choose(
-    config: TrainConfig,
+    config: TrainSettings,
     model: DiffusionModel,
     card: Card,
-    canvases_of: Callable[[TrainConfig], Canvases],
+    canvases_of: Callable[[TrainSettings], Canvases],
 ) -> Plan:
     """The most exact precision that fits, then the fewest recomputed blocks, then the largest
     micro-batches. What the user set is left as it is.
@@ -250,7 +251,7 @@ def choose(
     Args:
         model: the base, opened without its weights.
         canvases_of: the canvases of a run with these settings.
-    Raises: ConfigError if nothing fits.
+    Raises: SettingsError if nothing fits.
     """
     canvases = canvases_of(config)
     kinds = (config.precision,) if "precision" in config.model_fields_set else _ORDER
@@ -265,9 +266,13 @@ class _Trial:
     """A run in one precision."""
 
     def __init__(
-        self, config: TrainConfig, model: DiffusionModel, card: Card, canvases: Canvases,
+        self,
+        config: TrainSettings,
+        model: DiffusionModel,
+        card: Card,
+        canvases: Canvases,
         precision: Precision,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.model, self.card, self.canvases = config, model, card, canvases
         self.precision = precision
         self.costs = Costs(outline_of(model, card.dtype, precision), config, card.kernels)
@@ -285,8 +290,12 @@ class _Trial:
         """Bytes of all that is not a step."""
         width, height = self.canvases.distinct[-1]
         costs, side = self.costs, round(self.config.preview_resolution / 16) * 16
-        found = {"captions": costs.text(), "pictures": costs.images(width, height),
-                 "loading": costs.loading(), "optimizer": costs.optimizer()}  # fmt: skip
+        found = {
+            "captions": costs.text(),
+            "pictures": costs.images(width, height),
+            "loading": costs.loading(),
+            "optimizer": costs.optimizer(),
+        }
         if self.config.preview_every:
             found["previews"] = costs.preview(side, side)
         return found
@@ -314,8 +323,12 @@ class _Trial:
         def load(size: tuple[int, int]) -> Batch:
             one = self._tokens(Batch(1, *size))
             many = max(self.config.micro_batch, micro_tokens // one)
-            return Batch(min(many, self.config.batch), *size, self.config.conditional > 0,
-                         self.config.isolate_given)  # fmt: skip
+            return Batch(
+                min(many, self.config.batch),
+                *size,
+                self.config.conditional > 0,
+                self.config.isolate_given,
+            )
 
         return load
 
@@ -340,16 +353,27 @@ class _Trial:
     def plan(self) -> Plan:
         self.micro_tokens = self._largest_groups()
         phases = {**self.beside, "training": self.peak()}
-        update: dict[str, Any] = {"precision": self.precision, "recompute": self.recompute,
-                                  "micro_tokens": self.micro_tokens}  # fmt: skip
+        update: dict[str, Any] = {
+            "precision": self.precision,
+            "recompute": self.recompute,
+            "micro_tokens": self.micro_tokens,
+        }
         config = self.config.model_copy(update={**update, "vram": None})
         sizes = self.canvases.distinct
         ends = dict.fromkeys((sizes[0], sizes[-1]))
         groups = ", ".join(
             f"{self._load(self.micro_tokens)(size).count} of {size[0]}x{size[1]}" for size in ends
         )
-        return Plan(config, self.card, self.canvases, phases, self.recompute, self.model.blocks,
-                    f"at a time {groups}", self._seconds())  # fmt: skip
+        return Plan(
+            config,
+            self.card,
+            self.canvases,
+            phases,
+            self.recompute,
+            self.model.blocks,
+            f"at a time {groups}",
+            self._seconds(),
+        )
 
     def _seconds(self) -> tuple[float, float] | None:
         """Of a step: FLOPs over this device's speed."""
@@ -400,7 +424,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 # -- where nothing fits -------------------------------------------------------------------------
 
 
-def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases]) -> ConfigError:
+def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainSettings], Canvases]) -> SettingsError:
     card, config = trial.card, trial.config
     have = f"the {_gb(card.usable)} GB that {card.memory / GB:.4g} GB leave for tensors"
     name, most = max(trial.beside.items(), key=lambda item: item[1])
@@ -411,13 +435,13 @@ def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases])
             "pictures": "Use smaller --resolutions.",
             "previews": "Use a smaller --preview-resolution, or --preview-every 0.",
         }
-        return ConfigError(
+        return SettingsError(
             f"nothing fits: {name} alone take {_gb(most)} GB in {trial.precision}, "
             f"{_gb(most - card.usable)} GB more than {have}",
             advice.get(name, "Use a smaller --precision or --rank, or a larger card."),
         )
     width, height = trial.canvases.distinct[-1]
-    return ConfigError(
+    return SettingsError(
         f"nothing fits: {trial.precision} with {trial.recompute} of {trial.model.blocks} blocks "
         f"recomputed takes {_gb(takes)} GB at {width}x{height}, "
         f"{_gb(takes - card.usable)} GB more than {have}",
@@ -426,7 +450,7 @@ def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases])
 
 
 def _smaller(
-    trial: _Trial, canvases_of: Callable[[TrainConfig], Canvases], config: TrainConfig
+    trial: _Trial, canvases_of: Callable[[TrainSettings], Canvases], config: TrainSettings
 ) -> str:
     """Resolutions that would fit; or which settings stand in the way."""
     own = {"precision", "recompute", "gradient_checkpointing", "micro_batch", "micro_tokens"}

@@ -22,13 +22,13 @@ import torch
 from torch import nn
 
 from iclora.adapter.lora import AdapterInfo
-from iclora.errors import ConfigError, DatasetError, RunError
+from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.files import write_text
 from iclora.models.base import DiffusionModel
 from iclora.models.flux.forward import COMPILED_SHAPES
 from iclora.sets.dataset import Dataset, SetReport, check_dataset, open_dataset, typical_layout
 from iclora.sets.recipe import Recipe, recipe_names
-from iclora.settings import TrainConfig, read_config
+from iclora.settings import TrainSettings, read_settings
 from iclora.train.cache import Encoded, EncodedSet, Progress, encode_dataset
 from iclora.train.folder import RunFolder, TrainState
 from iclora.train.objective import Sample, accumulate, schedule
@@ -38,10 +38,28 @@ from iclora.train.workers import Workers
 __all__ = ["RunResult", "StepReport", "resume_config", "train"]
 
 # What a resumed run may change; the second kind ends its equality with an unstopped one.
-_FREE = {"steps", "save_every", "keep", "preview_every", "preview_prompts", "preview_resolution",
-         "trackers"}  # fmt: skip
-_TELLING = {"lr", "grad_clip", "micro_batch", "micro_tokens", "gradient_checkpointing", "recompute",
-            "compile", "precision", "shard", "device", "save_dtype"}  # fmt: skip
+_FREE = {
+    "steps",
+    "save_every",
+    "keep",
+    "preview_every",
+    "preview_prompts",
+    "preview_resolution",
+    "trackers",
+}
+_TELLING = {
+    "lr",
+    "grad_clip",
+    "micro_batch",
+    "micro_tokens",
+    "gradient_checkpointing",
+    "recompute",
+    "compile",
+    "precision",
+    "shard",
+    "device",
+    "save_dtype",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class RunResult:
 
 
 def train(
-    config: TrainConfig,
+    config: TrainSettings,
     model: DiffusionModel,
     *,
     resume: bool = False,
@@ -107,13 +125,13 @@ def train(
             share a base must all draw; one of them writes.)
         warn: called with anything the user should know that does not stop the run.
     Returns: how it ended.
-    Raises: ConfigError for `config.vram`, which `iclora.train.plan` turns into settings;
+    Raises: SettingsError for `config.vram`, which `iclora.train.plan` turns into settings;
         DatasetError with every problem `check` finds, before anything is encoded; RunError if
         the folder holds another run, there is nothing to resume, or the loss is not finite;
         StorageError.
     """
     if config.vram is not None:
-        raise ConfigError(
+        raise SettingsError(
             "vram is a wish, and the settings that meet it are still to be chosen",
             "Train with the config of `iclora.train.plan.plan_run(config, here=True)`.",
         )
@@ -157,8 +175,18 @@ def train(
         _interruptible() as interrupted,
         _tracking(config, run.path, state.step, workers.main) as track,
     ):
-        loop = _Loop(run, model, encoded, state, workers, run.validation(held, encoded.sets),
-                     interrupted, on_step, preview, track)  # fmt: skip
+        loop = _Loop(
+            run,
+            model,
+            encoded,
+            state,
+            workers,
+            run.validation(held, encoded.sets),
+            interrupted,
+            on_step,
+            preview,
+            track,
+        )
         finished = loop.run_to_end()
     if finished and workers.main:
         run.finish(state)
@@ -166,7 +194,7 @@ def train(
     return RunResult(run.path, state.step, finished, run.best_step())
 
 
-def _check_shares(config: TrainConfig, workers: Workers, model: DiffusionModel) -> None:
+def _check_shares(config: TrainSettings, workers: Workers, model: DiffusionModel) -> None:
     """Raises: RunError if a base cannot be spread as it is asked for."""
     if not config.shard:
         return
@@ -185,7 +213,7 @@ def _check_shares(config: TrainConfig, workers: Workers, model: DiffusionModel) 
 
 
 def _further(
-    config: TrainConfig, dataset: Dataset, model: DiffusionModel, warn: Callable[[str], None]
+    config: TrainSettings, dataset: Dataset, model: DiffusionModel, warn: Callable[[str], None]
 ) -> Dataset | None:
     """The sets of `config.validation`, checked as those that are trained on."""
     if config.validation is None:
@@ -202,15 +230,25 @@ def _further(
 
 
 def _encode(
-    config: TrainConfig, model: DiffusionModel, dataset: Dataset, further: Dataset | None,
-    folder: Path, progress: Progress | None,
-) -> tuple[Encoded, list[EncodedSet]]:  # fmt: skip
+    config: TrainSettings,
+    model: DiffusionModel,
+    dataset: Dataset,
+    further: Dataset | None,
+    folder: Path,
+    progress: Progress | None,
+) -> tuple[Encoded, list[EncodedSet]]:
     """The sets to train on and those to measure on; encoders are freed behind the last."""
     cache = Path(config.cache) if config.cache else folder / "cache"
 
     def encode(data: Dataset) -> Encoded:
-        return encode_dataset(model, data, resolutions=config.resolutions,
-                              upscale=config.upscale, folder=cache, progress=progress)  # fmt: skip
+        return encode_dataset(
+            model,
+            data,
+            resolutions=config.resolutions,
+            upscale=config.upscale,
+            folder=cache,
+            progress=progress,
+        )
 
     found = encode(dataset)
     if further:
@@ -236,9 +274,12 @@ def _tell_shapes(encoded: Encoded, warn: Callable[[str], None]) -> None:
 
 
 def _restore(
-    run: RunFolder, state: TrainState, model: DiffusionModel, workers: Workers,
+    run: RunFolder,
+    state: TrainState,
+    model: DiffusionModel,
+    workers: Workers,
     warn: Callable[[str], None],
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Take up the newest whole checkpoint, the main process first: it sets damaged ones aside."""
     if not workers.main:
         workers.wait()
@@ -262,12 +303,12 @@ def _refuse_taken(folder: Path) -> None:
 
 def resume_config(
     folder: str | Path, overrides: dict[str, Any], warn: Callable[[str], None] | None = None
-) -> TrainConfig:
+) -> TrainSettings:
     """The settings of the run in `folder`, with those changed that a resumed run may change.
 
     Args:
         warn: told of changes after which the run is no longer what it would have been unstopped.
-    Raises: RunError for a setting that would make it another run; ConfigError.
+    Raises: RunError for a setting that would make it another run; SettingsError.
     """
     path = Path(folder, "config.toml")
     if not path.is_file():
@@ -281,11 +322,11 @@ def resume_config(
     telling = sorted(set(overrides) & _TELLING)
     if telling and warn:
         warn(f"with another {', '.join(telling)} the result differs from an unstopped run's")
-    return read_config(path, {**overrides, "out": str(folder)})
+    return read_settings(TrainSettings, path, {**overrides, "out": str(folder)})
 
 
 def _check(
-    dataset: Dataset, model: DiffusionModel, config: TrainConfig, warn: Callable[[str], None]
+    dataset: Dataset, model: DiffusionModel, config: TrainSettings, warn: Callable[[str], None]
 ) -> list[SetReport]:
     found = check_dataset(
         dataset,
@@ -309,18 +350,22 @@ def _check(
     return reports
 
 
-def _anywhere(config: TrainConfig, model: DiffusionModel) -> TrainConfig:
+def _anywhere(config: TrainSettings, model: DiffusionModel) -> TrainSettings:
     """The settings with absolute paths, so that the run is resumed from any folder."""
     # A recipe's name stays a name, even where a folder is called like it.
     own = config.recipe is not None and config.recipe not in recipe_names()
-    paths = {"data": config.data, "validation": config.validation, "cache": config.cache,
-             "recipe": config.recipe if own else None}  # fmt: skip
+    paths = {
+        "data": config.data,
+        "validation": config.validation,
+        "cache": config.cache,
+        "recipe": config.recipe if own else None,
+    }
     found = {key: str(Path(path).resolve()) for key, path in paths.items() if path}
     return config.model_copy(update={**found, "base": model.name})
 
 
 def _describe(
-    config: TrainConfig, model: DiffusionModel, dataset: Dataset, reports: Sequence[SetReport]
+    config: TrainSettings, model: DiffusionModel, dataset: Dataset, reports: Sequence[SetReport]
 ) -> AdapterInfo:
     layout = typical_layout(dataset.recipe.canvas, [r.sizes for r in reports], model.grid)
     return AdapterInfo(
@@ -412,7 +457,7 @@ class _Loop:
         self.track({"held out": found.loss}, self.state.step)
 
 
-def apply_step(state: TrainState, config: TrainConfig, loss: float) -> float:
+def apply_step(state: TrainState, config: TrainSettings, loss: float) -> float:
     """Clip the gradient and apply it.
 
     Returns: the loss, or the norm of the gradient if that is not finite; no weight has been
@@ -466,16 +511,17 @@ Track = Callable[[dict[str, float], int], None]
 
 
 @contextmanager
-def _tracking(config: TrainConfig, folder: Path, step: int, main: bool) -> Iterator[Track]:
+def _tracking(config: TrainSettings, folder: Path, step: int, main: bool) -> Iterator[Track]:
     """TensorBoard, W&B or trackio, through accelerate, as far as they are wanted and installed.
 
     Args:
         step: of the run so far; what TensorBoard holds behind it is taken again.
     """
     names = [
-        name for name in config.trackers
+        name
+        for name in config.trackers
         if name != "tensorboard" or importlib.util.find_spec("tensorboard")
-    ]  # fmt: skip
+    ]
     if not names or not main:
         yield lambda _values, _step: None
         return

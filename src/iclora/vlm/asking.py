@@ -54,8 +54,9 @@ def ask_about(recipe: Recipe, pictures: Sequence[Image.Image], limit: int) -> As
         if len(pictures) == count
         else f"You see one canvas of {count} panels, in reading order {' '.join(recipe.markers)}."
     )
-    return Ask(f"{sent}\n{recipe.instruction.strip()}\n{_rules(limit)}", tuple(pictures),
-               recipe.markers)  # fmt: skip
+    return Ask(
+        f"{sent}\n{recipe.instruction.strip()}\n{_rules(limit)}", tuple(pictures), recipe.markers
+    )
 
 
 def ask_for_prompt(recipe: Recipe, idea: str, limit: int) -> Ask:

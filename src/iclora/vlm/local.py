@@ -73,23 +73,33 @@ class LocalCaptioner(Captioner):
         import torch
 
         inputs = self._processor.apply_chat_template(
-            [_conversation(ask) for ask in asks], add_generation_prompt=True, tokenize=True,
-            return_dict=True, return_tensors="pt", processor_kwargs={"padding": True},
-        ).to(self._model.device)  # fmt: skip
+            [_conversation(ask) for ask in asks],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self._model.device)
         length = inputs["input_ids"].shape[1]
         with torch.inference_mode():
             written = self._model.generate(
-                **inputs, max_new_tokens=self.longest, do_sample=False,
+                **inputs,
+                max_new_tokens=self.longest,
+                do_sample=False,
                 pad_token_id=self._processor.tokenizer.pad_token_id,
-            )[:, length:]  # fmt: skip
+            )[:, length:]
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
         padding = self._processor.tokenizer.pad_token_id
         ends = torch.tensor(self._ends(), device=written.device)
         return [
-            Answer(text, int(mask.sum()), int((tokens != padding).sum()),
-                   whole=len(tokens) < self.longest or bool(torch.isin(tokens, ends).any()))
+            Answer(
+                text,
+                int(mask.sum()),
+                int((tokens != padding).sum()),
+                whole=len(tokens) < self.longest or bool(torch.isin(tokens, ends).any()),
+            )
             for text, mask, tokens in zip(texts, inputs["attention_mask"], written, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _ends(self) -> list[int]:
         """The tokens that end an answer."""

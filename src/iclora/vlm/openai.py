@@ -135,8 +135,13 @@ class OpenAICaptioner(Captioner):
                 return self._request(ask)
             except self._errors.APIError:
                 raise
-            except (self._errors.OpenAIError, ValueError, AttributeError, TypeError,
-                    IndexError) as error:  # fmt: skip
+            except (
+                self._errors.OpenAIError,
+                ValueError,
+                AttributeError,
+                TypeError,
+                IndexError,
+            ) as error:
                 unread = str(error)
             time.sleep(min(8.0, 0.5 * 2**turn) if turn < self._retries else 0)
         return CaptionerError(
@@ -259,8 +264,7 @@ def _refuse_odd(url: str) -> None:
         good = False
     if not good:
         raise CaptionerError(
-            f'"{_bare(url)}" is no base URL of a server',
-            "It looks like http://localhost:8000/v1.",
+            f'"{_bare(url)}" is no base URL of a server', "It looks like http://localhost:8000/v1."
         )
 
 

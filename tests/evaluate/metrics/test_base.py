@@ -16,8 +16,14 @@ ROWS = Layout.rows(3, 32, 96)
 def made_of(panels, given=(), words=("one", "two", "three"), recipe=STORY):
     """A set of these panels, one above the other; those given came back as they were."""
     layout = Layout.rows(3, panels[0].width, 3 * panels[0].height)
-    return Made(recipe, layout, layout.compose(panels), tuple(panels), tuple(words),
-                {n: panels[n - 1] for n in given})  # fmt: skip
+    return Made(
+        recipe,
+        layout,
+        layout.compose(panels),
+        tuple(panels),
+        tuple(words),
+        {n: panels[n - 1] for n in given},
+    )
 
 
 def figures_of(metric, *sets):

@@ -30,9 +30,23 @@ def test_a_mark_is_read_in_every_usual_form(text, mark):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "yes", "between 2 and 3", "0", "6", "7/10", "-1", "3.5", '{"score": true}',
-     '{"score": "good"}', "{", '{"mark": 3}', "[4]]{ 3 5", "<think>4"],
-)  # fmt: skip
+    [
+        "",
+        "yes",
+        "between 2 and 3",
+        "0",
+        "6",
+        "7/10",
+        "-1",
+        "3.5",
+        '{"score": true}',
+        '{"score": "good"}',
+        "{",
+        '{"mark": 3}',
+        "[4]]{ 3 5",
+        "<think>4",
+    ],
+)
 def test_what_is_no_mark_is_not_taken_for_one(text):
     assert read_score(text) is None
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from iclora.errors import CaptionerError, ConfigError, ModelError
+from iclora.errors import CaptionerError, ModelError, SettingsError
 from iclora.evaluate.metrics.load import load_metric
 from iclora.toyland.metric import Toyland
 from iclora.vlm import Captioner
@@ -12,7 +12,7 @@ from tests.evaluate.metrics.test_base import made_of
 
 @pytest.mark.parametrize("name", ["dreams:x", "dino", "clip:", "", "toyland"])
 def test_an_unknown_metric_is_refused_with_those_that_exist(name):
-    with pytest.raises(ConfigError, match=r"dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL"):
+    with pytest.raises(SettingsError, match=r"dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL"):
         load_metric(name)
 
 

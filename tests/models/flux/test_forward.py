@@ -24,10 +24,16 @@ N, T, B = 24, 10, 2
 def transformer(dtype=torch.float32, guided=True):
     torch.manual_seed(0)
     net = diffusers.FluxTransformer2DModel(
-        in_channels=16, num_layers=2, num_single_layers=3, attention_head_dim=16,
-        num_attention_heads=4, joint_attention_dim=24, pooled_projection_dim=20,
-        guidance_embeds=guided, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=24,
+        pooled_projection_dim=20,
+        guidance_embeds=guided,
+        axes_dims_rope=(4, 6, 6),
+    )
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return net.to(dtype).requires_grad_(False)
@@ -70,10 +76,15 @@ def ours(net, sigma, guidance, given, **more):
 
 def theirs(net, sigma, guidance, given):
     return net(
-        hidden_states=given["z"], encoder_hidden_states=given["prompt"],
-        pooled_projections=given["pooled"], timestep=sigma.to(given["z"].dtype), guidance=guidance,
-        img_ids=given["places"], txt_ids=torch.zeros(T, 3), return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=given["z"],
+        encoder_hidden_states=given["prompt"],
+        pooled_projections=given["pooled"],
+        timestep=sigma.to(given["z"].dtype),
+        guidance=guidance,
+        img_ids=given["places"],
+        txt_ids=torch.zeros(T, 3),
+        return_dict=False,
+    )[0]
 
 
 SIGMA = torch.tensor([0.3, 0.9])
@@ -88,9 +99,11 @@ def test_it_gives_what_diffusers_forward_gives(guided, lora):
     guidance = given["guidance"] if guided else None
     with torch.no_grad():
         torch.testing.assert_close(
-            ours(net, SIGMA, guidance, given), theirs(net, SIGMA, guidance, given),
-            atol=2e-5, rtol=1e-5,
-        )  # fmt: skip
+            ours(net, SIGMA, guidance, given),
+            theirs(net, SIGMA, guidance, given),
+            atol=2e-5,
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("targets", ["", ".attn.", "proj_mlp", "proj_out", "norm"])
@@ -133,9 +146,14 @@ def test_segments_of_one_level_are_one_segment():
     net, given = with_lora(transformer()), inputs()
     levels = Levels(SIGMA[:, None].expand(-1, 3), (5, 12, N - 17))
     split = flux_forward(
-        net, given["z"], given["prompt"], given["pooled"], levels, given["guidance"],
+        net,
+        given["z"],
+        given["prompt"],
+        given["pooled"],
+        levels,
+        given["guidance"],
         given["places"],
-    )  # fmt: skip
+    )
     whole = ours(net, SIGMA, given["guidance"], given)
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
 
@@ -150,9 +168,14 @@ def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
     )
     levels = Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6))
     mixed = flux_forward(
-        net, given["z"], given["prompt"], given["pooled"], levels, given["guidance"],
+        net,
+        given["z"],
+        given["prompt"],
+        given["pooled"],
+        levels,
+        given["guidance"],
         given["places"],
-    )  # fmt: skip
+    )
     assert (mixed - whole).abs().max() > 0.01
 
 
@@ -198,9 +221,15 @@ def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_onc
 
     def gradients(net, **more):
         out = flux_forward(
-            net, given["z"], given["prompt"], given["pooled"], levels, given["guidance"],
-            given["places"], **more,
-        )  # fmt: skip
+            net,
+            given["z"],
+            given["prompt"],
+            given["pooled"],
+            levels,
+            given["guidance"],
+            given["places"],
+            **more,
+        )
         return out, torch.autograd.grad(
             out.square().sum(), [p for p in net.parameters() if p.requires_grad]
         )

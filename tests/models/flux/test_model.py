@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclora.errors import CaptionError, ConfigError, ModelError
+from iclora.errors import CaptionError, ModelError, SettingsError
 from iclora.models.base import Given
 from iclora.models.flux.model import FluxModel
 from iclora.models.tiny import write_tiny
@@ -81,9 +81,13 @@ def test_samples_of_a_batch_may_differ_in_which_tokens_are_given(clean, alone):
         both = clean.velocity(z, sigma, texts, (96, 64), 1.0, Given(tokens, True, alone))
         for i in range(2):
             one = clean.velocity(
-                z[i : i + 1], sigma[i : i + 1], texts[i : i + 1], (96, 64), 1.0,
+                z[i : i + 1],
+                sigma[i : i + 1],
+                texts[i : i + 1],
+                (96, 64),
+                1.0,
                 Given(tokens[i], True, alone),
-            )  # fmt: skip
+            )
             torch.testing.assert_close(both[i], one[0], rtol=1e-4, atol=1e-5)
 
 
@@ -134,7 +138,7 @@ def test_lora_targets_of_true_flux_are_the_494_of_the_papers_trainer(tiny, monke
     attention = tiny.lora_targets("attention")
     assert len(attention) == 19 * 8 + 38 * 3
     assert set(attention) < set(no_modulation) < set(everything)
-    with pytest.raises(ConfigError, match="no choice"):
+    with pytest.raises(SettingsError, match="no choice"):
         tiny.lora_targets("everything")
 
 

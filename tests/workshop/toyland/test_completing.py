@@ -30,14 +30,31 @@ def test_arms_have_names_of_their_own():
 
 def test_the_command_measures_the_arms_that_are_asked_for(tmp_path, capsys):
     completing.main(
-        ["--out", str(tmp_path), "--task", "sandstorm-effect", "--count", "2", "--prompts", "1",
-         "--sampling-steps", "2", "--threads", "1", "--arm", "base + sdedit", "--arm", "base"]
-    )  # fmt: skip
+        [
+            "--out",
+            str(tmp_path),
+            "--task",
+            "sandstorm-effect",
+            "--count",
+            "2",
+            "--prompts",
+            "1",
+            "--sampling-steps",
+            "2",
+            "--threads",
+            "1",
+            "--arm",
+            "base + sdedit",
+            "--arm",
+            "base",
+        ]
+    )
     home = tmp_path / "sandstorm-effect"
     kept = json.loads((home / "rows.json").read_text())
     assert {name: len(rows) for name, rows in kept.items()} == {
-        "base + sdedit completing": 2, "base generating": 3,
-    }  # fmt: skip
+        "base + sdedit completing": 2,
+        "base generating": 3,
+    }
     for row in kept["base + sdedit completing"]:
         assert row["carried all"] <= row["carried all but pose"]
     assert "base + sdedit" in capsys.readouterr().out

@@ -38,8 +38,20 @@ def test_later_canvases_are_compared_with_the_first_story_by_story():
 
 
 def test_one_short_story_ends_in_a_plot_and_figures(tmp_path, capsys):
-    drift.main(["--out", str(tmp_path), "--stories", "1", "--images", "4", "--sampling-steps", "1",
-                "--threads", "1"])  # fmt: skip
+    drift.main(
+        [
+            "--out",
+            str(tmp_path),
+            "--stories",
+            "1",
+            "--images",
+            "4",
+            "--sampling-steps",
+            "1",
+            "--threads",
+            "1",
+        ]
+    )
     data = json.loads((tmp_path / "drift.json").read_text())
     assert len(data["images"]) == 4
     assert data["rows"][0][0] is True, "the given image is the true one"

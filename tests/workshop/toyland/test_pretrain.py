@@ -17,11 +17,15 @@ def test_plain_attention_gives_what_diffusers_own_gives():
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.05)
     values = {
-        "hidden_states": torch.randn(2, 24, 32), "encoder_hidden_states": torch.randn(2, 7, 192),
-        "pooled_projections": torch.randn(2, 96), "timestep": torch.rand(2),
-        "guidance": torch.ones(2), "img_ids": torch.arange(72.0).view(24, 3),
-        "txt_ids": torch.zeros(7, 3), "return_dict": False,
-    }  # fmt: skip
+        "hidden_states": torch.randn(2, 24, 32),
+        "encoder_hidden_states": torch.randn(2, 7, 192),
+        "pooled_projections": torch.randn(2, 96),
+        "timestep": torch.rand(2),
+        "guidance": torch.ones(2),
+        "img_ids": torch.arange(72.0).view(24, 3),
+        "txt_ids": torch.zeros(7, 3),
+        "return_dict": False,
+    }
     with torch.no_grad():
         theirs = model(**values)[0]
         model.set_attn_processor(painter.PlainAttention(compiled=False))
@@ -37,11 +41,15 @@ def test_guidance_has_no_effect_once_stilled_and_1_means_what_it_meant():
         torch.manual_seed(1)
         with torch.no_grad():
             return model(
-                hidden_states=torch.randn(1, 4, 32), encoder_hidden_states=torch.randn(1, 3, 192),
-                pooled_projections=torch.randn(1, 96), timestep=torch.rand(1),
-                guidance=torch.tensor([guidance]), img_ids=torch.zeros(4, 3),
-                txt_ids=torch.zeros(3, 3), return_dict=False,
-            )[0]  # fmt: skip
+                hidden_states=torch.randn(1, 4, 32),
+                encoder_hidden_states=torch.randn(1, 3, 192),
+                pooled_projections=torch.randn(1, 96),
+                timestep=torch.rand(1),
+                guidance=torch.tensor([guidance]),
+                img_ids=torch.zeros(4, 3),
+                txt_ids=torch.zeros(3, 3),
+                return_dict=False,
+            )[0]
 
     before = run(1.0)
     export.still_guidance(model)
@@ -153,9 +161,9 @@ def test_a_step_asks_about_the_traits_of_the_panel_a_token_lies_in():
 def test_training_that_was_stopped_and_taken_up_steps_as_if_it_never_stopped(tmp_path):
     def new():
         torch.manual_seed(0)
-        layers = torch.nn.ModuleDict({
-            "blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "last": torch.nn.Linear(4, 2),
-        })  # fmt: skip
+        layers = torch.nn.ModuleDict(
+            {"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "last": torch.nn.Linear(4, 2)}
+        )
         return layers, stage.optimizers_of(layers, 1e-2)
 
     def go(layers, optimizers, first, last):

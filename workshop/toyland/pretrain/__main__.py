@@ -63,8 +63,15 @@ def main() -> None:
     readers = train_text(settings, work, log, tokenizers)
     if vae is None:
         return
-    train_flow(settings, work, log, readers, tokenizers, data,
-               lambda model: write_base(args.out, model, vae, readers, tokenizers))  # fmt: skip
+    train_flow(
+        settings,
+        work,
+        log,
+        readers,
+        tokenizers,
+        data,
+        lambda model: write_base(args.out, model, vae, readers, tokenizers),
+    )
 
 
 if __name__ == "__main__":

@@ -35,11 +35,19 @@ __all__ = ["join_panels", "new_vae", "panel_pool", "train_vae"]
 def new_vae() -> Any:
     """A 4x autoencoder with 8 channels: a token of 2x2 latents is 8 px."""
     return diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 96), norm_num_groups=8, latent_channels=8, layers_per_block=1,
-        use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
-        sample_size=128, scaling_factor=1.0, shift_factor=0.0,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 96),
+        norm_num_groups=8,
+        latent_channels=8,
+        layers_per_block=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        sample_size=128,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
 
 
 def panel_pool(seed: int, count: int) -> Tensor:
@@ -89,8 +97,13 @@ def train_vae(settings: Settings, work: Path, log: Log) -> Any:
             take_step(optimizers, settings.vae_lr * warm_then_cosine(step, settings.vae_steps))
             if (step + 1) % 50 == 0:
                 db = -10 * math.log10(float((y - x).square().mean()) / 4)
-                log(stage="autoencoder", step=step + 1, loss=round(float(loss), 4),
-                    kl=round(float(kl), 3), psnr=round(db, 2))  # fmt: skip
+                log(
+                    stage="autoencoder",
+                    step=step + 1,
+                    loss=round(float(loss), 4),
+                    kl=round(float(kl), 3),
+                    psnr=round(db, 2),
+                )
             if (step + 1) % 200 == 0:
                 save_state(work / "vae-state.safetensors", step + 1, vae, *optimizers)
         save_done(done, vae.state_dict())

@@ -46,13 +46,15 @@ class Encoded:
     @cached_property
     def truth(self) -> Tensor:
         """Number of every trait's value, -100 where there is none, (N, panels, traits)."""
-        return torch.tensor([
+        return torch.tensor(
             [
-                [v.index(p.traits[t]) if t in p.traits else -100 for t, v in TRAITS.items()]
-                for p in canvas.panels
+                [
+                    [v.index(p.traits[t]) if t in p.traits else -100 for t, v in TRAITS.items()]
+                    for p in canvas.panels
+                ]
+                for canvas in self.canvases
             ]
-            for canvas in self.canvases
-        ])  # fmt: skip
+        )
 
     @cached_property
     def related(self) -> list[int]:
@@ -163,8 +165,9 @@ class Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def draw_batch(rng: random.Random, tokenizers: tuple[Any, Any], data: Encoded, arrangement: str,
-               count: int) -> Batch:  # fmt: skip
+def draw_batch(
+    rng: random.Random, tokenizers: tuple[Any, Any], data: Encoded, arrangement: str, count: int
+) -> Batch:
     """A step's canvases with new captions, noise and noise levels; all on the CPU."""
     clip_tokenizer, t5_tokenizer = tokenizers
     # Copying is the slow part to learn: related canvases come more often than they are drawn.

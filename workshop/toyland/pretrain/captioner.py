@@ -83,38 +83,67 @@ def make_processor(settings: Settings) -> Any:
             texts += [_idea(rng, task)[0].as_text, _look(rng, task, panels).as_text]
     texts += [load_recipe(name).example for name in recipe_names()]
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=unigram(texts), pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", additional_special_tokens=["<image>"], padding_side="left",
+        tokenizer_object=unigram(texts),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
         model_max_length=2048,
-    )  # fmt: skip
+    )
     pictures = transformers.CLIPImageProcessorPil(
-        size={"height": SIZE, "width": SIZE}, do_center_crop=False, do_convert_rgb=True,
-        image_mean=[0.5] * 3, image_std=[0.5] * 3,
-    )  # fmt: skip
+        size={"height": SIZE, "width": SIZE},
+        do_center_crop=False,
+        do_convert_rgb=True,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
     return transformers.LlavaProcessor(
-        pictures, tokenizer, patch_size=_PATCH, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, image_token="<image>", chat_template=_TEMPLATE,
-    )  # fmt: skip
+        pictures,
+        tokenizer,
+        patch_size=_PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=_TEMPLATE,
+    )
 
 
 def new_captioner(processor: Any) -> Any:
     """CLIP eyes of 4 layers and width 192, a Llama of 4 layers and width 256."""
     tokenizer = processor.tokenizer
     eyes = transformers.CLIPVisionConfig(
-        hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        image_size=SIZE, patch_size=_PATCH,
-    )  # fmt: skip
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=_PATCH,
+    )
     decoder = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=640, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=2048, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    return transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
-        vision_config=eyes, text_config=decoder, vision_feature_layer=-1,
-        vision_feature_select_strategy="default", pad_token_id=tokenizer.pad_token_id,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=True,
-    ))  # fmt: skip
+    )
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=eyes,
+            text_config=decoder,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            pad_token_id=tokenizer.pad_token_id,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            tie_word_embeddings=True,
+        )
+    )
 
 
 # -- questions and answers ----------------------------------------------------------------------
@@ -135,10 +164,14 @@ def _idea(rng: random.Random, task: Task) -> tuple[Ask, str]:
     said = sorted(rng.sample(identity, rng.randint(1, len(identity))), key=identity.index)
     idea = idea_of(rng, task.topic, {t: canvas.panels[0].traits[t] for t in said})
     caption = write_caption(
-        rng, canvas, [(*task.stated, *task.says_fixed)] * len(canvas.panels), said,
-        prefix=recipe.prefix, name=_NAME if task.named else "",
+        rng,
+        canvas,
+        [(*task.stated, *task.says_fixed)] * len(canvas.panels),
+        said,
+        prefix=recipe.prefix,
+        name=_NAME if task.named else "",
         opening=task.opening or None,
-    )  # fmt: skip
+    )
     return ask_for_prompt(recipe, idea, rng.choice(_LIMITS)), caption.text
 
 
@@ -251,10 +284,13 @@ def _padded(tokenizer: Any, rows: list[tuple[list[int], list[int]]]) -> dict[str
 def _words_for(rng: random.Random, task: Task, canvas: Canvas) -> str:
     """A set's caption as the tuning sets have it, in new words."""
     return write_caption(
-        rng, canvas, [(*task.stated, *task.says_fixed)] * len(canvas.panels),
-        prefix=load_recipe(task.recipe).prefix, name=_NAME if task.named else "",
+        rng,
+        canvas,
+        [(*task.stated, *task.says_fixed)] * len(canvas.panels),
+        prefix=load_recipe(task.recipe).prefix,
+        name=_NAME if task.named else "",
         opening=task.opening or None,
-    ).text  # fmt: skip
+    ).text
 
 
 # -- training -----------------------------------------------------------------------------------
@@ -296,10 +332,12 @@ def _train_eyes(settings: Settings, work: Path, log: Log, tower: Any) -> None:
     if not done.is_file():
         canvases, pixels = _draw_singles(settings.seed)
         panels = [canvas.panels[0] for canvas in canvases]
-        truth = torch.tensor([
-            [v.index(p.traits[t]) if t in p.traits else -100 for t, v in TRAITS.items()]
-            for p in panels
-        ])  # fmt: skip
+        truth = torch.tensor(
+            [
+                [v.index(p.traits[t]) if t in p.traits else -100 for t, v in TRAITS.items()]
+                for p in panels
+            ]
+        )
         optimizers = optimizers_of(eyes, settings.eyes_lr)
         for step in range(settings.eyes_steps):
             rng = random.Random(f"eyes {settings.seed} {step}")
@@ -312,8 +350,12 @@ def _train_eyes(settings: Settings, work: Path, log: Log, tower: Any) -> None:
             nn.utils.clip_grad_norm_(eyes.parameters(), 1.0)
             take_step(optimizers, settings.eyes_lr * warm_then_cosine(step, settings.eyes_steps))
             if (step + 1) % 50 == 0:
-                log(stage="eyes", step=step + 1, loss=round(float(loss.detach()), 4),
-                    right=round(float(right), 4))  # fmt: skip
+                log(
+                    stage="eyes",
+                    step=step + 1,
+                    loss=round(float(loss.detach()), 4),
+                    right=round(float(right), 4),
+                )
         save_done(done, tower.state_dict())
     tower.load_state_dict(load_file(done, str(settings.device)))
 
@@ -363,15 +405,29 @@ def _learn_to_answer(
 ) -> None:
     """The last lessons; then the captioner is written."""
     drawn = draw_sets(settings.seed, settings.captioner_sets)
-    _learn(settings, work, log, model, "captioner", settings.captioner_steps,
-           lambda rng: answer_batch(rng, processor, drawn, settings.captioner_batch))  # fmt: skip
+    _learn(
+        settings,
+        work,
+        log,
+        model,
+        "captioner",
+        settings.captioner_steps,
+        lambda rng: answer_batch(rng, processor, drawn, settings.captioner_batch),
+    )
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(out, safe_serialization=True)
     processor.save_pretrained(out)
 
 
-def _learn(settings: Settings, work: Path, log: Log, model: Any, stage: str, steps: int,
-           draw: Callable[[random.Random], dict[str, Tensor]]) -> None:  # fmt: skip
+def _learn(
+    settings: Settings,
+    work: Path,
+    log: Log,
+    model: Any,
+    stage: str,
+    steps: int,
+    draw: Callable[[random.Random], dict[str, Tensor]],
+) -> None:
     """Steps on conversations that `draw` makes; resumable."""
     state = work / f"{stage}-state.safetensors"
     optimizers = optimizers_of(model, settings.captioner_lr)

@@ -35,9 +35,13 @@ def write_base(
     """All parts in FLUX.1-dev's layout, bf16."""
     clip_tokenizer, t5_tokenizer = tokenizers
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-        shift=3.0, use_dynamic_shifting=True, base_shift=1.1, max_shift=1.4,
-        base_image_seq_len=64, max_image_seq_len=256,
-    )  # fmt: skip
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=1.1,
+        max_shift=1.4,
+        base_image_seq_len=64,
+        max_image_seq_len=256,
+    )
     transformer = copy.deepcopy(transformer)
     still_guidance(transformer)
     copies = [
@@ -45,9 +49,14 @@ def write_base(
         for part in (transformer, vae, readers.clip, readers.t5)
     ]
     pipeline = diffusers.FluxPipeline(
-        scheduler=scheduler, transformer=copies[0], vae=copies[1], text_encoder=copies[2],
-        text_encoder_2=copies[3], tokenizer=clip_tokenizer, tokenizer_2=t5_tokenizer,
-    )  # fmt: skip
+        scheduler=scheduler,
+        transformer=copies[0],
+        vae=copies[1],
+        text_encoder=copies[2],
+        text_encoder_2=copies[3],
+        tokenizer=clip_tokenizer,
+        tokenizer_2=t5_tokenizer,
+    )
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 

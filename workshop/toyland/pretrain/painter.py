@@ -38,10 +38,16 @@ _SHARES = {"single": 0.06, "side by side": 0.18, "stacked": 0.14, "storyboard": 
 def new_transformer() -> Any:
     """2 double and 4 single blocks of width 192."""
     return diffusers.FluxTransformer2DModel(
-        in_channels=32, num_layers=2, num_single_layers=4, attention_head_dim=48,
-        num_attention_heads=4, joint_attention_dim=192, pooled_projection_dim=96,
-        guidance_embeds=True, axes_dims_rope=(8, 20, 20),
-    )  # fmt: skip
+        in_channels=32,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=48,
+        num_attention_heads=4,
+        joint_attention_dim=192,
+        pooled_projection_dim=96,
+        guidance_embeds=True,
+        axes_dims_rope=(8, 20, 20),
+    )
 
 
 def _norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -170,18 +176,29 @@ def flow_loss(model: Any, teller: Teller, readers: Readers, batch: Batch) -> tup
             words = readers.t5(batch.t5_ids)[0].float()
             pooled = readers.clip(batch.clip_ids).pooler_output.float()
         v = model(
-            hidden_states=z, encoder_hidden_states=words, pooled_projections=pooled,
-            timestep=batch.sigma, guidance=torch.ones_like(batch.sigma), img_ids=batch.places,
-            txt_ids=batch.places.new_zeros(TEXT_TOKENS, 3), return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=z,
+            encoder_hidden_states=words,
+            pooled_projections=pooled,
+            timestep=batch.sigma,
+            guidance=torch.ones_like(batch.sigma),
+            img_ids=batch.places,
+            txt_ids=batch.places.new_zeros(TEXT_TOKENS, 3),
+            return_dict=False,
+        )[0]
     error = (v.float() - (batch.eps - batch.x0)).square().mean(-1)
     told = teller.loss(batch.truth, batch.asked, batch.weight[:, batch.asked])
     return (error * batch.weight).sum(-1).mean(), told
 
 
-def train_flow(settings: Settings, work: Path, log: Log, readers: Readers,
-               tokenizers: tuple[Any, Any], data: dict[str, Encoded],
-               export: Callable[[Any], None]) -> None:  # fmt: skip
+def train_flow(
+    settings: Settings,
+    work: Path,
+    log: Log,
+    readers: Readers,
+    tokenizers: tuple[Any, Any],
+    data: dict[str, Encoded],
+    export: Callable[[Any], None],
+) -> None:
     """Train the transformer; `export` is called with its averaged weights now and then."""
     torch.manual_seed(settings.seed + 2)
     device = settings.device
@@ -224,9 +241,15 @@ def train_flow(settings: Settings, work: Path, log: Log, readers: Readers,
         last = step + 1 == settings.flow_steps
         if (step + 1) % 50 == 0:
             means = [round(sum(each) / len(recent), 4) for each in zip(*recent, strict=True)]
-            log(stage="transformer", step=step + 1, loss=means[0], told=means[1],
-                norm=round(float(norm), 2), rate=round(rate, 6),
-                seconds=round((time.monotonic() - began) / len(recent), 3))  # fmt: skip
+            log(
+                stage="transformer",
+                step=step + 1,
+                loss=means[0],
+                told=means[1],
+                norm=round(float(norm), 2),
+                rate=round(rate, 6),
+                seconds=round((time.monotonic() - began) / len(recent), 3),
+            )
             recent, began = [], time.monotonic()
         if (step + 1) % settings.export_every == 0 or last:
             averaged = new_transformer()

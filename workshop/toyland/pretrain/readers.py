@@ -35,22 +35,41 @@ __all__ = ["Readers", "new_clip", "new_t5", "text_batch", "train_text"]
 
 def new_t5(tokenizer: Any) -> Any:
     """3 layers of width 192."""
-    return transformers.T5EncoderModel(transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=192, d_kv=32, d_ff=384, num_layers=3, num_heads=6,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False, use_cache=False,
-        dropout_rate=0.0, relative_attention_num_buckets=32, relative_attention_max_distance=128,
-    ))  # fmt: skip
+    return transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=len(tokenizer),
+            d_model=192,
+            d_kv=32,
+            d_ff=384,
+            num_layers=3,
+            num_heads=6,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            use_cache=False,
+            dropout_rate=0.0,
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=128,
+        )
+    )
 
 
 def new_clip(tokenizer: Any) -> Any:
     """2 layers of width 96."""
     vocabulary = tokenizer.get_vocab()
-    return transformers.CLIPTextModel(transformers.CLIPTextConfig(
-        vocab_size=len(vocabulary), hidden_size=96, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=3, projection_dim=96, max_position_embeddings=77,
-        bos_token_id=vocabulary["<|startoftext|>"], eos_token_id=vocabulary["<|endoftext|>"],
-        pad_token_id=vocabulary["<|endoftext|>"],
-    ))  # fmt: skip
+    return transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            projection_dim=96,
+            max_position_embeddings=77,
+            bos_token_id=vocabulary["<|startoftext|>"],
+            eos_token_id=vocabulary["<|endoftext|>"],
+            pad_token_id=vocabulary["<|endoftext|>"],
+        )
+    )
 
 
 RELATIONS = ("", "same", "storm", "drawn")
@@ -67,9 +86,12 @@ class Readers(nn.Module):
         super().__init__()
         self.t5, self.clip = t5, clip
         sizes = {
-            "panel": 5, "arrangement": len(ARRANGEMENTS), "relation": len(RELATIONS),
-            "topic": len(TOPICS), **{name: len(values) + 1 for name, values in TRAITS.items()},
-        }  # fmt: skip
+            "panel": 5,
+            "arrangement": len(ARRANGEMENTS),
+            "relation": len(RELATIONS),
+            "topic": len(TOPICS),
+            **{name: len(values) + 1 for name, values in TRAITS.items()},
+        }
         self.sizes = sizes
         self.token = nn.Linear(t5.config.d_model, sum(sizes.values()))
         self.pooled = nn.Linear(clip.config.hidden_size, sum(sizes.values()))
@@ -107,8 +129,14 @@ def text_batch(
     canvases = [draw_canvas(rng) for _ in range(count)]
     captions = [draw_caption(rng, canvas) for canvas in canvases]
     texts = [caption.text for caption in captions]
-    t5 = t5_tokenizer(texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True,
-                      return_tensors="pt", return_offsets_mapping=True)  # fmt: skip
+    t5 = t5_tokenizer(
+        texts,
+        padding="max_length",
+        max_length=TEXT_TOKENS,
+        truncation=True,
+        return_tensors="pt",
+        return_offsets_mapping=True,
+    )
     clip = clip_tokenizer(
         texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     )

@@ -88,8 +88,13 @@ def warm_then_cosine(step: int, steps: int, warm: int = 100) -> float:
     return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
-def save_state(path: Path, step: int, model: nn.Module, *optimizers: torch.optim.Optimizer,
-                extra: Mapping[str, Tensor] | None = None) -> None:  # fmt: skip
+def save_state(
+    path: Path,
+    step: int,
+    model: nn.Module,
+    *optimizers: torch.optim.Optimizer,
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
     """A checkpoint as safetensors; replaced as a whole, so that a kill leaves the last one."""
     tensors = {f"model/{k}": v.detach().contiguous() for k, v in model.state_dict().items()}
     for key, value in (extra or {}).items():

@@ -69,9 +69,9 @@ def unigram(texts: Sequence[str]) -> Any:
     singles = {c: floor for c in ["▁", "\n", *map(chr, range(33, 127))] if c not in whole}
     pieces = [(special, 0.0) for special in ("<pad>", "</s>", "<unk>", "<s>")]
     tokenizer = Tokenizer(models.Unigram([*pieces, *sorted({**singles, **whole}.items())], 2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace(),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace()]
+    )
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer
 
@@ -111,14 +111,17 @@ def _clip_tokenizer(corpus: Sequence[str]) -> Any:
         r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     )
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", **{"unk_token": "<|endoftext|>"}))
-    learner.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])  # fmt: skip
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [f"{c}</w>" for c in alphabet]
-    trainer = trainers.BpeTrainer(vocab_size=1400, initial_alphabet=alphabet, show_progress=False,
-                                  end_of_word_suffix="</w>")  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=1400, initial_alphabet=alphabet, show_progress=False, end_of_word_suffix="</w>"
+    )
     learner.train_from_iterator((text.lower() for text in corpus), trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]

@@ -65,7 +65,7 @@ class Metric(ABC):
         self.notes: list[str] = []
 
     def check(self, recipe: Recipe) -> None:
-        """Called before anything is made. Raises: ConfigError if it knows no such sets."""
+        """Called before anything is made. Raises: SettingsError if it knows no such sets."""
         del recipe
 
     @abstractmethod

@@ -110,9 +110,11 @@ class Judge(Metric):
                     asks[number] = replace(asks[number], earlier=(turn,))
         for number in range(len(sets)):
             mark = marks.get(number)
-            yield {"unanswered": 1.0} if mark is None else {
-                "same identity": float(mark), "unanswered": 0.0
-            }  # fmt: skip
+            yield (
+                {"unanswered": 1.0}
+                if mark is None
+                else {"same identity": float(mark), "unanswered": 0.0}
+            )
 
 
 def _ask(made: Made) -> ScoreAsk:

@@ -147,10 +147,9 @@ class Clip(Likeness):
     def __init__(self, source: str, device: torch.device) -> None:
         super().__init__(source, device)
         self._tokenizer = _named(
-            source, lambda: transformers.AutoTokenizer.from_pretrained(
-                source, trust_remote_code=False
-            ),
-        )  # fmt: skip
+            source,
+            lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False),
+        )
         self._limit = int(self._model.config.text_config.max_position_embeddings)
         self._read: dict[str, bool] = {}
 
@@ -223,8 +222,14 @@ def _named(source: str, open_it: Callable[[], Any]) -> Any:
     try:
         return open_it()
     except (
-        OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError
-    ) as error:  # fmt: skip
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"{source} cannot be opened as a metric's model: {lines[0]}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from iclora.errors import ConfigError
+from iclora.errors import SettingsError
 from iclora.evaluate.metrics.base import Metric
 
 __all__ = ["METRICS", "Maker", "load_metric"]
@@ -63,11 +63,11 @@ def load_metric(
         device: where a model runs: auto, cuda, cuda:N, mps or cpu.
         url: a judging server's base URL.
         more: further kinds, from floors above.
-    Raises: ConfigError, ModelError, CaptionerError.
+    Raises: SettingsError, ModelError, CaptionerError.
     """
     kind, _, model = name.partition(":")
     kinds = {**METRICS, **(more or {})}
     if kind not in kinds or (kind in METRICS and not model):
         known = [f"{k}:MODEL" if k in METRICS else k for k in kinds]
-        raise ConfigError(f'there is no metric "{name}"', f"Use {', '.join(known)}.")
+        raise SettingsError(f'there is no metric "{name}"', f"Use {', '.join(known)}.")
     return kinds[kind](model, device, url)

@@ -31,9 +31,16 @@ from iclora.models.attention import Attend, pick_attention
 from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 
 __all__ = [
-    "COMPILED_SHAPES", "Block", "Levels", "blocks_of", "embed", "flux_forward", "read_out",
-    "run_block", "shard_blocks",
-]  # fmt: skip
+    "COMPILED_SHAPES",
+    "Block",
+    "Levels",
+    "blocks_of",
+    "embed",
+    "flux_forward",
+    "read_out",
+    "run_block",
+    "shard_blocks",
+]
 
 Block = Callable[..., tuple[Tensor, Tensor]]
 
@@ -93,9 +100,14 @@ def flux_forward(
 
 
 def embed(
-    net: Any, z: Tensor, prompt: Tensor, pooled: Tensor, levels: Levels, guidance: Tensor | None,
+    net: Any,
+    z: Tensor,
+    prompt: Tensor,
+    pooled: Tensor,
+    levels: Levels,
+    guidance: Tensor | None,
     places: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """What blocks begin with: image and text tokens, what modulation is made from, rotations."""
     x = net.x_embedder(z)
     c = net.context_embedder(prompt)
@@ -179,9 +191,15 @@ def _embed_levels(
 
 
 def _double(
-    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...], attend: Attend, compiled: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    block: Any,
+    x: Tensor,
+    c: Tensor,
+    temb: Tensor,
+    turn: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+    attend: Attend,
+    compiled: bool,
+) -> tuple[Tensor, Tensor]:
     """Image and text each with weights of their own, attending to both."""
     before, after = _parts_of(_double_before, _double_after, compiled)
     qkv, mine, theirs = before(block, x, c, temb, turn, tokens)
@@ -189,9 +207,13 @@ def _double(
 
 
 def _double_before(
-    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
+    block: Any,
+    x: Tensor,
+    c: Tensor,
+    temb: Tensor,
+    turn: tuple[Tensor, Tensor],
     tokens: tuple[int, ...],
-) -> tuple[list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:  # fmt: skip
+) -> tuple[list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
     attn, words = block.attn, (c.shape[1],)
     mine = _linear(block.norm1.linear, F.silu(temb)).chunk(6, -1)
     theirs = _linear(block.norm1_context.linear, F.silu(temb[:, :1])).chunk(6, -1)
@@ -211,23 +233,35 @@ def _double_before(
 
 
 def _double_after(
-    block: Any, x: Tensor, c: Tensor, mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...],
-    seen: Tensor, tokens: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    block: Any,
+    x: Tensor,
+    c: Tensor,
+    mine: tuple[Tensor, ...],
+    theirs: tuple[Tensor, ...],
+    seen: Tensor,
+    tokens: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
     attn, at, words = block.attn, c.shape[1], (c.shape[1],)
     seen_c, seen_x = torch.split(seen, [at, x.shape[1]], 1)
     x = _gated(x, mine[2], _linear(attn.to_out[0], seen_x), tokens)
     c = _gated(c, theirs[2], _linear(attn.to_add_out, seen_c), words)
     x = _gated(x, mine[5], _feed(block.ff, _modulate(x, mine[3], mine[4], tokens)), tokens)
-    c = _gated(c, theirs[5], _feed(block.ff_context, _modulate(c, theirs[3], theirs[4], words)),
-               words)  # fmt: skip
+    c = _gated(
+        c, theirs[5], _feed(block.ff_context, _modulate(c, theirs[3], theirs[4], words)), words
+    )
     return x, c
 
 
 def _single(
-    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...], attend: Attend, compiled: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    block: Any,
+    x: Tensor,
+    c: Tensor,
+    temb: Tensor,
+    turn: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+    attend: Attend,
+    compiled: bool,
+) -> tuple[Tensor, Tensor]:
     """Image and text with the same weights; attention and MLP side by side."""
     before, after = _parts_of(_single_before, _single_after, compiled)
     at = c.shape[1]
@@ -238,9 +272,13 @@ def _single(
 
 
 def _single_before(
-    block: Any, x: Tensor, c: Tensor, temb: Tensor, turn: tuple[Tensor, Tensor],
+    block: Any,
+    x: Tensor,
+    c: Tensor,
+    temb: Tensor,
+    turn: tuple[Tensor, Tensor],
     tokens: tuple[int, ...],
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     attn, joined = block.attn, torch.cat([c, x], 1)
     shift, scale, gate = _linear(block.norm.linear, F.silu(temb)).chunk(3, -1)
     q, k, v, inner = _linears(
@@ -251,9 +289,14 @@ def _single_before(
 
 
 def _single_after(
-    block: Any, joined: Tensor, gate: Tensor, inner: Tensor, seen: Tensor, at: int,
+    block: Any,
+    joined: Tensor,
+    gate: Tensor,
+    inner: Tensor,
+    seen: Tensor,
+    at: int,
     tokens: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     joined = _gated(joined, gate, _linear_of_two(block.proj_out, seen, inner), tokens)
     c, x = torch.split(joined, [at, joined.shape[1] - at], 1)
     return x, c
@@ -303,9 +346,8 @@ def _feed(ff: Any, x: Tensor) -> Tensor:
 
 
 def _by_segment(
-    run: Callable[..., Tensor], tokens: tuple[int, ...], vectors: Sequence[Tensor],
-    *streams: Tensor,
-) -> Tensor:  # fmt: skip
+    run: Callable[..., Tensor], tokens: tuple[int, ...], vectors: Sequence[Tensor], *streams: Tensor
+) -> Tensor:
     """`run` on each segment with its own vectors, (B, G, h) of which it gets (B, 1, h)."""
     if len(tokens) == 1:
         return run(*(v[:, :1] for v in vectors), *streams)
@@ -325,9 +367,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor, tokens: tuple[int, ...]) 
 
 
 def _gated(x: Tensor, gate: Tensor, y: Tensor, tokens: tuple[int, ...]) -> Tensor:
-    return _by_segment(
-        lambda gate, x, y: torch.addcmul(x, gate, y), tokens, (gate,), x, y
-    )  # fmt: skip
+    return _by_segment(lambda gate, x, y: torch.addcmul(x, gate, y), tokens, (gate,), x, y)
 
 
 def _heads(
@@ -391,10 +431,14 @@ def _adapted(
     x: Tensor, gelu: bool, bases: Sequence[Matrix], loras: Sequence[_Lora]
 ) -> tuple[Tensor, ...]:
     found: tuple[Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call]
-        x, gelu, bases[0].kind, tuple(lora.scale for lora in loras),
+        x,
+        gelu,
+        bases[0].kind,
+        tuple(lora.scale for lora in loras),
         *(half for lora in loras for half in (lora.down, lora.up)),
-        *(base.bias for base in bases), *(part for base in bases for part in base.parts),
-    )  # fmt: skip
+        *(base.bias for base in bases),
+        *(part for base in bases for part in base.parts),
+    )
     return found
 
 
@@ -449,9 +493,13 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gelu: bool, kind: str, scales: tuple[float, ...],
+        ctx: Any,
+        x: Tensor,
+        gelu: bool,
+        kind: str,
+        scales: tuple[float, ...],
         *tensors: Tensor | None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+    ) -> tuple[Tensor, ...]:
         halves, biases, matrices = _Adapted.sorted(tensors, len(scales))
         flat = (F.gelu(x, approximate="tanh") if gelu else x).flatten(0, -2)
         downs, ups = halves[::2], halves[1::2]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from iclora.errors import ConfigError, ModelError
+from iclora.errors import ModelError, SettingsError
 from iclora.files import digest
 from iclora.models import flow
 from iclora.models.attention import Attend, boosted, isolated, pick_attention, reading
@@ -54,9 +54,13 @@ class FluxModel(DiffusionModel):
     family = "flux"
 
     def __init__(
-        self, folder: Path, name: str, device: torch.device, dtype: torch.dtype,
-        precision: Precision = "base",
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: Precision = "full",
+    ) -> None:
         self.folder, self.name, self.device, self.dtype = folder, name, device, dtype
         self.precision = precision
         config = self._config("transformer")
@@ -319,7 +323,7 @@ class FluxModel(DiffusionModel):
             "attention": r".*\.attn\..*",
         }
         if kind not in patterns:
-            raise ConfigError(
+            raise SettingsError(
                 f'"{kind}" is no choice of LoRA targets', f"Use one of {', '.join(patterns)}."
             )
         return [
