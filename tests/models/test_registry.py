@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import errors as hub
 
 from iclora.errors import ModelError, SettingsError
-from iclora.models import load as room
+from iclora.models import registry as room
 from iclora.models.flux.model import FluxModel
 from iclora.models.registry import load_model, pick_device, pick_dtype
 from iclora.models.tiny import write_tiny

@@ -13,8 +13,8 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn import functional as F
 
 from iclora.files import cache_home
-from iclora.models import flux_forward as room
 from iclora.models.attention import blockwise, isolated
+from iclora.models.flux import forward as room
 from iclora.models.flux.forward import COMPILED_SHAPES, Levels, flux_forward
 from iclora.models.quantize import quantize
 

@@ -2,8 +2,8 @@
 
 import json
 
-from iclora.toyland import completing
 from iclora.toyland.evaluate import Score
+from workshop.toyland import completing
 from workshop.toyland.completing import ARMS, MAKING, difference, table
 
 

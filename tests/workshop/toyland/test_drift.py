@@ -5,9 +5,9 @@ import json
 import pytest
 
 from iclora.sets.images import open_image
-from iclora.toyland import drift
 from iclora.toyland.tasks import held_out
 from iclora.toyland.world import traits_said
+from workshop.toyland import drift
 
 
 def test_a_story_leaves_the_looks_out_and_names_one_character_throughout():

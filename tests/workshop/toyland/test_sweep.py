@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from iclora.toyland import sweep
 from iclora.toyland.tasks import TASKS
+from workshop.toyland import sweep
 
 TASK = TASKS["film-storyboard"]
 
