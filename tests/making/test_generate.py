@@ -291,7 +291,7 @@ def test_kept_keys_and_values_give_what_computing_them_each_time_gives(clean, kn
     x0 = torch.randn(1, len(mask), clean.channels, generator=flow.generator(1))
     made = []
     for kept in (None, []):
-        given = Given(mask, clean=True, alone=True, kept=kept)
+        given = Given(mask, clean=True, isolated=True, cache=kept)
         with torch.no_grad():
             made.append(
                 flow.denoise(
@@ -300,7 +300,7 @@ def test_kept_keys_and_values_give_what_computing_them_each_time_gives(clean, kn
                     ),
                     noise,
                     clean.sigmas(6, len(mask)),
-                    known=mask,
+                    given=mask,
                     x0=x0,
                     clean=True,
                 )
@@ -325,7 +325,7 @@ def test_isolated_panels_do_not_see_what_the_others_show(clean):
                 [clean.encode_text(CAPTION)],
                 SIZE,
                 3.5,
-                Given(mask, clean=True, alone=True, kept=kept[seed]),
+                Given(mask, clean=True, isolated=True, cache=kept[seed]),
             )
     for one, other in zip(*kept, strict=True):
         for a, b in zip(one, other, strict=True):

@@ -61,21 +61,21 @@ def test_the_euler_loop_reaches_the_data_exactly_when_the_velocity_is_exact():
     torch.testing.assert_close(out, x0)
 
 
-def test_known_tokens_are_noised_to_each_sigma_and_end_clean():
+def test_given_tokens_are_noised_to_each_sigma_and_end_clean():
     x0, noise = torch.randn(2, 1, 6, 4, generator=flow.generator("y"))
-    known = torch.tensor([True, False, True, False, False, False])
+    given = torch.tensor([True, False, True, False, False, False])
     seen = []
 
     def velocity(z, sigma):
         seen.append((z.clone(), sigma))
         return torch.full_like(z, 3.0)
 
-    out = flow.denoise(velocity, noise, [1.0, 0.5, 0.0], known=known, x0=x0)
+    out = flow.denoise(velocity, noise, [1.0, 0.5, 0.0], given=given, x0=x0)
     for z, sigma in seen:
         expected = (1 - sigma) * x0 + sigma * noise
-        torch.testing.assert_close(z[:, known], expected[:, known])
-    assert torch.equal(out[:, known], x0[:, known])
-    torch.testing.assert_close(out[:, ~known], noise[:, ~known] - 3.0)
+        torch.testing.assert_close(z[:, given], expected[:, given])
+    assert torch.equal(out[:, given], x0[:, given])
+    torch.testing.assert_close(out[:, ~given], noise[:, ~given] - 3.0)
 
 
 def test_progress_is_reported_after_every_step():
@@ -86,14 +86,14 @@ def test_progress_is_reported_after_every_step():
 
 
 def test_going_back_gives_the_marginal_of_the_higher_level():
-    sigma, following = 0.9, 0.6
+    sigma, sigma_next = 0.9, 0.6
     drawn = torch.randn(1, 20000, 1, generator=torch.Generator().manual_seed(0))
     x0, eps = torch.full_like(drawn, 2.0), torch.randn_like(drawn)
-    z = flow.Again.back((1 - following) * x0 + following * eps, following, sigma, drawn)
+    z = flow.Resample.renoise((1 - sigma_next) * x0 + sigma_next * eps, sigma_next, sigma, drawn)
     assert abs(float(z.mean()) - (1 - sigma) * 2) < 0.03
     assert abs(float(z.std()) - sigma) < 0.03
     # From pure noise nothing of what was there is left.
-    torch.testing.assert_close(flow.Again.back(z, 0.8, 1.0, drawn), drawn)
+    torch.testing.assert_close(flow.Resample.renoise(z, 0.8, 1.0, drawn), drawn)
 
 
 def test_steps_in_the_range_are_repeated_and_end_where_the_velocity_leads():
@@ -105,12 +105,12 @@ def test_steps_in_the_range_are_repeated_and_end_where_the_velocity_leads():
         seen.append(sigma)
         return (z - x0) / sigma
 
-    def draw(step, turn):
-        drawn.append((step, turn))
+    def draw(step, repeat):
+        drawn.append((step, repeat))
         return torch.randn(1, 4, 2)
 
     made = flow.denoise(
-        velocity, noise, [1.0, 0.8, 0.5, 0.2, 0.0], again=flow.Again(2, 0.4, 0.9, draw)
+        velocity, noise, [1.0, 0.8, 0.5, 0.2, 0.0], resample=flow.Resample(2, 0.4, 0.9, draw)
     )
     assert seen == [1.0, 0.8, 0.8, 0.8, 0.5, 0.5, 0.5, 0.2]
     assert drawn == [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -119,28 +119,28 @@ def test_steps_in_the_range_are_repeated_and_end_where_the_velocity_leads():
 
 def test_a_given_token_is_seen_through_other_noise_in_each_repetition():
     x0, noise = torch.ones(1, 2, 2), torch.randn(1, 2, 2)
-    known, seen = torch.tensor([True, False]), []
+    given, seen = torch.tensor([True, False]), []
 
     def velocity(z, sigma):
         seen.append((z[:, 0] - (1 - sigma) * x0[:, 0]) / sigma)
         return z - x0
 
     draws = [torch.randn(1, 2, 2) for _ in range(2)]
-    again = flow.Again(2, 0.9, 1.0, lambda step, turn: draws[turn - 1])
-    flow.denoise(velocity, noise, [1.0, 0.5, 0.0], known=known, x0=x0, again=again)
+    resample = flow.Resample(2, 0.9, 1.0, lambda step, repeat: draws[repeat - 1])
+    flow.denoise(velocity, noise, [1.0, 0.5, 0.0], given=given, x0=x0, resample=resample)
     for found, drawn in zip(seen, (noise, *draws, noise), strict=True):
         torch.testing.assert_close(found, drawn[:, 0])
 
 
 def test_clean_tokens_are_clean_at_every_step():
     x0, noise = torch.ones(1, 4, 2), torch.randn(1, 4, 2)
-    known = torch.tensor([True, False, True, False])
+    given = torch.tensor([True, False, True, False])
 
     def velocity(z, sigma):
-        assert torch.equal(z[:, known], x0[:, known])
+        assert torch.equal(z[:, given], x0[:, given])
         return z - x0
 
-    flow.denoise(velocity, noise, [1.0, 0.5, 0.0], known=known, x0=x0, clean=True)
+    flow.denoise(velocity, noise, [1.0, 0.5, 0.0], given=given, x0=x0, clean=True)
 
 
 def test_the_loss_of_some_tokens_is_their_mean():

@@ -36,7 +36,7 @@ def test_a_shipped_recipe_is_the_papers_and_its_example_parses(name):
     assert (recipe.canvas.width, recipe.canvas.height) == size
     assert " ".join(recipe.markers) == markers
     assert recipe.prefix == prefix
-    assert (recipe.sampling.steps, recipe.sampling.guidance) == (20, 3.5)
+    assert (recipe.sampling.steps, recipe.sampling.guidance) == (None, None)
     recipe.canvas.check_grid(16)
     assert recipe.parse(recipe.example).render() == recipe.example
     assert len(recipe.instruction) > 200

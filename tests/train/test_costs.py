@@ -56,7 +56,7 @@ class Real:
         given, of = None, None
         if batch.given:
             tokens = torch.arange(n).expand(batch.count, n) < n // 2
-            given, of = Given(tokens, clean=True, alone=batch.alone), ~tokens
+            given, of = Given(tokens, clean=True, isolated=batch.alone), ~tokens
         sigma = torch.full((batch.count,), 0.5)
         v = model.velocity(x0, sigma, [text] * batch.count, (batch.width, batch.height), 1.0, given)
         torch.autograd.backward(flow.loss(v, x0, x0, of).sum())

@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_the_unknown_tokens_alone_and_each_sample_weighs_the
                 [entry.text()],
                 (layout.width, layout.height),
                 1.0,
-                Given(mask, clean=True, alone=isolate),
+                Given(mask, clean=True, isolated=isolate),
             )[0].double()
             expected += float(((v - (eps - x0)) ** 2)[~mask].mean()) / len(samples)
     found = accumulate(model, data, samples, settings)

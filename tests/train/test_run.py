@@ -332,7 +332,7 @@ def test_the_resolution_shift_moves_training_towards_noise(clean, config, tmp_pa
         accumulate(clean, data, [Sample(5, 0, 0)], settings.model_copy(update={"shift": shift}))
     plain, shifted = seen
     tokens = len(data.sets[0].latents(0))
-    mu = clean.shift_mu(tokens)
+    mu = flow.resolution_shift(tokens, 256, 4096, 0.5, 1.15)
     expected = np.exp(mu) / (np.exp(mu) + 1 / plain - 1)
     assert shifted == pytest.approx(expected, rel=1e-5)
     assert shifted > plain

@@ -135,14 +135,15 @@ def recipes(words: Words) -> None:
 
 
 def _show_recipe(recipe: Recipe) -> None:
-    canvas = recipe.canvas
+    canvas, own = recipe.canvas, recipe.sampling
     rows = " over ".join(map(str, canvas.per_row)) if canvas.per_row else "free boxes"
     _say(
         f"{recipe.name}: {recipe.summary}\n\n"
         f"canvas       {canvas.width}x{canvas.height} px, {canvas.panels} panels ({rows})\n"
         f"prefix       {recipe.prefix or '(none)'}\n"
         f"markers      {' '.join(recipe.markers)}\n"
-        f"sampling     {recipe.sampling.steps} steps, guidance {recipe.sampling.guidance}\n\n"
+        f"sampling     {own.steps or 'usual'} steps, guidance "
+        f"{'as usual' if own.guidance is None else own.guidance}\n\n"
         f"captioning instruction\n{recipe.instruction}\n\nexample prompt\n{recipe.example}"
     )
 

@@ -89,10 +89,10 @@ def run_together(
         ),
         noise,
         model.sigmas(first.steps, noise.shape[1]),
-        known=mask,
+        given=mask,
         x0=x0,
         clean=first.mode == "clean",
-        again=_again(model, layout, requests) if first.resample else None,
+        resample=_resample(model, layout, requests) if first.resample else None,
         on_step=on_step,
     ).cpu()
     vae = model.fingerprint("vae")
@@ -124,15 +124,15 @@ def _given(request: Request, mask: Tensor | None) -> Given | None:
         return None
     if request.mode == "clean":
         kept: list[tuple[Tensor, Tensor]] | None = [] if request.isolate_given else None
-        return Given(mask, clean=True, alone=request.isolate_given, kept=kept)
-    return Given(mask, boost=request.boost) if request.mode == "boost" else None
+        return Given(mask, clean=True, isolated=request.isolate_given, cache=kept)
+    return Given(mask, scale=request.boost) if request.mode == "boost" else None
 
 
-def _again(model: DiffusionModel, layout: Layout, requests: Sequence[Request]) -> flow.Again:
+def _resample(model: DiffusionModel, layout: Layout, requests: Sequence[Request]) -> flow.Resample:
     def draw(step: int, turn: int) -> Tensor:
         return _noise(model, layout, requests, "again", step, turn)
 
-    return flow.Again(requests[0].resample, requests[0].resample_from, 1.0, draw)
+    return flow.Resample(requests[0].resample, requests[0].resample_from, 1.0, draw)
 
 
 def _cells(box: Box, grid: int) -> tuple[slice, slice]:

@@ -28,7 +28,7 @@ from iclora import __version__
 from iclora.adapter.lora import Adapter
 from iclora.errors import AdapterError, LayoutError, SettingsError, StorageError
 from iclora.files import digest, inside, storage_error, write_bytes, write_text
-from iclora.models.base import DiffusionModel
+from iclora.models.base import DiffusionModel, Sampling
 from iclora.sets.caption import check_budget
 from iclora.sets.images import open_image, write_png
 from iclora.sets.layout import Layout
@@ -355,7 +355,7 @@ def prepare(
                 f"{model.grid} px token grid); panel-{number}.png keeps your pixels"
             )
     wish = model.sampling
-    if guidance is not None and not wish.guided:
+    if guidance is not None and wish.guided == "none":
         notes.append(f"{model.name} is not guided: --guidance has no effect")
     for number in panel_seeds or {}:
         _check_number(number, layout)
@@ -386,8 +386,10 @@ def prepare(
         "prompt": text,
         "layout": layout.to_json(),
         "seeds": seeds,
-        "steps": next(n for n in (steps, wish.steps, task.sampling.steps) if n is not None),
-        "guidance": task.sampling.guidance if guidance is None else guidance,
+        "steps": next(n for n in (steps, *_steps(wish, task)) if n is not None),
+        "guidance": next(
+            g for g in (guidance, task.sampling.guidance, wish.guidance, 0.0) if g is not None
+        ),
         "known": describe_known(known, latents),
         "mode": how,
         "isolate_given": bool(
@@ -402,6 +404,11 @@ def prepare(
         raise SettingsError(
             f"settings that make no sense: {problems_of(error)}", "Change them."
         ) from error
+
+
+def _steps(base: Sampling, recipe: Recipe) -> tuple[int | None, int]:
+    """Steps of the recipe before the base's own, unless the base knows one number only."""
+    return (None if base.fixed_steps else recipe.sampling.steps), base.steps
 
 
 _REPETITIONS = 3
@@ -465,7 +472,7 @@ def _layout(
 ) -> Layout:
     """The canvas: as asked, else the usual area with the known panels' shapes."""
     usual = recipe.canvas
-    if adapter and adapter.info and adapter.info.recipe == recipe:
+    if adapter and adapter.info and adapter.info.recipe.same_task(recipe):
         usual = Layout.from_json(adapter.info.layout)
     for number in known:
         _check_number(number, usual)

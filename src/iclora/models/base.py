@@ -32,7 +32,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from iclora.files import digest
 from iclora.settings import Precision
 
-__all__ = ["PARTS", "DiffusionModel", "Given", "Part", "Sampling", "Text"]
+__all__ = ["DTYPES", "PARTS", "DiffusionModel", "Given", "Part", "Sampling", "Text"]
+
+DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""Number formats of a base's weights by their one spelling."""
 
 Text = dict[str, Tensor]
 """What a base's text encoders make of one text; no batch dimension; only the base reads it."""
@@ -45,12 +48,17 @@ PARTS: tuple[Part, ...] = ("text", "vae", "denoiser")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a base wants to be sampled."""
+    """How a base is sampled, unless a recipe or a user says otherwise."""
 
-    steps: int | None = None
-    """Euler steps; None leaves them to the recipe."""
-    guided: bool = True
-    """Whether the guidance value has any effect."""
+    steps: int = 20
+    """Euler steps."""
+    guidance: float | None = 3.5
+    """Guidance value; None for a base without guidance."""
+    guided: Literal["embedded", "two-pass", "none"] = "embedded"
+    """How the guidance value acts: as an embedding, as the weight of a guided pass beside an
+    unguided one, or not at all."""
+    fixed_steps: bool = False
+    """True if the base was distilled to `steps`, so that they win over a recipe's."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +66,26 @@ class Given:
     """Tokens of a canvas whose content is given, and how the denoiser is to read them."""
 
     tokens: Tensor
-    """bool (n,), True at given tokens; or (B, n), with as many in every sample, where they are
-    clean."""
+    """bool (n,), True at given tokens; or (B, n), with as many in every sample, if they are clean.
+    On the CPU they are counted without waiting for the device."""
     clean: bool = False
     """They carry no noise, and the denoiser is told so, token by token."""
-    alone: bool = False
+    isolated: bool = False
     """They attend to each other only, so that they are the same whatever the rest shows."""
-    boost: float = 1.0
+    scale: float = 1.0
     """Factor on the attention that the rest of the canvas pays them."""
-    kept: list[tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
-    """With `alone`, an empty list to keep their keys and values in. The base fills it once; as
-    long as the same list is passed, given tokens are not computed again."""
-
-    @property
-    def count(self) -> int:
-        """Given tokens of a sample."""
-        return int(self.tokens.view(-1, self.tokens.shape[-1])[0].sum())
+    cache: list[tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
+    """With `isolated`, an empty list for their keys and values. The base fills it once; as long
+    as the same list is passed, given tokens are not computed again."""
+    count: int = field(init=False)
+    """Given tokens of a sample, counted at construction."""
 
     def __post_init__(self) -> None:
-        assert self.kept is None or (self.alone and self.clean), "only what never changes is kept"
-        assert self.boost == 1 or not self.clean, "clean tokens need no boost"
+        assert self.cache is None or (self.isolated and self.clean), "what changes is not cached"
+        assert self.scale == 1 or not self.clean, "clean tokens need no scale"
         assert self.tokens.ndim == 1 or self.clean, "only clean tokens may differ in a batch"
+        count = int(self.tokens.view(-1, self.tokens.shape[-1])[0].sum())
+        object.__setattr__(self, "count", count)
 
 
 class DiffusionModel(ABC):
@@ -89,6 +96,9 @@ class DiffusionModel(ABC):
         folder: where its files are.
         family: such as "flux".
         grid: token edge in px.
+        multiple: edges of a canvas are multiples of so many px; a multiple of `grid`.
+        block_prefixes: how the names of the denoiser's blocks begin, such as
+            "transformer_blocks.".
         channels: numbers per token.
         max_text_tokens: tokens the text encoder reads, special tokens included.
         device: where it computes.
@@ -108,6 +118,8 @@ class DiffusionModel(ABC):
     folder: Path
     family: str
     grid: int
+    multiple: int
+    block_prefixes: tuple[str, ...]
     channels: int
     max_text_tokens: int
     device: torch.device
@@ -146,6 +158,10 @@ class DiffusionModel(ABC):
         """Tokens of a text, special tokens included; loads only the tokenizer."""
 
     @abstractmethod
+    def text_tokens(self, text: Text) -> int:
+        """Tokens that an encoded text takes in a pass; texts of one call have as many each."""
+
+    @abstractmethod
     def encode_text(self, text: str) -> Text:
         """Run the text encoders on one text.
 
@@ -175,6 +191,7 @@ class DiffusionModel(ABC):
         size: tuple[int, int],
         guidance: float,
         given: Given | None = None,
+        unguided: Sequence[Text] | None = None,
     ) -> Tensor:
         """Predict eps - x0.
 
@@ -186,6 +203,11 @@ class DiffusionModel(ABC):
             guidance: value of the guidance embedding, or weight of the guided pass.
             given: which tokens of `z` are given, as many in all samples, and how they are read.
                 What is returned for clean ones means nothing.
+            unguided: for a base guided by two passes, what the unguided pass reads, one per
+                sample: the empty text or a negative prompt. Such a base returns
+                unguided + guidance * (guided - unguided), or its own rule; without them, or at
+                guidance 1, it makes the guided pass alone. The cache of given tokens is shared by
+                both passes, since given tokens see no text. Other bases refuse them.
         Returns: (B, n, channels) float32.
         """
 
@@ -194,8 +216,8 @@ class DiffusionModel(ABC):
         """The base's own schedule: `steps` noise levels from 1 downwards, then 0."""
 
     @abstractmethod
-    def shift_mu(self, tokens: int) -> float:
-        """mu of the base's resolution shift for a canvas of so many tokens (see `flow.shift`)."""
+    def shift(self, sigma: Tensor, tokens: int) -> Tensor:
+        """Noise levels of training, moved as the base's sampler does on so many tokens."""
 
     @abstractmethod
     def lora_targets(self, kind: str) -> list[str]:

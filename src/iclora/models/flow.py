@@ -18,7 +18,7 @@ from torch import Tensor
 from iclora.files import digest
 
 __all__ = [
-    "Again",
+    "Resample",
     "add_noise",
     "denoise",
     "draw_sigma",
@@ -32,7 +32,7 @@ __all__ = [
 def generator(*key: object) -> torch.Generator:
     """A random generator that depends on the key alone, such as (seed, "noise", step, sample).
 
-    Always on the CPU, so that every device sees the same numbers, and made anew at each use, so
+    Always on the CPU, so that every device sees the same numbers, and made again at each use, so
     that there is no hidden state to save or to lose.
     """
     return torch.Generator().manual_seed(int(digest(*map(str, key))[:15], 16))
@@ -88,33 +88,33 @@ def resolution_shift(tokens: int, least: int, most: int, low: float, high: float
 
 
 @dataclass(frozen=True)
-class Again:
-    """Time travel: some steps are taken several times over, from new noise each time.
+class Resample:
+    """Time travel: some steps are taken several times, from new noise each time.
 
-    Panels that are made, and what is given, have then met more often where identities and layout
-    are settled; and a given panel is read through other noise each time. Source: Lugmayr et al.
-    2022 (RePaint, arXiv 2201.09865), here for a rectified flow: to go back from s' to s,
-    z <- a z + b noise with a = (1 - s) / (1 - s') and b^2 = s^2 - (a s')^2.
+    Missing and given panels then meet more often at the noise levels that settle identities and
+    layout, and a given panel is read through other noise each time.
 
-    Attributes:
-        times: how often a step is repeated.
-        low, high: noise levels; steps that begin between them are repeated.
-        noise: standard normal noise, (B, n, c), for the step and the repetition of these numbers.
+    Source: Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), here for a rectified flow: to go back
+    from s' to s, z <- a z + b noise with a = (1 - s) / (1 - s') and b^2 = s^2 - (a s')^2.
     """
 
     times: int
+    """How often a step is repeated."""
     low: float
+    """Steps are repeated that begin at this noise level or above it,"""
     high: float
+    """and at this one or below it."""
     noise: Callable[[int, int], Tensor]
+    """Standard normal noise (B, n, c) for the step and the repetition of these numbers."""
 
     @staticmethod
-    def back(z: Tensor, following: float, sigma: float, noise: Tensor) -> Tensor:
-        """From level `following` up to `sigma`."""
-        a = (1 - sigma) / (1 - following)
-        b = math.sqrt(max(0.0, sigma**2 - (a * following) ** 2))
+    def renoise(z: Tensor, sigma_next: float, sigma: float, noise: Tensor) -> Tensor:
+        """Go back from level `sigma_next` up to `sigma`."""
+        a = (1 - sigma) / (1 - sigma_next)
+        b = math.sqrt(max(0.0, sigma**2 - (a * sigma_next) ** 2))
         return a * z + b * noise
 
-    def turns(self, sigma: float) -> int:
+    def repeats(self, sigma: float) -> int:
         """How often a step from this level is taken."""
         return 1 + self.times * (self.low <= sigma <= self.high)
 
@@ -124,46 +124,46 @@ def denoise(
     noise: Tensor,
     sigmas: Sequence[float],
     *,
-    known: Tensor | None = None,
+    given: Tensor | None = None,
     x0: Tensor | None = None,
     clean: bool = False,
-    again: Again | None = None,
+    resample: Resample | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Follow the velocity from noise to a clean sample, by Euler steps in float32.
 
-    With `known` tokens this is the paper's masked SDEdit at strength 1: before every step the
-    known tokens are set to their clean latents, noised to the current sigma with the one fixed
-    noise draw (in repetitions with a draw of their own); unknown tokens start from pure noise.
-    After the last step known tokens are clean.
+    With `given` tokens this is the paper's masked SDEdit at strength 1: before every step the
+    given tokens are set to their clean latents, noised to the current sigma with the one fixed
+    noise draw (in repetitions with a draw of their own); the others start from pure noise. After
+    the last step given tokens are clean.
 
     Args:
         velocity: (z (B, n, c), sigma) -> (B, n, c).
         noise: (B, n, c) standard normal, float32.
         sigmas: decreasing, from 1 to a final 0.
-        known: bool (n,), True at tokens whose content is given.
-        x0: (B, n, c) clean latents; read only at known tokens.
-        clean: leave known tokens clean at every step; `velocity` must know that they are.
-        again: steps to be repeated.
+        given: bool (n,), True at tokens whose content is given.
+        x0: (B, n, c) clean latents; read only at given tokens.
+        clean: leave given tokens clean at every step; `velocity` must know that they are.
+        resample: steps to be repeated.
         on_step: called with (steps done, steps in all), repetitions included.
     Returns: (B, n, c) float32.
     """
     z = noise.clone()
-    turns = [again.turns(s) if again else 1 for s in sigmas[:-1]]
+    repeats = [resample.repeats(s) if resample else 1 for s in sigmas[:-1]]
     done = 0
-    for step, (sigma, following) in enumerate(pairwise(sigmas)):
-        for turn in range(turns[step]):
-            drawn = noise
-            if turn and again:
-                drawn = again.noise(step, turn).to(z.device)
-                z = again.back(z, following, sigma, drawn)
-            if known is not None and x0 is not None:
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        for repeat in range(repeats[step]):
+            eps = noise
+            if repeat and resample:
+                eps = resample.noise(step, repeat).to(z.device)
+                z = resample.renoise(z, sigma_next, sigma, eps)
+            if given is not None and x0 is not None:
                 level = 0.0 if clean else sigma
-                z = torch.where(known[:, None], (1 - level) * x0 + level * drawn, z)
-            z = z + (following - sigma) * velocity(z, sigma).float()
+                z = torch.where(given[:, None], (1 - level) * x0 + level * eps, z)
+            z = z + (sigma_next - sigma) * velocity(z, sigma).float()
             done += 1
             if on_step:
-                on_step(done, sum(turns))
-    if known is not None and x0 is not None:
-        z = torch.where(known[:, None], x0, z)
+                on_step(done, sum(repeats))
+    if given is not None and x0 is not None:
+        z = torch.where(given[:, None], x0, z)
     return z

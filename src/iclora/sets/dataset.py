@@ -177,7 +177,8 @@ class Dataset:
         """Content hash of its recipe and all images and captions."""
         captions = (s._files[s.caption_file]() if s.caption_file else b"" for s in self.sets)
         parts = (part for s, c in zip(self.sets, captions, strict=True) for part in (s.digest, c))
-        return files.digest(self.recipe.model_dump_json(), *parts)
+        # As version 0.2 wrote recipes, so that its runs are resumed; sampling does not matter here.
+        return files.digest(self.recipe.sampled(20, 3.5).model_dump_json(), *parts)
 
 
 def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:

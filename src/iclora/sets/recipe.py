@@ -52,12 +52,12 @@ class LayoutSpec(_Frozen):
 
 
 class SamplingDefaults(_Frozen):
-    """The [sampling] table: what `generate` uses unless told otherwise."""
+    """The [sampling] table: what overrides the base's own sampling."""
 
-    steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Euler steps (paper: 20)."""
-    guidance: Annotated[float, Field(ge=0, le=100)] = 3.5
-    """Value of the guidance embedding (paper: 3.5)."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Euler steps; None takes the base's (FLUX.1-dev's are the paper's 20)."""
+    guidance: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Guidance value; None takes the base's (FLUX.1-dev's is the paper's 3.5)."""
 
 
 class Recipe(_Frozen):
@@ -106,6 +106,19 @@ class Recipe(_Frozen):
     def canvas(self) -> Layout:
         """The layout at its recommended size."""
         return self.layout.build()
+
+    def sampled(self, steps: int, guidance: float) -> Recipe:
+        """The same recipe; what it leaves open of its sampling is filled in."""
+        own = self.sampling
+        filled = SamplingDefaults(
+            steps=steps if own.steps is None else own.steps,
+            guidance=guidance if own.guidance is None else own.guidance,
+        )
+        return self.model_copy(update={"sampling": filled})
+
+    def same_task(self, other: Recipe) -> bool:
+        """True if both differ in their sampling at most."""
+        return self == other.model_copy(update={"sampling": self.sampling})
 
     def parse(self, text: str) -> JointCaption:
         """Read a joint caption with this recipe's markers and prefix. Raises: CaptionError."""

@@ -59,7 +59,7 @@ def accumulate(
 ) -> float:
     """Add the gradient of the samples' mean loss to the LoRA parameters.
 
-    Samples are computed in groups of one canvas and as many given tokens, at most
+    Samples are computed in groups of one canvas, as many given tokens and as long texts, at most
     `config.micro_batch` at a time, or as many as `config.micro_tokens` holds; every sample weighs
     the same however it is grouped, and nothing is padded.
 
@@ -68,16 +68,19 @@ def accumulate(
     Returns: their share of the mean loss.
     """
     total = total or len(samples)
-    groups: dict[tuple[Layout, int], list[tuple[Sample, Tensor]]] = defaultdict(list)
+    groups: dict[tuple[Layout, int, int], list[tuple[Sample, Tensor, Text]]] = defaultdict(list)
     for sample in samples:
         layout = encoded.sets[sample.set].layouts[sample.size]
         rng = flow.generator("given", config.seed, sample.number)
         panels = draw_given(rng, config, layout.panels, encoded.usual)
         given = torch.from_numpy(token_mask(layout, panels, model.grid)).flatten()
-        groups[layout, int(given.sum())].append((sample, given))
+        rng = flow.generator("dropout", config.seed, sample.number)
+        text = _draw_text(encoded.sets[sample.set], encoded, config, rng)
+        group = layout, int(given.sum()), model.text_tokens(text)
+        groups[group].append((sample, given, text))
     loss = 0.0
-    for (layout, _), members in groups.items():
-        tokens = layout.width * layout.height // model.grid**2 + model.max_text_tokens
+    for (layout, _, words), members in groups.items():
+        tokens = layout.width * layout.height // model.grid**2 + words
         most = max(config.micro_batch, config.micro_tokens // tokens)
         for start in range(0, len(members), most):
             part = members[start : start + most]
@@ -106,36 +109,39 @@ def draw_given(
 def _losses(
     model: DiffusionModel,
     encoded: Encoded,
-    samples: Sequence[tuple[Sample, Tensor]],
+    samples: Sequence[tuple[Sample, Tensor, Text]],
     layout: Layout,
     config: TrainSettings,
 ) -> Tensor:
     """Loss of each sample, (B,).
 
     Args:
-        samples: all on one canvas, with the tokens that are given, bool (n,), as many in each.
+        samples: all on one canvas, each with the tokens that are given, bool (n,), and its text;
+            as many given tokens and as long texts in each.
     """
     latents, noises, levels, texts = [], [], [], []
-    for sample, _ in samples:
+    for sample, _, text in samples:
         entry = encoded.sets[sample.set]
         x0 = entry.latents(sample.size)
         latents.append(x0)
         key = (config.seed, sample.number)
         noises.append(torch.randn(x0.shape, generator=flow.generator("noise", *key)))
         levels.append(_draw_level(model, config, len(x0), flow.generator("sigma", *key)))
-        texts.append(_draw_text(entry, encoded, config, flow.generator("dropout", *key)))
+        texts.append(text)
     x0 = torch.stack(latents).to(model.device)
     eps = torch.stack(noises).to(model.device)
     # The model sees sigma in its own precision; noise with the same number, or the two disagree.
     sigma = torch.cat(levels).to(model.device, model.dtype).float()
     z = flow.add_noise(x0, eps, sigma)
     size = (layout.width, layout.height)
-    tokens = torch.stack([given for _, given in samples]).to(model.device)
-    if not bool(tokens.any()):
+    given = Given(
+        torch.stack([tokens for _, tokens, _ in samples]), clean=True, isolated=config.isolate_given
+    )
+    if not given.count:
         return flow.loss(model.velocity(z, sigma, texts, size, config.guidance), x0, eps)
     # What is given is clean, as it will be when a set is completed, and is not learnt.
+    tokens = given.tokens.to(model.device)
     z = torch.where(tokens[..., None], x0, z)
-    given = Given(tokens, clean=True, alone=config.isolate_given)
     v = model.velocity(z, sigma, texts, size, config.guidance, given)
     return flow.loss(v, x0, eps, ~tokens)
 
@@ -144,7 +150,7 @@ def _draw_level(
     model: DiffusionModel, config: TrainSettings, tokens: int, rng: torch.Generator
 ) -> Tensor:
     sigma = flow.draw_sigma(rng, config.sigma_mean, config.sigma_std)
-    return flow.shift(sigma, model.shift_mu(tokens)) if config.shift == "resolution" else sigma
+    return model.shift(sigma, tokens) if config.shift == "resolution" else sigma
 
 
 def _draw_text(

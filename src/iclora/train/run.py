@@ -24,7 +24,7 @@ from torch import nn
 from iclora.adapter.lora import AdapterInfo
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.files import write_text
-from iclora.models.base import DiffusionModel
+from iclora.models.base import DiffusionModel, Sampling
 from iclora.models.flux.forward import COMPILED_SHAPES
 from iclora.sets.dataset import Dataset, SetReport, check_dataset, open_dataset, typical_layout
 from iclora.sets.recipe import Recipe, recipe_names
@@ -367,6 +367,8 @@ def _anywhere(config: TrainSettings, model: DiffusionModel) -> TrainSettings:
 def _describe(
     config: TrainSettings, model: DiffusionModel, dataset: Dataset, reports: Sequence[SetReport]
 ) -> AdapterInfo:
+    # A base with a fixed number of steps says nothing about others, which may use the adapter too.
+    usual = Sampling() if model.sampling.fixed_steps else model.sampling
     layout = typical_layout(dataset.recipe.canvas, [r.sizes for r in reports], model.grid)
     return AdapterInfo(
         base=model.name,
@@ -375,7 +377,7 @@ def _describe(
         alpha=config.alpha,
         targets=config.targets,
         steps=0,
-        recipe=dataset.recipe,
+        recipe=dataset.recipe.sampled(usual.steps, usual.guidance or 0.0),
         layout=layout.to_json(),
         conditional=config.conditional,
         isolate_given=config.isolate_given,

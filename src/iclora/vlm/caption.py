@@ -115,7 +115,13 @@ def caption_dataset(
         return ask_about(dataset.recipe, _pictures(panels, dataset.recipe, send, longest), limit)
 
     # Not the address: a server may come back at another.
-    asked = [captioner.name, dataset.recipe.model_dump_json(), limit, send, longest]
+    asked = [
+        captioner.name,
+        dataset.recipe.sampled(20, 3.5).model_dump_json(),
+        limit,
+        send,
+        longest,
+    ]
     journal = _Journal(dataset.path / _JOURNAL, digest(*map(str, asked)))
     done = journal.begin() if overwrite else set()
     todo = []

@@ -113,7 +113,8 @@ def test_the_schedule_equals_fluxpipelines_at_each_canvas(tiny, pipeline):
 
 def test_schnell_samples_unguided_in_4_steps_without_shift_from_256_tokens(schnell):
     assert (schnell.max_text_tokens, schnell.sampling.steps) == (256, 4)
-    assert not schnell.sampling.guided
+    assert schnell.sampling.guided == "none"
+    assert schnell.sampling.fixed_steps
     assert schnell.sigmas(4, 6144) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
     z = torch.randn(1, 24, 64)
     with torch.no_grad():

@@ -52,6 +52,7 @@ class FluxModel(DiffusionModel):
     """
 
     family = "flux"
+    block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class FluxModel(DiffusionModel):
                 f"the settings of {name} are not those of a FLUX.1 ({error!r})",
                 "Use FLUX.1-dev, -schnell or -Krea-dev in diffusers' layout.",
             ) from error
+        self.multiple = self.grid
         if self.channels != packed:
             raise ModelError(
                 f"{name} takes {self.channels} channels a token, a text-to-image FLUX.1 takes "
@@ -89,7 +91,8 @@ class FluxModel(DiffusionModel):
         # FLUX.1's own tokenizer says 512; a small base may have been trained on less.
         tokenizer = self._config("tokenizer_2", "tokenizer_config.json")
         self.max_text_tokens = min(longest, int(tokenizer.get("model_max_length") or longest))
-        self.sampling = Sampling() if self._guided else Sampling(steps=4, guided=False)
+        schnell = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
+        self.sampling = Sampling() if self._guided else schnell
 
     # -- parts ----------------------------------------------------------------------------------
 
@@ -186,6 +189,9 @@ class FluxModel(DiffusionModel):
     def count_tokens(self, text: str) -> int:
         return len(self._t5_tokenizer(text, truncation=False, verbose=False).input_ids)
 
+    def text_tokens(self, text: Text) -> int:
+        return text["prompt"].shape[0]
+
     @torch.no_grad()
     def encode_text(self, text: str) -> Text:
         check_budget(text, self.count_tokens, self.max_text_tokens, "the text")
@@ -240,7 +246,15 @@ class FluxModel(DiffusionModel):
         size: tuple[int, int],
         guidance: float,
         given: Given | None = None,
+        unguided: Sequence[Text] | None = None,
     ) -> Tensor:
+        if unguided is not None:
+            raise ModelError(
+                f"{self.name} is not guided by two passes, so it reads no text for an unguided one",
+                "Leave `negative` empty.",
+                setting="negative",
+            )
+
         def joined(key: str) -> Tensor:
             return torch.stack([text[key] for text in texts]).to(self.device, self.dtype)
 
@@ -249,7 +263,7 @@ class FluxModel(DiffusionModel):
         places = self._positions(size)
         if order is not None:
             z, places = _in_order(z, order), places[order]
-        if given and given.kept:
+        if given and given.cache:
             # What is given has been computed: the rest reads its keys and values.
             levels = Levels(levels.sigma[:, :1], levels.tokens[:1])
             z, places = z[:, : levels.tokens[0]], places[..., : levels.tokens[0], :]
@@ -272,15 +286,15 @@ class FluxModel(DiffusionModel):
 
     def _attention(self, given: Given | None, words: int) -> Attend:
         attend = pick_attention(self.device)
-        if given is None or not bool(given.tokens.any()):
+        if given is None or not given.count:
             return attend
-        if given.kept:
-            return reading(attend, given.kept)
-        if given.alone:
+        if given.cache:
+            return reading(attend, given.cache)
+        if given.isolated:
             assert given.clean, "noisy tokens are in no order of their own"
-            return isolated(attend, given.count, given.kept)
-        if given.boost != 1:
-            return boosted(attend, given.tokens.to(self.device), words, given.boost)
+            return isolated(attend, given.count, given.cache)
+        if given.scale != 1:
+            return boosted(attend, given.tokens.to(self.device), words, given.scale)
         return attend
 
     @property
@@ -298,11 +312,14 @@ class FluxModel(DiffusionModel):
 
     def sigmas(self, steps: int, tokens: int) -> list[float]:
         self._scheduler.set_timesteps(
-            sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.shift_mu(tokens), device="cpu"
+            sigmas=np.linspace(1.0, 1 / steps, steps), mu=self._mu(tokens), device="cpu"
         )
         return [float(s) for s in self._scheduler.sigmas]
 
-    def shift_mu(self, tokens: int) -> float:
+    def shift(self, sigma: Tensor, tokens: int) -> Tensor:
+        return flow.shift(sigma, self._mu(tokens))
+
+    def _mu(self, tokens: int) -> float:
         config = self._scheduler.config
         if not config.use_dynamic_shifting:
             return 0.0
@@ -330,7 +347,7 @@ class FluxModel(DiffusionModel):
             name
             for name, module in self.denoiser.named_modules()
             if isinstance(module, nn.Linear)
-            and name.startswith(("transformer_blocks.", "single_transformer_blocks."))
+            and name.startswith(self.block_prefixes)
             and re.fullmatch(patterns[kind], name)
         ]
 
@@ -340,7 +357,7 @@ def _segments(sigma: Tensor, given: Given | None, count: int) -> tuple[Levels, T
 
     The order is (n,), or (B, n) where samples differ in which tokens are given.
     """
-    if given is None or not given.clean or not bool(given.tokens.any()):
+    if given is None or not given.clean or not given.count:
         return Levels(sigma[:, None], (count,)), None
     clean = given.tokens
     order = torch.argsort(clean.to(torch.uint8), dim=-1, stable=True).to(sigma.device)
