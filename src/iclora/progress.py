@@ -3,16 +3,19 @@
 Every function that takes long has one parameter `progress`. It calls it with each thing done; a
 command line draws a bar from these events, a server sends them on. `cancel()`, from any thread,
 ends the work at its next event: between two steps, so that nothing is half written.
+
+A `Console` is where a verb speaks to people.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Cancelled", "Event", "Progress"]
+__all__ = ["Cancelled", "Console", "Event", "Progress"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,16 @@ class Progress:
     @property
     def cancelled(self) -> bool:
         return self._stop.is_set()
+
+
+class Console(Protocol):
+    """Where a verb says what it does, made and noticed."""
+
+    def say(self, text: str) -> None:
+        """A result, or what is going on."""
+
+    def warn(self, text: str) -> None:
+        """What a person should know, although the work goes on."""
+
+    def progress(self) -> AbstractContextManager[Progress]:
+        """Where the work inside this block reports to."""

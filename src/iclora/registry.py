@@ -37,16 +37,16 @@ class Registry(Mapping[str, Callable[[], T]], Generic[T]):
         self._found: dict[str, Callable[[], T]] | None = None
 
     def _entries(self) -> dict[str, Callable[[], T]]:
+        """Those that ship, in their order, then those of other packages by name."""
         if self._found is None:
-            found: dict[str, Callable[[], T]] = {
-                point.name: point.load for point in entry_points(group=self.group)
-            }
-            for name, place in self._shipped.items():
-                found[name] = _importer(place)
-            self._found = found
+            points = sorted(entry_points(group=self.group), key=lambda point: point.name)
+            added = {p.name: p.load for p in points if p.name not in self._shipped}
+            self._found = {n: _importer(place) for n, place in self._shipped.items()} | added
         return self._found
 
     def __getitem__(self, name: str) -> Callable[[], T]:
+        if name in self._shipped:  # Found without a look into every installed package.
+            return _importer(self._shipped[name])
         return self._entries()[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -58,7 +58,7 @@ class Registry(Mapping[str, Callable[[], T]], Generic[T]):
     def load(self, name: str) -> T:
         """What a name stands for. Raises: SettingsError for a name that nobody registered."""
         try:
-            loader = self._entries()[name]
+            loader = self[name]
         except KeyError:
             raise SettingsError(
                 f'there is no {self.noun} "{name}"', f"Use one of {', '.join(sorted(self))}."

@@ -10,6 +10,11 @@ know stands in the field's JSON schema:
     option    its name as an option, where that is not the field's
     also      further names as an option
     position  given by its place on the command line, without a name
+    many      of settings with several values: "list" if one option takes them all, else the
+              option is repeated
+    metavar   what stands for its value in help
+
+A verb is such a model and a function that is told it: `@verb(CheckSettings)`.
 
 No torch is needed here.
 """
@@ -19,14 +24,16 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from iclora.errors import SettingsError
+from iclora.progress import Console
 
 __all__ = [
     "PRECISIONS",
@@ -49,14 +56,17 @@ __all__ = [
     "RecipesSettings",
     "RerollSettings",
     "ReviewSettings",
+    "RunSettings",
     "SampleSettings",
     "Settings",
     "TrainSettings",
+    "Verb",
     "Wish",
     "about",
     "problems_of",
     "read_settings",
     "settings_of",
+    "verb",
 ]
 
 M = TypeVar("M", bound="Settings")
@@ -94,6 +104,7 @@ def _field(
     option: str | None = None,
     also: tuple[str, ...] = (),
     position: bool = False,
+    many: Literal["list"] | None = None,
     metavar: str | None = None,
     **limits: Any,
 ) -> Any:
@@ -104,6 +115,7 @@ def _field(
         "option": option,
         "also": list(also),
         "position": position,
+        "many": many,
         "metavar": metavar,
     }
     extra = {key: value for key, value in known.items() if value}
@@ -111,7 +123,7 @@ def _field(
 
 
 def about(model: type[BaseModel], name: str) -> dict[str, Any]:
-    """What doors have to know of a field: resume, decided, option, also, position, metavar."""
+    """What doors have to know of a field; the head of this file lists it."""
     extra = model.model_fields[name].json_schema_extra
     return dict(extra) if isinstance(extra, dict) else {}
 
@@ -149,7 +161,8 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 _Number = Annotated[int, Field(ge=1, le=10**9)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
-_Size = Annotated[tuple[Side, Side], BeforeValidator(_size)]
+_Edge = Annotated[int, Field(ge=16, le=16_384)]
+_Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size)]
 _GivenFiles = Annotated[dict[Panel, str], BeforeValidator(_pairs)]
 _PanelSeeds = Annotated[dict[Panel, Seed], BeforeValidator(_pairs)]
 _Words = tuple[str, ...]
@@ -225,7 +238,7 @@ class TrainSettings(Machine):
     targets: Literal["all", "attention+mlp", "attention"] = "all"
     """layers to adapt; all is every linear layer of every block, modulation included"""
 
-    resolutions: tuple[Side, ...] = RESOLUTIONS
+    resolutions: tuple[Side, ...] = _field(RESOLUTIONS, many="list")
     """canvas sizes to train at, px: sides of squares of the same area"""
     upscale: bool = False
     """enlarge sets that are smaller than a resolution"""
@@ -275,12 +288,12 @@ class TrainSettings(Machine):
     """checkpoints kept, the newest, and the best if sets are held out"""
     preview_every: Annotated[int, Field(ge=0)] = _field(250, resume="free")
     """steps between preview grids; 0 makes none"""
-    preview_prompts: _Words = _field((), resume="free")
+    preview_prompts: _Words = _field((), resume="free", many="list")
     """joint prompts to preview; by default the recipe's example"""
     preview_resolution: Side = _field(768, resume="free")
     """canvas size of previews, px: side of a square of the same area"""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = _field(
-        ("tensorboard",), resume="free"
+        ("tensorboard",), resume="free", many="list"
     )
     """where losses are also shown: tensorboard (if it is installed), wandb, trackio"""
     cache: str | None = None
@@ -289,18 +302,18 @@ class TrainSettings(Machine):
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
         if not self.resolutions:
-            raise ValueError("resolutions: give at least one")
+            raise ValueError("`resolutions`: give at least one")
         if self.held_out and self.validation:
-            raise ValueError("held_out: leave it out beside validation")
+            raise ValueError("`held_out`: leave it out beside `validation`")
         if self.isolate_given and not self.conditional:
-            raise ValueError("isolate_given: it needs conditional above 0")
+            raise ValueError("`isolate_given`: it needs `conditional` above 0")
         if self.shard and (self.micro_batch > 1 or self.micro_tokens):
             # Processes must make the same number of passes, or some wait forever.
-            raise ValueError("shard: leave out micro_batch and micro_tokens; sets go singly")
+            raise ValueError("`shard`: leave out `micro_batch` and `micro_tokens`; sets go singly")
         if self.shard and self.precision != "full":
-            raise ValueError("shard: leave out precision; the base is kept as dtype says")
+            raise ValueError("`shard`: leave out `precision`; the base is kept as dtype says")
         if self.shard and self.vram is not None:
-            raise ValueError("shard: leave out vram; the memory of a part of a base is unknown")
+            raise ValueError("`shard`: leave out `vram`; the memory of a part of a base is unknown")
         return self
 
     def recomputed(self, blocks: int) -> int:
@@ -326,7 +339,25 @@ class TrainSettings(Machine):
         }
 
 
-class PlanSettings(TrainSettings):
+class _RunFile(TrainSettings):
+    run_file: str | None = _field(None, position=True)
+    """TOML run file with a [train] table"""
+
+    def training(self) -> TrainSettings:
+        """The training run alone; what was set stays marked as set."""
+        values = {n: getattr(self, n) for n in self.model_fields_set}
+        own = {n: v for n, v in values.items() if n in TrainSettings.model_fields}
+        return TrainSettings.model_validate(own)
+
+
+class RunSettings(_RunFile):
+    """What `train` is told: a training run, or one to go on with."""
+
+    resume: str | None = _field(None, metavar="RUN")
+    """go on with the run in this folder"""
+
+
+class PlanSettings(_RunFile):
     """What `plan` is told: a training run, and where to write the choice."""
 
     write: str | None = _field(None, metavar="FILE")
@@ -389,7 +420,7 @@ class Wish(MakeSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Wish:
         if (self.best_of is None) != (self.score is None):
-            raise ValueError("best_of: give it together with score, or neither")
+            raise ValueError("`best_of`: give it together with `score`, or neither")
         return self
 
 
@@ -433,7 +464,7 @@ class GenerateSettings(MakeSettings, _Base, _Captioning):
     @model_validator(mode="after")
     def _score_and_best_of(self) -> GenerateSettings:
         if (self.best_of is None) != (self.score is None):
-            raise ValueError("best_of: give it together with score, or neither")
+            raise ValueError("`best_of`: give it together with `score`, or neither")
         return self
 
     def decided(self) -> list[str]:
@@ -597,7 +628,7 @@ class CheckSettings(Settings):
     """recipe name or TOML path; by default the dataset's own"""
     base: str | None = None
     """count tokens as this base does"""
-    resolutions: tuple[Side, ...] = _field(RESOLUTIONS, min_length=1)
+    resolutions: tuple[Side, ...] = _field(RESOLUTIONS, min_length=1, many="list")
     """training resolutions to judge by"""
 
 
@@ -624,6 +655,38 @@ class InfoSettings(Settings):
     """an adapter file, a request.json or a run folder"""
 
 
+# -- verbs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verb(Generic[M]):
+    """A verb of the command line; an entry point of the group "iclora.verbs" adds one."""
+
+    settings: type[M]
+    """What it is told; its options are made from this."""
+    run: Callable[[M, Console], int | None]
+    """What it does. Returns the exit status if that is not 0."""
+    read: Callable[[dict[str, Any], Console], M] | None = None
+    """Makes the settings of the values that were given; by default `settings_of` does."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of its function's docstring: its help."""
+        return (self.run.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def verb(
+    settings: type[M], read: Callable[[dict[str, Any], Console], M] | None = None
+) -> Callable[[Callable[[M, Console], int | None]], Verb[M]]:
+    """Make a verb of a function; its name is the one it is registered by.
+
+    @verb(CheckSettings)
+    def check(settings, console):
+        "Read every image and caption of a dataset and say what is wrong."
+    """
+    return lambda run: Verb(settings, run, read)
+
+
 # -- reading them -------------------------------------------------------------------------------
 
 
@@ -641,18 +704,20 @@ def settings_of(
     try:
         return model.model_validate({**(defaults or {}), **given})
     except ValidationError as error:
-        first = error.errors()[0]["loc"]
         missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
         if len(missing) == len(error.errors()):
+            named = [f"`{name}`" for name in missing]
             raise SettingsError(
-                f"{' and '.join(missing)} must be given",
-                f"Set {', '.join(f'`{name}`' for name in missing)}.",
+                f"{' and '.join(named)} must be given",
+                f"Set {'it' if len(named) == 1 else 'them'} and run it again.",
                 setting=missing[0],
             ) from error
+        found = _by_setting(error, model)
+        concerned = re.match(r"`(\w+)`", found[0])
         raise SettingsError(
-            f"invalid settings: {problems_of(error, model)}",
-            "Fix these and run it again; the verb's help tells each setting's range.",
-            setting=str(first[0]) if first else None,
+            f"invalid setting{'s' if len(found) > 1 else ''}: {'; '.join(found)}",
+            "Fix this and run it again; the verb's help tells what a setting may be.",
+            setting=concerned[1] if concerned else None,
         ) from error
 
 
@@ -697,9 +762,23 @@ def problems_of(error: ValidationError, model: type[BaseModel] | None = None) ->
     found = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(place, model.model_fields if model else (), 1)
-            message = "there is no such setting" + (f'; did you mean "{near[0]}"?' if near else "")
+        message = _message(item, model)
         found.append(f"{place}: {message}" if place else message)
     return "; ".join(found)
+
+
+def _by_setting(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Pydantic's findings, one a setting: the alternatives of a union make one finding."""
+    found: dict[str, list[str]] = {}
+    for item in error.errors():
+        place = f"`{item['loc'][0]}`: " if item["loc"] else ""
+        found.setdefault(place, []).append(_message(item, model))
+    return [place + " or ".join(dict.fromkeys(messages)) for place, messages in found.items()]
+
+
+def _message(item: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+    if item["type"] == "extra_forbidden":
+        name = str(item["loc"][-1])
+        near = difflib.get_close_matches(name, model.model_fields if model else (), 1)
+        return "there is no such setting" + (f'; did you mean "{near[0]}"?' if near else "")
+    return str(item["msg"]).removeprefix("Value error, ")

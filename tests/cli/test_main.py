@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from iclora import __version__
-from iclora.cli.main import main, recomputes_unasked
+from iclora.cli.main import main
+from iclora.cli.training import recomputes_unasked
 from iclora.settings import TrainSettings, read_settings
 from tests.conftest import CAPTION, picture
 
@@ -243,16 +244,21 @@ def test_a_run_file_trains(clean, make_dataset, tmp_path, capsys):
         (["compose", "nowhere", "--out", "x"], "no folder or zip archive nowhere"),
         (["check", "nowhere"], "nowhere"),
         (["recipes", "nothing"], 'no recipe "nothing"'),
-        (["train", "--steps", "3"], "a run needs base and data and out"),
+        (["train", "--steps", "3"], "--base and --data and --out must be given"),
         (["train", "--resume", "nowhere"], "holds no run"),
         (["generate", "--prompt", "x"], "no base is given"),
         (["generate", "--base", "tiny"], "there is no prompt"),
         (["generate", "--base", "tiny", "--prompt", "x"], "no recipe is known"),
         (["generate", "--base", "./none", "--prompt", "x"], 'no folder "./none"'),
-        (["generate", "--base", "tiny", "--prompt", "x", "--device", "toaster"], "no device"),
+        (["generate", "--base", "tiny", "--prompt", "x", "--device", "toaster"], "--device: "),
         (["generate", "--base", "tiny", "--prompts", "none.txt"], "none.txt"),
         (["generate", "--adapter", "none.safetensors", "--prompt", "x"], "none.safetensors"),
         (["generate", "none.json"], "none.json"),
+        (["generate", "--size", "12"], '--size: "12" is not WIDTHxHEIGHT'),
+        (["generate", "--count", "0"], "--count: "),
+        (["compose", "x"], "--out must be given"),
+        (["compose", "x", "--out", "y", "--resolution", "0"], "--resolution: "),
+        (["check", "x", "--resolutions", "-5"], "--resolutions: "),
         (["complete", "--base", "tiny", "--prompt", "x"], "no panel is known"),
         (
             [
@@ -289,15 +295,7 @@ def test_a_users_mistake_is_one_message_status_2_and_no_traceback(
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ["nonsense"],
-        [],
-        ["generate", "--size", "12"],
-        ["generate", "--count", "0"],
-        ["train", "--x"],
-        ["compose", "x", "--out", "y", "--resolution", "0"],
-        ["check", "x", "--resolutions", "-5"],
-    ],
+    [["nonsense"], [], ["train", "--x"], ["compose", "--out", "y"], ["generate", "--count"]],
 )
 def test_words_the_parser_does_not_know_end_with_status_2(capsys, words):
     with pytest.raises(SystemExit) as ended:
@@ -525,4 +523,4 @@ def test_the_best_of_several_sets_is_kept_and_its_request_makes_it_again(clean, 
     ).read_bytes()
     status, _, err = run(capsys, *words, "--best-of", 3)
     assert status == 2
-    assert "go together" in err
+    assert "give it together with --score" in err

@@ -7,17 +7,17 @@ import pty
 import subprocess
 import sys
 
-from iclora.cli.output import progress_bar
+from iclora.cli.output import Terminal
 
 CODE = (
-    "from iclora.cli.output import progress_bar\n"
-    "with progress_bar() as bar:\n"
+    "from iclora.cli.output import Terminal\n"
+    "with Terminal().progress() as bar:\n"
     "    for i in range(1, 4): bar('training', i, 3, 'loss 0.5')\n"
 )
 
 
 def test_a_log_gets_the_first_and_the_last_line_with_rate_and_time_left(capsys):
-    with progress_bar() as bar:
+    with Terminal().progress() as bar:
         for i in range(1, 101):
             bar("training", i, 100, "loss 0.5")
     lines = capsys.readouterr().out.splitlines()

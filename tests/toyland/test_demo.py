@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 
 from iclora.cli.main import main
-from iclora.cli.options import TOY_TASKS
 from iclora.toyland.tasks import TASKS
+from iclora.toyland.verb import DemoSettings
 
 
 def test_the_command_line_offers_every_toy_task():
-    assert tuple(TASKS) == TOY_TASKS
+    assert get_args(DemoSettings.model_fields["task"].annotation) == tuple(TASKS)
 
 
 @pytest.mark.parametrize("task", ["film-storyboard", "visual-identity"])

@@ -1,67 +1,150 @@
-"""What the command line says: messages, notes, progress."""
+"""What the command line says: results, notes, errors, tables, progress."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from iclora.progress import Event, Progress
 
-__all__ = ["progress_bar"]
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+__all__ = ["Terminal", "quiet_libraries", "quiet_loading", "show_error", "show_table", "tell"]
+
+_COLOURS = {"error": "1;31", "warning": "1;33", "note": "1;33", "hint": "1;36"}
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Progress as a bar in a terminal, as a line now and then in a log."""
-    if not sys.stdout.isatty():
-        yield Progress(_line_printer())
-        return
-    from rich import progress as rich
+class Terminal:
+    """A terminal, or the log that stands for it: results to stdout, the rest to stderr.
 
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[note]}"),
-        rich.TextColumn("{task.fields[rate]}"),
-        rich.TimeRemainingColumn(elapsed_when_finished=True),
+    Args:
+        silent: say nothing, as all but the first of the processes that share a run.
+    """
+
+    def __init__(self, silent: bool = False) -> None:
+        self.silent = silent
+
+    def say(self, text: str) -> None:
+        """A result, or what is going on."""
+        if not self.silent:
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """What a person should know, although the work goes on."""
+        if not self.silent:
+            tell("note", text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Progress as a bar per kind of work in a terminal, as a line now and then in a log."""
+        if self.silent:
+            yield Progress()
+        elif not sys.stdout.isatty():
+            yield Progress(_line_printer())
+        else:
+            with _bars() as bars:
+                yield Progress(_bar_mover(bars))
+
+
+def show_error(problem: str, advice: str) -> None:
+    """What went wrong, and what to do next."""
+    tell("error", problem)
+    tell("hint", advice)
+
+
+def tell(role: str, text: str) -> None:
+    """One message on stderr with its role before it: error, hint, warning or note."""
+    colourful = (
+        sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
-    with rich.Progress(*columns) as progress:
-        tasks: dict[str, rich.TaskID] = {}
+    shown = f"\x1b[{_COLOURS[role]}m{role}:\x1b[0m" if colourful else f"{role}:"
+    print(f"{shown} {text}", file=sys.stderr, flush=True)
 
-        def show(event: Event) -> None:
-            if event.what not in tasks:
-                # What a resumed run has behind it must not count as speed.
-                tasks[event.what] = progress.add_task(
-                    event.what, total=event.total, note="", rate=""
-                )
-                progress.update(tasks[event.what], completed=event.done - 1)
-            speed = progress.tasks[tasks[event.what]].speed
-            rate = (
-                "" if not speed else f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.2f} s each"
-            )
-            progress.update(
-                tasks[event.what],
-                completed=event.done,
-                total=event.total,
-                note=event.note,
-                rate=rate,
-            )
 
-        yield Progress(show)
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 0) -> None:
+    """Rows under their columns.
+
+    Args:
+        whole: how many columns, from the left, must not break into lines.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number < whole)
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: names may hold brackets, which are not markup.
+    Console().print(table)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' chatter out of the output; a user who sets these variables wins."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def quiet_loading() -> None:
+    """Keep the progress bars out that transformers draws for every file it loads."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+# -- progress -----------------------------------------------------------------------------------
+
+
+def _bars() -> Bars:
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+
+
+def _bar_mover(bars: Bars) -> Callable[[Event], None]:
+    """What draws events: one bar per kind of work, which starts again where the work does."""
+    from rich.progress import TaskID
+
+    tasks: dict[str, TaskID] = {}
+
+    def show(event: Event) -> None:
+        known = tasks.get(event.what)
+        if known is None:
+            known = tasks[event.what] = bars.add_task(event.what, note="", rate="")
+        if event.done < bars.tasks[known].completed or bars.tasks[known].total is None:
+            # What a resumed run has behind it must not count as speed.
+            bars.reset(known, total=event.total, completed=max(event.done - 1, 0))
+        speed = bars.tasks[known].speed
+        rate = "" if not speed else f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.2f} s each"
+        bars.update(known, completed=event.done, total=event.total, note=event.note, rate=rate)
+
+    return show
 
 
 def _line_printer() -> Callable[[Event], None]:
-    began: dict[str, tuple[float, int]] = {}
+    began: dict[str, tuple[float, int, int]] = {}
     last = 0.0
 
     def show(event: Event) -> None:
         nonlocal last
         what, done, total = event.what, event.done, event.total
         now = time.monotonic()
-        start, first = began.setdefault(what, (now, done))
+        start, first, before = began.get(what, (now, done, done))
+        if done < before:  # the same work on the next thing
+            start, first = now, done
+        began[what] = start, first, done
         if done < total and now - last < 10:
             return
         last = now

@@ -1,0 +1,223 @@
+"""Verbs over image sets and their words: recipes compose caption review prompt check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclora.cli.output import quiet_loading, show_table, tell
+from iclora.progress import Console
+from iclora.settings import (
+    CaptionSettings,
+    CheckSettings,
+    ComposeSettings,
+    PromptSettings,
+    RecipesSettings,
+    ReviewSettings,
+    verb,
+)
+
+if TYPE_CHECKING:
+    from iclora.models import DiffusionModel
+    from iclora.sets.dataset import Problem
+    from iclora.sets.recipe import Recipe
+
+__all__ = ["caption", "check", "compose", "prompt", "recipes", "review", "show_problems"]
+
+
+@verb(RecipesSettings)
+def recipes(settings: RecipesSettings, console: Console) -> None:
+    """List the recipes, or show one in full."""
+    from iclora.sets.recipe import load_recipe, recipe_names
+
+    if settings.name:
+        console.say(_in_full(load_recipe(settings.name)))
+        return
+    rows = []
+    for recipe in map(load_recipe, recipe_names()):
+        canvas = f"{recipe.canvas.width}x{recipe.canvas.height}"
+        markers = " ".join(recipe.markers).replace("[", "").replace("]", "")
+        rows.append((recipe.name, canvas, markers, recipe.summary))
+    show_table(("recipe", "canvas", "markers", "what a set shows"), rows, whole=2)
+
+
+def _in_full(recipe: Recipe) -> str:
+    canvas, own = recipe.canvas, recipe.sampling
+    rows = " over ".join(map(str, canvas.per_row)) if canvas.per_row else "free boxes"
+    return (
+        f"{recipe.name}: {recipe.summary}\n\n"
+        f"canvas       {canvas.width}x{canvas.height} px, {canvas.panels} panels ({rows})\n"
+        f"prefix       {recipe.prefix or '(none)'}\n"
+        f"markers      {' '.join(recipe.markers)}\n"
+        f"sampling     {own.steps or 'usual'} steps, guidance "
+        f"{'as usual' if own.guidance is None else own.guidance}\n\n"
+        f"captioning instruction\n{recipe.instruction}\n\nexample prompt\n{recipe.example}"
+    )
+
+
+@verb(ComposeSettings)
+def compose(settings: ComposeSettings, console: Console) -> None:
+    """Join image sets into composites with captions, cropping nothing."""
+    from iclora.sets.compose import compose_dataset
+    from iclora.sets.dataset import open_dataset
+
+    source = open_dataset(settings.source, settings.recipe)
+    console.say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
+    problems = compose_dataset(
+        source,
+        settings.out,
+        resolution=settings.resolution,
+        progress=lambda name, layout: console.say(
+            f"  {name}  {layout.width}x{layout.height}  panels "
+            + " ".join(f"{w}x{h}" for w, h in layout.sizes)
+        ),
+    )
+    show_problems(problems)
+    console.say(f"wrote {settings.out}; look at it, then `iclora check {settings.out}`")
+
+
+@verb(CaptionSettings)
+def caption(settings: CaptionSettings, console: Console) -> int:
+    """Write joint captions with a multimodal language model, for sets that have none."""
+    from iclora.sets.dataset import open_dataset
+    from iclora.vlm import load_captioner
+    from iclora.vlm.caption import FAILURES, Outcome, caption_dataset
+
+    dataset = open_dataset(settings.data, settings.recipe)
+    show_problems(dataset.problems)
+    captioner = load_captioner(
+        settings.captioner,
+        url=settings.api,
+        together=settings.together,
+        device=settings.model_device,
+        schema=settings.answer_schema,
+    )
+    whole = settings.send == "composite"
+    pictures = "one composite a set" if whole else "the panels of a set one by one"
+    for notice in captioner.notices:
+        console.say(f"{notice}: {pictures}, no side above {settings.longest_side} px")
+    with console.progress() as progress:
+
+        def report(outcome: Outcome, done: int, total: int) -> None:
+            if outcome.caption is None:
+                console.warn(f"{outcome.name}: no caption, {outcome.problem}")
+            progress("captioning", done, total, outcome.name)
+
+        summary = caption_dataset(
+            dataset,
+            captioner,
+            **_token_budget(settings.base),
+            send=settings.send,
+            longest=settings.longest_side,
+            overwrite=settings.overwrite,
+            on_done=report,
+        )
+    console.say(
+        f"{len(summary.written)} captions written, {len(summary.kept)} sets had one already, "
+        f"{len(summary.failed)} failed; the model read {summary.read:,} and wrote "
+        f"{summary.wrote:,} tokens"
+    )
+    if summary.failed:
+        console.say(f"failed sets are listed in {dataset.path / FAILURES}; run it again for them")
+    console.say(f"look through them: iclora review {dataset.path}")
+    return 1 if summary.failed else 0
+
+
+@verb(ReviewSettings)
+def review(settings: ReviewSettings, console: Console) -> None:
+    """Make one page of all sets and their words, to look through."""
+    from iclora.sets.dataset import check_dataset, open_dataset
+    from iclora.sets.review import write_review
+
+    dataset = open_dataset(settings.data, settings.recipe)
+    budget = _token_budget(settings.base)
+    reports = list(check_dataset(dataset, **budget))
+    place = dataset.path.resolve()
+    name = place.stem if place.is_file() else place.name
+    out = Path(settings.out) if settings.out else place.with_name(f"{name}-review.html")
+    write_review(dataset, reports, out, budget.get("limit", 512))
+    console.say(f"wrote {out}; open it in a browser")
+
+
+@verb(PromptSettings)
+def prompt(settings: PromptSettings, console: Console) -> None:
+    """Turn an idea into a joint prompt in a recipe's form."""
+    from iclora.sets.recipe import load_recipe
+    from iclora.vlm import load_captioner
+    from iclora.vlm.caption import write_prompt
+
+    captioner = load_captioner(
+        settings.captioner,
+        url=settings.api,
+        device=settings.model_device,
+        schema=settings.answer_schema,
+    )
+    for notice in captioner.notices:
+        console.warn(notice.replace("pictures and instructions", "the idea and its instruction"))
+    budget = _token_budget(settings.base)
+    console.say(write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget))
+
+
+@verb(CheckSettings)
+def check(settings: CheckSettings, console: Console) -> int:
+    """Read every image and caption of a dataset and say what is wrong."""
+    from iclora.sets.dataset import check_dataset, open_dataset
+
+    dataset = open_dataset(settings.data, settings.recipe)
+    how: dict[str, Any] = {"resolutions": settings.resolutions}
+    if settings.base:
+        model = _rules_of(settings.base)
+        how |= {
+            "count_tokens": model.count_tokens,
+            "limit": model.max_text_tokens,
+            "grid": model.grid,
+        }
+    reports = list(check_dataset(dataset, **how))
+    rows = []
+    for report in reports:
+        worst = {p.severity for p in report.problems}
+        tokens = "-" if report.tokens is None else f"{report.tokens}"
+        rows.append(
+            (
+                report.name,
+                str(len(report.sizes)),
+                " ".join(f"{w}x{h}" for w, h in report.sizes),
+                f"{sum(w * h for w, h in report.sizes) / 1e6:.2f}",
+                tokens if settings.base or tokens == "-" else f"~{tokens}",
+                "error" if "error" in worst else "warning" if worst else "ok",
+            )
+        )
+    show_table(("set", "panels", "sizes in px", "megapixels", "tokens", "state"), rows)
+    problems = [*dataset.problems, *(p for r in reports for p in r.problems)]
+    show_problems(problems)
+    errors = sum(p.severity == "error" for p in problems)
+    if not settings.base:
+        console.say("tokens are estimated; pass --base to count them with the base's tokenizer")
+    console.say(
+        f"{len(reports)} sets of {dataset.recipe.name}: {errors} errors, "
+        f"{len(problems) - errors} warnings"
+    )
+    return 2 if errors else 0
+
+
+def show_problems(problems: Iterable[Problem]) -> None:
+    """Print what is wrong with image sets."""
+    for problem in problems:
+        tell(problem.severity, str(problem))
+
+
+def _token_budget(base: str | None) -> dict[str, Any]:
+    """How to count tokens, and how many there may be: as this base does."""
+    if not base:
+        return {}
+    model = _rules_of(base)
+    return {"count_tokens": model.count_tokens, "limit": model.max_text_tokens}
+
+
+def _rules_of(base: str) -> DiffusionModel:
+    """A base without its weights: its tokenizer and its grid."""
+    from iclora.models import load_model
+
+    quiet_loading()
+    return load_model(base, "cpu", "fp32", weights=False)

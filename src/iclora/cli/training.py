@@ -1,0 +1,180 @@
+"""Verbs over training runs and their adapters: plan train info."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclora.cli.output import Terminal, quiet_loading
+from iclora.errors import SettingsError
+from iclora.progress import Console
+from iclora.settings import (
+    InfoSettings,
+    PlanSettings,
+    RunSettings,
+    TrainSettings,
+    read_settings,
+    verb,
+)
+
+if TYPE_CHECKING:
+    from iclora.models import DiffusionModel
+    from iclora.sets.recipe import Recipe
+    from iclora.train.run import RunResult
+
+__all__ = ["info", "plan", "recomputes_unasked", "train"]
+
+
+def _read_plan(given: dict[str, Any], _: Console) -> PlanSettings:
+    usual = {"base": "black-forest-labs/FLUX.1-dev", "data": "DATA", "out": "RUN"}
+    return read_settings(PlanSettings, given.get("run_file"), given, usual)
+
+
+@verb(PlanSettings, _read_plan)
+def plan(settings: PlanSettings, console: Console) -> None:
+    """Choose the settings with which a run fits a card, and say what it will take."""
+    from iclora.files import write_text
+    from iclora.train.plan import plan_run
+
+    found = plan_run(settings.training(), here=False)
+    console.say(str(found))
+    if settings.write:
+        write_text(Path(settings.write), found.run_file())
+        console.say(f"wrote {settings.write}; train it with: iclora train {settings.write}")
+
+
+def _read_run(given: dict[str, Any], console: Console) -> RunSettings:
+    """Settings of a new run, or those of the run in the folder `resume`."""
+    folder = given.get("resume")
+    if folder is None:
+        return read_settings(RunSettings, given.get("run_file"), given)
+    if given.get("run_file"):
+        raise SettingsError("a resumed run has its own settings", "Leave the run file out.")
+    from iclora.train.run import resume_config
+
+    changes = {name: value for name, value in given.items() if name != "resume"}
+    own = resume_config(folder, changes, _first(console).warn)
+    values = {name: getattr(own, name) for name in own.model_fields_set}
+    return RunSettings.model_validate({**values, "resume": folder})
+
+
+@verb(RunSettings, _read_run)
+def train(settings: RunSettings, console: Console) -> int:
+    """Tune a LoRA on a dataset, or go on with a run."""
+    from iclora.models import load_model
+    from iclora.train.plan import plan_run
+
+    console = _first(console)
+    config = settings.training()
+    if config.vram is not None and not settings.resume:
+        chosen = plan_run(config, here=True)
+        console.say(str(chosen))
+        config = chosen.config
+    quiet_loading()
+    model = load_model(config.base, config.device, config.dtype, precision=config.precision)
+    kept = "" if model.precision == "full" else f", its blocks in {model.precision}"
+    number = str(model.dtype).removeprefix("torch.")
+    console.say(f"base {config.base} on {model.device} in {number}{kept}")
+    if recomputes_unasked(config, model.device.type):
+        console.warn(
+            "every block is recomputed; --vram auto recomputes only as many as this card needs"
+        )
+    go_on = f"go on with: iclora train --resume {config.out}"
+    try:
+        result = _train(config, model, bool(settings.resume), console)
+    except KeyboardInterrupt:
+        if Path(config.out, "config.toml").exists():
+            console.say(go_on)
+        raise
+    if not result.finished:
+        console.say(f"stopped at step {result.step} of {config.steps}; nothing is lost\n{go_on}")
+        return 130
+    console.say(f"wrote {result.adapter}\nloss curve {result.folder / 'loss.png'}")
+    if config.preview_every:
+        console.say(f"previews {result.folder / 'previews'}")
+    return 0
+
+
+def _train(
+    config: TrainSettings, model: DiffusionModel, resume: bool, console: Console
+) -> RunResult:
+    from iclora.making.generate import make_preview
+    from iclora.train.run import train
+
+    def previewer(recipe: Recipe) -> Callable[[int, bool], None]:
+        return make_preview(
+            model,
+            recipe,
+            config.preview_prompts or (recipe.example,),
+            resolution=config.preview_resolution,
+            seed=config.seed,
+            folder=Path(config.out, "previews"),
+        )
+
+    with console.progress() as progress:
+        return train(
+            config,
+            model,
+            resume=resume,
+            make_preview=previewer,
+            warn=console.warn,
+            on_encode=lambda what, done, total: progress(f"encoding {what}", done, total),
+            on_step=lambda r: progress("training", r.step, r.steps, f"loss {r.loss:.4f}"),
+        )
+
+
+def _first(console: Console) -> Console:
+    """The console of the first of the processes that share a run; of the others a silent one."""
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Terminal(silent=True) if shared and os.environ.get("RANK", "0") != "0" else console
+
+
+def recomputes_unasked(config: TrainSettings, device: str) -> bool:
+    """True if every block is recomputed on a GPU only because no setting said otherwise."""
+    own = {"recompute", "gradient_checkpointing"}
+    return device == "cuda" and config.gradient_checkpointing and not own & config.model_fields_set
+
+
+@verb(InfoSettings)
+def info(settings: InfoSettings, console: Console) -> None:
+    """Say what an adapter, a request or a run is."""
+    path = Path(settings.file)
+    if path.is_dir() and (path / "config.toml").is_file():
+        console.say((path / "config.toml").read_text(encoding="utf-8").rstrip())
+    elif path.suffix == ".json":
+        from iclora.making.request import Request
+
+        console.say(Request.load(path)[0].model_dump_json(indent=2))
+    else:
+        _show_adapter(path, console)
+
+
+def _show_adapter(path: Path, console: Console) -> None:
+    from iclora.adapter.lora import Adapter
+    from iclora.sets.layout import Layout
+
+    adapter = Adapter.load(path)
+    downs = {k: v for k, v in adapter.weights.items() if ".lora_A." in k}
+    ranks = sorted({int(v.shape[0]) for v in downs.values()})
+    count = sum(v.numel() for v in adapter.weights.values())
+    precision = ", ".join(sorted({str(v.dtype)[6:] for v in adapter.weights.values()}))
+    console.say(
+        f"{path}\nmodules      {len(downs)}\nranks        {', '.join(map(str, ranks))}\n"
+        f"parameters   {count:,} in {precision}\nsha256       {adapter.sha256}"
+    )
+    if adapter.info is None:
+        console.say(
+            "origin       another tool: no recipe and layout inside; pass --recipe to generate"
+        )
+        return
+    about, canvas = adapter.info, Layout.from_json(adapter.info.layout)
+    console.say(
+        f"base         {about.base} ({about.family})\ntrained      {about.steps} steps, "
+        f"rank {about.rank}, alpha {about.alpha:g}, targets {about.targets}\n"
+        f"recipe       {about.recipe.name}: {' '.join(about.recipe.markers)}\n"
+        f"layout       {canvas.width}x{canvas.height} px, {canvas.panels} panels\n"
+        f"written by   iclora {about.iclora}\n\n"
+        f"example prompt\n{about.recipe.example}"
+    )
