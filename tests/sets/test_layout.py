@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from iclora.errors import LayoutError
 from iclora.sets.layout import Box, Layout, token_mask
@@ -64,7 +66,7 @@ def test_fitting_is_as_good_as_trying_every_stack_there_is():
             if width * sum(heights) <= area:
                 tops = np.cumsum([0, *heights])
                 boxes = tuple(Box(0, int(t), width, h) for t, h in zip(tops, heights, strict=False))
-                best = min(best, cost(Layout(width, sum(heights), boxes)))
+                best = min(best, cost(Layout(width=width, height=sum(heights), boxes=boxes)))
     assert cost(found) <= best + 1e-9
 
 
@@ -207,6 +209,52 @@ def test_a_layout_comes_back_from_json():
         Layout.free([(0, 0, 8, 8), (8, 8, 8, 8)], 16, 16),
     ):
         assert Layout.from_json(layout.to_json()) == layout
+
+
+def test_a_layout_s_json_is_that_of_version_0_2():
+    layout = Layout.of_rows((2, 1), 640, 480)
+    boxes = [[0, 0, 320, 240], [320, 0, 320, 240], [0, 240, 640, 240]]
+    text = json.dumps({"width": 640, "height": 480, "per_row": [2, 1], "boxes": boxes})
+    assert json.dumps(layout.to_json()) == text
+    assert layout.model_dump_json() == text.replace(" ", "")
+    assert Layout.model_validate_json(text) == layout
+
+
+def test_equal_layouts_are_one_key_and_none_can_be_changed():
+    one, other = Layout.rows(3, 64, 96), Layout.from_json(Layout.rows(3, 64, 96).to_json())
+    assert {one: 1}[other] == 1
+    assert one != Layout.free(one.boxes, 64, 96)
+    with pytest.raises(ValidationError, match="frozen"):
+        one.width = 32
+
+
+@pytest.mark.parametrize(
+    "per_row", [(2, 1), (3,), (1, 1), (1, 1, 2), (0, 3)], ids=["2+1", "3", "few", "many", "none"]
+)
+def test_rows_that_contradict_the_boxes_are_refused(per_row):
+    data = Layout.rows(3, 64, 96).to_json()
+    with pytest.raises(LayoutError, match="not a layout"):
+        Layout.from_json(data | {"per_row": per_row})
+
+
+def test_rows_that_leave_part_of_the_canvas_free_are_no_rows():
+    data = Layout.rows(2, 64, 96).to_json()
+    with pytest.raises(LayoutError, match="that fill"):
+        Layout.from_json(data | {"height": 112})
+    with pytest.raises(LayoutError, match="that fill"):
+        Layout.from_json(data | {"width": 80})
+
+
+def test_a_given_panel_gets_the_size_of_its_box():
+    layout = Layout.columns(2, 256, 128)
+    same, other = picture(128, 128), picture(64, 64)
+    assert layout.fit_panel(2, same).tobytes() == same.tobytes()
+    composed = layout.split(layout.compose([same, other]))[1]
+    assert layout.fit_panel(2, other).tobytes() == composed.tobytes()
+    with pytest.raises(LayoutError, match="panel 2 is 100x300 px"):
+        layout.fit_panel(2, picture(100, 300))
+    with pytest.raises(LayoutError, match="no panel 3"):
+        layout.fit_panel(3, same)
 
 
 def test_a_canvas_is_resized_to_exactly_what_was_asked_or_refused():

@@ -33,7 +33,7 @@ def test_a_shipped_recipe_is_the_papers_and_its_example_parses(name):
     rows, size, markers, prefix = PAPER[name]
     assert recipe.name == name
     assert recipe.canvas.per_row == rows
-    assert (recipe.canvas.width, recipe.canvas.height) == size
+    assert recipe.canvas.size == size
     assert " ".join(recipe.markers) == markers
     assert recipe.prefix == prefix
     assert (recipe.sampling.steps, recipe.sampling.guidance) == (None, None)

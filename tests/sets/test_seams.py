@@ -36,7 +36,7 @@ def test_seams_are_found_between_columns_and_in_a_2x2():
         composite.paste(picture(width, height, seed=i + 20), (left, top))
     found, missed = Layout.of_rows((2, 2), 1024, 1024).find_seams(composite)
     assert missed == 0
-    assert [(b.left, b.top, b.width, b.height) for b in found.boxes] == true
+    assert list(found.boxes) == true
 
 
 def test_where_no_seam_shows_the_expected_place_stands():

@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_the_unknown_tokens_alone_and_each_sample_weighs_the
                 z[None],
                 sigma.float(),
                 [entry.text()],
-                (layout.width, layout.height),
+                layout.size,
                 1.0,
                 Given(mask, clean=True, isolated=isolate),
             )[0].double()

@@ -18,7 +18,6 @@ from iclora.adapter.lora import Adapter, attach
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.models import flow, load_model
 from iclora.sets.dataset import open_dataset
-from iclora.sets.layout import Layout
 from iclora.train.cache import encode_dataset
 from iclora.train.objective import Sample, accumulate, schedule
 from iclora.train.run import resume_config, train
@@ -197,7 +196,7 @@ def test_a_run_writes_what_its_users_look_for(clean, config):
     info = Adapter.load(result.adapter).info
     assert (info.rank, info.alpha, info.steps, info.base) == (4, 6, 6, "tiny")
     assert info.recipe.name == "film-storyboard"
-    assert Layout.from_json(info.layout).width == 1024
+    assert info.layout.width == 1024
     assert result.finished
 
 

@@ -42,9 +42,7 @@ def test_the_measure_is_the_mean_velocity_error_by_level_and_panel(clean, sets):
             eps = torch.randn(x0.shape, generator=rng).double()
             z = ((1 - level) * x0 + level * eps).float()[None]
             v = (
-                clean.velocity(
-                    z, torch.tensor([level]), [entry.text()], (layout.width, layout.height), 1.0
-                )[0]
+                clean.velocity(z, torch.tensor([level]), [entry.text()], layout.size, 1.0)[0]
                 .detach()
                 .double()
             )

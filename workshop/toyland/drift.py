@@ -103,7 +103,7 @@ def measure(
             seed=number,
             known={1: first.render()} if given else None,
             steps=steps,
-            size=(recipe.canvas.width, recipe.canvas.height),
+            size=recipe.canvas.size,
             **how,
         )
         truth = first

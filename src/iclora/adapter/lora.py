@@ -25,6 +25,7 @@ from iclora import __version__
 from iclora.errors import AdapterError
 from iclora.files import digest, write_bytes
 from iclora.models.base import DiffusionModel
+from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe
 
 __all__ = ["Adapter", "AdapterInfo", "attach", "lora_parameters"]
@@ -54,8 +55,8 @@ class AdapterInfo(BaseModel):
     targets: str
     steps: int
     recipe: Recipe
-    layout: dict[str, Any]
-    """Canvas to generate on unless told otherwise; see `Layout.from_json`."""
+    layout: Layout
+    """Canvas to generate on unless told otherwise."""
     conditional: float = 0.0
     """Share of samples it was trained on with some panels given, clean."""
     isolate_given: bool = False

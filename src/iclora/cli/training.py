@@ -153,7 +153,6 @@ def info(settings: InfoSettings, console: Console) -> None:
 
 def _show_adapter(path: Path, console: Console) -> None:
     from iclora.adapter.lora import Adapter
-    from iclora.sets.layout import Layout
 
     adapter = Adapter.load(path)
     downs = {k: v for k, v in adapter.weights.items() if ".lora_A." in k}
@@ -169,7 +168,7 @@ def _show_adapter(path: Path, console: Console) -> None:
             "origin       another tool: no recipe and layout inside; pass --recipe to generate"
         )
         return
-    about, canvas = adapter.info, Layout.from_json(adapter.info.layout)
+    about, canvas = adapter.info, adapter.info.layout
     console.say(
         f"base         {about.base} ({about.family})\ntrained      {about.steps} steps, "
         f"rank {about.rank}, alpha {about.alpha:g}, targets {about.targets}\n"

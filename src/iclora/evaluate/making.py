@@ -101,7 +101,7 @@ def _batches(
     """Neighbours that can be made in one batch."""
 
     def alike(number: int) -> str:
-        return json.dumps([requests[number].layout, sorted(requests[number].known)])
+        return json.dumps([requests[number].layout.to_json(), sorted(requests[number].known)])
 
     for _, group in groupby(numbers, alike):
         part = list(group)

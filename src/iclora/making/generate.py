@@ -78,7 +78,7 @@ def run_together(
 ) -> list[GeneratedSet]:
     """Compute requests that differ in words, seeds and pictures alone, in one batch."""
     first = requests[0]
-    layout, size = first.canvas, (first.canvas.width, first.canvas.height)
+    layout, size = first.canvas, first.canvas.size
     layout.check_grid(model.grid)
     noise = _noise(model, layout, requests)
     mask, x0 = _known_tokens(model, layout, known, latents)
@@ -234,10 +234,7 @@ def make_preview(
     Raises: CaptionError, SettingsError for a prompt that would fail later.
     """
     canvas = recipe.canvas.fit(recipe.canvas.sizes, resolution**2, model.grid)
-    requests = [
-        prepare(model, p, recipe=recipe, size=(canvas.width, canvas.height), seed=seed)[0]
-        for p in prompts
-    ]
+    requests = [prepare(model, p, recipe=recipe, size=canvas.size, seed=seed)[0] for p in prompts]
     texts = [model.encode_text(request.prompt) for request in requests]
     plain: list[Image.Image] = []
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from iclora import __version__
 from iclora.adapter.lora import Adapter
-from iclora.errors import AdapterError, LayoutError, SettingsError, StorageError
+from iclora.errors import AdapterError, SettingsError, StorageError
 from iclora.files import digest, inside, storage_error, write_bytes, write_text
 from iclora.models.base import DiffusionModel, Sampling
 from iclora.sets.caption import check_budget
@@ -92,7 +92,7 @@ class Request(BaseModel):
     """Factor on the adapter's update."""
     recipe: str
     prompt: str
-    layout: dict[str, Any]
+    layout: Layout
     seeds: tuple[int, ...]
     """One per panel: changing one re-rolls the noise of that panel alone."""
     steps: Annotated[int, Field(ge=1, le=1000)]
@@ -123,10 +123,7 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Request:
-        try:
-            panels = self.canvas.panels
-        except LayoutError as error:
-            raise ValueError(str(error)) from error
+        panels = self.layout.panels
         if len(self.seeds) != panels:
             raise ValueError(f"{len(self.seeds)} seeds for {panels} panels")
         if not set(self.known) < set(range(1, panels + 1)):
@@ -135,7 +132,7 @@ class Request(BaseModel):
 
     @property
     def canvas(self) -> Layout:
-        return Layout.from_json(self.layout)
+        return self.layout
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[Request, dict[int, Image.Image]]:
@@ -345,8 +342,6 @@ def prepare(
     # encode_text refuses a long one as well; here it happens before any weights are loaded.
     check_budget(text, model.count_tokens, model.max_text_tokens, "the prompt")
     layout = layout or _layout(model, task, adapter, size, known)
-    for number in known:
-        _check_number(number, layout)
     for number, image in fit_known(layout, known).items():
         if image.size != known[number].size:
             notes.append(
@@ -358,7 +353,7 @@ def prepare(
     if guidance is not None and wish.guided == "none":
         notes.append(f"{model.name} is not guided: --guidance has no effect")
     for number in panel_seeds or {}:
-        _check_number(number, layout)
+        layout.check_number(number)
     how = _mode(mode, adapter, bool(known), notes)
     tuned = {"boost": boost, "resample": resample, "resample_from": resample_from}
     tuned = {name: value for name, value in tuned.items() if value is not None}
@@ -384,7 +379,7 @@ def prepare(
         "strength": strength,
         "recipe": task.name,
         "prompt": text,
-        "layout": layout.to_json(),
+        "layout": layout,
         "seeds": seeds,
         "steps": next(n for n in (steps, *_steps(wish, task)) if n is not None),
         "guidance": next(
@@ -455,14 +450,6 @@ def fitting_latents(
     return found
 
 
-def _check_number(number: int, layout: Layout) -> None:
-    if not 1 <= number <= layout.panels:
-        raise LayoutError(
-            f"there is no panel {number}; this layout has {layout.panels}",
-            f"Name panels 1 to {layout.panels}.",
-        )
-
-
 def _layout(
     model: DiffusionModel,
     recipe: Recipe,
@@ -473,9 +460,9 @@ def _layout(
     """The canvas: as asked, else the usual area with the known panels' shapes."""
     usual = recipe.canvas
     if adapter and adapter.info and adapter.info.recipe.same_task(recipe):
-        usual = Layout.from_json(adapter.info.layout)
+        usual = adapter.info.layout
     for number in known:
-        _check_number(number, usual)
+        usual.check_number(number)
     if known and len(known) == usual.panels:
         raise SettingsError("all panels are known; nothing is left to complete", "Leave one out.")
     if size is not None:
@@ -494,10 +481,7 @@ def _layout(
 
 def fit_known(layout: Layout, known: Mapping[int, Image.Image]) -> dict[int, Image.Image]:
     """The known panels at the size of their boxes. Raises: LayoutError if one would be bent."""
-    fillers = [Image.new("RGB", size) for size in layout.sizes]
-    panels = [known.get(n, filler) for n, filler in enumerate(fillers, 1)]
-    split = layout.split(layout.compose(panels))
-    return {number: split[number - 1] for number in known}
+    return {number: layout.fit_panel(number, image) for number, image in known.items()}
 
 
 def check_base(request: Request, model: DiffusionModel) -> None:

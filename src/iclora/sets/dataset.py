@@ -199,7 +199,7 @@ def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layou
         layout = Layout.from_json(json.loads(text))
     except (LayoutError, ValueError):
         return None
-    fits = (layout.width, layout.height) == picture.size and layout.panels == recipe.canvas.panels
+    fits = layout.size == picture.size and layout.panels == recipe.canvas.panels
     return layout if fits else None
 
 

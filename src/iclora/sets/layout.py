@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise, product
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iclora.errors import LayoutError
 from iclora.sets.seams import find_seams
+from iclora.settings import problems_of
 
 __all__ = ["MOST_STRETCH", "Box", "Layout", "token_mask"]
 
@@ -38,8 +39,7 @@ MOST_STRETCH = 1.25
 _AREA_WEIGHT = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """One panel's rectangle on the canvas, in px from the top left corner."""
 
     left: int
@@ -56,6 +56,11 @@ class Box:
         return self.top + self.height
 
     @property
+    def size(self) -> Size:
+        """Width and height in px."""
+        return self.width, self.height
+
+    @property
     def corners(self) -> tuple[int, int, int, int]:
         """(left, top, right, bottom), as Pillow takes it."""
         return self.left, self.top, self.right, self.bottom
@@ -69,22 +74,33 @@ class Box:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A canvas of `width` x `height` px and the boxes of its panels, in reading order.
+class Layout(BaseModel):
+    """A canvas and the boxes of its panels, in reading order.
 
-    Attributes:
-        per_row: panels in each row from the top; empty for free boxes.
-    Raises: LayoutError for fewer than 2 or more than 9 panels, and for boxes that overlap,
-        are empty or leave the canvas.
+    Raises: pydantic.ValidationError for fewer than 2 or more than 9 panels, for boxes that
+        overlap, are empty or leave the canvas, and for `per_row` that contradicts the boxes. The
+        class methods raise LayoutError instead.
     """
 
-    width: int
-    height: int
-    boxes: tuple[Box, ...]
-    per_row: tuple[int, ...] = ()
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __post_init__(self) -> None:
+    width: int
+    """px"""
+    height: int
+    """px"""
+    per_row: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Panels in each row from the top; empty for free boxes."""
+    boxes: tuple[Box, ...]
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Layout:
+        try:
+            return self._checked()
+        except LayoutError as error:
+            raise ValueError(str(error)) from error
+
+    def _checked(self) -> Layout:
+        """This layout. Raises: LayoutError if no set can lie on it."""
         n = len(self.boxes)
         if not 2 <= n <= _MOST_PANELS:
             raise LayoutError(
@@ -104,10 +120,26 @@ class Layout:
             for j, other in enumerate(self.boxes[: i - 1], 1):
                 if box.overlaps(other):
                     raise LayoutError(f"panels {j} and {i} overlap", "Move their boxes apart.")
-        if self.per_row and (sum(self.per_row) != n or min(self.per_row) < 1):
+        if self.per_row:
+            self._check_rows()
+        return self
+
+    def _check_rows(self) -> None:
+        """Raises: LayoutError if the boxes are not the rows that `per_row` names."""
+        if sum(self.per_row) != self.panels:
             raise LayoutError(
-                f"rows of {list(self.per_row)} panels do not add up to {n} panels",
+                f"rows of {list(self.per_row)} panels do not add up to {self.panels} panels",
                 "Let per_row name every panel once.",
+            )
+        ends = [0, *accumulate(self.per_row)]
+        rows = [self.boxes[a:b] for a, b in pairwise(ends)]
+        heights = [row[0].height for row in rows]
+        _, height, boxes = _stack(heights, [[box.width for box in row] for row in rows])
+        full = all(sum(box.width for box in row) == self.width for row in rows)
+        if not full or height != self.height or boxes != self.boxes:
+            raise LayoutError(
+                f"the boxes are not rows of {list(self.per_row)} panels that fill the canvas",
+                "Correct per_row, or leave it empty for free boxes.",
             )
 
     # -- making layouts -------------------------------------------------------------------------
@@ -136,7 +168,22 @@ class Layout:
             )
         heights = _shares(height, [1.0] * len(rows), grid)
         widths = [_shares(width, [1.0] * n, grid) for n in rows]
-        return _stack(heights, widths)
+        return cls._of_rows(heights, widths)
+
+    @classmethod
+    def _of_rows(cls, heights: Sequence[int], widths: Sequence[Sequence[int]]) -> Layout:
+        """Rows of these heights that hold panels of these widths. Raises: LayoutError."""
+        width, height, boxes = _stack(heights, widths)
+        per_row = tuple(len(row) for row in widths)
+        return cls._of(width, height, boxes, per_row)
+
+    @classmethod
+    def _of(
+        cls, width: int, height: int, boxes: tuple[Box, ...], per_row: tuple[int, ...] = ()
+    ) -> Layout:
+        """A layout of values that need no conversion. Raises: LayoutError."""
+        made = cls.model_construct(width=width, height=height, per_row=per_row, boxes=boxes)
+        return made._checked()
 
     @classmethod
     def rows(cls, panels: int, width: int, height: int, grid: int = 1) -> Layout:
@@ -151,7 +198,7 @@ class Layout:
     @classmethod
     def free(cls, boxes: Iterable[Sequence[int]], width: int, height: int) -> Layout:
         """Any boxes, each (left, top, width, height) in px; gaps between them are painted white."""
-        return cls(width, height, tuple(Box(*map(int, box)) for box in boxes))
+        return cls._of(width, height, tuple(Box(*map(int, box)) for box in boxes))
 
     # -- looking at them ------------------------------------------------------------------------
 
@@ -160,9 +207,14 @@ class Layout:
         return len(self.boxes)
 
     @property
+    def size(self) -> Size:
+        """Width and height of the canvas in px."""
+        return self.width, self.height
+
+    @property
     def sizes(self) -> tuple[Size, ...]:
         """Width and height of every panel in px."""
-        return tuple((box.width, box.height) for box in self.boxes)
+        return tuple(box.size for box in self.boxes)
 
     def check_grid(self, grid: int) -> None:
         """Raises: LayoutError naming the first edge that is not a multiple of `grid` px."""
@@ -185,8 +237,7 @@ class Layout:
         1.1 means the picture ends up 10% too wide or too tall.
         """
         return [
-            math.exp(abs(_log_aspect(box) - _log_aspect(size)))
-            for box, size in zip(self.sizes, self._one_each(sizes), strict=True)
+            _stretch(box, size) for box, size in zip(self.sizes, self._one_each(sizes), strict=True)
         ]
 
     def _one_each(self, items: Sequence[Any]) -> Sequence[Any]:
@@ -242,7 +293,7 @@ class Layout:
                 if best is None or cost < best[0]:
                     best = (cost, heights, widths)
         assert best is not None, "the narrowest canvas is always a candidate"
-        return _stack(best[1], best[2])
+        return Layout._of_rows(best[1], best[2])
 
     def _free_candidates(self, area: float, grid: int) -> Iterable[Layout]:
         ideal = math.sqrt(area / (self.width * self.height))
@@ -254,7 +305,7 @@ class Layout:
                 Box(x[b.left], y[b.top], x[b.right] - x[b.left], y[b.bottom] - y[b.top])
                 for b in self.boxes
             )
-            yield Layout(x[self.width], y[self.height], boxes)
+            yield Layout._of(x[self.width], y[self.height], boxes)
 
     def fit_around(self, known: Mapping[int, Size], grid: int) -> Layout | None:
         """The same arrangement with some panels at exactly these sizes, on the grid.
@@ -287,7 +338,7 @@ class Layout:
             widths.append([known[i][0] if i in known else next(spare) for i in row])
             near = _heights(widths[-1], [ratio[i] for i in row], grid)
             heights.append(given[0][1] if given else min(near, key=lambda h: h[1])[0])
-        layout = _stack(heights, widths)
+        layout = Layout._of_rows(heights, widths)
         bent = [s for i, s in enumerate(layout.stretch(self.sizes)) if i not in known]
         return layout if max(bent, default=1.0) <= 1.15 else None
 
@@ -299,7 +350,7 @@ class Layout:
         if self.per_row:
             return Layout.of_rows(self.per_row, width, height, grid)
         scaled = self.fit(self.sizes, width * height, grid)
-        if (scaled.width, scaled.height) != (width, height):
+        if scaled.size != (width, height):
             raise LayoutError(
                 f"these free boxes do not fill {width}x{height} px on the {grid} px token grid",
                 f"Use {scaled.width}x{scaled.height}.",
@@ -313,26 +364,48 @@ class Layout:
 
         Raises: LayoutError if a picture is missing or would be stretched by more than 25%.
         """
-        sizes = [image.size for image in self._one_each(panels)]
-        for i, (size, stretch) in enumerate(zip(sizes, self.stretch(sizes), strict=True), 1):
-            if stretch > MOST_STRETCH:
-                box = self.boxes[i - 1]
-                raise LayoutError(
-                    f"panel {i} is {size[0]}x{size[1]} px and its box {box.width}x{box.height} px: "
-                    f"it would be stretched by {100 * (stretch - 1):.0f}%, and nothing is cropped",
-                    "Fit the layout to the pictures, or bring the picture into the box's shape.",
-                )
-        canvas = Image.new("RGB", (self.width, self.height), "white")
+        for number, image in enumerate(self._one_each(panels), 1):
+            self._check_stretch(number, image.size)
+        canvas = Image.new("RGB", self.size, "white")
         for image, box in zip(panels, self.boxes, strict=True):
-            fitted = image
-            if image.size != (box.width, box.height):
-                fitted = image.resize((box.width, box.height), Image.Resampling.LANCZOS)
-            canvas.paste(fitted, (box.left, box.top))
+            canvas.paste(_filling(image, box), (box.left, box.top))
         return canvas
+
+    def fit_panel(self, number: int, image: Image.Image) -> Image.Image:
+        """A given picture at the size of its panel's box.
+
+        Args:
+            number: of the panel, counted from 1.
+        Raises: LayoutError if there is no such panel, or if the picture would be stretched by more
+            than 25%.
+        """
+        self.check_number(number)
+        box = self.boxes[number - 1]
+        self._check_stretch(number, image.size)
+        return _filling(image, box)
+
+    def check_number(self, number: int) -> None:
+        """Raises: LayoutError if there is no panel of this number, counted from 1."""
+        if not 1 <= number <= self.panels:
+            raise LayoutError(
+                f"there is no panel {number}; this layout has {self.panels}",
+                f"Name panels 1 to {self.panels}.",
+            )
+
+    def _check_stretch(self, number: int, size: Size) -> None:
+        """Raises: LayoutError if a picture of this size would be stretched by more than 25%."""
+        box = self.boxes[number - 1]
+        stretch = _stretch(box.size, size)
+        if stretch > MOST_STRETCH:
+            raise LayoutError(
+                f"panel {number} is {size[0]}x{size[1]} px and its box {box.width}x{box.height} "
+                f"px: it would be stretched by {100 * (stretch - 1):.0f}%, and nothing is cropped",
+                "Fit the layout to the pictures, or bring the picture into the box's shape.",
+            )
 
     def split(self, composite: Image.Image) -> list[Image.Image]:
         """The panels of a composite of exactly this layout's size. Raises: LayoutError."""
-        if composite.size != (self.width, self.height):
+        if composite.size != self.size:
             raise LayoutError(
                 f"a composite of {composite.width}x{composite.height} px for a layout of "
                 f"{self.width}x{self.height} px",
@@ -374,27 +447,23 @@ class Layout:
             xs, unseen = find_seams(pixels[top:bottom].transpose(1, 0, 2), rights)
             missed += unseen
             widths.append([b - a for a, b in pairwise([0, *xs])])
-        return _stack([b - a for a, b in pairwise([0, *ys])], widths), missed
+        return Layout._of_rows([b - a for a, b in pairwise([0, *ys])], widths), missed
 
     # -- as data --------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
-        return {
-            "width": self.width,
-            "height": self.height,
-            "per_row": list(self.per_row),
-            "boxes": [[b.left, b.top, b.width, b.height] for b in self.boxes],
-        }
+        return self.model_dump(mode="json")
 
     @classmethod
     def from_json(cls, data: Any) -> Layout:
         """Read what `to_json` wrote. Raises: LayoutError if it is not that."""
         try:
-            layout = cls.free(data["boxes"], int(data["width"]), int(data["height"]))
-            return replace(layout, per_row=tuple(int(n) for n in data.get("per_row", ())))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise LayoutError(f"not a layout: {data!r:.200}", "Use what iclora wrote.") from error
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise LayoutError(
+                f"not a layout: {problems_of(error)}", "Use what iclora wrote."
+            ) from error
 
 
 def token_mask(layout: Layout, panels: Collection[int], grid: int = 16) -> NDArray[np.bool_]:
@@ -411,11 +480,7 @@ def token_mask(layout: Layout, panels: Collection[int], grid: int = 16) -> NDArr
     layout.check_grid(grid)
     mask = np.zeros((layout.height // grid, layout.width // grid), dtype=bool)
     for i in panels:
-        if not 0 <= i < layout.panels:
-            raise LayoutError(
-                f"there is no panel {i + 1}; this layout has {layout.panels}",
-                f"Name panels 1 to {layout.panels}.",
-            )
+        layout.check_number(i + 1)
         box = layout.boxes[i]
         mask[box.top // grid : box.bottom // grid, box.left // grid : box.right // grid] = True
     return mask
@@ -425,8 +490,20 @@ def _log_aspect(size: Size) -> float:
     return math.log(size[0] / size[1])
 
 
-def _stack(heights: Sequence[int], widths: Sequence[Sequence[int]]) -> Layout:
-    """Rows of these heights, holding panels of these widths."""
+def _stretch(box: Size, size: Size) -> float:
+    """How far a box is off the aspect of a picture; 1.0 is exact."""
+    return math.exp(abs(_log_aspect(box) - _log_aspect(size)))
+
+
+def _filling(image: Image.Image, box: Box) -> Image.Image:
+    """The picture at the size of a box."""
+    return image if image.size == box.size else image.resize(box.size, Image.Resampling.LANCZOS)
+
+
+def _stack(
+    heights: Sequence[int], widths: Sequence[Sequence[int]]
+) -> tuple[int, int, tuple[Box, ...]]:
+    """Rows of these heights that hold panels of these widths: canvas width and height, boxes."""
     boxes = []
     top = 0
     for height, row in zip(heights, widths, strict=True):
@@ -435,7 +512,7 @@ def _stack(heights: Sequence[int], widths: Sequence[Sequence[int]]) -> Layout:
             boxes.append(Box(left, top, width, height))
             left += width
         top += height
-    return Layout(sum(widths[0]), top, tuple(boxes), tuple(len(row) for row in widths))
+    return sum(widths[0]), top, tuple(boxes)
 
 
 def _shares(total: int, weights: Sequence[float], grid: int) -> list[int]:

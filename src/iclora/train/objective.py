@@ -133,7 +133,7 @@ def _losses(
     # The model sees sigma in its own precision; noise with the same number, or the two disagree.
     sigma = torch.cat(levels).to(model.device, model.dtype).float()
     z = flow.add_noise(x0, eps, sigma)
-    size = (layout.width, layout.height)
+    size = layout.size
     given = Given(
         torch.stack([tokens for _, tokens, _ in samples]), clean=True, isolated=config.isolate_given
     )

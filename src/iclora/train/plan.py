@@ -230,7 +230,7 @@ def find_canvases(config: TrainSettings, grid: int) -> Canvases:
         squares = tuple((round(r / grid) * grid,) * 2 for r in sorted(set(wanted)))
         return Canvases((squares,), f"squares, for {config.data} is not there yet")
     layouts = (training_layouts(canvas, panels, wanted, grid, upscale) for panels in sizes)
-    found = tuple(tuple((each.width, each.height) for each in own) for own in layouts)
+    found = tuple(tuple(each.size for each in own) for own in layouts)
     if not found:
         raise SettingsError(f"{config.data} holds no set that can be read", "`iclora check` it.")
     return Canvases(found, source)

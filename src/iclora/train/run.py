@@ -264,7 +264,7 @@ def _encode(
 
 
 def _tell_shapes(encoded: Encoded, warn: Callable[[str], None]) -> None:
-    shapes = {(layout.width, layout.height) for entry in encoded.sets for layout in entry.layouts}
+    shapes = {layout.size for entry in encoded.sets for layout in entry.layouts}
     if len(shapes) > COMPILED_SHAPES:
         warn(
             f"the sets have {len(shapes)} canvas sizes; blocks are compiled for the first "
@@ -378,7 +378,7 @@ def _describe(
         targets=config.targets,
         steps=0,
         recipe=dataset.recipe.sampled(usual.steps, usual.guidance or 0.0),
-        layout=layout.to_json(),
+        layout=layout,
         conditional=config.conditional,
         isolate_given=config.isolate_given,
     )

@@ -61,7 +61,7 @@ def measure(
     rows = []
     for entry in sets:
         x0, layout = entry.latents(0).to(model.device), entry.layouts[0]
-        size = (layout.width, layout.height)
+        size = layout.size
         masks = [
             torch.from_numpy(token_mask(layout, [i], model.grid)).flatten().to(model.device)
             for i in range(layout.panels)
