@@ -10,8 +10,9 @@ from PIL import Image
 
 from iclora.adapter.lora import Adapter
 from iclora.making.generate import complete, generate
+from iclora.sets.check import check_dataset, training_layouts
 from iclora.sets.compose import compose_dataset
-from iclora.sets.dataset import check_dataset, open_dataset, training_layouts
+from iclora.sets.dataset import open_dataset
 from iclora.settings import TrainSettings, read_settings
 from iclora.train.run import train
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from iclora.errors import DatasetError
+from iclora.progress import Cancelled, Progress
+from iclora.sets.check import check_dataset
 from iclora.sets.compose import compose_dataset
-from iclora.sets.dataset import check_dataset, open_dataset
+from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from tests.conftest import CAPTION, picture
-from tests.sets.test_dataset import errors, pair
+from tests.sets.test_check import errors
+from tests.sets.test_dataset import pair
 
 
 def test_composing_keeps_every_panel_whole_and_found_again_exactly(tmp_path):
@@ -61,16 +64,26 @@ def test_panels_that_fit_no_box_are_an_error_in_check_and_stop_composing(make_da
     (problem,) = errors(open_dataset(root))
     assert problem.subject == "0002"
     assert "off the shape of its box" in problem.text
-    with pytest.raises(DatasetError, match="Nothing was written"):
+    with pytest.raises(DatasetError, match="Nothing was done"):
         compose_dataset(open_dataset(root), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_composing_leaves_nothing_behind_when_it_is_stopped(make_dataset, tmp_path):
-    def stopped(name, layout):
-        raise KeyboardInterrupt
+def test_composing_reports_each_set_with_its_canvas(make_dataset, tmp_path):
+    events = []
+    compose_dataset(
+        open_dataset(make_dataset(2)), tmp_path / "out", progress=Progress(events.append)
+    )
+    assert [(e.done, e.total, e.note) for e in events] == [(1, 2, "0001"), (2, 2, "0002")]
+    composed = open_dataset(tmp_path / "out")
+    sizes = [s.load(composed.recipe).sizes for s in composed.sets]
+    assert sizes == [list(e.values["layout"].sizes) for e in events]
 
-    with pytest.raises(KeyboardInterrupt):
+
+def test_composing_leaves_nothing_behind_when_it_is_stopped(make_dataset, tmp_path):
+    stopped = Progress()
+    stopped.cancel()
+    with pytest.raises(Cancelled):
         compose_dataset(open_dataset(make_dataset()), tmp_path / "out", progress=stopped)
     assert not [p for p in tmp_path.iterdir() if p.name != "data"]
 

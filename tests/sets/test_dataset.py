@@ -5,30 +5,16 @@ from __future__ import annotations
 import json
 import zipfile
 from contextlib import suppress
+from os import scandir
 
 import pytest
 
 from iclora.errors import DatasetError, ImageError, RecipeError
-from iclora.sets.dataset import (
-    caption_path,
-    check_dataset,
-    open_dataset,
-    training_layouts,
-    typical_layout,
-)
+from iclora.sets.check import check_dataset
+from iclora.sets.dataset import caption_path, open_dataset
 from iclora.sets.layout import Layout
 from tests.conftest import CAPTION, picture
-
-
-def problems(dataset, **options):
-    return [
-        *dataset.problems,
-        *(p for report in check_dataset(dataset, **options) for p in report.problems),
-    ]
-
-
-def errors(dataset, **options):
-    return [p for p in problems(dataset, **options) if p.severity == "error"]
+from tests.sets.test_check import errors
 
 
 def pair(folder, name, caption=CAPTION, heights=(200, 190, 210)):
@@ -124,37 +110,12 @@ def test_a_damaged_zip_and_a_zip_that_is_none_are_named(tmp_path):
 
 
 def test_a_zip_member_of_absurd_size_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("iclora.sets.dataset._LARGEST_FILE", 1000)
+    monkeypatch.setattr("iclora.sets.listing._LARGEST_FILE", 1000)
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0001.png", b"\0" * 100_000)
     with pytest.raises(DatasetError, match="unpacks to"):
         open_dataset(path, "film-storyboard")
-
-
-def test_a_missing_panel_is_named_with_its_set(make_dataset):
-    root = make_dataset()
-    (root / "0002" / "2.png").unlink()
-    (problem,) = errors(open_dataset(root))
-    assert problem.subject == "0002"
-    assert "has 2 images" in problem.text
-    assert "1.png, 3.png" in problem.advice
-
-
-@pytest.mark.parametrize("left", [1, 2])
-@pytest.mark.parametrize("recipe", ["film-storyboard", "home-decoration"])
-def test_a_folder_of_too_few_panels_is_never_taken_for_a_composite(make_dataset, left, recipe):
-    root = make_dataset(sets=1)
-    for i in range(left + 1, 4):
-        (root / "0001" / f"{i}.png").unlink()
-    found = errors(open_dataset(root, recipe))
-    assert any(f"has {left} images" in p.text for p in found)
-
-
-def test_a_composite_without_visible_borders_is_warned_about(tmp_path):
-    picture(96, 144).save(tmp_path / "0001.png")
-    found = problems(open_dataset(tmp_path, "film-storyboard"))
-    assert any("2 of the borders" in p.text for p in found)
 
 
 def test_a_zip_damaged_anywhere_is_refused_by_an_error_of_ours(tmp_path):
@@ -179,72 +140,10 @@ def test_a_link_to_nowhere_is_named(make_dataset):
     assert "cannot be read" in errors(open_dataset(root))[0].text
 
 
-def test_the_canvas_to_generate_on_has_the_shapes_that_were_trained():
-    stack = Layout.rows(3, 1024, 1536)
-    layout = typical_layout(stack, [[(1080, 480)] * 3, [(900, 400)] * 3, [(100, 400)] * 3], 16)
-    assert max(layout.stretch([(1080, 480)] * 3)) < 1.02
-    assert 0.9 < layout.width * layout.height / (1024 * 1536) <= 1
-
-
-def test_a_broken_picture_is_named_and_the_other_sets_still_checked(make_dataset):
-    root = make_dataset()
-    path = root / "0002" / "2.png"
-    path.write_bytes(path.read_bytes()[:60])
-    (root / "0003" / "caption.txt").write_text("[MOVIE-SHOTS] [SCENE-1] a [SCENE-2] b")
-    found = errors(open_dataset(root))
-    assert [p.subject for p in found] == ["0002", "0003"]
-    assert "0002/2.png" in found[0].text
-    assert "SCENE-3" in found[1].text
-
-
-@pytest.mark.parametrize(
-    ("caption", "says"),
-    [
-        (None, "has no caption"),
-        (b"", "is empty"),
-        (b"  \n", "is empty"),
-        (b"\xff\xfe\x00", "not UTF-8"),
-        (CAPTION[14:].encode(), "MOVIE-SHOTS"),
-        ((CAPTION + " word" * 600).encode(), "tokens long"),
-    ],
-)
-def test_a_caption_that_cannot_be_trained_on_is_an_error(make_dataset, caption, says):
-    root = make_dataset(sets=1)
-    if caption is None:
-        (root / "0001" / "caption.txt").unlink()
-    else:
-        (root / "0001" / "caption.txt").write_bytes(caption)
-    (problem,) = errors(open_dataset(root))
-    assert says in problem.text
-
-
-def test_tokens_are_counted_by_the_bases_own_tokenizer(make_dataset, tiny):
-    dataset = open_dataset(make_dataset(sets=1))
-    (report,) = check_dataset(dataset, count_tokens=tiny.count_tokens, limit=512)
-    assert report.tokens == tiny.count_tokens(dataset.sets[0].caption())
-    (report,) = check_dataset(dataset, count_tokens=tiny.count_tokens, limit=20)
-    assert "the base reads 20" in next(p for p in report.problems if p.severity == "error").text
-
-
 def test_a_byte_order_mark_and_a_last_line_end_are_no_part_of_a_caption(make_dataset):
     root = make_dataset(sets=1)
     (root / "0001" / "caption.txt").write_bytes(b"\xef\xbb\xbf" + CAPTION.encode() + b"\r\n")
     assert open_dataset(root).sets[0].caption() == CAPTION
-
-
-def test_small_twin_and_orphan_files_are_warned_about(make_dataset):
-    root = make_dataset(sets=2)
-    for i in (1, 2, 3):
-        (root / "0002" / f"{i}.png").write_bytes((root / "0001" / f"{i}.png").read_bytes())
-    (root / "stray.txt").write_text("words")
-    found = problems(open_dataset(root))
-    assert all(p.severity == "warning" for p in found)
-    (root / "0003.txt").write_text(CAPTION)
-    assert "0003.txt" in [p.subject for p in errors(open_dataset(root))]
-    texts = " ".join(str(p) for p in found)
-    assert "the same images as set" in texts
-    assert "caption without an image" in texts
-    assert "megapixels" in texts
 
 
 def test_two_sets_of_one_name_are_an_error(tmp_path):
@@ -298,16 +197,6 @@ def test_a_manifest_cannot_make_its_reader_open_files_elsewhere(make_dataset, tm
             open_dataset(root)
 
 
-def test_a_set_trains_at_each_size_once_and_never_above_its_own_pixels():
-    stack = Layout.rows(3, 1024, 1536)
-    sizes = [(400, 178)] * 3  # 462 x 462 in all
-    layouts = training_layouts(stack, sizes, (256, 512, 768, 1024), 16)
-    assert len(layouts) == 2
-    assert all(a.width * a.height <= 462**2 for a in layouts)
-    larger = training_layouts(stack, sizes, (256, 512, 768, 1024), 16, upscale=True)
-    assert len(larger) == 4
-
-
 def test_the_digest_changes_with_an_image_or_a_caption(make_dataset):
     root = make_dataset()
     before = open_dataset(root).digest
@@ -353,3 +242,35 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path):
         pytest.skip("this disk has no such names")
     with pytest.raises(DatasetError, match="unreadable name"):
         open_dataset(tmp_path, "film-storyboard")
+
+
+def test_linked_folders_are_followed_and_those_that_lead_back_are_named(make_dataset, tmp_path):
+    root = make_dataset(2)
+    (root / "0002").rename(tmp_path / "elsewhere")
+    (root / "0002").symlink_to(tmp_path / "elsewhere")
+    (root / "0001" / "back").symlink_to(root)
+    dataset = open_dataset(root)
+    assert [(s.name, len(s.images)) for s in dataset.sets] == [("0001", 3), ("0002", 3)]
+    assert dataset.sets[1].load(dataset.recipe).panels[0].size == (64, 32)
+    (problem,) = dataset.problems
+    assert (problem.subject, problem.severity) == ("0001/back", "warning")
+    assert "leads back" in problem.text
+
+
+def test_a_folder_that_cannot_be_read_is_named(make_dataset, monkeypatch):
+    root = make_dataset(2)
+
+    def denied(folder):
+        if folder.name == "0002":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr("iclora.sets.listing.scandir", denied)
+    dataset = open_dataset(root)
+    assert [s.name for s in dataset.sets] == ["0001"]
+    (problem,) = dataset.problems
+    assert (problem.subject, problem.severity) == ("0002", "error")
+    assert "Permission denied" in problem.text
+    monkeypatch.setattr("iclora.sets.listing.scandir", lambda folder: denied(root / "0002"))
+    with pytest.raises(DatasetError, match=r"no image sets.*Permission denied"):
+        open_dataset(root, "film-storyboard")

@@ -2,7 +2,8 @@
 
 import re
 
-from iclora.sets.dataset import check_dataset, open_dataset
+from iclora.sets.check import check_dataset
+from iclora.sets.dataset import open_dataset
 from iclora.sets.review import write_review
 
 

@@ -11,7 +11,8 @@ import transformers
 from PIL import Image
 
 from iclora.errors import CaptionerError
-from iclora.sets.dataset import check_dataset, open_dataset
+from iclora.sets.check import check_dataset
+from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.toyland.captions import measure, measure_ideas
 from iclora.toyland.tasks import TASKS, draw_set, write_sets

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from iclora.sets.dataset import check_dataset, open_dataset
+from iclora.sets.check import check_dataset
+from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.toyland.tasks import TASKS, draw_set, held_out, write_sets
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from iclora.errors import CaptionError
+from iclora.sets.caption import estimate_tokens
 from iclora.sets.recipe import load_recipe, recipe_names
 from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer, shrink
-from iclora.vlm.caption import estimate_tokens
 
 STORY = load_recipe("film-storyboard")
 TEXTS = ["<Ana> rows out.", "A gull lands on the oar.", "She sleeps under the sail."]

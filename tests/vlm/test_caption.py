@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from iclora.errors import CaptionerError, CaptionError, DatasetError
-from iclora.sets.dataset import check_dataset, open_dataset
+from iclora.sets.check import check_dataset
+from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.vlm.caption import FAILURES, caption_dataset, write_prompt
 from iclora.vlm.openai import OpenAICaptioner

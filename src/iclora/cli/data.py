@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclora.cli.output import quiet_loading, show_table, tell
-from iclora.progress import Console
+from iclora.progress import Console, Event, Progress
 from iclora.settings import (
     CaptionSettings,
     CheckSettings,
@@ -20,7 +20,7 @@ from iclora.settings import (
 
 if TYPE_CHECKING:
     from iclora.models import DiffusionModel
-    from iclora.sets.dataset import Problem
+    from iclora.sets.check import Problem
     from iclora.sets.recipe import Recipe
 
 __all__ = ["caption", "check", "compose", "prompt", "recipes", "review", "show_problems"]
@@ -62,16 +62,15 @@ def compose(settings: ComposeSettings, console: Console) -> None:
     from iclora.sets.compose import compose_dataset
     from iclora.sets.dataset import open_dataset
 
+    def show(event: Event) -> None:
+        layout = event.values["layout"]
+        sizes = " ".join(f"{w}x{h}" for w, h in layout.sizes)
+        console.say(f"  {event.note}  {layout.width}x{layout.height}  panels {sizes}")
+
     source = open_dataset(settings.source, settings.recipe)
     console.say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
     problems = compose_dataset(
-        source,
-        settings.out,
-        resolution=settings.resolution,
-        progress=lambda name, layout: console.say(
-            f"  {name}  {layout.width}x{layout.height}  panels "
-            + " ".join(f"{w}x{h}" for w, h in layout.sizes)
-        ),
+        source, settings.out, resolution=settings.resolution, progress=Progress(show)
     )
     show_problems(problems)
     console.say(f"wrote {settings.out}; look at it, then `iclora check {settings.out}`")
@@ -127,7 +126,8 @@ def caption(settings: CaptionSettings, console: Console) -> int:
 @verb(ReviewSettings)
 def review(settings: ReviewSettings, console: Console) -> None:
     """Make one page of all sets and their words, to look through."""
-    from iclora.sets.dataset import check_dataset, open_dataset
+    from iclora.sets.check import check_dataset
+    from iclora.sets.dataset import open_dataset
     from iclora.sets.review import write_review
 
     dataset = open_dataset(settings.data, settings.recipe)
@@ -162,7 +162,8 @@ def prompt(settings: PromptSettings, console: Console) -> None:
 @verb(CheckSettings)
 def check(settings: CheckSettings, console: Console) -> int:
     """Read every image and caption of a dataset and say what is wrong."""
-    from iclora.sets.dataset import check_dataset, open_dataset
+    from iclora.sets.check import check_dataset
+    from iclora.sets.dataset import open_dataset
 
     dataset = open_dataset(settings.data, settings.recipe)
     how: dict[str, Any] = {"resolutions": settings.resolutions}

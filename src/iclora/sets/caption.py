@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 from iclora.errors import CaptionError
 
-__all__ = ["JointCaption", "check_budget", "has_markers"]
+__all__ = ["TOKEN_LIMIT", "JointCaption", "check_budget", "estimate_tokens", "has_markers"]
+
+TOKEN_LIMIT = 512
+"""Tokens a base reads, if none is at hand to ask: those of FLUX.1-dev."""
+# T5 makes some 4 bytes of English a token; less here, so that the estimate errs to the safe side.
+_BYTES_PER_TOKEN = 3.5
 
 _TAG = re.compile(r"\[([^\[\]\n]{1,40})\]")
 # Every shape a panel marker takes in the ten recipes and their users' own. A bracketed tag of
@@ -122,6 +127,11 @@ def has_markers(text: str, markers: Sequence[str]) -> bool:
     """Whether the text holds anything that looks like a panel marker, of this layout or another."""
     tags = [_canonical(match.group(1)) for match in _TAG.finditer(text)]
     return any(f"[{tag}]" in markers or _PANEL_LIKE.fullmatch(tag) for tag in tags)
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a caption if no base's tokenizer is at hand; rather too many."""
+    return round(len(text.encode()) / _BYTES_PER_TOKEN)
 
 
 def check_budget(text: str, count: Callable[[str], int], limit: int, name: str) -> int:

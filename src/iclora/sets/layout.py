@@ -26,11 +26,13 @@ from iclora.errors import LayoutError
 from iclora.sets.seams import find_seams
 from iclora.settings import problems_of
 
-__all__ = ["MOST_STRETCH", "Box", "Layout", "token_mask"]
+__all__ = ["GRID", "MOST_STRETCH", "Box", "Layout", "token_mask"]
 
 Size = tuple[int, int]
 """Width and height in px."""
 
+GRID = 16
+"""Token edge, px, if no base is at hand to ask: that of FLUX.1, FLUX.2, Qwen-Image and Z-Image."""
 _MOST_PANELS = 9
 # Beyond this a resized panel looks wrong to anybody; grid rounding stays far below it.
 MOST_STRETCH = 1.25
@@ -466,7 +468,7 @@ class Layout(BaseModel):
             ) from error
 
 
-def token_mask(layout: Layout, panels: Collection[int], grid: int = 16) -> NDArray[np.bool_]:
+def token_mask(layout: Layout, panels: Collection[int], grid: int = GRID) -> NDArray[np.bool_]:
     """Mark the tokens covered by the chosen panels.
 
     One token covers grid x grid pixels, read row by row. FLUX.1: 16 = VAE stride 8 x packing 2.

@@ -12,7 +12,8 @@ from iclora.errors import CaptionError, IcloraError
 from iclora.files import write_text
 from iclora.pages.page import STYLE, picture_tag
 from iclora.sets.caption import JointCaption
-from iclora.sets.dataset import Dataset, ImageSet, SetReport, training_layouts
+from iclora.sets.check import SetReport
+from iclora.sets.dataset import Dataset, ImageSet
 
 __all__ = ["write_review"]
 
@@ -81,20 +82,18 @@ def _section(dataset: Dataset, image_set: ImageSet, report: SetReport, limit: in
     tokens = "no caption" if report.tokens is None else f"{report.tokens} of {limit} tokens"
     return (
         f'<section id="{_anchor(report.name)}" class="{"bad" if report.problems else "good"}">'
-        f"{_whole(dataset, panels)}<div><h2>{html.escape(report.name)} "
+        f"{_whole(report, panels)}<div><h2>{html.escape(report.name)} "
         f'<span class="tokens">{tokens}</span></h2>{problems}'
         f"{''.join(_words(dataset, image_set, panels))}</div></section>\n"
     )
 
 
-def _whole(dataset: Dataset, panels: Sequence[Image.Image]) -> str:
+def _whole(report: SetReport, panels: Sequence[Image.Image]) -> str:
     """All panels as one picture, as they are trained."""
-    if not panels:
+    if not panels or report.set is None:
         return "<div></div>"
-    sizes = [panel.size for panel in panels]
     try:
-        layout = training_layouts(dataset.recipe.canvas, sizes, (1024,), 16)[-1]
-        whole = layout.compose(panels)
+        whole = report.set.layouts[-1].compose(panels)
     except IcloraError:
         # What is wrong stands beside it; the panels are shown one by one.
         return "<div></div>"

@@ -19,13 +19,14 @@ import torch
 
 from iclora.errors import CaptionError
 from iclora.models import DiffusionModel
+from iclora.sets.caption import estimate_tokens
 from iclora.sets.dataset import open_dataset
 from iclora.toyland.tasks import TASKS, Task, draw_set, draw_tuning_set, write_sets
 from iclora.toyland.world import IDENTITY, Canvas, idea_of, traits_said
 from iclora.vlm import Captioner, load_captioner
 from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer
 from iclora.vlm.base import Answer
-from iclora.vlm.caption import Outcome, caption_dataset, estimate_tokens
+from iclora.vlm.caption import Outcome, caption_dataset
 
 __all__ = ["Captioned", "caption_sets", "measure", "measure_ideas", "said_right"]
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from iclora.errors import RunError
 from iclora.files import digest, write_bytes
 from iclora.models.base import DiffusionModel, Text
-from iclora.sets.dataset import Dataset, PanelSet, training_layouts
+from iclora.sets.check import training_layouts
+from iclora.sets.dataset import Dataset, PanelSet
 from iclora.sets.layout import Layout
 
 __all__ = ["Encoded", "EncodedSet", "encode_dataset"]

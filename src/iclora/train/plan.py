@@ -23,7 +23,8 @@ from iclora.models import load_model
 from iclora.models.base import DiffusionModel
 from iclora.models.outline import OUTLINES, Batch, outline_of
 from iclora.models.registry import pick_device, pick_dtype
-from iclora.sets.dataset import check_dataset, open_dataset, training_layouts
+from iclora.sets.check import check_dataset, training_layouts
+from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.settings import Precision, TrainSettings
 from iclora.train.costs import Costs, Kernels

@@ -26,7 +26,8 @@ from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.files import write_text
 from iclora.models.base import DiffusionModel, Sampling
 from iclora.models.flux.forward import COMPILED_SHAPES
-from iclora.sets.dataset import Dataset, SetReport, check_dataset, open_dataset, typical_layout
+from iclora.sets.check import SetReport, check_dataset, typical_layout
+from iclora.sets.dataset import Dataset, open_dataset
 from iclora.sets.recipe import Recipe, recipe_names
 from iclora.settings import TrainSettings, read_settings
 from iclora.train.cache import Encoded, EncodedSet, Progress, encode_dataset

@@ -13,12 +13,14 @@ from PIL import Image
 
 from iclora.errors import CaptionerError, CaptionError, DatasetError, IcloraError
 from iclora.files import append_line, digest, write_text
-from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path, training_layouts
+from iclora.sets.caption import TOKEN_LIMIT, estimate_tokens
+from iclora.sets.check import training_layouts
+from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path
 from iclora.sets.recipe import Recipe
 from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer, shrink
 from iclora.vlm.base import Answer, Ask, Captioner, Turn
 
-__all__ = ["FAILURES", "Outcome", "Summary", "caption_dataset", "estimate_tokens", "write_prompt"]
+__all__ = ["FAILURES", "Outcome", "Summary", "caption_dataset", "write_prompt"]
 
 FAILURES = "caption-failures.json"
 _JOURNAL = ".iclora-captioning.jsonl"
@@ -62,17 +64,12 @@ class Summary:
     wrote: int = 0
 
 
-def estimate_tokens(text: str) -> int:
-    """Tokens of a caption where no base's tokenizer is at hand; rather too many."""
-    return round(len(text.encode()) / 3.5)
-
-
 def caption_dataset(
     dataset: Dataset,
     captioner: Captioner,
     *,
     count_tokens: Callable[[str], int] = estimate_tokens,
-    limit: int = 512,
+    limit: int = TOKEN_LIMIT,
     send: Send = "panels",
     longest: int = 768,
     overwrite: bool = False,
@@ -190,7 +187,7 @@ def write_prompt(
     captioner: Captioner,
     *,
     count_tokens: Callable[[str], int] = estimate_tokens,
-    limit: int = 512,
+    limit: int = TOKEN_LIMIT,
 ) -> str:
     """Turn one line into a joint prompt in the recipe's form.
 
@@ -269,8 +266,7 @@ def _until_good(
 def _pictures(panels: PanelSet, recipe: Recipe, send: Send, longest: int) -> list[Image.Image]:
     if send == "panels":
         return [shrink(panel, longest) for panel in panels.panels]
-    # On the token grid of FLUX.1, as it will be trained.
-    layout = training_layouts(recipe.canvas, panels.sizes, (1024,), 16)[-1]
+    layout = training_layouts(recipe.canvas, panels.sizes)[-1]  # as it will usually be trained
     return [shrink(layout.compose(panels.panels), longest)]
 
 

@@ -1,0 +1,261 @@
+"""What is wrong with image sets, and what training needs to know of those that are right.
+
+`check_dataset` decodes every picture once, fits its training canvases once, and hands both on as
+a TrainingSet: planning, describing and encoding take these and look at no file again, but for the
+pixels that are encoded.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError
+from iclora.sets.caption import TOKEN_LIMIT, check_budget, estimate_tokens
+from iclora.sets.dataset import Dataset, ImageSet, PanelSet, Problem
+from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
+from iclora.sets.recipe import Recipe
+from iclora.settings import RESOLUTIONS
+
+__all__ = [
+    "Problem",
+    "SetReport",
+    "TrainingSet",
+    "accept",
+    "check_dataset",
+    "training_layouts",
+    "typical_layout",
+]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """One set whose pictures are right."""
+
+    name: str
+    digest: str
+    """Content hash of its image files."""
+    sizes: tuple[Size, ...]
+    """Panel sizes in px as they lie there."""
+    layouts: tuple[Layout, ...]
+    """The distinct canvases it trains at, smallest first."""
+    caption: str
+    """Its joint caption; empty if that is missing or wrong."""
+    _load: Callable[[], PanelSet] = field(repr=False, compare=False)
+
+    def load(self) -> PanelSet:
+        """Decode its panels again, without searching for seams again.
+
+        Raises: ImageError, DatasetError if its files have changed since they were checked.
+        """
+        panels = self._load()
+        if tuple(panels.sizes) != self.sizes:
+            raise DatasetError(
+                f'the pictures of set "{self.name}" have changed since they were checked',
+                "Run it again.",
+            )
+        return panels
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """What `check` found out about one set."""
+
+    name: str
+    set: TrainingSet | None
+    """The set; None if its pictures cannot be read or have no canvas."""
+    tokens: int | None
+    """Tokens of the caption; an estimate if they were not counted; None without a caption."""
+    problems: tuple[Problem, ...]
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Panel sizes in px as they lie there; empty if they cannot be read."""
+        return self.set.sizes if self.set else ()
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    count_tokens: Callable[[str], int] | None = None,
+    limit: int = TOKEN_LIMIT,
+    resolutions: Sequence[int] = RESOLUTIONS,
+    upscale: bool = False,
+    grid: int = GRID,
+) -> Iterator[SetReport]:
+    """Read every image and caption, and report each set as it is done.
+
+    Args:
+        count_tokens: the base's tokenizer. Without it the number is estimated, and only a caption
+            of more words than `limit` is known to be too long: every word is at least one token.
+        limit: tokens the base reads.
+        resolutions: training resolutions (side of a square of the same area, px).
+        upscale: True if sets are enlarged to them.
+        grid: token edge of the base, px.
+    Yields: one report per set, in order; errors in it stop `train`.
+    """
+    twins: dict[str, str] = {}
+    for image_set in dataset.sets:
+        problems: list[Problem] = []
+        words, tokens = _judge_caption(dataset.recipe, image_set, count_tokens, limit, problems)
+        pictures: list[Problem] = []
+        found = None
+        try:
+            panels = image_set.load(dataset.recipe)
+            layouts = training_layouts(
+                dataset.recipe.canvas, panels.sizes, resolutions, grid, upscale
+            )
+            pictures += _judge_sizes(panels, layouts, min(resolutions))
+            pictures += _judge_twins(image_set, twins)
+            found = TrainingSet(
+                image_set.name,
+                image_set.digest,
+                tuple(panels.sizes),
+                tuple(layouts),
+                words,
+                partial(image_set.load, dataset.recipe, panels.found),
+            )
+        except (ImageError, DatasetError, LayoutError) as error:
+            pictures.append(Problem(image_set.name, error.problem, error.advice))
+        yield SetReport(image_set.name, found, tokens, (*pictures, *problems))
+
+
+def accept(
+    dataset: Dataset,
+    reports: Iterable[SetReport],
+    warn: Callable[[str], None] | None = None,
+    captions: bool = True,
+) -> list[TrainingSet]:
+    """Take the sets of a dataset in which nothing is wrong.
+
+    Args:
+        reports: of `check_dataset`.
+        warn: told of warnings, and of errors in captions if these may be wrong.
+        captions: False if captions may be wrong or missing, as before they are written.
+    Raises: DatasetError with every error.
+    """
+    reports = list(reports)
+    problems = [*dataset.problems, *(p for report in reports for p in report.problems)]
+    errors = [p for p in problems if p.severity == "error" and (captions or not p.caption)]
+    if errors:
+        raise DatasetError(
+            f"{len(errors)} problem{'s' * (len(errors) > 1)} in {dataset.path}:\n"
+            + "\n".join(f"  {p}" for p in errors),
+            "Nothing was done. Fix these; `iclora check` shows them again.",
+        )
+    if warn:
+        for problem in problems:
+            warn(str(problem))
+    return [report.set for report in reports if report.set]
+
+
+def _judge_caption(
+    recipe: Recipe,
+    image_set: ImageSet,
+    count_tokens: Callable[[str], int] | None,
+    limit: int,
+    problems: list[Problem],
+) -> tuple[str, int | None]:
+    """The caption and its tokens, "" and None if it is wrong; what is wrong joins `problems`."""
+    name = f'the caption of "{image_set.name}"'
+    try:
+        text = image_set.caption()
+        recipe.parse(text)
+        if count_tokens:
+            return text, check_budget(text, count_tokens, limit, name)
+        check_budget(text, lambda t: len(t.split()), limit, name)
+    except (CaptionError, DatasetError) as error:
+        problems.append(Problem(image_set.name, error.problem, error.advice, caption=True))
+        return "", None
+    tokens = estimate_tokens(text)
+    if tokens > limit:
+        problems.append(
+            Problem(
+                image_set.name,
+                f"the caption may be too long, some {tokens} tokens of {limit}",
+                "Name the `base`, whose tokenizer counts them.",
+                "warning",
+            )
+        )
+    return text, tokens
+
+
+def _judge_twins(image_set: ImageSet, seen: dict[str, str]) -> Iterator[Problem]:
+    twin = seen.setdefault(image_set.digest, image_set.name)
+    if twin != image_set.name:
+        yield Problem(
+            image_set.name,
+            f'the same images as set "{twin}"',
+            "Remove one, or it counts double.",
+            "warning",
+        )
+
+
+def _judge_sizes(panels: PanelSet, layouts: Sequence[Layout], least: int) -> Iterator[Problem]:
+    if panels.unseen_seams:
+        yield Problem(
+            panels.name,
+            f"{panels.unseen_seams} of the borders between its panels do not show in the picture, "
+            "so it is split where they would usually be",
+            "Look at it; a folder with one file per panel leaves no doubt.",
+            "warning",
+        )
+    worst = max(max(layout.stretch(panels.sizes)) for layout in layouts)
+    if worst > MOST_STRETCH:
+        yield Problem(
+            panels.name,
+            f"a panel is {100 * (worst - 1):.0f}% off the shape of its box, and nothing is cropped",
+            "Bring it into that shape, or use a recipe of rows and larger resolutions.",
+        )
+    elif worst > 1.06:
+        yield Problem(
+            panels.name,
+            f"a panel is stretched by {100 * (worst - 1):.0f}% at a training size, since its edges "
+            "move to the token grid",
+            "Use larger resolutions, or panels of less extreme shape.",
+            "warning",
+        )
+    if panels.area < least**2:
+        yield Problem(
+            panels.name,
+            f"only {panels.area / 1e6:.2f} megapixels in all, less than the smallest training size "
+            f"of {least}x{least}",
+            "It trains at its own size; larger originals would teach more.",
+            "warning",
+        )
+
+
+def training_layouts(
+    canvas: Layout,
+    sizes: Sequence[Size],
+    resolutions: Sequence[int] = RESOLUTIONS,
+    grid: int = GRID,
+    upscale: bool = False,
+) -> list[Layout]:
+    """The distinct canvases a set trains at, smallest first.
+
+    A resolution beyond the set's own pixels falls back to these (unless `upscale`), and
+    resolutions that come to the same canvas count once, so no size is seen double.
+
+    Args:
+        resolutions: sides of squares of the wanted areas, px.
+    """
+    own = sum(width * height for width, height in sizes)
+    areas = sorted({r * r if upscale else min(r * r, own) for r in resolutions})
+    return list(dict.fromkeys(canvas.fit(sizes, area, grid) for area in areas))
+
+
+def typical_layout(canvas: Layout, sizes: Sequence[Sequence[Size]], grid: int) -> Layout:
+    """The canvas for sets like these: the area of `canvas`, each panel of its median shape.
+
+    Args:
+        sizes: panel sizes of each set, px.
+        grid: token edge, px.
+    """
+    if not canvas.per_row:
+        return canvas
+    ratios = [statistics.median(w / h for w, h in column) for column in zip(*sizes, strict=True)]
+    shapes = [(round(1000 * ratio), 1000) for ratio in ratios]
+    return canvas.fit(shapes, canvas.width * canvas.height, grid)
