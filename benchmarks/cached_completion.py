@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step import TEXT, build, proxy, true_size
 
 from iclora.models.attention import isolated, pick_attention, reading
-from iclora.models.flux.forward import Levels, flux_forward
+from iclora.models.flux.forward import flux_forward
+from iclora.models.passes import Levels
 
 STEPS = 20
 CASES = ((1, 1), (1, 2), (3, 1))

@@ -25,10 +25,11 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import nn
 
 from iclora.models import flow
 from iclora.models.flux.model import FluxModel
-from iclora.models.outline import OUTLINES, Batch, outline_of
+from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.models.quantize import quantize
 from iclora.models.registry import pick_device
 from iclora.settings import TrainSettings, read_settings
@@ -43,7 +44,7 @@ DEV = "black-forest-labs/FLUX.1-dev"
 
 def settings_of(folder: Path, blocks: tuple[int, int] | None, smoke: bool) -> Path:
     """FLUX.1-dev's settings, with fewer or smaller blocks."""
-    shutil.copytree(OUTLINES[DEV], folder)
+    shutil.copytree(shipped_outline(DEV), folder)
     path = folder / "transformer" / "config.json"
     config = json.loads(path.read_text())
     if blocks:
@@ -64,16 +65,18 @@ def build(model: FluxModel) -> None:
     """Put a denoiser of that shape on the device as it is loaded: from the CPU, layer by layer."""
     settings = json.loads((model.folder / "transformer" / "config.json").read_text())
     began = time.monotonic()
-    torch.set_default_dtype(model.dtype)
-    try:
-        with torch.device("meta"):
-            net: Any = diffusers.FluxTransformer2DModel.from_config(settings)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    net = net.to_empty(device=torch.device("cpu")).requires_grad_(False).eval()
+    with torch.device("meta"):
+        net: Any = diffusers.FluxTransformer2DModel.from_config(settings)
+    net = (
+        nn.Module.to(net, model.dtype)
+        .to_empty(device=torch.device("cpu"))
+        .requires_grad_(False)
+        .eval()
+    )
     for parameter in net.parameters():
         parameter.data.fill_(0.01)
-    model.denoiser = quantize(net, model.precision, model.device).to(model.device)  # type: ignore[misc]
+    net = quantize(net, model.precision, model.device, model.block_prefixes)
+    model.denoiser = net.to(model.device)  # type: ignore[misc]
     print(f"built in {time.monotonic() - began:.0f} s")
 
 

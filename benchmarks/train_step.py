@@ -39,7 +39,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from iclora.models.flux.forward import Levels, flux_forward
+from iclora.models.flux.forward import flux_forward
+from iclora.models.passes import Levels, Shapes
 
 SCRIPT_TARGETS = (
     "attn.to_k",
@@ -176,6 +177,7 @@ def peer(net: Any, work: Work, micro: int, recompute: bool, best: bool = False) 
 
 
 _compiled: dict[nn.Module, Any] = {}
+_shapes = Shapes()
 
 
 def compile_blocks(net: Any, on: bool) -> None:
@@ -204,7 +206,7 @@ def ours(net: Any, work: Work, micro: int, recompute: int = 0, compiled: bool = 
             torch.ones_like(work.sigma[rows]),
             work.places,
             recompute=recompute,
-            compiled=compiled,
+            shapes=_shapes if compiled else None,
         )
         loss = work.loss(v, rows)
         loss.backward()

@@ -18,7 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-FLUX_DEV = Path(__file__).parents[1] / "src" / "iclora" / "models" / "outlines" / "FLUX.1-dev"
+ROOT = Path(__file__).parents[1]
+FLUX_DEV = ROOT / "src" / "iclora" / "models" / "flux" / "outlines" / "FLUX.1-dev"
 OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "movie-shots.zip"
 CAPTION = (
     "[MOVIE-SHOTS] A day at sea, [SCENE-1] <Ana> sails out, [SCENE-2] then <Ana> fishes, "
@@ -89,7 +90,7 @@ def small(tmp_path_factory) -> Path:
 @pytest.fixture
 def clean(tiny):
     """The tiny base without any adapter, before and after the test."""
-    from iclora.adapter.lora import remove
+    from iclora.adapter import remove
 
     remove(tiny)
     yield tiny
@@ -133,7 +134,7 @@ def lora(clean, tmp_path) -> Path:
     """An adapter file for the tiny base that changes what it makes; its canvas is 96x192."""
     import torch
 
-    from iclora.adapter.lora import Adapter, AdapterInfo, attach, remove
+    from iclora.adapter import Adapter, AdapterInfo, attach, remove
     from iclora.sets.recipe import load_recipe
 
     parameters = attach(clean, rank=2, alpha=2, targets="all", seed=0)

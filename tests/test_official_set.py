@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iclora.adapter.lora import Adapter
+from iclora.adapter import Adapter
 from iclora.making.generate import complete, generate
 from iclora.sets.check import check_dataset, training_layouts
 from iclora.sets.compose import compose_dataset

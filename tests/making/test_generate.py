@@ -9,7 +9,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
-from iclora.adapter.lora import Adapter, attach
+from iclora.adapter import Adapter, attach
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.generate import complete, generate, make_preview, panel_noise, run
 from iclora.making.request import Request, load_adapter_of, prepare
@@ -169,7 +169,7 @@ def test_panel_noise_is_standard_normal_and_fills_gaps_between_free_boxes():
 
 
 def test_an_adapter_carries_its_recipe_so_generate_needs_only_words(clean, tmp_path):
-    from iclora.adapter.lora import AdapterInfo
+    from iclora.adapter import AdapterInfo
 
     parameters = attach(clean, rank=2, alpha=2, targets="attention", seed=0)
     layout = STORY.canvas.resized(*SIZE, 16)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from iclora.models.attention import blockwise, boosted, isolated, reading
+from iclora.models.attention import blockwise, isolated, reading, scaled
 
 WORDS, NOISY, GIVEN = 5, 11, 6
 
@@ -27,24 +27,24 @@ def qkv():
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.3, 4.0])
-def test_boosted_attention_is_two_attentions_joined_by_their_log_sum_exp(qkv, factor):
+def test_scaled_attention_is_two_attentions_joined_by_their_log_sum_exp(qkv, factor):
     given = torch.zeros(NOISY + GIVEN, dtype=torch.bool)
     given[torch.randperm(NOISY + GIVEN)[:GIVEN]] = True
     q, k, v = (t.double() for t in qkv)
-    known = torch.cat([torch.zeros(WORDS, dtype=torch.bool), given])
+    of_given = torch.cat([torch.zeros(WORDS, dtype=torch.bool), given])
     scores = q @ k.mT / 4
     parts = []
-    for keys, weight in ((known, factor), (~known, 1.0)):
+    for keys, weight in ((of_given, factor), (~of_given, 1.0)):
         part = scores[..., keys]
         mass = part.logsumexp(-1, keepdim=True) + math.log(weight)
         parts.append((part.softmax(-1) @ v[:, :, keys], mass))
     both = torch.cat([mass for _, mass in parts], -1).softmax(-1)
     joined = parts[0][0] * both[..., :1] + parts[1][0] * both[..., 1:]
     plain = scores.softmax(-1) @ v
-    asks = ~known
+    asks = ~of_given
     asks[:WORDS] = False
     expected = torch.where(asks[:, None], joined, plain).transpose(1, 2).flatten(2)
-    ours = boosted(blockwise, given, WORDS, factor)(*qkv)
+    ours = scaled(blockwise, given, WORDS, factor)(*qkv)
     torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -68,13 +68,13 @@ def test_gradients_through_isolated_attention_are_those_of_a_mask(qkv):
         torch.testing.assert_close(ours.grad, other.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_kept_keys_and_values_are_read_block_by_block(qkv):
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    fill = isolated(blockwise, GIVEN, kept)
+def test_cached_keys_and_values_are_read_block_by_block(qkv):
+    cache: list[tuple[torch.Tensor, torch.Tensor]] = []
+    fill = isolated(blockwise, GIVEN, cache)
     second = [t.flip(2) for t in qkv]
     whole = [fill(*qkv), fill(*second)]
-    assert len(kept) == 2
-    read = reading(blockwise, kept)
+    assert len(cache) == 2
+    read = reading(blockwise, cache)
     for full, block in zip(whole, (qkv, second), strict=True):
         some = read(*(t[:, :, :-GIVEN] for t in block))
         torch.testing.assert_close(some, full[:, :-GIVEN], atol=1e-6, rtol=1e-6)

@@ -11,11 +11,13 @@ from torch import nn
 
 from iclora.errors import SettingsError
 from iclora.models import quantize as room
-from iclora.models.flux.forward import _linear, _linear_of_two, _linears
+from iclora.models.linear import linear as product
+from iclora.models.linear import linear_of_two, linears
 from iclora.models.quantize import KINDS, Frozen, check_precision, quantize
 from iclora.models.registry import load_model
 
 CPU = torch.device("cpu")
+PREFIXES = ("transformer_blocks.", "single_transformer_blocks.")
 FEW_BITS = ["int8", "nf4", "fp8"]
 LOSSLESS = ["int8", "nf4"]
 """Kinds whose products are those of the weight they unpack to."""
@@ -183,7 +185,7 @@ def test_peft_leaves_a_lora_on_codes_in_float32(kind):
 def test_gradients_of_a_lora_on_codes_are_those_on_the_unpacked_weight(kind):
     many = [adapted(frozen(kind, seed=i)) for i in range(3)]
     x = torch.randn(2, 40, 128, requires_grad=True)
-    ys = _linears(many, x)
+    ys = linears(many, x)
     gs = [torch.randn_like(y) for y in ys]
     torch.autograd.backward(ys, gs)
     gx = torch.zeros(2, 40, 128, dtype=torch.float64)
@@ -209,7 +211,7 @@ def test_a_layer_of_two_inputs_is_the_layer_of_both(kind, at, lora):
     both = torch.cat([seen, nn.functional.gelu(inner, approximate="tanh")], -1)
     # In fp8 each half has scales of its own.
     most = 0.04 if kind == "fp8" else 1e-6
-    assert off(_linear_of_two(layer, seen, inner), _linear(layer, both).double()) < most
+    assert off(linear_of_two(layer, seen, inner, "gelu"), product(layer, both).double()) < most
 
 
 # -- a whole base -------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def test_only_linear_layers_of_blocks_are_replaced():
         axes_dims_rope=(4, 6, 6),
     ).requires_grad_(False)
     before = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
-    quantize(net, "int8", CPU)
+    quantize(net, "int8", CPU, PREFIXES)
     after = {name for name, module in net.named_modules() if isinstance(module, Frozen)}
     assert after == {name for name in before if "transformer_blocks." in name}
     assert before - after >= {"x_embedder", "context_embedder", "proj_out", "norm_out.linear"}
@@ -248,7 +250,7 @@ def test_at_no_time_two_layers_are_held_twice(kind, monkeypatch):
         return pack(self, weight)
 
     monkeypatch.setattr(type(KINDS[kind]), "pack", watched)
-    quantize(net, kind, CPU)
+    quantize(net, kind, CPU, PREFIXES)
     assert alive == [6, 5, 4, 3, 2, 1]
 
 
@@ -278,7 +280,7 @@ def test_a_device_without_fp8_products_is_refused_with_advice(monkeypatch):
     check_precision("fp8", CPU)
     monkeypatch.setattr(torch, "_scaled_mm", fails)
     check_precision("int8", CPU)
-    with pytest.raises(SettingsError, match=r"no matrix products in fp8[\s\S]*--precision int8"):
+    with pytest.raises(SettingsError, match=r"no matrix products in fp8[\s\S]*`precision` int8"):
         load_model("tiny", device="cpu", precision="fp8")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from iclora.adapter.lora import attach
+from iclora.adapter import attach
 from iclora.models import flow
 from iclora.models.base import Given
 from iclora.models.flux.model import FluxModel
@@ -42,7 +42,9 @@ class Real:
             net = diffusers.FluxTransformer2DModel.from_config(settings)
         for parameter in net.parameters():
             parameter.data = parameter.data.to(dtype)
-        self.model.denoiser = quantize(net.requires_grad_(False).eval(), precision, CPU)
+        self.model.denoiser = quantize(
+            net.requires_grad_(False).eval(), precision, CPU, self.model.block_prefixes
+        )
         self.lora = attach(self.model, rank=4, alpha=16, targets="all", seed=0)
         for parameter in self.lora.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -56,7 +58,7 @@ class Real:
         given, of = None, None
         if batch.given:
             tokens = torch.arange(n).expand(batch.count, n) < n // 2
-            given, of = Given(tokens, clean=True, isolated=batch.alone), ~tokens
+            given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
         sigma = torch.full((batch.count,), 0.5)
         v = model.velocity(x0, sigma, [text] * batch.count, (batch.width, batch.height), 1.0, given)
         torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
@@ -143,19 +145,19 @@ def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
 MANY, FEW = Batch(2, 512, 384), Batch(1, 64, 128)
 """With few tokens, weights that are made from their codes are what matters."""
 CASES = [
-    ("base", "bfloat16", 0, MANY),
-    ("base", "bfloat16", 7, MANY),
-    ("base", "float32", 0, FEW),
-    ("base", "float32", 2, MANY),
-    ("base", "float32", 5, Batch(1, 512, 768)),
+    ("full", "bfloat16", 0, MANY),
+    ("full", "bfloat16", 7, MANY),
+    ("full", "float32", 0, FEW),
+    ("full", "float32", 2, MANY),
+    ("full", "float32", 5, Batch(1, 512, 768)),
     ("int8", "float32", 0, FEW),
     ("int8", "bfloat16", 7, FEW),
     ("int8", "float32", 3, MANY),
     ("nf4", "float32", 0, FEW),
     ("nf4", "bfloat16", 7, FEW),
     ("nf4", "bfloat16", 6, MANY),
-    ("base", "float32", 3, Batch(2, 512, 384, given=True)),
-    ("base", "float32", 3, Batch(2, 512, 384, given=True, alone=True)),
+    ("full", "float32", 3, Batch(2, 512, 384, given=True)),
+    ("full", "float32", 3, Batch(2, 512, 384, given=True, isolated=True)),
 ]
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from iclora.adapter.lora import attach
+from iclora.adapter import attach
 from iclora.models import flow
 from iclora.models.base import Given
 from iclora.sets.dataset import open_dataset

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from iclora.adapter.lora import Adapter, attach
+from iclora.adapter import Adapter, attach
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.models import flow, load_model
 from iclora.sets.dataset import open_dataset
@@ -249,7 +249,7 @@ def test_an_infinite_gradient_stops_the_run_before_any_weight_is_changed(clean, 
 
     def poison(report):
         if report.step == 1:
-            from iclora.adapter.lora import lora_parameters
+            from iclora.adapter import lora_parameters
 
             parameter = next(iter(lora_parameters(clean).values()))
             parameter.register_hook(lambda grad: grad * float("inf"))
@@ -298,7 +298,7 @@ def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, conf
         assert recipe.name == "film-storyboard"
 
         def preview(step, write):
-            from iclora.adapter.lora import lora_parameters
+            from iclora.adapter import lora_parameters
 
             assert write
             seen.append((step, {k: v.detach().clone() for k, v in lora_parameters(clean).items()}))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from iclora.adapter.lora import Adapter
+from iclora.adapter import Adapter
 from iclora.evaluate.intervals import Estimate, bootstrap, compare
 from iclora.files import write_text
 from iclora.models import load_model

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iclora.adapter.lora import Adapter
+from iclora.adapter import Adapter
 from iclora.evaluate.intervals import Estimate, bootstrap
 from iclora.files import write_text
 from iclora.making.story import Story, extend

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from iclora.adapter.lora import Adapter
+    from iclora.adapter import Adapter
     from iclora.evaluate.metrics.base import Metric
     from iclora.making.request import GeneratedSet, Request
     from iclora.models import DiffusionModel
@@ -251,7 +251,7 @@ def _wishes(
 
 def _adapter_and_base(words: Words) -> tuple[Adapter | None, str]:
     """The adapter, and the name of the base to use it with."""
-    from iclora.adapter.lora import Adapter
+    from iclora.adapter import Adapter
 
     adapter = Adapter.load(words.adapter) if words.adapter else None
     base = words.base or (adapter.info.base if adapter and adapter.info else None)

@@ -152,7 +152,7 @@ def info(settings: InfoSettings, console: Console) -> None:
 
 
 def _show_adapter(path: Path, console: Console) -> None:
-    from iclora.adapter.lora import Adapter
+    from iclora.adapter import Adapter
 
     adapter = Adapter.load(path)
     downs = {k: v for k, v in adapter.weights.items() if ".lora_A." in k}

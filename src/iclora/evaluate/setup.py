@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from iclora.adapter.lora import Adapter
+from iclora.adapter import Adapter
 from iclora.errors import SettingsError
 from iclora.making.request import Mode, Request, prepare
 from iclora.models.base import DiffusionModel

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from iclora.adapter.lora import Adapter, remove
+from iclora.adapter import Adapter, remove
 from iclora.errors import SettingsError
 from iclora.making.request import GeneratedSet, Request, fit_known, fitting_latents, prepare
 from iclora.models import flow

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from iclora import __version__
-from iclora.adapter.lora import Adapter
+from iclora.adapter import Adapter
 from iclora.errors import AdapterError, SettingsError, StorageError
 from iclora.files import digest, inside, storage_error, write_bytes, write_text
 from iclora.models.base import DiffusionModel, Sampling

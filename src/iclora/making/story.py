@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from iclora.adapter.lora import Adapter
+from iclora.adapter import Adapter
 from iclora.errors import SettingsError
 from iclora.files import digest
 from iclora.making.generate import Progress, run, use

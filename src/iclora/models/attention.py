@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Attend", "blockwise", "boosted", "isolated", "pick_attention", "reading"]
+__all__ = ["Attend", "Cache", "blockwise", "isolated", "pick_attention", "reading", "scaled"]
 
-Kept = list[tuple[Tensor, Tensor]]
+Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of given tokens, block by block, each (B, heads, given, d)."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,7 +45,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, first: SDPBackend | None = None) -> 
 # -- given tokens -------------------------------------------------------------------------------
 
 
-def boosted(attend: Attend, given: Tensor, words: int, factor: float) -> Attend:
+def scaled(attend: Attend, given: Tensor, text_tokens: int, factor: float) -> Attend:
     """Multiply the attention that the other image tokens pay the given ones by `factor`.
 
     That is adding log(factor) to their scores, which one more dimension of q and k does in a
@@ -53,15 +53,15 @@ def boosted(attend: Attend, given: Tensor, words: int, factor: float) -> Attend:
     et al. 2024 (Diptych Prompting, arXiv 2411.15466).
 
     Args:
-        given: bool (n,), of the image tokens, which stand behind `words` text tokens.
+        given: bool (n,), of the image tokens, which stand behind `text_tokens` text tokens.
     """
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         d = q.shape[-1]
         # Kernels want multiples of 8, and scale by the width they see.
         wide = d + 8
-        asks = torch.cat([given.new_zeros(words), ~given]).to(q.dtype) * math.sqrt(wide)
-        tells = torch.cat([given.new_zeros(words), given]).to(q.dtype) * math.log(factor)
+        asks = torch.cat([given.new_zeros(text_tokens), ~given]).to(q.dtype) * math.sqrt(wide)
+        tells = torch.cat([given.new_zeros(text_tokens), given]).to(q.dtype) * math.log(factor)
         q = F.pad(q * math.sqrt(wide / d), (0, 8))
         k, v = F.pad(k, (0, 8)), F.pad(v, (0, 8))
         q[..., d], k[..., d] = asks, tells
@@ -71,26 +71,26 @@ def boosted(attend: Attend, given: Tensor, words: int, factor: float) -> Attend:
     return run
 
 
-def isolated(attend: Attend, given: int, keep: Kept | None = None) -> Attend:
+def isolated(attend: Attend, given: int, cache: Cache | None = None) -> Attend:
     """The last `given` tokens attend to each other alone; the others to all.
 
     Args:
-        keep: takes the given tokens' keys and values, block by block.
+        cache: takes the given tokens' keys and values, block by block.
     """
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         at = q.shape[2] - given
         own = (k[:, :, at:], v[:, :, at:])
-        if keep is not None:
-            keep.append((own[0].clone(), own[1].clone()))
+        if cache is not None:
+            cache.append((own[0].clone(), own[1].clone()))
         return torch.cat([attend(q[:, :, :at], k, v), attend(q[:, :, at:], *own)], 1)
 
     return run
 
 
-def reading(attend: Attend, kept: Kept) -> Attend:
-    """Attention to all tokens that are computed, and to what `isolated` kept of the given ones."""
-    blocks = iter(kept)
+def reading(attend: Attend, cache: Cache) -> Attend:
+    """Attention to all tokens that are computed, and to the given ones that `isolated` cached."""
+    blocks = iter(cache)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = next(blocks)

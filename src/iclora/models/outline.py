@@ -1,205 +1,164 @@
-"""A base in outline: its real modules without their weights, to count what a run will take.
+"""A base on torch's meta device: its real modules without numbers, to count what a run takes.
 
-Everything is on torch's meta device, where tensors have sizes and no numbers: FLUX.1 at its true
-size takes no memory and no time. One block of each kind stands for all of them.
+Tensors have sizes there and no content: FLUX.1 at its true size takes no memory and no time. One
+block of each kind stands for all of them. Every family has its own outline, found by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.attention import Attend, isolated
+from iclora.models.attention import Attend
 from iclora.models.base import DiffusionModel
-from iclora.models.flux.forward import Block, Levels, blocks_of, embed, read_out, run_block
-from iclora.models.flux.model import FluxModel
-from iclora.models.quantize import quantize
+from iclora.models.passes import Block, Pass, Streams, run_block
+from iclora.registry import Registry
 from iclora.settings import Precision
 
-__all__ = ["META", "OUTLINES", "Batch", "FluxOutline", "Piece", "Streams", "outline_of"]
+__all__ = [
+    "META",
+    "OUTLINES",
+    "Batch",
+    "Outline",
+    "Piece",
+    "Streams",
+    "built",
+    "loss",
+    "outline_of",
+    "shipped_outline",
+]
 
 META = torch.device("meta")
-
-_SHIPPED = Path(str(files("iclora"))) / "models" / "outlines"
-
-OUTLINES = dict.fromkeys(
-    ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-Krea-dev"), _SHIPPED / "FLUX.1-dev"
-)
-"""Bases that can be planned for without a file of theirs: their settings, as diffusers and
-transformers know them (the transformer's are its class's defaults)."""
-
-Streams = tuple[Tensor, ...]
-"""What one block hands to the next."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One kind of block.
-
-    Attributes:
-        count: blocks of that kind in the whole denoiser.
-        module: one of them, its LoRA included.
-    """
+    """One kind of block."""
 
     count: int
+    """Blocks of that kind in the whole denoiser."""
     module: nn.Module
+    """One of them, its LoRA included."""
     block: Block
 
-    def run(self, streams: Streams, shared: Any, recomputed: bool) -> Streams:
-        """It, on what the block before hands over and what all blocks share."""
-        return run_block(self.block, (*streams, *shared), recomputed)
+    def run(self, streams: Streams, shared: Pass, recomputed: bool) -> Streams:
+        """Run it on what the block before hands over and what all blocks share."""
+        return run_block(self.block, streams, shared, recomputed)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sets that are computed together.
-
-    Attributes:
-        given: whether some panels of them are given; alone: attending to themselves only.
-    """
+    """Sets that are computed together."""
 
     count: int
     width: int
+    """px"""
     height: int
+    """px"""
     given: bool = False
-    alone: bool = False
+    """True if some panels are given, clean."""
+    isolated: bool = False
+    """True if given panels attend to themselves alone."""
 
 
-class FluxOutline(FluxModel):
-    """FLUX.1's denoiser with one block of each kind, on the meta device.
+class Outline(Protocol):
+    """What is counted of a base.
 
-    Args:
-        like: the base, opened without its weights.
-        dtype: of the weights that the run will have. precision: of its blocks.
+    Made from a base that was opened without its weights, the number format of the weights that
+    the run will have, and the precision of its blocks.
     """
 
-    def __init__(self, like: FluxModel, dtype: torch.dtype, precision: Precision) -> None:
-        super().__init__(like.folder, like.name, META, dtype, precision)
+    shipped: ClassVar[Mapping[str, Path]]
+    """Bases that can be planned for without a file of theirs, by name: folders of settings."""
 
-    @cached_property
-    def denoiser(self) -> nn.Module:
-        return quantize(self.whole(1, 1), self.precision, META)
-
-    def whole(self, double: int | None = None, single: int | None = None) -> Any:
-        """The denoiser as it is loaded, by default with all blocks."""
-        settings = self._config("transformer")
-        if double is not None and single is not None:
-            settings |= {"num_layers": double, "num_single_layers": single}
-        return self._built(
-            lambda: diffusers.FluxTransformer2DModel.from_config(settings), "transformer"
-        )
-
-    def _built(self, make: Callable[[], Any], part: str) -> Any:
-        kept = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            with META:
-                return make().requires_grad_(False).eval()
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(
-                f"{part}/config.json of {self.name} describes no model ({error!r})",
-                "Download the model again, whole and in diffusers' layout.",
-            ) from error
-        finally:
-            torch.set_default_dtype(kept)
-
-    # -- the denoiser ---------------------------------------------------------------------------
+    @property
+    def model(self) -> DiffusionModel:
+        """The base on the meta device, with one block of each kind; a LoRA is put on it."""
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """Its kinds of blocks, in the order in which they run."""
-        net: Any = self.denoiser
-        settings = self._config("transformer")
-        counts = (int(settings["num_layers"]), int(settings["num_single_layers"]))
-        modules = (net.transformer_blocks[0], net.single_transformer_blocks[0])
-        return tuple(map(Piece, counts, modules, blocks_of(net)))
-
-    def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Any]:
-        """What the first block gets, and what all of them share."""
-        count, width, height = batch.count, batch.width // self.grid, batch.height // self.grid
-        n, words = width * height, self.max_text_tokens
-        settings = self._config("transformer")
-        # Which tokens are given does not matter to what is counted; half of them are.
-        parts = (n - n // 2, n // 2) if batch.given else (n,)
-        if batch.given and batch.alone:
-            attend = isolated(attend, n // 2)
-
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(*shape, device=META, dtype=self.dtype)
-
-        x, c, temb, turn = embed(
-            self.denoiser,
-            empty(count, n, self.channels),
-            empty(count, words, int(settings["joint_attention_dim"])),
-            empty(count, int(settings["pooled_projection_dim"])),
-            Levels(torch.empty(count, len(parts), device=META), parts),
-            torch.empty(count, device=META) if self._guided else None,
-            torch.empty(n, 3, device=META),
-        )
-        return (x, c), (temb, turn, parts, attend, False)
-
-    def end(self, streams: Streams, shared: Any) -> Tensor:
-        """The velocity, float32 as the loss takes it."""
-        return read_out(self.denoiser, streams[0], shared[0], shared[2]).float()
-
-    def loss(self, streams: Streams, shared: Any) -> Tensor:
-        """The mean square of its error, one number a sample."""
-        v = self.end(streams, shared)
-        return flow.loss(v, torch.empty_like(v), torch.empty_like(v))
-
-    # -- the encoders ---------------------------------------------------------------------------
-
-    @cached_property
-    def _vae(self) -> Any:
-        settings = self._config("vae")
-        return self._built(lambda: diffusers.AutoencoderKL.from_config(settings), "vae")
-
-    @cached_property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        t: Any = transformers
-        clip = partial(self._encoder, "text_encoder", t.CLIPTextConfig, t.CLIPTextModel)
-        t5 = partial(self._encoder, "text_encoder_2", t.T5Config, t.T5EncoderModel)
-        return self._built(clip, "text_encoder"), self._built(t5, "text_encoder_2")
-
-    def _encoder(self, part: str, settings: Any, model: Any) -> Any:
-        return model(settings(**self._config(part)))
 
     @property
-    def vae(self) -> nn.Module:
-        found: nn.Module = self._vae
-        return found
+    def text_tokens(self) -> int:
+        """Tokens that the longest text takes in a pass."""
+
+    @property
+    def vae(self) -> nn.Module: ...
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]: ...
+
+    def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Pass]:
+        """What the first block gets, and what all of them share."""
+
+    def end(self, streams: Streams, shared: Pass) -> Tensor:
+        """The velocity, float32 as the loss takes it."""
+
+    def linears(self) -> Iterable[nn.Linear]:
+        """The linear layers, unquantised, of one block of each kind and of what is around them."""
 
     def encode_pixels(self, width: int, height: int) -> None:
-        pixels = torch.empty(1, 3, height, width, device=META)
-        self._vae.encode(pixels.to(self.dtype)).latent_dist.mode()
+        """Encode a picture of this size, px."""
 
     def decode_pixels(self, width: int, height: int) -> None:
-        channels = self.channels // 4
-        size = (1, channels, height // self.grid * 2, width // self.grid * 2)
-        self._vae.decode(torch.empty(size, device=META, dtype=self.dtype), return_dict=False)
+        """Decode a picture of this size, px."""
 
     def read_text(self) -> None:
-        clip, t5 = self.text_encoders
-        for encoder, length in ((clip, 77), (t5, self.max_text_tokens)):
-            encoder(torch.empty(1, length, device=META, dtype=torch.long))
+        """Encode a text of the greatest length."""
 
 
-def outline_of(model: DiffusionModel, dtype: torch.dtype, precision: Precision) -> FluxOutline:
-    """A base's outline. Raises: ModelError for a family that has none."""
-    if not isinstance(model, FluxModel):
+OUTLINES: Registry[Callable[[Any, torch.dtype, Precision], Outline]] = Registry(
+    "iclora.outlines", "outline", {"flux": "iclora.models.flux.outline:FluxOutline"}
+)
+"""The outline of each family, by `DiffusionModel.family`."""
+
+
+def outline_of(model: DiffusionModel, dtype: torch.dtype, precision: Precision) -> Outline:
+    """The outline of a base. Raises: ModelError for a family that has none."""
+    if model.family not in OUTLINES:
         raise ModelError(
-            f"what a {model.family} takes cannot be counted yet",
-            "Leave --vram away and choose --precision and --recompute yourself.",
+            f"what a base of the family {model.family} takes cannot be counted yet",
+            "Leave `vram` out and choose `precision` and `recompute` yourself.",
+            setting="vram",
         )
-    return FluxOutline(model, dtype, precision)
+    return OUTLINES.load(model.family)(model, dtype, precision)
+
+
+def shipped_outline(base: str) -> Path | None:
+    """The settings of a base that can be planned for without a file of its own."""
+    kinds: Iterable[Any] = map(OUTLINES.load, OUTLINES)
+    return next((kind.shipped[base] for kind in kinds if base in kind.shipped), None)
+
+
+def built(make: Callable[[], Any], part: str, name: str, dtype: torch.dtype) -> Any:
+    """A module on the meta device, frozen, its weights in `dtype`.
+
+    Args:
+        make: makes it from the settings of a part.
+        part: the part's subfolder.
+        name: of the base.
+    Raises: ModelError for settings that describe no module.
+    """
+    try:
+        with META:
+            # diffusers' own `to` would warn of a cast that its loader also makes.
+            return nn.Module.to(make().requires_grad_(False).eval(), dtype)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{part}/config.json of {name} describes no model ({error!r})",
+            "Download the model again, whole and in diffusers' layout.",
+        ) from error
+
+
+def loss(outline: Outline, streams: Streams, shared: Pass) -> Tensor:
+    """The mean square of the velocity's error, one number a sample."""
+    v = outline.end(streams, shared)
+    return flow.loss(v, torch.empty_like(v), torch.empty_like(v))

@@ -229,10 +229,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        # Read once: a recomputed block hands them out a single time.
+        parts = ctx.saved_tensors
         flat = grad.flatten(0, -2)
         gx = flat.new_zeros(len(flat), ctx.shape[-1])
-        KINDS[ctx.kind].add_back(gx, ctx.saved_tensors, flat)
-        return gx.view(ctx.shape), None, None, *(None for _ in ctx.saved_tensors)
+        KINDS[ctx.kind].add_back(gx, parts, flat)
+        return gx.view(ctx.shape), None, None, *(None for _ in parts)
 
 
 def matrix(layer: nn.Module) -> Matrix | None:
@@ -244,11 +246,15 @@ def matrix(layer: nn.Module) -> Matrix | None:
     return None
 
 
-def quantize(net: nn.Module, kind: Precision, device: torch.device) -> nn.Module:
+def quantize(
+    net: nn.Module, kind: Precision, device: torch.device, block_prefixes: tuple[str, ...]
+) -> nn.Module:
     """Replace the linear layers of a transformer's blocks, one by one, each freed behind itself.
 
     Embedders, norms and the last layer stay: they are small, and their errors reach everything.
 
+    Args:
+        block_prefixes: how the names of its blocks begin.
     Returns: the same network; its blocks' linear layers are on `device`.
     """
     if kind == "full":
@@ -257,8 +263,7 @@ def quantize(net: nn.Module, kind: Precision, device: torch.device) -> nn.Module
     names = [
         name
         for name, module in net.named_modules()
-        if type(module) is nn.Linear
-        and name.startswith(("transformer_blocks.", "single_transformer_blocks."))
+        if type(module) is nn.Linear and name.startswith(block_prefixes)
     ]
     for name in names:
         above, _, own = name.rpartition(".")
@@ -281,6 +286,7 @@ def check_precision(kind: Precision, device: torch.device) -> None:
     except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
         raise SettingsError(
             f"{device} has no matrix products in fp8 ({str(error).splitlines()[0]})",
-            "NVIDIA cards have them from Ada and Hopper on. Use --precision int8, which takes as "
+            "NVIDIA cards have them from Ada and Hopper on. Use `precision` int8, which takes as "
             "little memory.",
+            setting="precision",
         ) from error

@@ -1,39 +1,58 @@
-"""From a name to a base model: a folder, a hub id, "toyland" or "tiny"."""
+"""From a name to a base model: a folder, a hub id, or a base that needs no download."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 import huggingface_hub
 import torch
 from huggingface_hub import errors as hub
 
 from iclora.errors import ModelError, SettingsError
-from iclora.models.base import DiffusionModel
-from iclora.models.flux.model import FluxModel
+from iclora.models.base import DTYPES, DiffusionModel
 from iclora.models.quantize import KINDS, check_precision
-from iclora.models.tiny import tiny_folder
+from iclora.registry import Registry
 from iclora.settings import Precision
 
-__all__ = ["BUILT_IN", "FAMILIES", "load_model", "pick_device", "pick_dtype"]
-
-_Opens = Callable[[Path, str, torch.device, torch.dtype, Precision], DiffusionModel]
-
-FAMILIES: dict[str, _Opens] = {"FluxPipeline": FluxModel}
-"""A base family by the pipeline class its model_index.json names."""
+__all__ = ["BASES", "FAMILIES", "Family", "load_model", "pick_device", "pick_dtype"]
 
 
-def _embedded() -> Path:
+class Family(Protocol):
+    """What opens a base of one family."""
+
+    def __call__(
+        self,
+        folder: Path,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: Precision = "full",
+    ) -> DiffusionModel: ...
+
+
+FAMILIES: Registry[Family] = Registry(
+    "iclora.families", "base family", {"FluxPipeline": "iclora.models.flux.model:FluxModel"}
+)
+"""A base family by the pipeline class that a model_index.json names."""
+
+BASES: Registry[Callable[[], Path]] = Registry(
+    "iclora.bases",
+    "base",
+    {"tiny": "iclora.models.tiny:tiny_folder", "toyland": "iclora.models.registry:toyland_folder"},
+)
+"""Bases that need no download: a name, and what finds or makes its folder."""
+
+
+def toyland_folder() -> Path:
     """The folder of the base that ships with iclora; see docs/toyland.md."""
     return Path(str(files("iclora") / "weights" / "toyland-base"))
 
-
-BUILT_IN: dict[str, Callable[[], Path]] = {"tiny": tiny_folder, "toyland": _embedded}
-"""Bases that need no download: a name, and what finds or makes its folder."""
 
 # Weights as safetensors only: a pickle runs code when it is opened.
 _SETTINGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model"]
@@ -41,24 +60,37 @@ _WEIGHTS = ["*/*.safetensors"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" takes cuda before mps before cpu. Raises: SettingsError."""
+    """A device by name; "auto" takes cuda before mps before cpu.
+
+    Processes that a launcher started on one machine get a GPU each, by their number: nothing is
+    ever put on another's.
+
+    Raises: SettingsError.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and torch.backends.mps.is_available():
             name = "mps"
     if not re.fullmatch(r"cuda(:\d+)?|mps|cpu", name):
-        raise SettingsError(f'"{name}" is no device', "Use auto, cuda, cuda:1, mps or cpu.")
+        raise _device_error(f'"{name}" is not a device', "Use auto, cuda, cuda:1, mps or cpu.")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("this machine has no usable CUDA device", "Use --device cpu, or auto.")
+        raise _device_error("this machine has no usable CUDA device", "Use cpu, or auto.")
     if device.index is not None and device.index >= torch.cuda.device_count():
-        raise SettingsError(
+        raise _device_error(
             f"there is no {name}; this machine has {torch.cuda.device_count()} CUDA devices",
             "Count them from cuda:0.",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingsError("this machine has no usable MPS device", "Use --device cpu, or auto.")
+        raise _device_error("this machine has no usable MPS device", "Use cpu, or auto.")
+    number = os.environ.get("LOCAL_RANK", "")
+    if name == "cuda" and number.isdigit():
+        return torch.device("cuda", int(number) % torch.cuda.device_count())
     return device
+
+
+def _device_error(problem: str, advice: str) -> SettingsError:
+    return SettingsError(problem, advice, setting="device")
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -68,10 +100,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         name = "fp32" if device.type == "cpu" else "bf16"
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    if name not in dtypes:
-        raise SettingsError(f'"{name}" is no precision for a base', "Use auto, bf16 or fp32.")
-    return dtypes[name]
+    if name not in DTYPES:
+        raise SettingsError(
+            f'"{name}" is not a number format for a base', "Use auto, bf16 or fp32.", "dtype"
+        )
+    return DTYPES[name]
 
 
 def load_model(
@@ -85,29 +118,30 @@ def load_model(
     """Open a base model; its parts load when they are first used.
 
     Args:
-        name: "toyland" (the small one that ships with iclora), "tiny" (random weights, for tests),
-            a folder in diffusers' layout, or a hub id such
-            as "black-forest-labs/FLUX.1-dev".
+        name: one of `BASES` such as "tiny" (random weights, for tests), a folder in diffusers'
+            layout, or a hub id such as "black-forest-labs/FLUX.1-dev".
         device: auto, cuda, cuda:N, mps or cpu.
         dtype: auto, bf16 or fp32.
         weights: False downloads settings and tokenizers only, enough to count tokens.
-        precision: how the linear layers of the denoiser's blocks are kept: base is as dtype says;
+        precision: how the linear layers of the denoiser's blocks are kept: full as dtype says,
             int8, nf4, or fp8, which also computes in it.
     Raises: ModelError if it cannot be found, reached or read; SettingsError.
     """
-    where = pick_device(device)
-    wanted = pick_dtype(dtype, where)
+    place = pick_device(device)
+    wanted = pick_dtype(dtype, place)
     if precision not in KINDS:
-        raise SettingsError(f'"{precision}" is no precision', f"Use one of {', '.join(KINDS)}.")
-    check_precision(precision, where)
+        raise SettingsError(
+            f'"{precision}" is not a precision', f"Use one of {', '.join(KINDS)}.", "precision"
+        )
+    check_precision(precision, place)
     folder = _find(name, weights)
-    if name not in BUILT_IN and Path(name).expanduser().is_dir():
+    if name not in BASES and Path(name).expanduser().is_dir():
         # A relative path, recorded as it is, could pass for a hub id elsewhere.
         name = str(folder.resolve())
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
-            f"{name} is no model folder in diffusers' layout (it has no model_index.json)",
+            f"{name} is not a model folder in diffusers' layout (it has no model_index.json)",
             "A single checkpoint file, as ComfyUI uses, does not hold all parts: download the "
             "model's whole repository, for instance with `hf download`.",
         )
@@ -118,14 +152,14 @@ def load_model(
     if pipeline not in FAMILIES:
         raise ModelError(
             f"{name} is a {pipeline}, a family iclora does not know yet",
-            f"It knows {', '.join(FAMILIES)}: FLUX.1-dev, -schnell and -Krea-dev.",
+            f"It knows {', '.join(sorted(FAMILIES))}; see the README for models of these.",
         )
-    return FAMILIES[pipeline](folder, name, where, wanted, precision)
+    return FAMILIES.load(pipeline)(folder, name, place, wanted, precision)
 
 
 def _find(name: str, weights: bool) -> Path:
-    if name in BUILT_IN:
-        return BUILT_IN[name]()
+    if name in BASES:
+        return BASES.load(name)()
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -136,8 +170,9 @@ def _find(name: str, weights: bool) -> Path:
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
         raise ModelError(
-            f'there is no folder "{name}", and it is no hub id',
-            'Give a folder, an id such as "black-forest-labs/FLUX.1-dev", "toyland" or "tiny".',
+            f'there is no folder "{name}", and it is not a hub id',
+            f"Give a folder, an id of the form OWNER/NAME, or one of {', '.join(sorted(BASES))}.",
+            setting="base",
         )
     return _download(name, _SETTINGS + _WEIGHTS * weights)
 
@@ -164,5 +199,5 @@ def _download(name: str, wanted: list[str]) -> Path:
     ) as error:
         raise ModelError(
             f"{name} is not on this machine and the hub cannot be reached ({type(error).__name__})",
-            "Go online once, or copy the model here and give its folder as --base.",
+            "Go online once, or copy the model here and give its folder.",
         ) from error

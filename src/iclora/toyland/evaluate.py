@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iclora.adapter.lora import Adapter
+from iclora.adapter import Adapter
 from iclora.files import write_text
 from iclora.making.generate import run_together, use
 from iclora.making.request import GeneratedSet, prepare

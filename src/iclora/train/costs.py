@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from iclora.adapter.lora import attach
+from iclora.adapter import attach
 from iclora.models.attention import Attend, blockwise
-from iclora.models.outline import META, Batch, FluxOutline, Streams
+from iclora.models.outline import META, Batch, Outline, Streams, loss
 from iclora.models.quantize import Frozen
 from iclora.settings import TrainSettings
 
@@ -212,12 +212,14 @@ class Costs:
         kernels: of the device it will run on.
     """
 
-    def __init__(self, outline: FluxOutline, config: TrainSettings, kernels: Kernels) -> None:
+    def __init__(self, outline: Outline, config: TrainSettings, kernels: Kernels) -> None:
         self.outline, self.config, self.kernels = outline, config, kernels
         self._attend: Attend = blockwise if kernels == "cpu" else _fused
         self._shares: dict[tuple[Batch, int, bool], Share] = {}
         self._ends: dict[Batch, tuple[int, Share]] = {}
-        lora = attach(outline, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=0)
+        lora = attach(
+            outline.model, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=0
+        )
         for parameter in lora.values():
             # From a step's second pass on, gradients are there and are added to.
             parameter.grad = torch.zeros_like(parameter)
@@ -238,7 +240,9 @@ class Costs:
         """Bytes of the frozen denoiser."""
         blocks = {p.module: p.count for p in self.outline.pieces}
         inside = {id(t) for module in blocks for t in _tensors(module)}
-        rest = sum(int(t.nbytes) for t in _tensors(self.outline.denoiser) if id(t) not in inside)
+        rest = sum(
+            int(t.nbytes) for t in _tensors(self.outline.model.denoiser) if id(t) not in inside
+        )
         return rest + sum(
             count * sum(int(t.nbytes) for t in _tensors(module) if not t.requires_grad)
             for module, count in blocks.items()
@@ -298,7 +302,7 @@ class Costs:
             with Ledger() as ledger, _As(self.kernels):
                 streams, shared = self.outline.begin(batch, self._attend)
                 flops = ledger.flops
-            found = _count(lambda x: (self.outline.loss(x, shared),), streams, self.kernels)
+            found = _count(lambda x: (loss(self.outline, x, shared),), streams, self.kernels)
             found = replace(found, flops=found.flops + flops)
             self._ends[batch] = ledger.peak, found
         return self._ends[batch]
@@ -334,13 +338,10 @@ class Costs:
 
     def loading(self) -> int:
         """Bytes at the peak of bringing the denoiser to the device, layer by layer."""
-        if self.outline.precision == "full":
+        if self.outline.model.precision == "full":
             return self.weights
-        widest = max(
-            (m for m in self.outline.whole(1, 1).modules() if isinstance(m, nn.Linear)),
-            key=lambda m: m.weight.numel(),
-        )
-        kind = self.outline.precision
+        widest = max(self.outline.linears(), key=lambda m: m.weight.numel())
+        kind = self.outline.model.precision
         return self.weights + self._without_gradient(lambda: Frozen(widest, kind, META))
 
     def preview(self, width: int, height: int) -> int:

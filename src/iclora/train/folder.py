@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from iclora.adapter.lora import Adapter, AdapterInfo, attach, fold
+from iclora.adapter import Adapter, AdapterInfo, attach, fold
 from iclora.errors import RunError
 from iclora.files import append_line, replacing, storage_error, write_bytes, write_text
 from iclora.models.base import DiffusionModel

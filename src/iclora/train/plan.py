@@ -21,7 +21,7 @@ import torch
 from iclora.errors import SettingsError
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
-from iclora.models.outline import OUTLINES, Batch, outline_of
+from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.models.registry import pick_device, pick_dtype
 from iclora.sets.check import check_dataset, training_layouts
 from iclora.sets.dataset import open_dataset
@@ -171,7 +171,7 @@ def plan_run(config: TrainSettings, *, here: bool) -> Plan:
     Raises: SettingsError if nothing fits, saying by how much; ModelError, DatasetError.
     """
     card = find_card(config, here)
-    outline = OUTLINES.get(config.base)
+    outline = shipped_outline(config.base)
     dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[card.dtype]
     model = load_model(str(outline or config.base), "cpu", dtype, weights=False)
     found = choose(config, model, card, lambda c: find_canvases(c, model.grid))
@@ -277,7 +277,7 @@ class _Trial:
         self.config, self.model, self.card, self.canvases = config, model, card, canvases
         self.precision = precision
         self.costs = Costs(outline_of(model, card.dtype, precision), config, card.kernels)
-        self.words = model.max_text_tokens
+        self.text_tokens = self.costs.outline.text_tokens
         self.micro_tokens = config.micro_tokens
 
     @property
@@ -334,7 +334,7 @@ class _Trial:
         return load
 
     def _tokens(self, load: Batch) -> int:
-        return load.count * (load.width * load.height // self.model.grid**2 + self.words)
+        return load.count * (load.width * load.height // self.model.grid**2 + self.text_tokens)
 
     def _largest_groups(self) -> int:
         """The most micro_tokens that fit; 0 where no two sets do."""

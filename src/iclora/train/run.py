@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from iclora.adapter.lora import AdapterInfo
+from iclora.adapter import AdapterInfo
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.files import write_text
 from iclora.models.base import DiffusionModel, Sampling
-from iclora.models.flux.forward import COMPILED_SHAPES
+from iclora.models.passes import COMPILED_SHAPES
 from iclora.sets.check import SetReport, check_dataset, typical_layout
 from iclora.sets.dataset import Dataset, open_dataset
 from iclora.sets.recipe import Recipe, recipe_names

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from functools import partial
 
 import diffusers
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 
 from iclora.files import cache_home
 from iclora.models.attention import blockwise, isolated
-from iclora.models.flux import forward as room
-from iclora.models.flux.forward import COMPILED_SHAPES, Levels, flux_forward
+from iclora.models.flux.forward import flux_forward
+from iclora.models.passes import COMPILED_SHAPES, Levels, Shapes, compiled, prepare_compiler
 from iclora.models.quantize import quantize
 
 N, T, B = 24, 10, 2
@@ -39,6 +40,11 @@ def transformer(dtype=torch.float32, guided=True):
     return net.to(dtype).requires_grad_(False)
 
 
+def quantised(kind):
+    prefixes = ("transformer_blocks.", "single_transformer_blocks.")
+    return quantize(transformer(), kind, torch.device("cpu"), prefixes)
+
+
 def with_lora(net, targets=""):
     modules = [
         name
@@ -57,21 +63,23 @@ def with_lora(net, targets=""):
 
 def inputs(dtype=torch.float32):
     torch.manual_seed(1)
-    places = torch.stack([torch.zeros(N), torch.arange(N) // 6, torch.arange(N) % 6], 1).float()
+    ids = torch.stack([torch.zeros(N), torch.arange(N) // 6, torch.arange(N) % 6], 1).float()
     return {
         "z": torch.randn(B, N, 16).to(dtype),
         "prompt": torch.randn(B, T, 24).to(dtype),
         "pooled": torch.randn(B, 20).to(dtype),
-        "places": places,
+        "ids": ids,
         "guidance": torch.full((B,), 3.5),
     }
 
 
 def ours(net, sigma, guidance, given, **more):
-    levels = Levels(sigma[:, None], (N,))
-    return flux_forward(
-        net, given["z"], given["prompt"], given["pooled"], levels, guidance, given["places"], **more
-    )
+    return at(net, Levels(sigma[:, None], (N,)), guidance, given, **more)
+
+
+def at(net, levels, guidance, given, **more):
+    text = given["prompt"], given["pooled"]
+    return flux_forward(net, given["z"], *text, levels, guidance, given["ids"], **more)
 
 
 def theirs(net, sigma, guidance, given):
@@ -81,7 +89,7 @@ def theirs(net, sigma, guidance, given):
         pooled_projections=given["pooled"],
         timestep=sigma.to(given["z"].dtype),
         guidance=guidance,
-        img_ids=given["places"],
+        img_ids=given["ids"],
         txt_ids=torch.zeros(T, 3),
         return_dict=False,
     )[0]
@@ -145,15 +153,7 @@ def test_in_bf16_it_is_as_near_to_exact_gradients_as_diffusers_and_peft():
 def test_segments_of_one_level_are_one_segment():
     net, given = with_lora(transformer()), inputs()
     levels = Levels(SIGMA[:, None].expand(-1, 3), (5, 12, N - 17))
-    split = flux_forward(
-        net,
-        given["z"],
-        given["prompt"],
-        given["pooled"],
-        levels,
-        given["guidance"],
-        given["places"],
-    )
+    split = at(net, levels, given["guidance"], given)
     whole = ours(net, SIGMA, given["guidance"], given)
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
 
@@ -161,21 +161,13 @@ def test_segments_of_one_level_are_one_segment():
 def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
     net, given = transformer(), inputs()
     order = torch.randperm(N)
-    moved = {**given, "z": given["z"][:, order], "places": given["places"][order]}
+    moved = {**given, "z": given["z"][:, order], "ids": given["ids"][order]}
     whole = ours(net, SIGMA, given["guidance"], given)
     torch.testing.assert_close(
         ours(net, SIGMA, given["guidance"], moved), whole[:, order], atol=1e-5, rtol=1e-5
     )
     levels = Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6))
-    mixed = flux_forward(
-        net,
-        given["z"],
-        given["prompt"],
-        given["pooled"],
-        levels,
-        given["guidance"],
-        given["places"],
-    )
+    mixed = at(net, levels, given["guidance"], given)
     assert (mixed - whole).abs().max() > 0.01
 
 
@@ -205,11 +197,10 @@ needs_compiler = pytest.mark.skipif(
 def counted(monkeypatch):
     """Tracing as for a compilation, without C++; how many graphs there are so far."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(room, "_seen", set())
-    room._compile.cache_clear()
+    compiled.cache_clear()
     torch._dynamo.reset()
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    room._compile.cache_clear()
+    compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -220,64 +211,54 @@ def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_onc
     began = counted()
 
     def gradients(net, **more):
-        out = flux_forward(
-            net,
-            given["z"],
-            given["prompt"],
-            given["pooled"],
-            levels,
-            given["guidance"],
-            given["places"],
-            **more,
-        )
+        out = at(net, levels, given["guidance"], given, **more)
         return out, torch.autograd.grad(
             out.square().sum(), [p for p in net.parameters() if p.requires_grad]
         )
 
-    net = with_lora(transformer())
+    net, shapes = with_lora(transformer()), Shapes()
     eager = gradients(net)
     for recompute in (0, 3):
         # Attention that is new at every call, as `given` makes it.
         around = isolated(blockwise, 6)
-        compiled = gradients(net, compiled=True, recompute=recompute, attend=around)
+        fast = gradients(net, shapes=shapes, recompute=recompute, attend=around)
         other = gradients(net, attend=around)
-        torch.testing.assert_close(compiled, other, atol=1e-3, rtol=1e-3)
-        assert (compiled[0] - eager[0]).abs().max() > 1e-3
+        torch.testing.assert_close(fast, other, atol=1e-3, rtol=1e-3)
+        assert (fast[0] - eager[0]).abs().max() > 1e-3
         # Two halves of two sorts of block, however many blocks there are; and once more where
         # nothing before a block has a gradient, or its words come out of a double block.
         assert counted() - began == 7
     with torch.no_grad():
-        ours(net, SIGMA, given["guidance"], given, compiled=True)
+        ours(net, SIGMA, given["guidance"], given, shapes=shapes)
     assert counted() - began == 7
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
 def test_quantised_blocks_compile(kind, counted):
-    check_compiled(with_lora(quantize(transformer(), kind, torch.device("cpu"))), kind)
+    check_compiled(with_lora(quantised(kind)), kind)
 
 
 @needs_compiler
 @pytest.mark.filterwarnings("default")
 def test_what_is_compiled_to_machine_code_gives_the_same_gradients(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(room, "_seen", set())
-    room._compile.cache_clear()
+    compiled.cache_clear()
     net = transformer()
     # One block of one sort: a compiler's time is what this test costs.
     net.transformer_blocks, net.single_transformer_blocks = (
         nn.ModuleList(),
         nn.ModuleList([net.single_transformer_blocks[0]]),
     )
-    check_compiled(with_lora(net), "base")
-    room._compile.cache_clear()
+    check_compiled(with_lora(net), "full")
+    compiled.cache_clear()
     assert any(tmp_path.rglob("*.cpp"))
 
 
 def check_compiled(net, kind):
     given, found = inputs(), []
-    for compiled in (False, True):
-        out = ours(net, SIGMA, given["guidance"], given, compiled=compiled)
+    for shapes in (None, Shapes()):
+        out = ours(net, SIGMA, given["guidance"], given, shapes=shapes)
         live = [p for p in net.parameters() if p.requires_grad]
         found.append([out, *torch.autograd.grad(out.square().sum(), live)])
     most = 0.1 if kind == "fp8" else 1e-3
@@ -291,19 +272,40 @@ def test_what_is_compiled_lies_in_our_cache_unless_a_user_chose_another(monkeypa
     monkeypatch.setenv(name, default_cache_dir() if chosen == "default" else chosen or "")
     if chosen is None:
         monkeypatch.delenv(name)
-    room._compile.cache_clear()
-    room._compile(room._double_before)
-    room._compile.cache_clear()
+    prepare_compiler.cache_clear()
+    prepare_compiler()
     ours_or_theirs = chosen if chosen == "/somewhere/else" else str(cache_home() / "inductor")
     assert os.environ[name] == ours_or_theirs
 
 
 def test_shapes_beyond_the_limit_run_uncompiled(monkeypatch):
-    net, given = with_lora(transformer()), inputs()
-    monkeypatch.setattr(room, "_seen", {(i,) for i in range(COMPILED_SHAPES)})
-    monkeypatch.setattr(room, "_compile", lambda f: pytest.fail("compiled"))
-    ours(net, SIGMA, given["guidance"], given, compiled=True)
-    assert len(room._seen) == COMPILED_SHAPES
+    net, given, shapes = with_lora(transformer()), inputs(), Shapes()
+    assert all(shapes.take(i) for i in range(COMPILED_SHAPES))
+    monkeypatch.setattr(torch, "compile", lambda *_a, **_m: pytest.fail("compiled"))
+    compiled.cache_clear()
+    ours(net, SIGMA, given["guidance"], given, shapes=shapes)
+    assert len(shapes) == COMPILED_SHAPES
+    assert shapes.take(0), "a shape that was taken stays so"
+
+
+def test_another_model_has_room_for_shapes_of_its_own():
+    one, other = Shapes(), Shapes()
+    assert [one.take(i) for i in range(COMPILED_SHAPES + 1)] == [True] * COMPILED_SHAPES + [False]
+    assert other.take("new")
+
+
+def test_threads_that_ask_together_take_no_shape_too_many():
+    shapes, taken = Shapes(), []
+
+    def ask(first):
+        taken.extend(shapes.take(first + i) for i in range(20))
+
+    threads = [threading.Thread(target=ask, args=(20 * n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == len(shapes) == COMPILED_SHAPES
 
 
 @pytest.mark.parametrize("length", [7, 1024, 1500])

@@ -139,7 +139,7 @@ def test_lora_targets_of_true_flux_are_the_494_of_the_papers_trainer(tiny, monke
     attention = tiny.lora_targets("attention")
     assert len(attention) == 19 * 8 + 38 * 3
     assert set(attention) < set(no_modulation) < set(everything)
-    with pytest.raises(SettingsError, match="no choice"):
+    with pytest.raises(SettingsError, match="not a choice"):
         tiny.lora_targets("everything")
 
 

@@ -1,4 +1,4 @@
-"""LoRA weights: attach them for training, save them, load them, use them.
+"""Adapters as files: written by iclora, read from any tool.
 
 On disk an adapter is one safetensors file in diffusers' naming
 (`transformer.<module>.lora_A.weight`), which diffusers, ComfyUI and the trainers read. Such keys
@@ -8,27 +8,27 @@ base, recipe and layout stand in the file's metadata.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from iclora import __version__
+from iclora.adapter import layers
 from iclora.errors import AdapterError
 from iclora.files import digest, write_bytes
 from iclora.models.base import DiffusionModel
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe
 
-__all__ = ["Adapter", "AdapterInfo", "attach", "lora_parameters"]
+__all__ = ["Adapter", "AdapterInfo", "fold"]
 
 _NAME = "iclora"
 _PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.")
@@ -60,26 +60,23 @@ class AdapterInfo(BaseModel):
     conditional: float = 0.0
     """Share of samples it was trained on with some panels given, clean."""
     isolate_given: bool = False
-    """Whether these attended to themselves alone."""
+    """True if these attended to themselves alone."""
     iclora: str = __version__
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """LoRA weights and, where we wrote them, what is known about them.
-
-    Attributes:
-        weights: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r), scaled so
-            that the update is B @ A.
-        info: None for files of other tools.
-        path: of the file it was read from, None if it was not.
-        sha256: of that file, empty if there is none.
-    """
+    """LoRA weights and, if iclora wrote them, what is known about them."""
 
     weights: Mapping[str, Tensor]
+    """"<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r), scaled so that the
+    update is B @ A."""
     info: AdapterInfo | None = None
+    """None for files of other tools."""
     path: Path | None = None
+    """Of the file it was read from, None if it was not."""
     sha256: str = ""
+    """Of that file, empty if there is none."""
 
     @classmethod
     def load(cls, path: str | Path) -> Adapter:
@@ -95,10 +92,9 @@ class Adapter:
                 "Use a .safetensors file.",
             )
         try:
+            # Read once: the hash and the weights are of the same bytes, whoever writes meanwhile.
             data = path.read_bytes()
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                raw = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            raw, metadata = load(data), _metadata(data)
         except (OSError, SafetensorError) as error:
             raise AdapterError(
                 f"adapter {path} cannot be read: {error}",
@@ -123,60 +119,19 @@ class Adapter:
 
         Raises: AdapterError naming the modules the base does not have or that differ in shape.
         """
-        if model.applied and model.applied[0] is self.weights and model.applied[1] == strength:
-            return
-        _check_fit(self.weights, model)
-        remove(model)
-        weights = {f"transformer.{key}": value for key, value in self.weights.items()}
-        denoiser: Any = model.denoiser
-        denoiser.load_lora_adapter(weights, prefix="transformer", adapter_name=_NAME)
-        denoiser.set_adapters([_NAME], [strength])
-        model.applied = (self.weights, strength)
-
-
-def remove(model: DiffusionModel) -> None:
-    """Take any adapter off the base's denoiser."""
-    denoiser: Any = model.denoiser
-    if getattr(denoiser, "peft_config", None):
-        denoiser.unload_lora()
-    model.applied = None
-
-
-def attach(
-    model: DiffusionModel, *, rank: int, alpha: float, targets: str, seed: int
-) -> dict[str, nn.Parameter]:
-    """Add a fresh, trainable LoRA to the base: A random, B zero, both float32.
-
-    Returns: its parameters by "<module>.lora_A.weight" and "<module>.lora_B.weight".
-    """
-    remove(model)
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=model.lora_targets(targets), init_lora_weights=True
-    )
-    denoiser: Any = model.denoiser
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        denoiser.add_adapter(config, adapter_name=_NAME)
-    parameters = lora_parameters(model)
-    for parameter in parameters.values():
-        # bf16 would lose most of AdamW's small updates.
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    return parameters
-
-
-def lora_parameters(model: DiffusionModel) -> dict[str, nn.Parameter]:
-    """The LoRA parameters on the base's denoiser, by the names an adapter file uses."""
-    return {
-        name.replace(f".{_NAME}.", "."): parameter
-        for name, parameter in model.denoiser.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
-    }
+        layers.apply(model, self.weights, strength)
 
 
 def fold(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Multiply B by alpha / rank, so that readers who assume alpha = rank get the same update."""
     return {key: value * scale if ".lora_B." in key else value for key, value in weights.items()}
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata in the header of a safetensors file that `load` has found whole."""
+    size = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    return found
 
 
 def _info(metadata: Mapping[str, str], path: Path) -> AdapterInfo | None:
@@ -205,7 +160,7 @@ def _normalised(raw: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     if strange:
         kohya = strange[0].startswith(("lora_unet_", "lora_te"))
         raise AdapterError(
-            f"{len(strange)} of {len(raw)} keys of {path} are no LoRA weights of a transformer in "
+            f"{len(strange)} of {len(raw)} keys of {path} are not LoRA weights of a transformer in "
             f"diffusers' naming, such as {strange[0]}",
             "It is in kohya's naming: convert it with sd-scripts' convert_flux_lora.py to "
             "ai-toolkit's."
@@ -226,25 +181,3 @@ def _normalised(raw: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     if not weights:
         raise AdapterError(f"{path} holds no LoRA weights", "Use an adapter file.")
     return weights
-
-
-def _check_fit(weights: Mapping[str, Tensor], model: DiffusionModel) -> None:
-    linears = {n: m for n, m in model.denoiser.named_modules() if isinstance(m, nn.Linear)}
-    wrong = []
-    for key, value in weights.items():
-        module = re.sub(r"\.lora_[AB]\.weight$", "", key)
-        # A layer that already carries LoRA keeps its own weights one level down.
-        linear = linears.get(module) or linears.get(f"{module}.base_layer")
-        if linear is None:
-            wrong.append(f"{module} does not exist")
-            continue
-        have = value.shape[1] if ".lora_A." in key else value.shape[0]
-        want = linear.in_features if ".lora_A." in key else linear.out_features
-        if have != want:
-            wrong.append(f"{module} is {want} wide, not {have}")
-    if wrong:
-        raise AdapterError(
-            f"the adapter does not fit {model.name}: {len(wrong)} of {len(weights)} weights have "
-            f"no place, such as: {wrong[0]}",
-            "Use it with the base it was trained on (`iclora info FILE` tells which).",
-        )

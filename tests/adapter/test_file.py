@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iclora.adapter.lora import Adapter, AdapterInfo, attach, fold, lora_parameters, remove
+from iclora.adapter import Adapter, AdapterInfo, attach, fold, lora_parameters, remove
 from iclora.errors import AdapterError
 from iclora.making.generate import generate, panel_noise
 from iclora.sets.recipe import load_recipe

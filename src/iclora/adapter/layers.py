@@ -1,0 +1,106 @@
+"""LoRA layers on a base's denoiser: attach fresh ones, apply an adapter's, remove them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from iclora.errors import AdapterError
+from iclora.models.base import DiffusionModel
+from iclora.models.linear import check_loras
+
+__all__ = ["apply", "attach", "lora_parameters", "remove"]
+
+_NAME = "iclora"
+
+
+def attach(
+    model: DiffusionModel, *, rank: int, alpha: float, targets: str, seed: int
+) -> dict[str, nn.Parameter]:
+    """Add a fresh, trainable LoRA to the base: A random, B zero, both float32.
+
+    Returns: its parameters by "<module>.lora_A.weight" and "<module>.lora_B.weight".
+    """
+    remove(model)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=model.lora_targets(targets), init_lora_weights=True
+    )
+    denoiser: Any = model.denoiser
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        denoiser.add_adapter(config, adapter_name=_NAME)
+    check_loras(denoiser)
+    parameters = lora_parameters(model)
+    for parameter in parameters.values():
+        # bf16 would lose most of AdamW's small updates.
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def apply(model: DiffusionModel, weights: Mapping[str, Tensor], strength: float) -> None:
+    """Add an adapter's weights to the base's denoiser, in place of any other.
+
+    Args:
+        weights: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r).
+        strength: factor on the update.
+    Raises: AdapterError naming the modules the base does not have or that differ in shape; the
+        base is then as it was.
+    """
+    if model.applied and model.applied[0] is weights and model.applied[1] == strength:
+        return
+    _check_fit(weights, model)
+    remove(model)
+    denoiser: Any = model.denoiser
+    denoiser.load_lora_adapter(
+        {f"transformer.{key}": value for key, value in weights.items()},
+        prefix="transformer",
+        adapter_name=_NAME,
+    )
+    denoiser.set_adapters([_NAME], [strength])
+    check_loras(denoiser)
+    model.applied = (weights, strength)
+
+
+def remove(model: DiffusionModel) -> None:
+    """Take any adapter off the base's denoiser."""
+    denoiser: Any = model.denoiser
+    if getattr(denoiser, "peft_config", None):
+        denoiser.unload_lora()
+    model.applied = None
+
+
+def lora_parameters(model: DiffusionModel) -> dict[str, nn.Parameter]:
+    """The LoRA parameters on the base's denoiser, by the names an adapter file uses."""
+    return {
+        name.replace(f".{_NAME}.", "."): parameter
+        for name, parameter in model.denoiser.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+def _check_fit(weights: Mapping[str, Tensor], model: DiffusionModel) -> None:
+    linears = {n: m for n, m in model.denoiser.named_modules() if isinstance(m, nn.Linear)}
+    wrong = []
+    for key, value in weights.items():
+        module = re.sub(r"\.lora_[AB]\.weight$", "", key)
+        # A layer that already carries LoRA keeps its own weights one level down.
+        linear = linears.get(module) or linears.get(f"{module}.base_layer")
+        if linear is None:
+            wrong.append(f"{module} does not exist")
+            continue
+        have = value.shape[1] if ".lora_A." in key else value.shape[0]
+        want = linear.in_features if ".lora_A." in key else linear.out_features
+        if have != want:
+            wrong.append(f"{module} is {want} wide, not {have}")
+    if wrong:
+        raise AdapterError(
+            f"the adapter does not fit {model.name}: {len(wrong)} of {len(weights)} weights have "
+            f"no place, such as: {wrong[0]}",
+            "Use it with the base it was trained on (`iclora info FILE` tells which).",
+        )

@@ -1,0 +1,212 @@
+"""A base as a folder in diffusers' layout: settings, parts loaded on demand, fingerprints.
+
+model_index.json   names the pipeline, by which the family is found
+transformer/ vae/ text_encoder/ tokenizer/ ...   config.json, and weights as safetensors
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from iclora.errors import ModelError
+from iclora.files import digest
+from iclora.models.base import DiffusionModel, Part
+from iclora.models.quantize import quantize
+from iclora.settings import Precision
+
+__all__ = ["FolderModel", "files_read"]
+
+_SETTINGS = (
+    "config.json",
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""What `from_pretrained` reads of a part beside its weights."""
+
+_WEIGHTS = ("diffusion_pytorch_model", "model")
+"""How diffusers and transformers name weights."""
+
+_SMALL = 2**22
+"""Bytes up to which a file is hashed whole."""
+
+
+def files_read(folder: Path) -> list[Path]:
+    """The files of one part that `from_pretrained` reads, by name.
+
+    Hidden files, backups, pickles and other variants of the weights lie there unread.
+
+    Raises: OSError if the folder or an index cannot be read; ValueError for a damaged index.
+    """
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    found = names & set(_SETTINGS)
+    for stem in _WEIGHTS:
+        found |= names & {f"{stem}.safetensors"}
+        index = f"{stem}.safetensors.index.json"
+        if index in names:
+            try:
+                shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+                found |= {index, *(names & set(shards.values()))}
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{index} is damaged") from error
+    return [folder / name for name in sorted(found)]
+
+
+class FolderModel(DiffusionModel):
+    """A base whose parts lie in the subfolders of a diffusers layout.
+
+    Families say which subfolders a part has and under which cached properties its modules are
+    held; each is loaded when it is first needed.
+
+    Args:
+        folder: the layout's.
+        name: what the user called it; recorded in adapters and requests.
+        device: where it computes.
+        dtype: of its weights.
+        precision: of the denoiser's blocks.
+    """
+
+    folders: ClassVar[Mapping[Part, tuple[str, ...]]]
+    """The subfolders of each part."""
+    held: ClassVar[Mapping[Part, tuple[str, ...]]]
+    """The cached properties that hold a part's modules."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: Precision = "full",
+    ) -> None:
+        self.folder, self.name, self.device, self.dtype = folder, name, device, dtype
+        self.precision = precision
+        self._loaded: dict[str, tuple[str, ...]] = {}
+        self._hashed: dict[str, tuple[object, tuple[str, ...]]] = {}
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
+        """The settings of a subfolder. Raises: ModelError if they cannot be read."""
+        path = self.folder / part / file
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{self.name} lacks a readable {part}/{file} ({error})",
+                "Download the model again, whole and in diffusers' layout.",
+            ) from error
+        assert isinstance(config, dict)
+        return config
+
+    def load(self, part: str, cls: Any, **options: Any) -> Any:
+        """A module, tokenizer or scheduler from a subfolder, modules on `device` and frozen.
+
+        Raises: ModelError if it is missing, damaged or not in safetensors.
+        """
+        try:
+            if issubclass(cls, nn.Module):
+                # Of what is loaded now, whatever becomes of the file.
+                self._loaded[part] = self._hash(part)
+            model = cls.from_pretrained(
+                self.folder / part, use_safetensors=True, local_files_only=True, **options
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise ModelError(
+                f"{part} of {self.name} cannot be loaded: {str(error).splitlines()[0]}",
+                "Download it again as safetensors; weights in pickle files (.bin, .pt) are never "
+                "opened.",
+            ) from error
+        if isinstance(model, nn.Module):
+            model.requires_grad_(False).eval()
+            if part in self.folders["denoiser"]:
+                # Layer by layer, so that the device never holds them whole.
+                quantize(model, self.precision, self.device, self.block_prefixes)
+                if self.mesh is not None:
+                    self.shard(model)
+            model.to(self.device)
+        return model
+
+    def shard(self, net: nn.Module) -> None:  # noqa: ARG002
+        """Spread the denoiser's weights over `mesh`.
+
+        Raises: ModelError for families that cannot.
+        """
+        raise ModelError(
+            f"a base of the family {self.family} cannot be spread over several processes yet",
+            "Leave `shard` out.",
+            setting="shard",
+        )
+
+    def release(self, *parts: Part) -> None:
+        for part in parts:
+            for attribute in self.held[part]:
+                self.__dict__.pop(attribute, None)
+            for folder in self.folders[part]:
+                self._loaded.pop(folder, None)
+            if part == "denoiser":
+                self.applied = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+
+    # -- fingerprints ---------------------------------------------------------------------------
+
+    def fingerprint(self, part: Part) -> str:
+        pieces = list(self.beside(part))
+        try:
+            for folder in self.folders[part]:
+                pieces += self._loaded.get(folder) or self._hash(folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{self.name} lacks a readable {part} part ({error})",
+                "Download the model again, whole and in diffusers' layout.",
+            ) from error
+        return digest(*pieces)
+
+    def beside(self, part: Part) -> Iterator[str]:  # noqa: ARG002
+        """What decides what a part computes, apart from its files."""
+        yield from ()
+
+    def _hash(self, folder: str) -> tuple[str, ...]:
+        """Names and hashes of the files that are read of a subfolder; again only if they change."""
+        paths = files_read(self.folder / folder)
+        stamp = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
+        known = self._hashed.get(folder)
+        if known is None or known[0] != stamp:
+            pieces = tuple(x for p in paths for x in (f"{folder}/{p.name}", _content(p)))
+            known = stamp, pieces
+            self._hashed[folder] = known
+        return known[1]
+
+
+def _content(path: Path) -> str:
+    """What stands for a file in a fingerprint: all of a small one, 64 samples of a large one.
+
+    Reading 9 GB of T5 at every start would take longer than what the cache saves.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _SMALL:
+            return digest(file.read())
+        samples = []
+        for i in range(64):
+            file.seek(i * (size - 4096) // 63)
+            samples.append(file.read(4096))
+    return digest(str(size), *samples)

@@ -1,0 +1,245 @@
+"""Frozen linear layers with LoRA: what PEFT's wrapper computes, in fewer and smaller tensors.
+
+Layers that read the same input share one product with all their LoRA As. No input is copied to
+float32, and an activation before a layer is computed again in the backward pass instead of kept.
+The frozen matrix may be of any kind that `iclora.models.quantize` knows.
+
+Tests hold outputs and gradients equal to PEFT's and to float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iclora.models.quantize import KINDS, Matrix, Parts, matrix
+
+__all__ = ["Activation", "Lora", "activate", "check_loras", "linear", "linear_of_two", "linears"]
+
+Activation = Literal["none", "gelu", "swiglu"]
+"""What is done to a layer's input first: GELU by its tanh formula; or, of an input twice as wide
+as the layer reads, silu(first half) * second half."""
+
+
+class _Function(NamedTuple):
+    """An activation and its gradient."""
+
+    run: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor, Tensor], Tensor]
+    """(gradient of the output, input) to the gradient of the input."""
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu_back(grad: Tensor, x: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+    return found
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, -1)
+    return F.silu(gate) * value
+
+
+def _swiglu_back(grad: Tensor, x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, -1)
+    of_gate = torch.ops.aten.silu_backward(grad * value, gate)
+    return torch.cat([of_gate, grad * F.silu(gate)], -1)
+
+
+_FUNCTIONS: dict[Activation, _Function] = {
+    "none": _Function(lambda x: x, lambda grad, _: grad),
+    "gelu": _Function(_gelu, _gelu_back),
+    "swiglu": _Function(_swiglu, _swiglu_back),
+}
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation of x, (..., width) to (..., width), or to half as wide for swiglu."""
+    return _FUNCTIONS[activation].run(x)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The one active adapter of a layer: scale * (x down') up' is added to what it gives."""
+
+    down: Tensor
+    """(rank, in)"""
+    up: Tensor
+    """(out, rank)"""
+    scale: float
+
+
+def _parts(layer: Any) -> tuple[nn.Module, Lora | None]:
+    """A layer's frozen base and its adapter; of PEFT's wrapper, or of the layer itself."""
+    base = getattr(layer, "base_layer", None)
+    if base is None:
+        return layer, None
+    if layer.disable_adapters:
+        if layer.merged:
+            # As PEFT does: else the adapter would be in the weights although it is disabled.
+            layer.unmerge()
+        return base, None
+    if layer.merged:
+        return base, None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not active:
+        return base, None
+    (name,) = active
+    return base, Lora(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
+def check_loras(net: nn.Module) -> None:
+    """Assert that every LoRA of a network is one these functions compute.
+
+    PEFT also makes layers with dropout, a bias or DoRA's norms, which would be left out silently.
+    Called once after layers were added: nothing of iclora adds such layers.
+    """
+    for name, layer in net.named_modules():
+        for adapter in getattr(layer, "lora_A", ()):
+            plain: Any = layer
+            assert not plain.lora_variant.get(adapter), f"{name} is a variant of LoRA"
+            assert not plain.lora_bias[adapter], f"{name} has a LoRA with a bias"
+            assert isinstance(plain.lora_dropout[adapter], nn.Identity), f"{name} has dropout"
+
+
+def linear(layer: Any, x: Tensor, activation: Activation = "none") -> Tensor:
+    """The layer of activation(x), (B, S, in) to (B, S, out); only x is kept of it."""
+    return linears((layer,), x, activation)[0]
+
+
+def linears(
+    layers: Sequence[Any], x: Tensor, activation: Activation = "none"
+) -> tuple[Tensor, ...]:
+    """Several layers of one activation(x), (B, S, in) each to (B, S, out)."""
+    bases, loras = zip(*map(_parts, layers), strict=True)
+    if all(loras):
+        known = [m for m in map(matrix, bases) if m]
+        if len(known) == len(bases) and len({m.kind for m in known}) == 1:
+            return _adapted(x, activation, known, loras)
+    read = activate(x, activation)
+    return tuple(_plain(base, lora, read) for base, lora in zip(bases, loras, strict=True))
+
+
+def linear_of_two(layer: Any, first: Tensor, second: Tensor, activation: Activation) -> Tensor:
+    """The layer of [first, activation(second)] without joining them, each (B, S, ...)."""
+    base, lora = _parts(layer)
+    at, whole = first.shape[-1], matrix(base)
+    halves = _split(whole, at) if whole else None
+    if halves is None or (not lora and type(base) is not nn.Linear):
+        return _plain(base, lora, torch.cat([first, activate(second, activation)], -1))
+    left, right = halves
+    if not lora:
+        y = F.linear(first, left.parts[0], left.bias)
+        return y + F.linear(activate(second, activation), right.parts[0])
+    one, two = (Lora(d, lora.up, lora.scale) for d in (lora.down[:, :at], lora.down[:, at:]))
+    return (
+        _adapted(first, "none", [left], [one])[0] + _adapted(second, activation, [right], [two])[0]
+    )
+
+
+def _split(base: Matrix, at: int) -> tuple[Matrix, Matrix] | None:
+    """The layer's matrix for its first `at` inputs, with the bias, and that for the others."""
+    columns = KINDS[base.kind].columns
+    left, right = columns(base.parts, 0, at), columns(base.parts, at, None)
+    if left is None or right is None:
+        return None
+    return Matrix(base.kind, left, base.bias), Matrix(base.kind, right, None)
+
+
+def _plain(base: nn.Module, lora: Lora | None, x: Tensor) -> Tensor:
+    """Any kind of base, other libraries' as well."""
+    y: Tensor = base(x)
+    if lora:
+        inner = F.linear(x, lora.down.to(x.dtype))
+        y = y + F.linear(inner, lora.up.to(x.dtype)) * lora.scale
+    return y
+
+
+def _adapted(
+    x: Tensor, activation: Activation, bases: Sequence[Matrix], loras: Sequence[Lora]
+) -> tuple[Tensor, ...]:
+    ys: tuple[Tensor, ...] = _Adapted.apply(  # type: ignore[no-untyped-call]
+        x,
+        activation,
+        bases[0].kind,
+        tuple(lora.scale for lora in loras),
+        *(half for lora in loras for half in (lora.down, lora.up)),
+        *(base.bias for base in bases),
+        *(part for base in bases for part in base.parts),
+    )
+    return ys
+
+
+class _Adapted(torch.autograd.Function):
+    """Frozen linear layers of one input, each with a LoRA.
+
+    y_i = a(x) W_i' + b_i + s_i (a(x) A_i') B_i' for an activation a. All A_i are one product. Only
+    x and a(x) A' are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        activation: Activation,
+        kind: str,
+        scales: tuple[float, ...],
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        halves, biases, matrices = _Adapted.sorted(tensors, len(scales))
+        flat = _FUNCTIONS[activation].run(x).flatten(0, -2)
+        downs, ups = halves[::2], halves[1::2]
+        u = flat @ torch.cat(downs).to(x.dtype).mT
+        ys = KINDS[kind].times(matrices, flat, biases)
+        at = 0
+        for y, scale, up in zip(ys, scales, ups, strict=True):
+            rank = up.shape[1]
+            y.addmm_(u[:, at : at + rank], up.to(x.dtype).mT, alpha=scale)
+            at += rank
+        ctx.save_for_backward(x, u, *tensors)
+        ctx.activation, ctx.kind, ctx.scales = activation, kind, scales
+        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
+
+    @staticmethod
+    def sorted(tensors: Sequence[Any], count: int) -> tuple[list[Tensor], list[Any], list[Parts]]:
+        """LoRA halves, biases, and what each of `count` matrices is kept as."""
+        rest = tensors[3 * count :]
+        each = len(rest) // count
+        matrices = [tuple(rest[i * each : (i + 1) * each]) for i in range(count)]
+        return list(tensors[: 2 * count]), list(tensors[2 * count : 3 * count]), matrices
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, u, *tensors = ctx.saved_tensors
+        halves, _, matrices = _Adapted.sorted(tensors, len(ctx.scales))
+        downs, ups = halves[::2], halves[1::2]
+        flat = [g.flatten(0, -2) for g in grads]
+        inner, at, up_grads = [], 0, []
+        for g, up, scale in zip(flat, ups, ctx.scales, strict=True):
+            rank = up.shape[1]
+            inner.append((g @ up.to(g.dtype)).mul_(scale))
+            up_grads.append((g.mT @ u[:, at : at + rank]).to(up.dtype) * scale)
+            at += rank
+        joined = torch.cat(inner, 1)
+        function = _FUNCTIONS[ctx.activation]
+        gx = None
+        if ctx.needs_input_grad[0]:
+            gx = joined @ torch.cat(downs).to(joined.dtype)
+            for g, parts in zip(flat, matrices, strict=True):
+                KINDS[ctx.kind].add_back(gx, parts, g)
+            gx = gx.view(*x.shape[:-1], -1)
+        read = function.run(x)
+        down = (joined.mT @ read.flatten(0, -2)).to(downs[0].dtype)
+        if gx is not None:
+            gx = function.back(gx, x)
+        pairs = zip(torch.split(down, [d.shape[0] for d in downs]), up_grads, strict=True)
+        rest = (None for _ in tensors[len(halves) :])
+        return gx, None, None, None, *(g for pair in pairs for g in pair), *rest

@@ -1,0 +1,294 @@
+"""What the forward passes of all families share: segments, modulation, blocks, compiling, FSDP.
+
+Tokens of one canvas may have different noise levels. They come in segments, one level each, and
+modulation is computed per segment (Peebles and Xie 2022, AdaLN; per-token levels as in Cut2Next).
+Order does not matter to a transformer whose tokens carry position ids. Two rules hold for every
+family and are written here alone:
+
+- *Given tokens stand last* (`segments`): attention is split, and a pass cut short, at one number.
+- *The text takes the first level* (`with_text`): that of the noisy tokens, or of all of them.
+
+Shapes: B samples, n image tokens, t text tokens, h width, G segments.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from iclora.files import cache_home
+from iclora.models.attention import Attend, isolated, pick_attention, reading, scaled
+from iclora.models.base import Given
+
+__all__ = [
+    "COMPILED_SHAPES",
+    "Block",
+    "Levels",
+    "Pass",
+    "Shapes",
+    "Streams",
+    "as_block",
+    "attention_to",
+    "by_segment",
+    "compiled",
+    "gated",
+    "in_order",
+    "in_place",
+    "modulate",
+    "prepare_compiler",
+    "rotate",
+    "run_block",
+    "segments",
+    "shard",
+    "with_text",
+]
+
+Streams = tuple[Tensor, ...]
+"""What one block hands to the next, such as image and text tokens."""
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines that rotate queries and keys."""
+
+
+# -- segments -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Which tokens are at which noise level."""
+
+    sigma: Tensor
+    """(B, G), the levels of G segments; the text takes the first."""
+    tokens: tuple[int, ...]
+    """How many image tokens each segment has, in order."""
+
+    def first(self) -> Levels:
+        """The first segment alone."""
+        return Levels(self.sigma[:, :1], self.tokens[:1])
+
+
+def segments(sigma: Tensor, given: Given | None, count: int) -> tuple[Levels, Tensor | None]:
+    """The levels of all tokens, and the order that brings clean given tokens last.
+
+    Args:
+        sigma: (B,), of the noisy tokens.
+        count: tokens of the canvas.
+    Returns: the levels, and an order: (n,), (B, n) if samples differ in which tokens are given,
+        or None if the tokens stay as they are.
+    """
+    if given is None or not given.clean or not given.count:
+        return Levels(sigma[:, None], (count,)), None
+    order = torch.argsort(given.tokens.to(torch.uint8), dim=-1, stable=True).to(sigma.device)
+    both = torch.stack([sigma, torch.zeros_like(sigma)], 1)
+    return Levels(both, (count - given.count, given.count)), order
+
+
+def in_order(x: Tensor, order: Tensor) -> Tensor:
+    """The tokens of x (B, n, c) in an order (n,) or (B, n)."""
+    return x.gather(1, _wide(order, x))
+
+
+def in_place(x: Tensor, order: Tensor) -> Tensor:
+    """The tokens of x (B, m, c), the first m of an order, where they came from; else 0."""
+    out = x.new_zeros(len(x), order.shape[-1], x.shape[-1])
+    return out.scatter(1, _wide(order[..., : x.shape[1]], x), x)
+
+
+def _wide(order: Tensor, x: Tensor) -> Tensor:
+    """An order (n,) or (B, n) as an index into x's second dimension, (B, n, c)."""
+    return order[..., None].expand(len(x), -1, x.shape[-1])
+
+
+def with_text(tokens: tuple[int, ...], text_tokens: int) -> tuple[int, ...]:
+    """The segments of text and image joined, the text before the image."""
+    return (text_tokens + tokens[0], *tokens[1:])
+
+
+def attention_to(given: Given | None, text_tokens: int, device: torch.device) -> Attend:
+    """Attention as given tokens are to be read; clean ones stand last, as `segments` puts them."""
+    attend = pick_attention(device)
+    if given is None or not given.count:
+        return attend
+    if given.cache:
+        return reading(attend, given.cache)
+    if given.isolated:
+        assert given.clean, "noisy tokens are in no order of their own"
+        return isolated(attend, given.count, given.cache)
+    if given.scale != 1:
+        return scaled(attend, given.tokens.to(device), text_tokens, given.scale)
+    return attend
+
+
+# -- what blocks are made of --------------------------------------------------------------------
+
+
+def by_segment(
+    run: Callable[..., Tensor], tokens: tuple[int, ...], vectors: Sequence[Tensor], *streams: Tensor
+) -> Tensor:
+    """Call `run` on each segment of the streams with its own of the vectors.
+
+    Args:
+        vectors: (B, G, h), of which it gets (B, 1, h).
+    """
+    if len(tokens) == 1:
+        return run(*(v[:, :1] for v in vectors), *streams)
+    parts = zip(*(torch.split(stream, list(tokens), 1) for stream in streams), strict=True)
+    return torch.cat(
+        [run(*(v[:, i : i + 1] for v in vectors), *part) for i, part in enumerate(parts)], 1
+    )
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """Layer norm without weights, scaled and shifted as each segment's level says."""
+
+    def run(shift: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+    return by_segment(run, tokens, (shift, scale), x)
+
+
+def gated(x: Tensor, gate: Tensor, y: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """x + gate * y, by each segment's gate."""
+    return by_segment(lambda gate, x, y: torch.addcmul(x, gate, y), tokens, (gate,), x, y)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs of neighbours in the last dimension, in float32.
+
+    Args:
+        x: (B, S, heads, d).
+        cos, sin: (1 or B, S, 1, d / 2).
+    """
+    a, b = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
+
+
+# -- blocks -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all blocks of one pass share."""
+
+    temb: Tensor
+    """(B, G, h), what modulation is made from."""
+    rotary: Rotary
+    tokens: tuple[int, ...]
+    """How many image tokens each segment has."""
+    attend: Attend
+    compiled: bool = False
+    """True if blocks are compiled for this pass's shapes."""
+
+
+Block = Callable[..., Streams]
+"""(*streams, pass) to streams."""
+
+
+def as_block(run: Callable[..., Streams], module: nn.Module) -> Block:
+    """A module's block: `run` on it. One whose weights are spread gathers them when called."""
+    return cast(Block, module) if isinstance(module, FSDPModule) else partial(run, module)
+
+
+def run_block(block: Block, streams: Streams, shared: Pass, recomputed: bool) -> Streams:
+    """The streams behind a block, which keeps its input alone if it is recomputed."""
+    if recomputed and torch.is_grad_enabled():
+        out: Streams = checkpoint(
+            block, *streams, shared, use_reentrant=False, preserve_rng_state=False
+        )
+        return out
+    return block(*streams, shared)
+
+
+def shard(
+    net: nn.Module,
+    forward: Callable[..., Any],
+    blocks: Sequence[tuple[Callable[..., Streams], nn.Module]],
+    mesh: Any,
+) -> None:
+    """Spread a network's weights over a device mesh (FSDP2).
+
+    A block's weights are gathered for its forward pass and again for its backward pass, and freed
+    behind each. The network itself is the one root, so that the next block is gathered while one
+    computes, and it spreads what stands outside the blocks. Only what is there now is spread: a
+    LoRA that is added later is whole on every device. From here on every process of the mesh must
+    run every pass. Blocks are brought to the mesh's device one by one.
+
+    Args:
+        forward: the whole pass, called with the network first.
+        blocks: each block with the function of (block, *streams, pass) that runs it.
+    """
+    # FSDP gathers around a module's call, so that call must be our pass, not diffusers'.
+    module: Any
+    for run, module in blocks:
+        module.forward = partial(run, module)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    module = net
+    module.forward = partial(forward, net)
+    fully_shard(net, mesh=mesh, reshard_after_forward=True)
+
+
+# -- compiling ----------------------------------------------------------------------------------
+
+COMPILED_SHAPES = 24
+"""Shapes that blocks of one model are compiled for; each costs a compilation, others run as they
+are."""
+
+
+class Shapes:
+    """The shapes that one model's blocks are compiled for; several threads may ask."""
+
+    def __init__(self) -> None:
+        self._taken: set[tuple[Any, ...]] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def take(self, *shape: Any) -> bool:
+        """True if this shape has been taken, or there is room for one more."""
+        with self._lock:
+            if shape not in self._taken and len(self._taken) >= COMPILED_SHAPES:
+                return False
+            self._taken.add(shape)
+            return True
+
+
+@cache
+def prepare_compiler() -> None:
+    """Set, once, where compiled code is kept and how many shapes torch compiles for."""
+    # Private to torch, so looked for only by those who compile.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # torch's own place is /tmp, which does not outlive a restart of the machine. It stands in the
+    # environment as soon as diffusers is imported, as if a user had chosen it.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_home() / "inductor")
+    # `Shapes` is the bound for each model; torch's own counts those of all models together, and
+    # blocks that differ in what is adapted apart.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64 * COMPILED_SHAPES)
+    limits.accumulated_recompile_limit = max(
+        limits.accumulated_recompile_limit, 256 * COMPILED_SHAPES
+    )
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a block compiled for static shapes, kept on disk between runs.
+
+    A block is two parts with attention between them: attention is a kernel of its own anyway, and
+    what `attention_to` wraps around it is new at every call, which a compiler would take for new
+    code.
+    """
+    prepare_compiler()
+    return torch.compile(function, dynamic=False, fullgraph=True)
