@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from iclora.adapter import Adapter
-from iclora.making.generate import complete, generate
+from iclora.making.session import complete, generate
 from iclora.sets.check import check_dataset, training_layouts
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import open_dataset
@@ -116,5 +116,5 @@ def test_it_trains_generates_and_completes_on_the_tiny_base(clean, dataset, tmp_
             made = complete(clean, image_set.caption(), given, adapter=adapter, steps=1)
             for n in known:
                 assert made.panels[n - 1].tobytes() == panels[n - 1].tobytes()
-                box = made.request.canvas.boxes[n - 1].corners
+                box = made.request.layout.boxes[n - 1].corners
                 assert made.composite.crop(box).tobytes() == panels[n - 1].tobytes()

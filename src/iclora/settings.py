@@ -392,6 +392,12 @@ class SampleSettings(Settings):
     resample_from: Annotated[float, Field(ge=0, le=1)] = _field(0.6, decided=True, metavar="SIGMA")
     """steps below this noise level are taken once"""
 
+    def wish(self, prompt: str, **more: Any) -> Wish:
+        """The wish for one prompt, with all that was set here. Raises: SettingsError."""
+        kind = MakeSettings if isinstance(self, MakeSettings) else SampleSettings
+        set_here = {n: getattr(self, n) for n in kind.model_fields if n in self.model_fields_set}
+        return settings_of(Wish, {**set_here, **more, "prompt": prompt})
+
 
 class MakeSettings(SampleSettings):
     """How one set is made."""
@@ -474,11 +480,6 @@ class GenerateSettings(MakeSettings, _Base, _Captioning):
             for n in type(self).model_fields
             if n in self.model_fields_set and about(type(self), n).get("decided")
         ]
-
-    def wish(self, prompt: str) -> Wish:
-        """The wish for one prompt."""
-        values = {n: getattr(self, n) for n in self.model_fields_set if n in Wish.model_fields}
-        return Wish.model_validate(values | {"prompt": prompt})
 
 
 class CompleteSettings(GenerateSettings):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from iclora.adapter import Adapter, AdapterInfo, attach, fold, lora_parameters, remove
 from iclora.errors import AdapterError
-from iclora.making.generate import generate, panel_noise
+from iclora.making.session import generate, panel_noise
 from iclora.sets.recipe import load_recipe
 from tests.conftest import CAPTION
 
@@ -59,7 +59,7 @@ def test_the_file_loads_in_stock_diffusers_with_no_unmatched_key_and_the_same_im
     assert caplog.text == ""
     theirs = {n for n, _ in pipeline.transformer.named_parameters() if "lora" in n}
     assert len(theirs) == len(load_file(path))
-    noise = panel_noise(made.request.canvas, made.request.seeds, 16, 64)
+    noise = panel_noise(made.request.layout, made.request.seeds, 16, 64)
     image = pipeline(
         made.request.prompt,
         width=SIZE[0],

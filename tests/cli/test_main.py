@@ -249,7 +249,10 @@ def test_a_run_file_trains(clean, make_dataset, tmp_path, capsys):
         (["generate", "--prompt", "x"], "no base is given"),
         (["generate", "--base", "tiny"], "there is no prompt"),
         (["generate", "--base", "tiny", "--prompt", "x"], "no recipe is known"),
-        (["generate", "--base", "./none", "--prompt", "x"], 'no folder "./none"'),
+        (
+            ["generate", "--base", "./none", "--recipe", "ppt-template", "--prompt", "x"],
+            'no folder "./none"',
+        ),
         (["generate", "--base", "tiny", "--prompt", "x", "--device", "toaster"], "--device: "),
         (["generate", "--base", "tiny", "--prompts", "none.txt"], "none.txt"),
         (["generate", "--adapter", "none.safetensors", "--prompt", "x"], "none.safetensors"),
@@ -259,7 +262,7 @@ def test_a_run_file_trains(clean, make_dataset, tmp_path, capsys):
         (["compose", "x"], "--out must be given"),
         (["compose", "x", "--out", "y", "--resolution", "0"], "--resolution: "),
         (["check", "x", "--resolutions", "-5"], "--resolutions: "),
-        (["complete", "--base", "tiny", "--prompt", "x"], "no panel is known"),
+        (["complete", "--base", "tiny", "--prompt", "x"], "no panel is given"),
         (
             [
                 "generate",

@@ -6,13 +6,13 @@ import re
 import pytest
 
 from iclora.errors import SettingsError
-from iclora.evaluate import making
 from iclora.evaluate.making import make_sets, read_sets
 from iclora.evaluate.metrics.base import Metric
 from iclora.evaluate.run import evaluate
 from iclora.evaluate.setup import arms_of, plan, wishes_of_prompts
-from iclora.making.generate import generate
-from iclora.making.request import GeneratedSet, Request
+from iclora.making.made import GeneratedSet
+from iclora.making.request import Request
+from iclora.making.session import generate
 from iclora.sets.recipe import load_recipe
 from tests.conftest import CAPTION, picture
 
@@ -76,8 +76,8 @@ def test_a_stopped_evaluation_makes_only_what_is_missing(clean, tmp_path, monkey
     times = tmp_path / "base" / "times.jsonl"
     times.write_text(times.read_text() + '{"set": "00')  # a kill tears a line
     made = []
-    run = making.run_together
-    monkeypatch.setattr(making, "run_together", lambda *a: made.append(1) or run(*a))
+    velocity = clean.velocity
+    monkeypatch.setattr(clean, "velocity", lambda *a: made.append(1) or velocity(*a))
     table = evaluate(clean, planned_of(clean, tmp_path), [Redness()], bar=no_bar)
     assert len(made) == 2
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
@@ -148,7 +148,7 @@ def test_the_request_of_a_set_makes_it_again(clean, tmp_path):
     make_sets(clean, planned_of(clean, tmp_path, known={1: picture(96, 64)}, seeds=(5,)))
     request, known = Request.load(tmp_path / "base" / "0001" / "request.json")
     assert set(known) == {1}
-    assert request.known.keys() == {1}
+    assert request.given.keys() == {1}
 
 
 def test_one_seed_is_said_to_show_no_diversity(clean, tmp_path):

@@ -40,7 +40,7 @@ def test_all_arms_paint_a_wish_on_one_canvas_from_the_same_noise(clean, lora, tm
     assert [r.seeds for r in base] == [r.seeds for r in mine]
     assert len({r.seeds for r in base}) == 2
     # The adapter's, not the recipe's megapixel.
-    assert {r.canvas.size for r in (*base, *mine)} == {(96, 192)}
+    assert {r.layout.size for r in (*base, *mine)} == {(96, 192)}
     assert base[0].adapter_sha256 == ""
     assert mine[0].adapter_sha256 != ""
 

@@ -1,6 +1,7 @@
 """The best of several sets, by whatever figure says so."""
 
-import dataclasses
+import gc
+import weakref
 
 import pytest
 
@@ -8,11 +9,9 @@ from iclora.errors import SettingsError
 from iclora.evaluate.making import scorer
 from iclora.evaluate.metrics.base import Metric
 from iclora.making.best import best_of
-from iclora.making.generate import complete
-from iclora.sets.recipe import load_recipe
+from iclora.making.session import Ask, Session
 from tests.conftest import CAPTION, picture
-
-STORY = load_recipe("film-storyboard")
+from tests.making.helpers import STORY, prepared, told
 
 
 class Listed(Metric):
@@ -32,32 +31,43 @@ class Listed(Metric):
 
 
 @pytest.fixture
-def sets(clean):
-    made = complete(clean, CAPTION, {2: picture(96, 64)}, recipe=STORY, size=(96, 192), steps=1)
-    return [dataclasses.replace(made, vae=name) for name in "abcd"]
+def asks(clean):
+    given = {2: picture(96, 64)}
+    return [
+        Ask(prepared(clean, CAPTION, given=given, seed=n, **told(steps=1))[0], given)
+        for n in range(4)
+    ]
 
 
-def test_the_highest_score_wins_and_the_first_of_equals(sets):
+def test_the_highest_score_wins_and_the_first_of_equals(clean, asks):
     metric = Listed([0.2, 0.9, None, 0.9])
-    best, scores = best_of(iter(sets), scorer(metric, STORY), "a list")
-    assert best.vae == "b"
-    assert scores == [0.2, 0.9, None, 0.9]
+    ((number, best),) = best_of(Session(clean), asks, 4, scorer(metric, STORY), "a list")
+    assert number == 0
+    assert best.made.request == asks[1].request
+    assert best.scores == (0.2, 0.9, None, 0.9)
     assert list(metric.seen[0].given) == [2]
     assert metric.seen[0].words[1].startswith("then <Ana> fishes")
 
 
-def test_no_score_at_all_is_said(sets):
+def test_each_wish_has_a_best_of_its_own(clean, asks):
+    metric = Listed([0.2, 0.1, 0.3, 0.9])
+    found = list(best_of(Session(clean), asks, 2, scorer(metric, STORY), "a list"))
+    assert [(n, b.scores) for n, b in found] == [(0, (0.2, 0.1)), (1, (0.3, 0.9))]
+    assert [b.made.request for _, b in found] == [asks[0].request, asks[3].request]
+
+
+def test_no_score_at_all_is_said(clean, asks):
     with pytest.raises(SettingsError, match="a list scored none of 2 sets"):
-        best_of(sets[:2], scorer(Listed([None, None]), STORY), "a list")
+        list(best_of(Session(clean), asks[:2], 2, scorer(Listed([None, None]), STORY), "a list"))
 
 
-def test_candidates_are_made_one_after_another(sets):
-    metric, made = Listed([1, 2, 3, 4]), []
+def test_at_most_the_best_and_the_next_are_in_memory(clean, asks):
+    seen = []
 
-    def making():
-        for each in sets:
-            assert len(metric.seen) == len(made), "scored before the next is made"
-            made.append(each)
-            yield each
+    def score(made):
+        seen.append(weakref.ref(made))
+        gc.collect()
+        assert sum(ref() is not None for ref in seen) <= 2
+        return -float(len(seen) % 3)
 
-    assert best_of(making(), scorer(metric, STORY), "a list")[0].vae == "d"
+    assert list(best_of(Session(clean), asks, 4, score, "a test"))

@@ -10,26 +10,20 @@ import pytest
 import torch
 
 from iclora.errors import CaptionError, LayoutError, SettingsError, StorageError
-from iclora.making.generate import complete, generate, run
-from iclora.making.request import (
-    GeneratedSet,
-    Request,
-    known_latents,
-    next_folder,
-    prepare,
-    read_latents,
-)
+from iclora.making.made import GeneratedSet, given_latents, next_folder, read_latents
+from iclora.making.request import Request, check_base
+from iclora.making.session import complete, generate
 from tests.conftest import CAPTION, picture
-from tests.making.test_generate import wish
+from tests.making.helpers import prepared, run, told
 
 
 def test_a_known_panel_of_the_wrong_shape_is_refused_before_any_computing(clean):
     with pytest.raises(LayoutError, match="panel 1 is 64x96 px"):
-        prepare(clean, CAPTION, known={1: picture(64, 96)}, **wish())
+        prepared(clean, CAPTION, given={1: picture(64, 96)}, **told())
 
 
 def test_a_saved_request_run_again_gives_the_same_bytes(clean, tmp_path):
-    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish())
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **told())
     one = made.save(tmp_path / "0001")
     request, known = Request.load(one / "request.json")
     two = run(clean, request, known).save(tmp_path / "0002")
@@ -46,7 +40,7 @@ def test_a_saved_request_run_again_gives_the_same_bytes(clean, tmp_path):
 
 
 def test_a_panel_that_was_made_is_known_by_its_latents_not_by_its_pixels(clean, tmp_path):
-    first = generate(clean, CAPTION, **wish())
+    first = generate(clean, CAPTION, **told())
     folder = first.save(tmp_path / "0001")
     assert GeneratedSet.load(folder).latents[1].equal(first.latents[1])
     panel = folder / "panel-2.png"
@@ -54,28 +48,28 @@ def test_a_panel_that_was_made_is_known_by_its_latents_not_by_its_pixels(clean, 
     assert vae == clean.fingerprint("vae")
     again = clean.encode_image(np.asarray(first.panels[1])).view(latents.shape)
     assert (latents - again).abs().max() > 1e-3
-    made = complete(clean, CAPTION, {2: first.panels[1]}, latents={2: latents}, **wish())
+    made = complete(clean, CAPTION, {2: first.panels[1]}, latents={2: latents}, **told())
     assert made.latents[1].equal(latents)
     # The request says so, and finds them beside the panel when it is repeated.
     place = made.save(tmp_path / "0002")
     request, known = Request.load(place / "request.json")
-    kept = known_latents(request, place)
+    kept = given_latents(request, place, known)
     assert kept[2].equal(latents)
     repeated = run(clean, request, known, latents=kept)
     assert repeated.composite.tobytes() == made.composite.tobytes()
     (place / "latents.safetensors").unlink()
-    with pytest.raises(SettingsError, match=r"latents of known panel 2"):
-        known_latents(request, place)
+    with pytest.raises(SettingsError, match=r"latents of given panel 2"):
+        given_latents(request, place, known)
 
 
 def test_latents_of_another_picture_or_another_size_are_not_taken(clean, tmp_path):
-    folder = generate(clean, CAPTION, **wish(steps=1)).save(tmp_path / "0001")
+    folder = generate(clean, CAPTION, **told(steps=1)).save(tmp_path / "0001")
     assert read_latents(folder / "panel-1.png", picture(96, 64, 3)) is None
     latents = {1: torch.zeros(3, 6, clean.channels)}
-    request, _ = prepare(
-        clean, CAPTION, known={1: picture(96, 64, 3)}, latents=latents, **wish(steps=1)
+    request, _ = prepared(
+        clean, CAPTION, given={1: picture(96, 64, 3)}, latents=latents, **told(steps=1)
     )
-    assert request.known[1].latents == ""
+    assert request.given[1].latents == ""
     (folder / "latents.safetensors").write_bytes(b"damaged")
     with pytest.raises(SettingsError, match="Remove it"):
         read_latents(folder / "panel-1.png", picture(96, 64, 3))
@@ -83,13 +77,13 @@ def test_latents_of_another_picture_or_another_size_are_not_taken(clean, tmp_pat
 
 def test_settings_without_effect_are_said_to_have_none(clean):
     known = {1: picture(96, 64)}
-    _, notes = prepare(clean, CAPTION, known=known, boost=3, mode="sdedit", **wish())
-    assert [n for n in notes if "no effect" in n] == ["boost has no effect in mode sdedit"]
-    _, notes = prepare(clean, CAPTION, resample_from=0.5, **wish())
-    assert notes == ["resample_from has no effect without resample"]
-    _, notes = prepare(clean, CAPTION, mode="resample", **wish())
-    assert "no panel is known: mode resample has no effect" in notes
-    _, notes = prepare(clean, CAPTION, known=known, mode="clean", **wish())
+    _, notes = prepared(clean, CAPTION, given=known, boost=3, mode="sdedit", **told())
+    assert [n for n in notes if "no effect" in n] == ["`boost` has no effect in mode sdedit"]
+    _, notes = prepared(clean, CAPTION, resample_from=0.5, **told())
+    assert notes == ["`resample_from` has no effect without `resample`"]
+    _, notes = prepared(clean, CAPTION, mode="resample", **told())
+    assert "no panel is given: mode resample has no effect" in notes
+    _, notes = prepared(clean, CAPTION, given=known, mode="clean", **told())
     assert any("not trained with clean panels" in n for n in notes)
 
 
@@ -105,34 +99,34 @@ def test_settings_without_effect_are_said_to_have_none(clean):
         ({"prompt": CAPTION + " word" * 600}, CaptionError, "reads 512"),
         ({"size": (100, 192)}, LayoutError, "token grid"),
         ({"panel_seeds": {4: 1}}, LayoutError, "no panel 4"),
-        ({"known": {0: picture(96, 64)}}, LayoutError, "no panel 0"),
-        ({"known": {n: picture(96, 64) for n in (1, 2, 3)}}, SettingsError, "all panels"),
-        ({"recipe": None}, SettingsError, "--recipe"),
+        ({"given": {0: picture(96, 64)}}, LayoutError, "no panel 0"),
+        ({"given": {n: picture(96, 64) for n in (1, 2, 3)}}, SettingsError, "all panels"),
+        ({"recipe": None}, SettingsError, "`recipe`"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_refused_before_any_computing(tiny, change, error, says):
-    asked = {"prompt": CAPTION, **wish(), **change}
+    asked = {"prompt": CAPTION, **told(), **change}
     with pytest.raises(error, match=says):
-        prepare(tiny, asked.pop("prompt"), **asked)
+        prepared(tiny, asked.pop("prompt"), **asked)
 
 
 def test_a_request_cannot_name_files_outside_its_folder(clean, tmp_path):
-    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish(steps=1))
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **told(steps=1))
     path = made.save(tmp_path / "in" / "0001") / "request.json"
     picture(96, 64, 1).save(tmp_path / "secret.png")
     data = json.loads(path.read_text())
     for name in ("../../secret.png", str(tmp_path / "secret.png")):
-        data["known"]["1"]["file"] = name
+        data["given"]["1"]["file"] = name
         path.write_text(json.dumps(data))
         with pytest.raises(SettingsError, match="leads out of"):
             Request.load(path)
 
 
 def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
-    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **wish(steps=1))
+    made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **told(steps=1))
     folder = made.save(tmp_path / "0001")
     picture(96, 64, 2).save(folder / "panel-1.png")
-    with pytest.raises(SettingsError, match="known panel 1"):
+    with pytest.raises(SettingsError, match="given panel 1"):
         Request.load(folder / "request.json")
 
 
@@ -140,7 +134,7 @@ def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
     "change",
     [
         {"seeds": [1, 2]},
-        {"known": {"7": {"file": "a.png", "sha256": ""}}},
+        {"given": {"7": {"file": "a.png", "sha256": ""}}},
         {"steps": 0},
         {"layout": {}},
         {"dtype": "float16"},
@@ -148,18 +142,17 @@ def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
     ],
 )
 def test_an_edited_request_that_does_not_fit_together_is_refused(clean, tmp_path, change):
-    path = generate(clean, CAPTION, **wish(steps=1)).save(tmp_path / "0001") / "request.json"
+    path = generate(clean, CAPTION, **told(steps=1)).save(tmp_path / "0001") / "request.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(SettingsError, match="is no request"):
+    with pytest.raises(SettingsError, match="is not a request"):
         Request.load(path)
 
 
 def test_a_request_is_not_repeated_on_other_weights(clean, tmp_path):
-    from iclora.making.request import check_base
     from iclora.models.flux.model import FluxModel
     from iclora.models.tiny import write_tiny
 
-    request, _ = prepare(clean, CAPTION, **wish())
+    request, _ = prepared(clean, CAPTION, **told())
     check_base(request, clean)
     write_tiny(tmp_path / "other", seed=1)
     other = FluxModel(tmp_path / "other", "tiny", clean.device, clean.dtype)
@@ -170,7 +163,7 @@ def test_a_request_is_not_repeated_on_other_weights(clean, tmp_path):
 def test_sets_saved_at_the_same_time_take_different_numbers(clean, tmp_path):
     import threading
 
-    made = generate(clean, CAPTION, **wish(steps=1))
+    made = generate(clean, CAPTION, **told(steps=1))
     workers = [threading.Thread(target=made.save_next, args=(tmp_path,)) for _ in range(6)]
     for worker in workers:
         worker.start()
@@ -189,7 +182,7 @@ def test_a_file_that_is_no_request_is_named(tmp_path, text):
 
 
 def test_a_set_is_never_written_over_another_one(clean, tmp_path):
-    made = generate(clean, CAPTION, **wish(steps=1))
+    made = generate(clean, CAPTION, **told(steps=1))
     made.save(tmp_path / "0001")
     with pytest.raises(StorageError, match="exists already"):
         made.save(tmp_path / "0001")
@@ -199,7 +192,7 @@ def test_a_set_is_never_written_over_another_one(clean, tmp_path):
 
 
 def test_a_set_that_cannot_be_written_leaves_nothing_behind(clean, tmp_path, monkeypatch):
-    made = generate(clean, CAPTION, **wish(steps=1))
+    made = generate(clean, CAPTION, **told(steps=1))
     import errno
 
     def full(self, data):
@@ -212,7 +205,7 @@ def test_a_set_that_cannot_be_written_leaves_nothing_behind(clean, tmp_path, mon
 
 
 def test_a_prompt_without_prefix_or_markers_is_used_and_said_so(tiny):
-    request, notes = prepare(tiny, "a shy boy at a carnival", **wish())
+    request, notes = prepared(tiny, "a shy boy at a carnival", **told())
     assert request.prompt == "[MOVIE-SHOTS] a shy boy at a carnival"
     assert any("MOVIE-SHOTS" in note for note in notes)
     assert any("no panel markers" in note for note in notes)
@@ -221,25 +214,10 @@ def test_a_prompt_without_prefix_or_markers_is_used_and_said_so(tiny):
 def test_steps_are_repeated_in_any_mode_and_by_themselves_in_mode_resample(clean):
     known = {1: picture(96, 64)}
     repeated = {
-        mode: prepare(clean, CAPTION, known=known, mode=mode, **wish())[0].resample
+        mode: prepared(clean, CAPTION, given=known, mode=mode, **told())[0].resample
         for mode in ("sdedit", "resample", "boost", "clean")
     }
     assert repeated == {"sdedit": 0, "resample": 3, "boost": 0, "clean": 0}
-    request, notes = prepare(clean, CAPTION, known=known, mode="boost", resample=2, **wish())
+    request, notes = prepared(clean, CAPTION, given=known, mode="boost", resample=2, **told())
     assert (request.resample, notes) == (2, [])
-    assert prepare(clean, CAPTION, resample=1, **wish())[0].resample == 1
-
-
-def test_a_request_of_version_0_1_repeats_steps_in_mode_resample_alone(clean, tmp_path):
-    request, _ = prepare(clean, CAPTION, **wish())
-    for mode, version, wanted in (
-        ("sdedit", "0.1.0", 0),
-        ("resample", "0.1.0", 3),
-        ("sdedit", "0.2.0", 3),
-    ):
-        old = request.model_copy(
-            update={"mode": mode, "resample": 3, "versions": {"iclora": version}}
-        )
-        path = tmp_path / "request.json"
-        path.write_text(old.model_dump_json())
-        assert Request.load(path)[0].resample == wanted
+    assert prepared(clean, CAPTION, resample=1, **told())[0].resample == 1

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from PIL import Image
 
 from iclora.errors import CaptionError, SettingsError
-from iclora.making.generate import complete, generate
-from iclora.making.request import GeneratedSet, Request
+from iclora.making.made import GeneratedSet
+from iclora.making.request import Request
+from iclora.making.session import complete, generate
 from iclora.making.story import Story, extend, reroll, windows
-from iclora.sets.recipe import load_recipe
+from iclora.progress import Cancelled, Progress
+from iclora.settings import MakeSettings
 from tests.conftest import CAPTION, picture
-from tests.making.test_generate import SIZE, carry_noise, wish
+from tests.making.helpers import SIZE, STORY, carry_noise, told
 
-STORY = load_recipe("film-storyboard")
 TALE = Story("A day at sea.", tuple(f"<Ana> and wave number {n}." for n in range(1, 8)))
 
 
 def test_a_panel_made_again_leaves_the_others_as_they_were(clean, tmp_path):
-    made = generate(clean, CAPTION, **wish())
+    made = generate(clean, CAPTION, **told())
     folder = made.save(tmp_path / "0001")
     other = reroll(clean, GeneratedSet.load(folder), {2}, seed=9)
     for n in (1, 3):
@@ -29,7 +32,7 @@ def test_a_panel_made_again_leaves_the_others_as_they_were(clean, tmp_path):
     assert reroll(clean, made, {2}, seed=8).panels[1].tobytes() != other.panels[1].tobytes()
     # What was given by a person stays theirs.
     known = picture(96, 64, 1)
-    made = complete(clean, CAPTION, {1: known}, **wish())
+    made = complete(clean, CAPTION, {1: known}, **told())
     assert reroll(clean, made, [3], seed=9).panels[0].tobytes() == known.tobytes()
 
 
@@ -37,7 +40,7 @@ def test_a_panel_made_again_leaves_the_others_as_they_were(clean, tmp_path):
     ("panels", "says"), [((4,), "no panel 4"), ((), "no panel is named"), ((1, 2, 3), "stay")]
 )
 def test_panels_that_cannot_be_made_again_are_named(clean, panels, says):
-    made = generate(clean, CAPTION, **wish(steps=1))
+    made = generate(clean, CAPTION, **told(steps=1))
     with pytest.raises(SettingsError, match=says):
         reroll(clean, made, panels, seed=1)
 
@@ -51,7 +54,7 @@ def test_windows_show_the_anchors_and_the_latest_images_and_make_each_image_once
         (1, 5, 6, 7),
         (1, 6, 7, 8),
     ]
-    assert found[1].known == {1: 1, 2: 3, 3: 4}
+    assert found[1].given == {1: 1, 2: 3, 3: 4}
     found = windows(7, 4, (2, 1), 2)
     assert [w.images for w in found] == [(1, 2, 3, 4), (1, 2, 5, 6), (1, 2, 6, 7)]
     assert [w.made for w in found] == [4, 2, 1]
@@ -77,8 +80,13 @@ def test_windows_that_do_not_fit_are_refused(settings, says):
         windows(*settings)
 
 
+def tale(model, out, story=TALE, progress=None, given=None, recipe=STORY, **settings):
+    how = MakeSettings(**{"size": SIZE, "steps": 2, "seed": 3, **settings})
+    return extend(model, story, out, settings=how, recipe=recipe, given=given, progress=progress)
+
+
 def test_a_story_grows_over_panels_that_keep_their_latents(clean, tmp_path):
-    made = extend(clean, TALE, STORY, None, tmp_path / "out", size=SIZE, steps=2, seed=3)
+    made = tale(clean, tmp_path / "out")
     assert len(made) == 7
     names = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
     assert names == [f"{n:02d}.png" for n in range(1, 8)]
@@ -92,34 +100,64 @@ def test_a_story_grows_over_panels_that_keep_their_latents(clean, tmp_path):
 
 
 def test_a_story_that_was_stopped_goes_on_to_the_same_images(clean, tmp_path):
-    settings = {"size": SIZE, "steps": 2, "seed": 3}
-    whole = extend(clean, TALE, STORY, None, tmp_path / "whole", **settings)
-
-    def stop(_window, number, _count):
-        if number == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        extend(clean, TALE, STORY, None, tmp_path / "out", on_window=stop, **settings)
-    at = (tmp_path / "out" / "windows" / "0002" / "request.json").stat().st_mtime_ns
-    again = extend(clean, TALE, STORY, None, tmp_path / "out", **settings)
+    whole = tale(clean, tmp_path / "whole")
+    progress = Progress(
+        lambda event: event.what == "extending" and event.done == 2 and progress.cancel()
+    )
+    with pytest.raises(Cancelled):
+        tale(clean, tmp_path / "out", progress=progress)
+    window = tmp_path / "out" / "windows" / "0002"
+    at = (window / "request.json").stat().st_mtime_ns
+    assert not window.with_name("0003").exists()
+    # Neither a newer version nor a folder that was moved makes it another story.
+    edited = json.loads((window / "request.json").read_text())
+    edited |= {"versions": {"iclora": "0.1.9"}, "base": "elsewhere/tiny"}
+    (window / "request.json").write_text(json.dumps(edited))
+    again = tale(clean, tmp_path / "out")
     assert [i.tobytes() for i in again] == [i.tobytes() for i in whole]
-    assert (tmp_path / "out" / "windows" / "0002" / "request.json").stat().st_mtime_ns == at
+    assert json.loads((window / "request.json").read_text())["base"] == "elsewhere/tiny"
+    assert at
     with pytest.raises(SettingsError, match="another story"):
-        extend(clean, TALE, STORY, None, tmp_path / "out", **{**settings, "seed": 4})
+        tale(clean, tmp_path / "out", seed=4)
 
 
 def test_a_story_may_begin_with_a_picture_that_is_given(clean, tmp_path):
     carry_noise(clean)
-    known = {1: picture(96, 64, 1)}
-    made = extend(
-        clean, TALE, STORY, None, tmp_path / "out", known=known, mode="clean", size=SIZE, steps=1
-    )
-    assert made[0].tobytes() == known[1].tobytes()
+    given = {1: picture(96, 64, 1)}
+    made = tale(clean, tmp_path / "out", given=given, mode="clean", steps=1)
+    assert made[0].tobytes() == given[1].tobytes()
     request, _ = Request.load(tmp_path / "out" / "windows" / "0003" / "request.json")
     assert request.mode == "clean"
-    assert sorted(request.known) == [1, 2]
+    assert sorted(request.given) == [1, 2]
     assert torch.is_tensor(GeneratedSet.load(tmp_path / "out" / "windows" / "0003").latents[0])
+
+
+def test_a_first_canvas_that_is_given_whole_is_not_painted(clean, tmp_path):
+    given = {n: picture(96, 64, n) for n in (1, 2, 3)}
+    story = Story(TALE.overview, TALE.images[:4])
+    made = tale(clean, tmp_path / "out", story, given=given, steps=1)
+    assert [m.tobytes() for m in made[:3]] == [g.tobytes() for g in given.values()]
+    assert [p.name for p in (tmp_path / "out" / "windows").iterdir()] == ["0002"]
+    assert len(made) == 4
+    assert (tmp_path / "out" / "03.png").exists()
+
+
+@pytest.mark.parametrize("number", [0, 4, 7, 8])
+def test_an_image_given_beyond_the_first_canvas_is_refused_before_anything_is_made(
+    clean, tmp_path, number
+):
+    with pytest.raises(SettingsError, match=f"image {number} is given"):
+        tale(clean, tmp_path / "out", given={number: picture(96, 64)})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_storys_texts_are_encoded_once_and_before_it_is_painted(clean, tmp_path, monkeypatch):
+    done = []
+    encode, velocity = clean.encode_text, clean.velocity
+    monkeypatch.setattr(clean, "encode_text", lambda t: done.append("text") or encode(t))
+    monkeypatch.setattr(clean, "velocity", lambda *a: done.append("step") or velocity(*a))
+    tale(clean, tmp_path / "out", steps=1)
+    assert done == ["text"] * 5 + ["step"] * 5
 
 
 def test_a_story_is_read_from_lines_and_checked_before_anything_is_made(clean, tmp_path):
@@ -133,5 +171,5 @@ def test_a_story_is_read_from_lines_and_checked_before_anything_is_made(clean, t
         Story.read(tmp_path / "none.txt")
     long = Story("A day.", ("one", "two", "three", "and" + " so on" * 600))
     with pytest.raises(CaptionError, match="512"):
-        extend(clean, long, STORY, None, tmp_path / "out", size=SIZE, steps=1)
+        tale(clean, tmp_path / "out", long, steps=1)
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclora.making.generate import complete, generate
+from iclora.making.session import complete, generate
 from iclora.models import load_model
 from iclora.toyland.evaluate import _Wish, make
 from iclora.toyland.tasks import TASKS, draw_set

@@ -25,6 +25,7 @@ from iclora.making.story import Story, extend
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
 from iclora.sets.caption import JointCaption
+from iclora.settings import MakeSettings, settings_of
 from iclora.toyland.judge import read
 from iclora.toyland.tasks import TASKS, draw_set
 from iclora.toyland.world import NAMES, Canvas, Panel, draw_traits, write_caption
@@ -91,20 +92,17 @@ def measure(
     """
     rows = []
     recipe = TASK.small_recipe
+    fixed = {"steps": steps, "size": recipe.canvas.size}
     for number in range(stories):
         story, first = draw_story(number, images)
         made = extend(
             model,
             story,
-            recipe,
-            adapter,
             out / "stories" / f"{number + 1:04d}",
-            anchors=(1,),
-            seed=number,
-            known={1: first.render()} if given else None,
-            steps=steps,
-            size=recipe.canvas.size,
-            **how,
+            settings=settings_of(MakeSettings, {**fixed, "seed": number, **how}),
+            recipe=recipe,
+            adapter=adapter,
+            given={1: first.render()} if given else None,
         )
         truth = first
         if not given:

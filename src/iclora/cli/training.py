@@ -100,7 +100,7 @@ def train(settings: RunSettings, console: Console) -> int:
 def _train(
     config: TrainSettings, model: DiffusionModel, resume: bool, console: Console
 ) -> RunResult:
-    from iclora.making.generate import make_preview
+    from iclora.making.preview import make_preview
     from iclora.train.run import train
 
     def previewer(recipe: Recipe) -> Callable[[int, bool], None]:

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Mapping
 
-import torch
 from PIL import Image
 
 from iclora.evaluate.metrics.base import Made, Metric
 from iclora.evaluate.setup import Arm, Plan, is_made
 from iclora.files import append_line
-from iclora.making.generate import run_together, use
-from iclora.making.request import GeneratedSet, Request
+from iclora.making.made import Cost, GeneratedSet
+from iclora.making.session import Ask, Session
 from iclora.models.base import DiffusionModel
 from iclora.sets.recipe import Recipe
 
 __all__ = ["Cost", "make_sets", "read_sets", "scorer", "to_made"]
 
 _TIMES = "times.jsonl"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a set cost.
-
-    Attributes:
-        seconds: without the texts' encoding and the loading of weights.
-        memory: the most that was in use, bytes: of the GPU's memory where it was made on one, else
-            of the whole process since it began.
-    """
-
-    seconds: float
-    memory: int
 
 
 def make_sets(
@@ -60,85 +41,20 @@ def make_sets(
     done = total - sum(map(len, missing.values()))
     if done == total:
         return
-    prompts = {planned.requests[a][n].prompt for a, numbers in missing.items() for n in numbers}
-    texts = {prompt: model.encode_text(prompt) for prompt in sorted(prompts)}
-    if model.device.type != "cpu":
-        # Some 10 GB that nothing needs any more, before the denoiser is loaded.
-        model.release("text")
-    _load_vae(model, planned.requests[planned.arms[0].name][0])
-    for arm in planned.arms:
-        requests = planned.requests[arm.name]
-        if not missing[arm.name]:
-            continue
-        use(model, arm.adapter, requests[0].strength)
-        for batch in _batches(missing[arm.name], requests, together):
-            known = [planned.wishes[n].known for n in batch]
-            asked = [requests[n] for n in batch]
-            words = [texts[request.prompt] for request in asked]
-            with _Meter(model.device) as meter:
-                sets = run_together(model, asked, known, [{}] * len(batch), words)
-            for number, made in zip(batch, sets, strict=True):
-                folder = made.save(planned.folder(arm, number))
-                cost = {"set": folder.name, "seconds": meter.seconds / len(batch)}
-                line = json.dumps({**cost, "memory": meter.memory})
-                append_line(folder.parent / _TIMES, line)
-                done += 1
-                if on_set:
-                    on_set(arm, done, total)
-
-
-def _load_vae(model: DiffusionModel, request: Request) -> None:
-    """Load it now, or the first set would seem slow."""
-    canvas = request.canvas
-    count = (canvas.width // model.grid) * (canvas.height // model.grid)
-    with torch.no_grad():
-        model.decode(torch.zeros(count, model.channels), canvas.width, canvas.height)
-
-
-def _batches(
-    numbers: Sequence[int], requests: Sequence[Request], together: int
-) -> Iterator[list[int]]:
-    """Neighbours that can be made in one batch."""
-
-    def alike(number: int) -> str:
-        return json.dumps([requests[number].layout.to_json(), sorted(requests[number].known)])
-
-    for _, group in groupby(numbers, alike):
-        part = list(group)
-        yield from (part[at : at + together] for at in range(0, len(part), together))
-
-
-class _Meter:
-    """Seconds and peak memory of a block."""
-
-    seconds = 0.0
-    memory = 0
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __enter__(self) -> _Meter:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        self._began = time.monotonic()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds = time.monotonic() - self._began
-        if self._device.type == "cuda":
-            self.memory = torch.cuda.max_memory_allocated(self._device)
-        else:
-            self.memory = _process_peak()
-
-
-def _process_peak() -> int:
-    """Most memory this process has had resident, bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    pairs = [(arm, n) for arm in planned.arms for n in missing[arm.name]]
+    asks = [
+        Ask(planned.requests[arm.name][n], planned.wishes[n].known, adapter=arm.adapter)
+        for arm, n in pairs
+    ]
+    for at, made in Session(model).make(asks, together):
+        arm, number = pairs[at]
+        folder = made.save(planned.folder(arm, number))
+        assert made.cost, "a session says what a set cost"
+        line = json.dumps({"set": folder.name, **vars(made.cost)})
+        append_line(folder.parent / _TIMES, line)
+        done += 1
+        if on_set:
+            on_set(arm, done, total)
 
 
 def read_sets(planned: Plan, arm: Arm) -> tuple[list[Made], dict[str, Cost]]:
@@ -164,11 +80,11 @@ def to_made(
         known: the pictures that were given; by default the panels the request says were.
     """
     if known is None:
-        known = {n: made.panels[n - 1] for n in made.request.known}
+        known = {n: made.panels[n - 1] for n in made.request.given}
     words: tuple[str, ...] = ()
     if all(marker in made.request.prompt for marker in recipe.markers):
         words = recipe.parse(made.request.prompt).words
-    return Made(recipe, made.request.canvas, made.composite, made.panels, words, known)
+    return Made(recipe, made.request.layout, made.composite, made.panels, words, known)
 
 
 def _costs(planned: Plan, arm: Arm) -> dict[str, Cost]:

@@ -71,7 +71,7 @@ def _facts(model: DiffusionModel, planned: Plan) -> dict[str, Any]:
     return {
         "base": model.name,
         "recipe": planned.recipe.name,
-        "canvas": f"{first.canvas.width}x{first.canvas.height}",
+        "canvas": f"{first.layout.width}x{first.layout.height}",
         "steps": first.steps,
         "guidance": first.guidance,
         "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}",

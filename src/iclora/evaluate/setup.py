@@ -17,10 +17,11 @@ from PIL import Image
 
 from iclora.adapter import Adapter
 from iclora.errors import SettingsError
-from iclora.making.request import Mode, Request, prepare
+from iclora.making.request import Request, prepare
 from iclora.models.base import DiffusionModel
 from iclora.sets.dataset import Dataset
 from iclora.sets.recipe import Recipe
+from iclora.settings import Mode, SampleSettings, settings_of
 
 __all__ = [
     "Arm",
@@ -181,24 +182,19 @@ def plan(
     notes: list[str] = []
     requests: dict[str, list[Request]] = {arm.name: [] for arm in arms}
     for wish in wishes:
-        first, _ = prepare(
-            model, wish.prompt, recipe=recipe, adapter=shaping, size=size, known=wish.known
-        )
+        shape = SampleSettings(size=size).wish(wish.prompt)
+        first, _ = prepare(model, shape, recipe=recipe, adapter=shaping, given=wish.known)
         for arm in arms:
             request, said = prepare(
                 model,
-                wish.prompt,
+                settings_of(SampleSettings, how).wish(wish.prompt, seed=wish.seed, mode=arm.mode),
                 recipe=recipe,
                 adapter=arm.adapter,
-                layout=first.canvas,
-                seed=wish.seed,
-                known=wish.known,
-                mode=arm.mode,
-                **how,
+                layout=first.layout,
+                given=wish.known,
             )
             requests[arm.name].append(request)
-            about_arm = "the adapter was not trained"
-            notes += [f"{arm.name}: {n}" if n.startswith(about_arm) else n for n in said]
+            notes += [f"{arm.name}: {n}" if n.about == "adapter" else str(n) for n in said]
     found = Plan(
         recipe,
         tuple(arms),
@@ -218,7 +214,8 @@ def is_made(planned: Plan, arm: Arm, number: int) -> bool:
     folder = planned.folder(arm, number)
     if not folder.exists():
         return False
-    if Request.load(folder / "request.json")[0] != planned.requests[arm.name][number]:
+    there, _ = Request.load(folder / "request.json")
+    if not there.same_pixels(planned.requests[arm.name][number]):
         raise SettingsError(
             f"{folder} holds a set of another evaluation, or of this one with other settings",
             "Choose another --out, or remove it.",

@@ -5,23 +5,33 @@ Panels that are kept go on as the latents they were decoded from, so nothing dri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from iclora.adapter import Adapter
 from iclora.errors import SettingsError
-from iclora.files import digest
-from iclora.making.generate import Progress, run, use
-from iclora.making.request import GeneratedSet, Request, describe_known, prepare
+from iclora.making.made import GeneratedSet
+from iclora.making.request import (
+    Request,
+    check_base,
+    describe_given,
+    machine_of,
+    panel_seed,
+    prepare,
+    recipe_of,
+    repetitions,
+)
+from iclora.making.session import Ask, Session
 from iclora.models.base import DiffusionModel
+from iclora.progress import Progress
 from iclora.sets.caption import JointCaption
 from iclora.sets.images import write_png
 from iclora.sets.recipe import Recipe
+from iclora.settings import MakeSettings, Mode
 
 __all__ = ["Story", "Window", "extend", "reroll", "windows"]
 
@@ -33,7 +43,11 @@ def reroll(
     *,
     seed: int,
     adapter: Adapter | None = None,
-    on_step: Progress | None = None,
+    mode: Mode | None = None,
+    boost: float | None = None,
+    resample: int | None = None,
+    resample_from: float | None = None,
+    progress: Progress | None = None,
 ) -> GeneratedSet:
     """Make some panels of a set again and leave the others as they are, pixel for pixel.
 
@@ -42,43 +56,66 @@ def reroll(
         panels: numbers of the panels to make again, counted from 1.
         seed: of their new noise.
         adapter: the one the set was made with; see `request.load_adapter_of`.
-    Raises: SettingsError for panels that do not exist, or if none would stay.
+        mode: how they are made around those that stay; by default as the set was completed, or,
+            if no panel was given then, clean for adapters trained with `conditional`, else sdedit.
+        boost: factor on the attention that panels that stay get, in mode boost; this and what
+            follows are by default as the set was made.
+        resample: how often an early step is repeated.
+        resample_from: the lowest noise level from which steps are repeated.
+    Raises: SettingsError for panels that do not exist, if none would stay, or for other weights of
+        the base than the set was made with; AdapterError for another adapter.
     """
+    given = _that_stay(made, panels)
+    check_base(made.request, model)
+    old = made.request
+    info = adapter.info if adapter else None
+    usual: Mode = "clean" if info and info.conditional else "sdedit"
+    how = mode or (old.mode if old.given else usual)
+    latents = _latents(model, made, given)
+    told = {"boost": boost, "resample": resample, "resample_from": resample_from}
+    if mode == "resample" and resample is None and not old.resample:
+        told["resample"] = repetitions(None, mode)
+    request = Request.model_validate(
+        old.model_dump()
+        | machine_of(model)
+        | {
+            "adapter": str(adapter.path) if adapter and adapter.path else None,
+            "seeds": [
+                panel_seed(seed, n) if n in panels else before
+                for n, before in enumerate(old.seeds, 1)
+            ],
+            "given": describe_given(given, latents),
+            "mode": how,
+            "isolate_given": bool(how == "clean" and info and info.isolate_given),
+        }
+        | {name: value for name, value in told.items() if value is not None}
+    )
+    ask = Ask(request, given, latents, adapter)
+    return next(again for _, again in Session(model, progress).make([ask]))
+
+
+def _that_stay(made: GeneratedSet, panels: Collection[int]) -> dict[int, Image.Image]:
     every = range(1, len(made.panels) + 1)
     wrong = sorted(set(panels) - set(every))
     if wrong or not panels:
         raise SettingsError(
             f"there is no panel {wrong[0]} in this set" if wrong else "no panel is named",
             f"Name panels 1 to {len(every)}.",
+            setting="panel",
         )
-    known = {n: made.panels[n - 1] for n in every if n not in panels}
-    if not known:
+    given = {n: made.panels[n - 1] for n in every if n not in panels}
+    if not given:
         raise SettingsError("no panel would stay", "Make a new set with `iclora generate`.")
-    latents = _kept(model, made, known)
-    info = adapter.info if adapter else None
-    learnt = bool(info and info.conditional)
-    values = made.request.model_dump() | {
-        "seeds": [
-            _seed(seed, n) if n in panels else old
-            for n, old in zip(every, made.request.seeds, strict=True)
-        ],
-        "known": describe_known(known, latents),
-        "mode": "clean" if learnt else "sdedit",
-        "isolate_given": bool(learnt and info and info.isolate_given),
-    }
-    use(model, adapter, made.request.strength)
-    return run(model, Request.model_validate(values), known, latents=latents, on_step=on_step)
+    return given
 
 
-def _kept(model: DiffusionModel, made: GeneratedSet, panels: Collection[int]) -> dict[int, Tensor]:
+def _latents(
+    model: DiffusionModel, made: GeneratedSet, panels: Collection[int]
+) -> dict[int, Tensor]:
     """The latents of these panels, if this base can read them."""
     if not made.latents or made.vae != model.fingerprint("vae"):
         return {}
     return {n: made.latents[n - 1] for n in panels}
-
-
-def _seed(seed: int, number: int) -> int:
-    return int(digest("seed", str(seed), str(number))[:8], 16)
 
 
 # -- stories ------------------------------------------------------------------------------------
@@ -86,7 +123,7 @@ def _seed(seed: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class Story:
-    """What a row of pictures is to show."""
+    """The words of a row of pictures."""
 
     overview: str
     """What they share."""
@@ -116,15 +153,16 @@ class Story:
 
 @dataclass(frozen=True)
 class Window:
-    """One canvas of a story: which image each of its panels shows, counted from 1."""
+    """One canvas of a story."""
 
     images: tuple[int, ...]
+    """The image that each panel shows, counted from 1."""
     made: int
-    """How many of them, the last ones, are made here; the others are known."""
+    """How many of them, the last ones, are made here; the others are given."""
 
     @property
-    def known(self) -> dict[int, int]:
-        """Known images by panel number."""
+    def given(self) -> dict[int, int]:
+        """Given images by panel number."""
         return dict(enumerate(self.images[: len(self.images) - self.made], 1))
 
 
@@ -168,60 +206,58 @@ def windows(count: int, panels: int, anchors: Sequence[int], fresh: int) -> list
 def extend(
     model: DiffusionModel,
     story: Story,
-    recipe: Recipe,
-    adapter: Adapter | None,
     out: Path,
     *,
+    settings: MakeSettings | None = None,
+    recipe: Recipe | None = None,
+    adapter: Adapter | None = None,
     anchors: Sequence[int] = (1,),
     fresh: int | None = None,
-    seed: int = 0,
-    known: dict[int, Image.Image] | None = None,
-    on_step: Progress | None = None,
-    on_window: Callable[[Window, int, int], None] | None = None,
-    **how: Any,
+    given: Mapping[int, Image.Image] | None = None,
+    progress: Progress | None = None,
 ) -> list[Image.Image]:
-    """Make a story of any length by sliding the canvas over panels that are known.
+    """Make a story of any length by sliding the canvas over panels that are given.
 
     Writes OUT/01.png and on, one for each image, and every canvas as a set under OUT/windows. What
     is there already from a run that was stopped is taken, if it is what would be made.
 
     Args:
+        settings: how canvases are made; panel seeds count images.
+        recipe: by default the one the settings name, else the adapter's.
         anchors: images of the first canvas that stay in view; see `windows`.
         fresh: new images on each further canvas; by default a third of its panels, at least 1.
-        known: pictures of the first canvas that are given, by number.
-        how: strength, size, steps, guidance, mode and on; see `request.prepare`.
+        given: pictures of images of the first canvas, by number.
     Returns: the images in order.
     Raises: CaptionError, SettingsError, LayoutError, AdapterError, StorageError.
     """
-    panels = recipe.canvas.panels
+    settings = settings or MakeSettings()
+    task = recipe_of(settings.recipe, adapter, recipe)
+    panels = task.canvas.panels
+    given = dict(given or {})
     plan = windows(len(story.images), panels, anchors, fresh or max(1, panels // 3))
-    prompts = [
-        JointCaption.join(
-            story.overview,
-            [story.images[n - 1] for n in window.images],
-            recipe.markers,
-            recipe.prefix,
-        ).render()
-        for window in plan
-    ]
-    how = {"recipe": recipe, "adapter": adapter, "seed": seed, **how}
-    for prompt in prompts:
-        # Every text is checked before the first picture is made.
-        prepare(model, prompt, **{k: v for k, v in how.items() if k != "mode"})
-    use(model, adapter, how.get("strength", 1.0))
-    shown: dict[int, _Shown] = {n: (image, None) for n, image in (known or {}).items()}
+    for number in sorted(given):
+        if not 1 <= number <= panels:
+            raise SettingsError(
+                f"image {number} is given, and the first canvas shows images 1 to {panels}",
+                "Give images of the first canvas alone.",
+                setting="given",
+            )
+    teller = _Teller(model, task, adapter, settings, out, Session(model, progress))
+    prompts = [_prompt(story, window, task) for window in plan]
+    # Every text is checked before the first picture is made, and encoded once.
+    asks = [teller.prepare(w, p) for w, p in zip(plan, prompts, strict=True)]
+    teller.session.encode(ask.request for ask in asks)
+    shown: dict[int, _Shown] = {n: (image, None) for n, image in given.items()}
     written: set[int] = set()
     for number, (window, prompt) in enumerate(zip(plan, prompts, strict=True), 1):
-        given = {p: shown[image] for p, image in enumerate(window.images, 1) if image in shown}
-        folder = out / "windows" / f"{number:04d}"
-        made = _window(model, window, prompt, given, folder, how, on_step)
-        for panel, image in enumerate(window.images, 1):
-            if image not in written:
-                shown[image] = (made.panels[panel - 1], made.latents[panel - 1])
-                write_png(out / f"{image:02d}.png", made.panels[panel - 1])
-                written.add(image)
-        if on_window:
-            on_window(window, number, len(plan))
+        made = teller.tell(window, prompt, shown, f"{number:04d}")
+        for image in sorted(made.keys() - written):
+            shown[image] = made[image]
+            write_png(out / f"{image:02d}.png", made[image][0])
+            written.add(image)
+        if progress:
+            new = " ".join(f"{n:02d}" for n in window.images[-window.made :])
+            progress("extending", number, len(plan), f"image {new}")
     return [shown[n][0] for n in sorted(shown)]
 
 
@@ -229,33 +265,67 @@ _Shown = tuple[Image.Image, Tensor | None]
 """An image of a story and, once it was on a canvas, its latents."""
 
 
-def _window(
-    model: DiffusionModel,
-    window: Window,
-    prompt: str,
-    given: dict[int, _Shown],
-    folder: Path,
-    how: dict[str, Any],
-    on_step: Progress | None,
-) -> GeneratedSet:
-    """One canvas: read if it was made before, else made and written."""
-    known = {panel: image for panel, (image, _) in given.items()}
-    latents = {panel: kept for panel, (_, kept) in given.items() if kept is not None}
-    if known:
-        how = {**how, "known": known, "latents": latents}
-    else:
-        how = {k: v for k, v in how.items() if k != "mode"}
-    # Each image's noise is its own, whichever panel of a canvas it takes.
-    own = {panel: _seed(how["seed"], image) for panel, image in enumerate(window.images, 1)}
-    request, _ = prepare(model, prompt, panel_seeds=own, **how)
-    if folder.exists():
-        made = GeneratedSet.load(folder)
-        if made.request == request and made.latents:
-            return made
-        raise SettingsError(
-            f"{folder} holds a canvas of another story, or of this one with other settings",
-            "Choose another --out, or remove it.",
+def _prompt(story: Story, window: Window, recipe: Recipe) -> str:
+    texts = [story.images[n - 1] for n in window.images]
+    return JointCaption.join(story.overview, texts, recipe.markers, recipe.prefix).render()
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Makes one canvas of a story after another."""
+
+    model: DiffusionModel
+    recipe: Recipe
+    adapter: Adapter | None
+    settings: MakeSettings
+    out: Path
+    session: Session
+
+    def prepare(
+        self, window: Window, prompt: str, given: Mapping[int, _Shown] | None = None
+    ) -> Ask:
+        """The ask for one canvas.
+
+        Args:
+            given: what its given panels show, by panel number.
+        """
+        # Each image's noise is its own, whichever panel of a canvas it takes.
+        own = self.settings.panel_seeds
+        seeds = {
+            panel: own.get(image, panel_seed(self.settings.seed, image))
+            for panel, image in enumerate(window.images, 1)
+        }
+        pictures = {panel: image for panel, (image, _) in (given or {}).items()}
+        latents = {panel: kept for panel, (_, kept) in (given or {}).items() if kept is not None}
+        request, _ = prepare(
+            self.model,
+            self.settings.wish(prompt, panel_seeds=seeds),
+            recipe=self.recipe,
+            adapter=self.adapter,
+            given=pictures,
+            latents=latents,
         )
-    made = run(model, request, known, latents=latents, on_step=on_step)
-    made.save(folder)
-    return made
+        return Ask(request, pictures, latents, self.adapter)
+
+    def tell(
+        self, window: Window, prompt: str, shown: Mapping[int, _Shown], name: str
+    ) -> dict[int, _Shown]:
+        """The images of one canvas by number: read if it was made before, else made and saved."""
+        given = {p: shown[image] for p, image in enumerate(window.images, 1) if image in shown}
+        if len(given) == len(window.images):
+            return {image: shown[image] for image in window.images}
+        ask = self.prepare(window, prompt, given)
+        folder = self.out / "windows" / name
+        if folder.exists():
+            made = GeneratedSet.load(folder)
+            if not made.request.same_pixels(ask.request) or not made.latents:
+                raise SettingsError(
+                    f"{folder} holds a canvas of another story, or of this one with other settings",
+                    "Choose another folder for `out`, or remove this one.",
+                    setting="out",
+                )
+        else:
+            made = next(made for _, made in self.session.make([ask]))
+            made.save(folder)
+        pairs = zip(made.panels, made.latents, strict=True)
+        return dict(zip(window.images, pairs, strict=True))

@@ -2,7 +2,7 @@
 
 For every task: what the base paints of what it is told, how often its panels agree without being
 told, the same with an adapter tuned on a few sets, and what is carried over from a known panel.
-All of it goes through `iclora.train.run` and `iclora.making.generate`, as a user's own work does.
+All of it goes through `iclora.train.run` and `iclora.making.session`, as a user's own work does.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from PIL import Image
 
 from iclora.adapter import Adapter
 from iclora.files import write_text
-from iclora.making.generate import run_together, use
-from iclora.making.request import GeneratedSet, prepare
+from iclora.making.made import GeneratedSet
+from iclora.making.request import prepare
+from iclora.making.session import Ask, Session
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.images import write_png
-from iclora.settings import TrainSettings
+from iclora.settings import TrainSettings, Wish, settings_of
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
 from iclora.toyland.world import IDENTITY, TOPICS, Canvas, Panel, write_caption
@@ -87,33 +88,21 @@ def make(
     adapter: Adapter | None,
     **how: Any,
 ) -> list[GeneratedSet]:
-    """The sets `iclora.making.generate` would make of these wishes, many at once: half the time.
+    """The sets `iclora.making.session` would make of these wishes, many at once: half the time.
 
     Args:
         how: mode and its settings; see `iclora.making.request.prepare`.
     """
-    use(model, adapter, 1.0)
     recipe = task.small_recipe
-    made: list[GeneratedSet] = []
-    for start in range(0, len(wishes), _TOGETHER):
-        part = wishes[start : start + _TOGETHER]
-        requests = [
-            prepare(
-                model,
-                w.text,
-                recipe=recipe,
-                adapter=adapter,
-                layout=recipe.canvas,
-                seed=w.seed,
-                steps=steps,
-                known=w.known,
-                **how,
-            )[0]
-            for w in part
-        ]
-        texts = [model.encode_text(request.prompt) for request in requests]
-        made += run_together(model, requests, [w.known for w in part], [{}] * len(part), texts)
-    return made
+    asks = []
+    for w in wishes:
+        wish = settings_of(Wish, {"prompt": w.text, "seed": w.seed, "steps": steps, **how})
+        request, _ = prepare(
+            model, wish, recipe=recipe, adapter=adapter, layout=recipe.canvas, given=w.known
+        )
+        asks.append(Ask(request, w.known, adapter=adapter))
+    made = dict(Session(model).make(asks, _TOGETHER))
+    return [made[number] for number in range(len(asks))]
 
 
 def full_captions(model: DiffusionModel, task: Task, count: int, steps: int) -> Score:

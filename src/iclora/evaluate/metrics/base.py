@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from iclora.making.request import fit_known
+from iclora.making.request import fit_given
 from iclora.sets.layout import Box, Layout
 from iclora.sets.recipe import Recipe
 
@@ -124,7 +124,7 @@ class Pixels(Metric):
 def _known_errors(made: Made) -> Iterator[float]:
     """Of every given panel, alone and in the composite, where it may have been resized."""
     boxes = made.layout.split(made.composite)
-    for number, fitted in fit_known(made.layout, made.given).items():
+    for number, fitted in fit_given(made.layout, made.given).items():
         yield _error(made.panels[number - 1], made.given[number])
         yield _error(boxes[number - 1], fitted)
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from iclora.adapter import Adapter, attach
 from iclora.errors import AdapterError, SettingsError
-from iclora.making.generate import complete, generate, make_preview, panel_noise, run
-from iclora.making.request import Request, load_adapter_of, prepare
-from iclora.models import flow
-from iclora.models.base import Given
+from iclora.making.request import Request, load_adapter_of
+from iclora.making.session import Ask, Session, complete, generate, panel_noise
+from iclora.models import flow, load_model
+from iclora.models.base import Given, Sampling
+from iclora.progress import Cancelled, Progress
 from iclora.sets.layout import Layout, token_mask
-from iclora.sets.recipe import load_recipe
 from tests.conftest import CAPTION, picture
-
-STORY = load_recipe("film-storyboard")
-SIZE = (96, 192)
-
-
-def wish(**more):
-    return {"recipe": STORY, "size": SIZE, "steps": 4, **more}
+from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +31,8 @@ def pipeline(tiny):
 
 
 def test_generate_equals_diffusers_fluxpipeline(clean, pipeline):
-    made = generate(clean, CAPTION, seed=7, **wish())
-    noise = panel_noise(made.request.canvas, made.request.seeds, clean.grid, clean.channels)
+    made = generate(clean, CAPTION, seed=7, **told())
+    noise = panel_noise(made.request.layout, made.request.seeds, clean.grid, clean.channels)
     theirs = pipeline(
         made.request.prompt,
         width=SIZE[0],
@@ -49,8 +47,8 @@ def test_generate_equals_diffusers_fluxpipeline(clean, pipeline):
 
 
 def test_denoised_latents_equal_fluxpipelines_to_1e_4(clean, pipeline):
-    request, _ = prepare(clean, CAPTION, seed=3, **wish(steps=20))
-    noise = panel_noise(request.canvas, request.seeds, clean.grid, clean.channels)
+    request, _ = prepared(clean, CAPTION, seed=3, **told(steps=20))
+    noise = panel_noise(request.layout, request.seeds, clean.grid, clean.channels)
     text = clean.encode_text(request.prompt)
     with torch.no_grad():
         ours = flow.denoise(
@@ -73,8 +71,8 @@ def test_denoised_latents_equal_fluxpipelines_to_1e_4(clean, pipeline):
 @pytest.mark.parametrize("known", [(1,), (2,), (1, 3)])
 def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, known, monkeypatch):
     panels = {n: picture(96, 64, seed=n) for n in known}
-    request, _ = prepare(clean, CAPTION, seed=5, known=panels, **wish())
-    layout = request.canvas
+    request, _ = prepared(clean, CAPTION, seed=5, given=panels, **told())
+    layout = request.layout
     # diffusers draws from the VAE's posterior where we take its mode, and encodes the canvas with
     # a placeholder where we encode each panel alone: give it the same latents.
     monkeypatch.setattr(
@@ -106,18 +104,16 @@ def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, know
         latents=noise,
         output_type="latent",
     ).images[0]
-    denoised = []
-    decode = clean.decode
-    monkeypatch.setattr(clean, "decode", lambda z, *a: denoised.append(z) or decode(z, *a))
-    run(clean, request, panels)
-    assert (denoised[0] - theirs).abs().max() < 1e-4
+    # Panels one below the other: their tokens are the canvas's, row by row.
+    ours = torch.cat(run(clean, request, panels).latents).flatten(0, 1)
+    assert (ours - theirs).abs().max() < 1e-4
 
 
 def test_known_panels_come_back_unchanged_after_denoising(clean):
     panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
-    made = complete(clean, CAPTION, panels, **wish())
+    made = complete(clean, CAPTION, panels, **told())
     for n, image in panels.items():
-        box = made.request.canvas.boxes[n - 1]
+        box = made.request.layout.boxes[n - 1]
         assert made.panels[n - 1].tobytes() == image.tobytes()
         assert made.composite.crop(box.corners).tobytes() == image.tobytes()
     assert made.panels[1].tobytes() == made.composite.crop((0, 64, 96, 128)).tobytes()
@@ -126,28 +122,28 @@ def test_known_panels_come_back_unchanged_after_denoising(clean):
 @pytest.mark.parametrize("known", [{1}, {2}, {3}, {1, 2}, {1, 3}, {2, 3}])
 def test_every_subset_of_known_panels_completes_to_a_different_unknown_panel(clean, known):
     panels = {n: picture(96, 64, n) for n in known}
-    one = complete(clean, CAPTION, panels, **wish(steps=2))
-    two = complete(clean, CAPTION, {n: picture(96, 64, n + 50) for n in known}, **wish(steps=2))
+    one = complete(clean, CAPTION, panels, **told(steps=2))
+    two = complete(clean, CAPTION, {n: picture(96, 64, n + 50) for n in known}, **told(steps=2))
     for n in {1, 2, 3} - known:
         assert one.panels[n - 1].tobytes() != two.panels[n - 1].tobytes()
 
 
 def test_a_known_panel_keeps_its_own_size_where_the_grid_allows(clean):
     made = complete(clean, CAPTION, {2: picture(544, 240, 1)}, recipe=STORY, steps=1)
-    assert made.request.canvas.sizes == ((544, 272), (544, 240), (544, 272))
+    assert made.request.layout.sizes == ((544, 272), (544, 240), (544, 272))
 
 
 def test_a_known_panel_off_the_grid_comes_back_as_given_and_fitted_in_the_composite(clean):
     image = picture(541, 243, 1)
-    request, notes = prepare(clean, CAPTION, recipe=STORY, known={2: image}, steps=1)
-    assert request.canvas.boxes[1].width % 16 == 0
-    assert request.canvas.stretch([(2, 1), image.size, (2, 1)])[1] < 1.03
+    request, notes = prepared(clean, CAPTION, recipe=STORY, given={2: image}, steps=1)
+    assert request.layout.boxes[1].width % 16 == 0
+    assert request.layout.stretch([(2, 1), image.size, (2, 1)])[1] < 1.03
     assert "541x243" in notes[0]
-    request, _ = prepare(clean, CAPTION, known={2: image}, **wish(size=(96, 128)))
+    request, _ = prepared(clean, CAPTION, given={2: image}, **told(size=(96, 128)))
     # 96x128 in three rows is 48, 48, 32 px high: near enough to 2.2:1
     made = run(clean, request, {2: image})
     assert made.panels[1].tobytes() == image.tobytes()
-    assert made.composite.crop(request.canvas.boxes[1].corners).size == (96, 48)
+    assert made.composite.crop(request.layout.boxes[1].corners).size == (96, 48)
 
 
 def test_changing_one_panel_seed_changes_the_noise_of_that_panel_alone(tiny):
@@ -199,59 +195,29 @@ def test_an_adapter_carries_its_recipe_so_generate_needs_only_words(clean, tmp_p
         load_adapter_of(request.model_copy(update={"adapter": None}))
 
 
-def test_completing_with_nothing_known_is_refused(tiny):
-    with pytest.raises(SettingsError, match="no panel is known"):
-        complete(tiny, CAPTION, {}, **wish())
-
-
-def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
-    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path)
-    parameters = attach(clean, rank=2, alpha=2, targets="attention", seed=0)
-    draw(1)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.add_(0.2)
-    draw(2)
-    one, two = (Image.open(tmp_path / f"step-00000{i}.png").convert("RGB") for i in (1, 2))
-    box = STORY.canvas.fit(STORY.canvas.sizes, 96**2, 16)
-    base, adapted = (16, 40), (16 + box.width + 16, 40)
-
-    def cut(sheet, at):
-        return sheet.crop((*at, at[0] + box.width, at[1] + box.height)).tobytes()
-
-    assert cut(one, base) == cut(two, base)
-    assert cut(one, adapted) == cut(one, base)  # B is still zero
-    assert cut(two, adapted) != cut(two, base)
+def test_completing_with_nothing_given_is_refused(tiny):
+    with pytest.raises(SettingsError, match="no panel is given"):
+        complete(tiny, CAPTION, {}, **told())
 
 
 # -- modes of completing ------------------------------------------------------------------------
 
 
-def carry_noise(model, seed=0):
-    """A LoRA that changes what the base does, so that nothing is zero."""
-    parameters = attach(model, rank=2, alpha=2, targets="all", seed=0)
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.1)
-
-
 @pytest.mark.parametrize("mode", ["sdedit", "resample", "boost", "clean"])
 def test_known_panels_come_back_byte_for_byte_in_every_mode(clean, mode):
     panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
-    made = complete(clean, CAPTION, panels, mode=mode, **wish())
+    made = complete(clean, CAPTION, panels, mode=mode, **told())
     assert made.request.mode == mode
     for number, image in panels.items():
         assert made.panels[number - 1].tobytes() == image.tobytes()
-        box = made.request.canvas.boxes[number - 1].corners
+        box = made.request.layout.boxes[number - 1].corners
         assert made.composite.crop(box).tobytes() == image.tobytes()
 
 
 def test_every_mode_paints_something_else(clean):
     known = {2: picture(96, 64, 1)}
     made = {
-        mode: complete(clean, CAPTION, known, mode=mode, **wish()).panels[0].tobytes()
+        mode: complete(clean, CAPTION, known, mode=mode, **told()).panels[0].tobytes()
         for mode in ("sdedit", "resample", "boost", "clean")
     }
     assert len(set(made.values())) == 4
@@ -259,13 +225,13 @@ def test_every_mode_paints_something_else(clean):
 
 def test_repeated_steps_paint_something_else_without_any_known_panel(clean):
     plain, repeated = (
-        generate(clean, CAPTION, **wish(resample=times)).composite.tobytes() for times in (0, 1)
+        generate(clean, CAPTION, **told(resample=times)).composite.tobytes() for times in (0, 1)
     )
     assert plain != repeated
 
 
 def test_with_no_known_panel_clean_mode_is_generating(clean):
-    request, _ = prepare(clean, CAPTION, seed=4, **wish())
+    request, _ = prepared(clean, CAPTION, seed=4, **told())
     plain = run(clean, request)
     other = run(clean, request.model_copy(update={"mode": "clean", "isolate_given": True}))
     assert other.composite.tobytes() == plain.composite.tobytes()
@@ -274,7 +240,7 @@ def test_with_no_known_panel_clean_mode_is_generating(clean):
 def test_a_boost_of_one_is_sdedit(clean):
     known = {1: picture(96, 64, 1)}
     plain, boosted = (
-        complete(clean, CAPTION, known, **wish(mode=mode, **more))
+        complete(clean, CAPTION, known, **told(mode=mode, **more))
         for mode, more in (("sdedit", {}), ("boost", {"boost": 1.0 + 1e-9}))
     )
     for one, other in zip(plain.latents, boosted.latents, strict=True):
@@ -330,3 +296,159 @@ def test_isolated_panels_do_not_see_what_the_others_show(clean):
     for one, other in zip(*kept, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+# -- the session --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The names of parts in the order of their loading; fails if two are loaded together."""
+    names, alive = [], {}
+    kinds = {"text": transformers.T5EncoderModel, "denoiser": diffusers.FluxTransformer2DModel}
+
+    def watch(name, kind):
+        load = kind.from_pretrained
+
+        def watched(*args, **settings):
+            names.append(name)
+            others = [other for other, ref in alive.items() if other != name and ref() is not None]
+            assert not others, f"{name} is loaded beside {others}"
+            part = load(*args, **settings)
+            alive[name] = weakref.ref(part)
+            return part
+
+        monkeypatch.setattr(kind, "from_pretrained", watched)
+
+    for name, kind in kinds.items():
+        watch(name, kind)
+    return names
+
+
+def test_text_encoders_and_denoiser_are_never_loaded_together(loads):
+    model = load_model("tiny", device="cpu")
+    asks = [Ask(prepared(model, CAPTION, seed=n, **told(steps=1))[0]) for n in (0, 1)]
+    session = Session(model, free=True)
+    assert [number for number, _ in session.make(asks)] == [0, 1]
+    assert loads == ["text", "denoiser"]
+    list(session.make(asks))
+    assert loads == ["text", "denoiser"], "texts are encoded once in a session's life"
+    other = Ask(prepared(model, CAPTION.replace("Ana", "Bo"), **told(steps=1))[0])
+    list(session.make([other]))
+    assert loads == ["text", "denoiser"] * 2
+
+
+def test_parts_that_others_loaded_are_freed_as_well(loads):
+    model = load_model("tiny", device="cpu")
+    ask = Ask(prepared(model, CAPTION, **told(steps=1))[0])
+    session = Session(model, free=True)
+    assert model.denoiser is not None
+    session.encode([ask.request])
+    model.encode_text("read by somebody else")
+    list(session.make([ask]))
+    assert loads == ["denoiser", "text", "text", "denoiser"]
+
+
+def test_on_a_cpu_nothing_is_freed_unless_asked(loads):
+    model = load_model("tiny", device="cpu")
+    assert not Session(model).free
+    assert Session(model, free=True).free
+
+
+def test_asks_alike_share_batches_and_an_adapter_is_loaded_once(clean, lora, monkeypatch):
+    adapter = Adapter.load(lora)
+    mine = {"adapter": adapter, **told(steps=1)}
+    asks = [
+        Ask(prepared(clean, CAPTION, **told(steps=1))[0]),
+        Ask(prepared(clean, CAPTION, **mine)[0], adapter=adapter),
+        Ask(prepared(clean, CAPTION, seed=1, **told(steps=2))[0]),
+        Ask(prepared(clean, CAPTION, seed=2, **told(steps=1))[0]),
+        Ask(prepared(clean, CAPTION, seed=3, **mine)[0], adapter=adapter),
+    ]
+    batches, carried = [], []
+    velocity = clean.velocity
+
+    def watched(z, *args):
+        batches.append(len(z))
+        carried.append(clean.applied is not None)
+        return velocity(z, *args)
+
+    monkeypatch.setattr(clean, "velocity", watched)
+    made = list(Session(clean).make(asks, together=4))
+    assert [number for number, _ in made] == [0, 3, 2, 1, 4]
+    assert batches == [2, 1, 1, 2]
+    assert carried == [False] * 3 + [True]
+    assert all(each.request == asks[number].request for number, each in made)
+
+
+def test_every_step_is_told_and_cancelling_stops_between_two(clean):
+    asks = [Ask(prepared(clean, CAPTION, seed=n, **told(steps=3))[0]) for n in (0, 1)]
+    seen = []
+    progress = Progress(seen.append)
+    list(Session(clean, progress).make(asks))
+    assert [(e.what, e.done, e.total) for e in seen] == [("encoding texts", 1, 1)] + [
+        ("painting", n, 6) for n in range(1, 7)
+    ]
+    assert [e.note for e in seen[1:]] == ["set 1 of 2"] * 3 + ["set 2 of 2"] * 3
+
+    def stop(event):
+        seen.append(event)
+        if event.done == 4:
+            progress.cancel()
+
+    seen.clear()
+    progress, made = Progress(stop), []
+    with pytest.raises(Cancelled):
+        made.extend(number for number, _ in Session(clean, progress).make(asks))
+    assert made == [0]
+    assert seen[-1].done == 4
+
+
+def test_repeated_steps_are_counted(clean):
+    seen = []
+    ask = Ask(prepared(clean, CAPTION, resample=2, **told(steps=4))[0])
+    list(Session(clean, Progress(seen.append)).make([ask]))
+    painting = [event for event in seen if event.what == "painting"]
+    assert [e.done for e in painting] == list(range(1, painting[0].total + 1))
+
+
+def test_one_batch_of_sets_is_in_memory(clean):
+    asks = [Ask(prepared(clean, CAPTION, seed=n, **told(steps=1))[0]) for n in range(4)]
+    seen = []
+    for _, made in Session(clean).make(asks):
+        seen.append(weakref.ref(made))
+        del made
+        gc.collect()
+        assert sum(ref() is not None for ref in seen) == 0
+
+
+def test_a_base_guided_by_two_passes_reads_the_negative_prompt(clean, monkeypatch):
+    monkeypatch.setattr(clean, "sampling", Sampling(steps=3, guidance=4.0, guided="two-pass"))
+    seen = []
+    velocity = clean.velocity
+
+    def two_passes(z, sigma, texts, size, guidance, given=None, unguided=None):
+        seen.append((texts, unguided))
+        return velocity(z, sigma, texts, size, guidance, given)
+
+    monkeypatch.setattr(clean, "velocity", two_passes)
+    for negative in ("", "rain"):
+        request, notes = prepared(clean, CAPTION, negative=negative, **told(steps=1))
+        assert (request.negative, notes) == (negative, [])
+        session = Session(clean)
+        list(session.make([Ask(request)]))
+        (texts, unguided) = seen.pop()
+        assert torch.equal(texts[0]["prompt"], clean.encode_text(CAPTION)["prompt"])
+        assert torch.equal(unguided[0]["prompt"], clean.encode_text(negative)["prompt"])
+
+
+def test_asks_that_cannot_be_met_are_refused_before_any_of_them_is_made(clean, lora):
+    request, _ = prepared(clean, CAPTION, **told(steps=1))
+    session = Session(clean)
+    with pytest.raises(SettingsError, match=r"pictures of panels \[1\]"):
+        session.make([Ask(request), Ask(request, {1: picture(96, 64)})])
+    with pytest.raises(AdapterError, match="another adapter"):
+        session.make([Ask(request), Ask(request, adapter=Adapter.load(lora))])
+    other = request.model_copy(update={"base_fingerprint": "0" * 64})
+    with pytest.raises(SettingsError, match="not those this request was made with"):
+        session.make([Ask(request), Ask(other)])

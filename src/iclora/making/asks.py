@@ -1,0 +1,234 @@
+"""From what `generate` and `complete` are told to the asks of a session.
+
+sources = open_sources(settings)        files are read, no weights of the base are loaded
+model = load_model(sources.base, ...)
+asks = asks_of(settings, model, sources)
+for number, made in Session(model).make(asks): ...
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from iclora.adapter import Adapter
+from iclora.errors import SettingsError
+from iclora.making.made import given_latents, read_latents
+from iclora.making.request import Request, check_base, load_adapter_of, prepare, recipe_of
+from iclora.making.session import Ask
+from iclora.models.base import DiffusionModel
+from iclora.sets.images import open_image
+from iclora.sets.recipe import Recipe
+from iclora.settings import CompleteSettings, GenerateSettings, Machine
+from iclora.vlm import load_captioner
+from iclora.vlm.caption import write_prompt
+
+__all__ = [
+    "Sources",
+    "asks_of",
+    "base_of",
+    "machine_for",
+    "open_given",
+    "open_sources",
+    "read_lines",
+]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that asks are made from, read before any weights of the base."""
+
+    base: str
+    """Name of the base to load, on `machine`."""
+    machine: Machine
+    adapter: Adapter | None = None
+    recipe: Recipe | None = None
+    """None if nothing names one; then a prompt cannot be prepared."""
+    prompts: tuple[str, ...] = ()
+    given: Mapping[int, Image.Image] = field(default_factory=dict)
+    """Given panels by number, counted from 1."""
+    latents: Mapping[int, tuple[Tensor, str]] = field(default_factory=dict)
+    """Those that lie beside given panels, and the fingerprint of their VAE."""
+    request: Request | None = None
+    """What is to be repeated; it decides all of the above."""
+
+
+def open_sources(settings: GenerateSettings) -> Sources:
+    """Read the request, or the adapter, the prompts and the given panels.
+
+    Raises: SettingsError, AdapterError, RecipeError, ImageError.
+    """
+    if settings.request:
+        return _of_request(settings, Path(settings.request))
+    files = settings.given if isinstance(settings, CompleteSettings) else {}
+    if isinstance(settings, CompleteSettings) and not files:
+        raise SettingsError(
+            "no panel is given", "Set `given` to at least one picture.", setting="given"
+        )
+    given = open_given(files)
+    adapter = Adapter.load(settings.adapter) if settings.adapter else None
+    base = base_of(settings.base, adapter)
+    prompts = [*settings.prompt, *(read_lines(settings.prompts) if settings.prompts else ())]
+    if not prompts and not settings.idea:
+        raise SettingsError(
+            "there is no prompt", "Set `prompt`, `prompts` or `idea`.", setting="prompt"
+        )
+    if settings.idea and not settings.captioner:
+        raise SettingsError(
+            "an idea needs somebody to write it out", "Set `captioner`.", setting="captioner"
+        )
+    recipe = recipe_of(settings.recipe, adapter)
+    beside = {n: read_latents(Path(files[n]), given[n]) for n in given}
+    latents = {n: found for n, found in beside.items() if found}
+    machine = machine_for(settings)
+    return Sources(base, machine, adapter, recipe, tuple(prompts), given, latents)
+
+
+def _of_request(settings: GenerateSettings, path: Path) -> Sources:
+    decided = settings.decided()
+    if decided:
+        raise SettingsError(
+            f"{path} already decides what {', '.join(f'`{name}`' for name in decided)} would",
+            "Repeat it without, or write a new prompt instead of it.",
+            setting=decided[0],
+        )
+    request, given = Request.load(path)
+    adapter = load_adapter_of(request, settings.adapter)
+    latents = given_latents(request, path.parent, given)
+    return Sources(
+        settings.base or request.base,
+        machine_for(settings, request),
+        adapter,
+        adapter.info.recipe if adapter and adapter.info else None,
+        (),
+        given,
+        {n: (found, "") for n, found in latents.items()},
+        request,
+    )
+
+
+def machine_for(settings: Machine, request: Request | None = None) -> Machine:
+    """The machine that settings ask for, and for what they leave open the request's."""
+    told = {n: getattr(settings, n) for n in Machine.model_fields if n in settings.model_fields_set}
+    if request is None:
+        return Machine(**told)
+    before = {"device": request.device, "dtype": request.dtype, "precision": request.precision}
+    return Machine(**before | {n: value for n, value in told.items() if value != "auto"})
+
+
+def base_of(base: str | None, *adapters: Adapter | None) -> str:
+    """The base's name, else the one the first of these adapters was trained on.
+
+    Raises: SettingsError if nothing says.
+    """
+    infos = [adapter.info for adapter in adapters if adapter and adapter.info]
+    found = base or next((info.base for info in infos), None)
+    if found is None:
+        raise SettingsError(
+            "no base is given",
+            "Set `base`, for instance to black-forest-labs/FLUX.1-dev.",
+            setting="base",
+        )
+    return found
+
+
+def open_given(files: Mapping[int, str]) -> dict[int, Image.Image]:
+    """The pictures of given panels. Raises: ImageError."""
+    return {number: open_image(Path(file)) for number, file in files.items()}
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file that are not empty. Raises: SettingsError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"prompts {path} cannot be read: {error}", "Check the file.", setting="prompts"
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def asks_of(
+    settings: GenerateSettings,
+    model: DiffusionModel,
+    sources: Sources,
+    *,
+    warn: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[Ask]:
+    """Turn settings into asks: for each prompt `count` sets, or `count` times `best_of`.
+
+    Ideas are written out here, by a captioner that is freed again before weights are loaded.
+
+    Args:
+        sources: what `open_sources` read for these settings.
+        warn: called with every note on what was asked for.
+        say: called with every prompt that was written out of an idea.
+    Raises: as `request.prepare`; CaptionerError if no idea could be written out.
+    """
+    if sources.request:
+        check_base(sources.request, model)
+        latents = {n: found for n, (found, _) in sources.latents.items()}
+        return [Ask(sources.request, sources.given, latents, sources.adapter)]
+    written = _write_ideas(settings, model, sources, warn, say)
+    vae = model.fingerprint("vae") if sources.latents else ""
+    latents = {n: found for n, (found, kind) in sources.latents.items() if kind == vae}
+    asks: list[Ask] = []
+    said: set[str] = set()
+    for prompt in (*sources.prompts, *written):
+        for further in range(settings.count * (settings.best_of or 1)):
+            request, notes = prepare(
+                model,
+                settings.wish(prompt, seed=settings.seed + further),
+                recipe=sources.recipe,
+                adapter=sources.adapter,
+                given=sources.given,
+                latents=latents,
+            )
+            asks.append(Ask(request, sources.given, latents, sources.adapter))
+            said.update(map(str, notes))
+    for text in sorted(said):
+        if warn:
+            warn(text)
+    return asks
+
+
+def _write_ideas(
+    settings: GenerateSettings,
+    model: DiffusionModel,
+    sources: Sources,
+    warn: Callable[[str], None] | None,
+    say: Callable[[str], None] | None,
+) -> list[str]:
+    if not settings.idea:
+        return []
+    assert settings.captioner, "open_sources refuses ideas without one"
+    assert sources.recipe, "open_sources has found one"
+    captioner = load_captioner(settings.captioner, url=settings.api, device=settings.model_device)
+    for notice in captioner.notices:
+        if warn:
+            warn(notice.replace("pictures and instructions", "the idea and its instruction"))
+    written = []
+    for idea in settings.idea:
+        prompt = write_prompt(
+            sources.recipe,
+            idea,
+            captioner,
+            count_tokens=model.count_tokens,
+            limit=model.max_text_tokens,
+        )
+        written.append(prompt)
+        if say:
+            say(prompt)
+    # A local one takes memory on the device that the base needs next.
+    del captioner
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return written

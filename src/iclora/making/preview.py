@@ -1,0 +1,79 @@
+"""Pictures during training: what the base makes, and what the adapter so far makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from iclora.making.request import prepare
+from iclora.making.session import AS_IS, Ask, Session
+from iclora.models.base import DiffusionModel
+from iclora.sets.images import write_png
+from iclora.sets.recipe import Recipe
+from iclora.settings import Wish, settings_of
+
+__all__ = ["make_preview"]
+
+
+def make_preview(
+    model: DiffusionModel,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    *,
+    resolution: int,
+    seed: int,
+    folder: Path,
+) -> Callable[[int, bool], None]:
+    """Make a function that draws each prompt by the base alone and by the adapter so far.
+
+    The prompts are encoded here, so that the text encoders can be freed before training.
+
+    Args:
+        resolution: side of a square of the previews' area, px.
+    Returns: a function of the step that writes folder/step-000250.png if it is told to.
+    Raises: CaptionError, SettingsError for a prompt that would fail later.
+    """
+    # The canvas itself, for equal rows of its size may have other panels.
+    canvas = recipe.canvas.fit(recipe.canvas.sizes, resolution**2, model.multiple)
+    wishes = [settings_of(Wish, {"prompt": prompt, "seed": seed}) for prompt in prompts]
+    requests = [prepare(model, wish, recipe=recipe, layout=canvas)[0] for wish in wishes]
+    # Training decides when parts of the base are freed.
+    session = Session(model, free=False)
+    session.encode(requests)
+    asks = [Ask(request, adapter=AS_IS) for request in requests]
+    plain: list[Image.Image] = []
+
+    def draw() -> list[Image.Image]:
+        return [made.composite for _, made in session.make(asks)]
+
+    def preview(step: int, write: bool = True) -> None:
+        denoiser: Any = model.denoiser
+        if not plain:
+            denoiser.disable_adapters()
+            try:
+                plain.extend(draw())
+            finally:
+                denoiser.enable_adapters()
+        grid = _side_by_side({"base": plain, f"adapter, step {step}": draw()})
+        if write:
+            write_png(folder / f"step-{step:06d}.png", grid)
+
+    return preview
+
+
+def _side_by_side(columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
+    """Pictures of equal size, a column per name, named above."""
+    first = next(iter(columns.values()))[0]
+    gap, head = 16, 40
+    height = head + len(next(iter(columns.values()))) * (first.height + gap)
+    sheet = Image.new("RGB", (gap + len(columns) * (first.width + gap), height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, pictures) in enumerate(columns.items()):
+        left = gap + i * (first.width + gap)
+        draw.text((left, 10), name, fill="#333333", font=ImageFont.load_default(18))
+        for j, picture in enumerate(pictures):
+            sheet.paste(picture, (left, head + j * (first.height + gap)))
+    return sheet

@@ -1,0 +1,29 @@
+"""Previews: the base beside the adapter, on the canvas that training sees."""
+
+import torch
+from PIL import Image
+
+from iclora.adapter import attach
+from iclora.making.preview import make_preview
+from tests.conftest import CAPTION
+from tests.making.helpers import STORY
+
+
+def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
+    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path)
+    parameters = attach(clean, rank=2, alpha=2, targets="attention", seed=0)
+    draw(1)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.2)
+    draw(2)
+    one, two = (Image.open(tmp_path / f"step-00000{i}.png").convert("RGB") for i in (1, 2))
+    box = STORY.canvas.fit(STORY.canvas.sizes, 96**2, 16)
+    base, adapted = (16, 40), (16 + box.width + 16, 40)
+
+    def cut(sheet, at):
+        return sheet.crop((*at, at[0] + box.width, at[1] + box.height)).tobytes()
+
+    assert cut(one, base) == cut(two, base)
+    assert cut(one, adapted) == cut(one, base)  # B is still zero
+    assert cut(two, adapted) != cut(two, base)
