@@ -7,8 +7,8 @@ Writes FOLDER/0001/1.png, 2.png, 3.png and caption.txt, and so on: a folder per 
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -41,7 +41,8 @@ def scene(sail: str, sky: tuple[str, str], sun: float, boat: float, size: float)
     return image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
 
-def main(folder: Path, sets: int) -> None:
+def draw(folder: Path, sets: int) -> None:
+    """Write that many sets of three panels and a caption each into a folder."""
     for number in range(1, sets + 1):
         rng = random.Random(number)
         name, sail, sky = rng.choice(NAMES), rng.choice(list(SAILS)), rng.choice(SKIES)
@@ -61,5 +62,15 @@ def main(folder: Path, sets: int) -> None:
         )
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("folder", type=Path, help="where the sets are written")
+    parser.add_argument("sets", type=int, nargs="?", default=8, help="how many (default 8)")
+    args = parser.parse_args()
+    if args.sets < 1:
+        parser.error(f"sets: {args.sets} is not a number from 1")
+    draw(args.folder, args.sets)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 8)
+    main()

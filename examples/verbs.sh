@@ -35,7 +35,7 @@ iclora generate --adapter "$out/run/adapter.safetensors" --prompt "$prompt" --si
     --seed 7 --out "$out/made"
 
 step "7. complete: the first panel is given, the others are made around it"
-iclora complete --adapter "$out/run/adapter.safetensors" --known "1=$out/sets/0001/1.png" \
+iclora complete --adapter "$out/run/adapter.safetensors" --given "1=$out/sets/0001/1.png" \
     --prompt "$prompt" --seed 7 --out "$out/made"
 
 step "8. repeat: a request gives the same bytes again"

@@ -1,4 +1,4 @@
-"""Progress as people see it: lines in a log, a bar in a terminal."""
+"""What people see: messages with their role, lines in a log, a bar in a terminal."""
 
 from __future__ import annotations
 
@@ -7,32 +7,104 @@ import pty
 import subprocess
 import sys
 
-from iclora.cli.output import Terminal
+import pytest
+from rich.progress import Progress as Bars
 
-CODE = (
+from iclora.cli.output import Terminal, bar_mover, show_error, show_table
+from iclora.progress import Event, Progress
+
+BAR = (
     "from iclora.cli.output import Terminal\n"
-    "with Terminal().progress() as bar:\n"
-    "    for i in range(1, 4): bar('training', i, 3, 'loss 0.5')\n"
+    "with Terminal().progress() as progress:\n"
+    "    for i in range(1, 4): progress('training', i, 3, 'loss 0.5')\n"
 )
+ERROR = "from iclora.cli.output import show_error; show_error('it failed', 'Try again.')"
+
+
+def in_a_terminal(code: str, **env: str) -> str:
+    """What a program shows where stdout and stderr are a terminal."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", **env}
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    return shown
 
 
 def test_a_log_gets_the_first_and_the_last_line_with_rate_and_time_left(capsys):
-    with Terminal().progress() as bar:
+    with Terminal().progress() as progress:
         for i in range(1, 101):
-            bar("training", i, 100, "loss 0.5")
+            progress("training", i, 100, "loss 0.5")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "training 1/100 loss 0.5"
     assert lines[-1].startswith("training 100/100 loss 0.5, 0.00 s each, 0 s left")
     assert len(lines) == 2
 
 
+def test_a_log_counts_again_where_the_same_work_begins_on_the_next_set(capsys):
+    with Terminal().progress() as progress:
+        for number in (1, 2):
+            for i in (1, 2):
+                progress("sampling", i, 2, f"set {number} of 2")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("sampling 2/2 set 2 of 2, 0.00 s each")
+
+
 def test_a_terminal_gets_a_bar():
-    ours, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    done = subprocess.run([sys.executable, "-c", CODE], stdout=theirs, env=env)
-    os.close(theirs)
-    shown = os.read(ours, 100_000).decode()
-    os.close(ours)
-    assert done.returncode == 0
+    shown = in_a_terminal(BAR)
     assert "3/3" in shown
     assert "loss 0.5" in shown
+
+
+def test_forty_sets_are_one_bar():
+    bars = Bars(disable=True)
+    progress = Progress(bar_mover(bars))
+    for number in range(1, 41):
+        for step in range(1, 4):
+            progress("sampling", step, 3, f"set {number} of 40")
+    progress("decoding", 1, 3)
+    one, other = bars.tasks
+    assert (one.description, one.completed, one.total) == ("sampling", 3, 3)
+    assert one.fields["note"] == "set 40 of 40"
+    assert (other.description, other.completed) == ("decoding", 1)
+
+
+def test_what_a_resumed_run_has_behind_it_does_not_count_as_speed():
+    seconds = iter(range(1000))
+    bars = Bars(disable=True, get_time=lambda: next(seconds))
+    show = bar_mover(bars)
+    for step in range(501, 506):
+        show(Event("training", step, 1000))
+    assert bars.tasks[0].completed == 505
+    assert bars.tasks[0].speed < 2
+
+
+def test_an_error_is_coloured_in_a_terminal_and_plain_elsewhere(capsys):
+    show_error("it failed", "Try again.")
+    assert capsys.readouterr().err == "error: it failed\nhint: Try again.\n"
+    shown = in_a_terminal(ERROR)
+    assert "\x1b[1;31merror:\x1b[0m it failed" in shown
+    assert "hint:\x1b[0m Try again." in shown
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_who_wants_no_colour_gets_none(env):
+    assert "\x1b" not in in_a_terminal(ERROR, **env)
+
+
+def test_brackets_in_a_table_are_no_markup(capsys):
+    show_table(("set", "state"), [("0001[v2]", "ok"), ("[red]", "ok")])
+    out = capsys.readouterr().out
+    assert "0001[v2]" in out
+    assert "[red]" in out
+
+
+def test_a_silent_terminal_says_nothing(capsys):
+    console = Terminal(silent=True)
+    console.say("result")
+    console.warn("note")
+    with console.progress() as progress:
+        progress("training", 1, 1)
+    assert capsys.readouterr() == ("", "")

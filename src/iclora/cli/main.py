@@ -14,7 +14,7 @@ from typing import Any
 
 from iclora.cli.options import as_options, list_verbs, option_of, verb_parser
 from iclora.cli.output import Terminal, quiet_libraries, show_error
-from iclora.errors import IcloraError
+from iclora.errors import IcloraError, SettingsError
 from iclora.progress import Cancelled
 from iclora.registry import Registry
 from iclora.settings import Settings, Verb, settings_of
@@ -61,11 +61,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] not in VERBS:
+    if not arguments or arguments[0].startswith("-"):
         parser = list_verbs({name: VERBS.load(name) for name in VERBS})
         parser.parse_args(arguments)
-        parser.error("the verb must come first")
-    verb = VERBS.load(arguments[0])
+        parser.error("the verb comes first")
+    try:
+        verb = VERBS.load(arguments[0])
+    except SettingsError as error:
+        show_error(error.problem, error.advice)
+        return 2
     given = vars(verb_parser(arguments[0], verb).parse_args(arguments[1:]))
     quiet_libraries()
     console = Terminal()

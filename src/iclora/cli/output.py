@@ -14,7 +14,15 @@ from iclora.progress import Event, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-__all__ = ["Terminal", "quiet_libraries", "quiet_loading", "show_error", "show_table", "tell"]
+__all__ = [
+    "Terminal",
+    "bar_mover",
+    "quiet_libraries",
+    "quiet_loading",
+    "show_error",
+    "show_table",
+    "tell",
+]
 
 _COLOURS = {"error": "1;31", "warning": "1;33", "note": "1;33", "hint": "1;36"}
 
@@ -48,7 +56,7 @@ class Terminal:
             yield Progress(_line_printer())
         else:
             with _bars() as bars:
-                yield Progress(_bar_mover(bars))
+                yield Progress(bar_mover(bars))
 
 
 def show_error(problem: str, advice: str) -> None:
@@ -81,7 +89,10 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: 
         table.add_column(column, overflow="fold", no_wrap=number < whole)
     for row in rows:
         table.add_row(*map(Text, row))  # Text: names may hold brackets, which are not markup.
-    Console().print(table)
+    console = Console()
+    with console.capture() as shown:  # Printed by us: rich ends the program on a closed pipe.
+        console.print(table)
+    print(shown.get(), end="", flush=True)
 
 
 def quiet_libraries() -> None:
@@ -113,8 +124,8 @@ def _bars() -> Bars:
     )
 
 
-def _bar_mover(bars: Bars) -> Callable[[Event], None]:
-    """What draws events: one bar per kind of work, which starts again where the work does."""
+def bar_mover(bars: Bars) -> Callable[[Event], None]:
+    """Draw events: one bar per kind of work, which starts again with the work on the next thing."""
     from rich.progress import TaskID
 
     tasks: dict[str, TaskID] = {}

@@ -1,0 +1,82 @@
+"""The verb that measures."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.conftest import CAPTION
+
+SMALL = ["--size", "96x192", "--steps", "2"]
+
+
+def test_evaluate_measures_adapters_beside_the_base_and_goes_on_where_it_was(lora, tmp_path, run):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{CAPTION}\n\n{CAPTION.replace('Ana', 'Bo')}\n")
+    words = [
+        "evaluate",
+        "--adapter",
+        lora,
+        "--prompts",
+        prompts,
+        "--seeds",
+        2,
+        *SMALL,
+        "--out",
+        tmp_path / "out",
+    ]
+    status, out, _ = run(*words)
+    assert status == 0
+    assert "4 sets by each of: base; run" in out
+    assert re.search(r"pixels seam\n  base  \S+ \(\S+ to \S+\)\n  run ", out)
+    assert (tmp_path / "out" / "report.html").is_file()
+    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
+    assert figures["seconds"]["arms"]["run"]["count"] == 4
+    status, out, _ = run(*words)
+    assert status == 0
+    assert "making" not in out
+    status, _, err = run(*words, "--guidance", 1)
+    assert status == 2
+    assert "another evaluation" in err
+
+
+def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_path, run):
+    words = [
+        "evaluate",
+        "--base",
+        "tiny",
+        "--data",
+        make_dataset(2),
+        "--steps",
+        1,
+        "--size",
+        "96x144",
+        "--out",
+        tmp_path / "out",
+    ]
+    known = ["--known", 1, "--mode", "sdedit", "--mode", "boost"]
+    status, out, _ = run(*words, *known)
+    assert status == 0
+    assert "2 sets by each of: base, sdedit; base, boost" in out
+    assert "pixels known error\n  base, sdedit  0.000" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "there is no prompt"),
+        (["--prompt", CAPTION, "--data", "x"], "brings its own prompts"),
+        (["--prompt", CAPTION], "no recipe is known"),
+        (["--data", "x", "--known", "1=a.png"], "Name the panel alone"),
+        (["--prompt", CAPTION, "--recipe", "film-storyboard", "--mode", "clean"], "no panel is"),
+        (["--prompt", CAPTION, "--recipe", "film-storyboard", "--metric", "what"], "no metric"),
+        (["--prompt", CAPTION, "--recipe", "couple-profile", "--metric", "toyland"], "toyland has"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_before_it_makes_anything(clean, words, says, tmp_path, run):
+    status, _, err = run("evaluate", "--base", "tiny", *words, "--out", tmp_path / "out")
+    assert status == 2
+    assert says in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,80 @@
+"""Verbs over training runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+from iclora.cli.training import recomputes_unasked
+from iclora.settings import TrainSettings, read_settings
+
+TRAIN = ["--steps", "2", "--batch", "2", "--rank", "2", "--resolutions", "64"]
+TRAIN += ["--preview-every", "0"]
+
+
+def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, run, monkeypatch):
+    import iclora.train.run as room
+
+    real = room.apply_step
+
+    def interrupted(*args):
+        import signal
+
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(room, "apply_step", interrupted)
+    words = ["--base", "tiny", "--data", make_dataset(), "--out", tmp_path / "run", *TRAIN]
+    status, out, _ = run("train", *words)
+    assert status == 130
+    resume = re.search(r"go on with: iclora (train --resume \S+)", out)
+    monkeypatch.undo()
+    assert run(*resume[1].split())[0] == 0
+    assert (tmp_path / "run" / "adapter.safetensors").exists()
+
+
+def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(clean, make_dataset, tmp_path, run):
+    more = ["--steps", "12", "--save-every", "3"]
+    data = ["--base", "tiny", "--data", str(make_dataset()), *TRAIN, *more]
+    assert run("train", *data, "--out", tmp_path / "whole")[0] == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iclora", "train", *data, "--out", str(tmp_path / "parts")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: the sums' order
+    )
+    log = tmp_path / "parts" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 4):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "parts" / "adapter.safetensors").exists()
+    assert run("train", "--resume", tmp_path / "parts")[0] == 0
+    one, two = ((tmp_path / n / "adapter.safetensors").read_bytes() for n in ("whole", "parts"))
+    assert one == two
+
+
+def test_who_trains_on_a_gpu_is_told_of_the_faster_way_unless_it_was_chosen():
+    own = {"base": "tiny", "data": "DATA", "out": "RUN"}
+    assert recomputes_unasked(read_settings(TrainSettings, None, own), "cuda")
+    assert not recomputes_unasked(read_settings(TrainSettings, None, own), "cpu")
+    for chosen in ({"recompute": 57}, {"gradient_checkpointing": True}):
+        assert not recomputes_unasked(read_settings(TrainSettings, None, {**own, **chosen}), "cuda")
+    planned = read_settings(TrainSettings, None, own).model_copy(update={"recompute": 3})
+    assert not recomputes_unasked(planned, "cuda")
+
+
+def test_a_run_file_trains(clean, make_dataset, tmp_path, run):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'[train]\nbase = "tiny"\ndata = "{make_dataset()}"\nout = "{tmp_path / "run"}"\n'
+        "steps = 1\nbatch = 1\nresolutions = [64]\npreview_resolution = 64\n"
+    )
+    status, out, _ = run("train", path)
+    assert status == 0
+    assert (tmp_path / "run" / "previews" / "step-000001.png").exists()
+    assert "previews" in out
+    assert "steps = 1" in run("info", tmp_path / "run")[1]
