@@ -4,7 +4,10 @@ import torch
 from PIL import Image
 
 from iclora.adapter import attach
+from iclora.making import session
 from iclora.making.preview import make_preview
+from iclora.sets.layout import Layout
+from iclora.sets.recipe import LayoutSpec
 from tests.conftest import CAPTION
 from tests.making.helpers import STORY
 
@@ -27,3 +30,22 @@ def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
     assert cut(one, base) == cut(two, base)
     assert cut(one, adapted) == cut(one, base)  # B is still zero
     assert cut(two, adapted) != cut(two, base)
+
+
+def test_previews_stand_on_the_canvas_that_was_fitted_whatever_its_boxes(
+    clean, tmp_path, monkeypatch
+):
+    """Boxes that were fitted once may miss the canvas when they are fitted again."""
+    boxes = ((0, 0, 96, 96), (96, 0, 48, 48), (96, 48, 48, 48))
+    layout = LayoutSpec(width=144, height=96, boxes=boxes)
+    recipe = STORY.model_copy(update={"layout": layout})
+    recipe.__dict__.pop("canvas", None)
+    seen = []
+    noise = session.panel_noise
+    monkeypatch.setattr(
+        session, "panel_noise", lambda where, *a: seen.append(where) or noise(where, *a)
+    )
+    monkeypatch.setattr(Layout, "resized", None)
+    attach(clean, rank=1, alpha=1, targets="attention", seed=0)
+    make_preview(clean, recipe, [CAPTION], resolution=100, seed=0, folder=tmp_path)(1, False)
+    assert set(seen) == {recipe.canvas.fit(recipe.canvas.sizes, 100**2, 16)}

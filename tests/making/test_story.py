@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -16,7 +17,7 @@ from iclora.making.story import Story, extend, reroll, windows
 from iclora.progress import Cancelled, Progress
 from iclora.settings import MakeSettings
 from tests.conftest import CAPTION, picture
-from tests.making.helpers import SIZE, STORY, carry_noise, told
+from tests.making.helpers import SIZE, STORY, carry_noise, run, told
 
 TALE = Story("A day at sea.", tuple(f"<Ana> and wave number {n}." for n in range(1, 8)))
 
@@ -34,6 +35,48 @@ def test_a_panel_made_again_leaves_the_others_as_they_were(clean, tmp_path):
     known = picture(96, 64, 1)
     made = complete(clean, CAPTION, {1: known}, **told())
     assert reroll(clean, made, [3], seed=9).panels[0].tobytes() == known.tobytes()
+
+
+def test_a_panel_made_again_on_another_machine_names_this_one(clean, tmp_path):
+    made = generate(clean, CAPTION, **told(steps=1))
+    old = made.request.model_copy(
+        update={
+            "device": "cuda",
+            "dtype": "bf16",
+            "precision": "int8",
+            "versions": {"iclora": "0.1.9"},
+            "base": "elsewhere/tiny",
+        }
+    )
+    again = reroll(clean, dataclasses.replace(made, request=old), {2}, seed=9)
+    for name in ("device", "dtype", "precision", "versions", "base"):
+        assert getattr(again.request, name) == getattr(made.request, name)
+    # Its own request makes it again.
+    kept = {n: made.panels[n - 1] for n in (1, 3)}
+    latents = {n: made.latents[n - 1] for n in (1, 3)}
+    repeated = run(clean, again.request, kept, latents)
+    assert repeated.composite.tobytes() == again.composite.tobytes()
+
+
+def test_a_set_made_again_on_other_weights_is_refused(clean):
+    made = generate(clean, CAPTION, **told(steps=1))
+    other = made.request.model_copy(update={"base_fingerprint": "0" * 64})
+    with pytest.raises(SettingsError, match="not those this request was made with"):
+        reroll(clean, dataclasses.replace(made, request=other), {2}, seed=9)
+
+
+def test_a_completed_set_is_made_again_as_it_was_completed_unless_told_otherwise(clean):
+    given = {1: picture(96, 64, 1)}
+    how = {"mode": "boost", "boost": 3.0, "resample": 1, "resample_from": 0.8}
+    made = complete(clean, CAPTION, given, **told(steps=1, **how))
+    again = reroll(clean, made, [3], seed=9).request
+    assert {name: getattr(again, name) for name in how} == how
+    other = reroll(clean, made, [3], seed=9, mode="resample", resample_from=0.5).request
+    assert (other.mode, other.resample, other.resample_from) == ("resample", 1, 0.5)
+    plain = complete(clean, CAPTION, given, **told(steps=1))
+    assert reroll(clean, plain, [3], seed=9, mode="resample").request.resample == 3
+    generated = generate(clean, CAPTION, **told(steps=1))
+    assert reroll(clean, generated, [3], seed=9).request.mode == "sdedit"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""What `generate` and `complete` are told, turned into asks; requests repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from iclora.errors import SettingsError
+from iclora.making.asks import asks_of, base_of, machine_for, open_sources
+from iclora.making.made import GeneratedSet
+from iclora.making.session import Session, complete, generate
+from iclora.settings import CompleteSettings, GenerateSettings, RerollSettings
+from iclora.vlm import Captioner
+from iclora.vlm.base import Answer
+from tests.conftest import CAPTION
+from tests.making.helpers import told
+
+OLD = Path(__file__).parents[1] / "data" / "v0.2"
+TINY = {"base": "tiny", "recipe": "film-storyboard", "size": "96x192", "steps": 1}
+
+
+def asks(model, settings, **more):
+    return asks_of(settings, model, open_sources(settings), **more)
+
+
+def test_every_prompt_has_as_many_asks_as_sets_are_wanted_with_seeds_one_apart(clean, tmp_path):
+    (tmp_path / "more.txt").write_text(CAPTION.replace("Ana", "Bo") + "\n\n")
+    settings = GenerateSettings(
+        **TINY, prompt=(CAPTION,), prompts=str(tmp_path / "more.txt"), count=2, seed=3
+    )
+    found = asks(clean, settings)
+    single = generate(clean, CAPTION, seed=4, **told(steps=1)).request
+    assert [("Bo" in ask.request.prompt) for ask in found] == [False, False, True, True]
+    assert found[1].request == single
+    assert found[0].request.seeds == found[2].request.seeds != found[1].request.seeds
+    assert len(asks(clean, settings.model_copy(update={"best_of": 3, "score": "toyland"}))) == 12
+
+
+def test_latents_beside_a_given_panel_are_taken_if_this_vae_made_them(clean, tmp_path):
+    made = generate(clean, CAPTION, **told(steps=1))
+    for name, vae in (("mine", made.vae), ("other", "0" * 64)):
+        folder = GeneratedSet(made.composite, made.panels, made.request, made.latents, vae).save(
+            tmp_path / name
+        )
+        settings = CompleteSettings(
+            **TINY, prompt=(CAPTION,), given={2: str(folder / "panel-2.png")}
+        )
+        (ask,) = asks(clean, settings)
+        assert ask.given[2].tobytes() == made.panels[1].tobytes()
+        assert bool(ask.request.given[2].latents) == (name == "mine")
+        if name == "mine":
+            assert ask.latents[2].equal(made.latents[1])
+
+
+def test_a_request_is_repeated_to_the_same_bytes_with_its_latents(clean, lora, tmp_path):
+    first = generate(clean, CAPTION, **told(steps=1))
+    made = complete(
+        clean, CAPTION, {1: first.panels[0]}, latents={1: first.latents[0]}, **told(steps=1)
+    )
+    folder = made.save(tmp_path / "0001")
+    settings = GenerateSettings(request=str(folder / "request.json"))
+    sources = open_sources(settings)
+    assert (sources.base, sources.machine.device, sources.machine.dtype) == ("tiny", "cpu", "fp32")
+    (ask,) = asks_of(settings, clean, sources)
+    again = next(made for _, made in Session(clean).make([ask]))
+    assert again.composite.tobytes() == made.composite.tobytes()
+    assert again.request.model_dump() == made.request.model_dump()
+
+
+@pytest.mark.parametrize("name", ["0001", "0002"])
+def test_a_request_of_version_0_2_repeats_to_the_same_picture(clean, name, monkeypatch):
+    monkeypatch.chdir(OLD)
+    folder = OLD / "made" / name
+    settings = GenerateSettings(request=str(folder / "request.json"))
+    sources = open_sources(settings)
+    assert sources.request.dtype == "fp32"
+    assert sources.request.precision == "full"
+    assert sorted(sources.given) == ([1] if name == "0002" else [])
+    (ask,) = asks_of(settings, clean, sources)
+    again = next(made for _, made in Session(clean).make([ask]))
+    before = GeneratedSet.load(folder)
+    assert again.composite.tobytes() == before.composite.tobytes()
+    assert [p.tobytes() for p in again.panels] == [p.tobytes() for p in before.panels]
+    for one, other in zip(again.latents, before.latents, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    # Written again, it is spelled as requests are now.
+    text = json.loads(again.request.model_dump_json())
+    assert (text["dtype"], text["precision"], "known" in text) == ("fp32", "full", False)
+
+
+def test_what_a_request_decides_must_not_be_set_beside_it(tmp_path):
+    settings = GenerateSettings(request="r.json", seed=3, steps=9, out="x", device="cpu")
+    with pytest.raises(SettingsError, match="already decides what `seed`, `steps` would"):
+        open_sources(settings)
+
+
+def test_a_machine_is_the_requests_where_nothing_else_was_set(clean):
+    request = generate(clean, CAPTION, **told(steps=1)).request
+    assert machine_for(RerollSettings(set="x", panel=(1,)), request).precision == "full"
+    other = RerollSettings(set="x", panel=(1,), dtype="bf16", precision="int8", device="auto")
+    found = machine_for(other, request)
+    assert (found.device, found.dtype, found.precision) == ("cpu", "bf16", "int8")
+    assert machine_for(GenerateSettings(device="auto")).device == "auto"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (GenerateSettings(base="tiny"), "there is no prompt"),
+        (GenerateSettings(prompt=("x",)), "no base is given"),
+        (GenerateSettings(base="tiny", prompt=("x",)), "no recipe is known"),
+        (GenerateSettings(base="tiny", idea=("x",)), "somebody to write"),
+        (CompleteSettings(base="tiny", prompt=("x",)), "no panel is given"),
+        (GenerateSettings(base="tiny", prompts="none.txt"), r"none\.txt cannot be read"),
+    ],
+)
+def test_what_is_missing_is_said_before_a_base_is_opened(settings, says):
+    with pytest.raises(SettingsError, match=says):
+        open_sources(settings)
+    with pytest.raises(SettingsError, match="no base is given"):
+        base_of(None)
+
+
+class Writer(Captioner):
+    """Writes the same prompt out of every idea."""
+
+    def __init__(self):
+        super().__init__("writer", notices=["pictures and instructions go to a server"])
+
+    def answer(self, asks):
+        texts = ["an overview", "one", "two", "three"]
+        for number, _ in enumerate(asks):
+            yield number, Answer(json.dumps({"overview": texts[0], "panels": texts[1:]}))
+
+
+def test_ideas_are_written_out_by_a_captioner(clean, monkeypatch):
+    monkeypatch.setattr("iclora.making.asks.load_captioner", lambda *_, **__: Writer())
+    settings = GenerateSettings(**TINY, idea=("a day at sea",), captioner="openai:x")
+    warned, said = [], []
+    (ask,) = asks(clean, settings, warn=warned.append, say=said.append)
+    assert ask.request.prompt == said[0]
+    assert "[SCENE-2] two" in said[0]
+    assert warned[0] == "the idea and its instruction go to a server"
+
+
+def test_notes_are_said_once_for_all_prompts(clean):
+    settings = GenerateSettings(**TINY, prompt=(CAPTION, CAPTION), boost=3.0)
+    warned = []
+    asks(clean, settings, warn=warned.append)
+    assert warned == ["`boost` has no effect in mode sdedit"]
