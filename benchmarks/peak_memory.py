@@ -34,9 +34,9 @@ from iclora.models.quantize import quantize
 from iclora.models.registry import pick_device
 from iclora.settings import TrainSettings, read_settings
 from iclora.train.costs import Costs, Kernels
-from iclora.train.folder import TrainState
+from iclora.train.loop import apply_step
 from iclora.train.plan import find_canvases
-from iclora.train.run import apply_step
+from iclora.train.state import TrainState
 
 GB = 10**9
 DEV = "black-forest-labs/FLUX.1-dev"

@@ -243,11 +243,34 @@ def config(make_dataset, tmp_path):
     return make
 
 
+def after_step(step, act):
+    """Progress that does something right after an optimizer step."""
+    from iclora.progress import Progress
+
+    def show(event):
+        if event.what == "training" and event.done == step:
+            act()
+
+    return Progress(show)
+
+
 def stop_after(step):
     """What Ctrl-C does, right after a step."""
+    return after_step(step, lambda: os.kill(os.getpid(), signal.SIGINT))
 
-    def on_step(report):
-        if report.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
 
-    return on_step
+def encoded(model, settings, folder):
+    """The sets of a run as its objective takes them."""
+    from iclora.progress import Progress
+    from iclora.sets.check import accept, check_dataset
+    from iclora.sets.dataset import open_dataset
+    from iclora.train.cache import Encoded, encode
+    from iclora.train.workers import Workers
+
+    dataset = open_dataset(settings.data)
+    reports = check_dataset(dataset, resolutions=settings.resolutions, grid=model.grid)
+    sets, empty = encode(
+        model, accept(dataset, reports), folder, workers=Workers(model.device), progress=Progress()
+    )
+    usual = tuple(number - 1 for number in dataset.recipe.usually_known)
+    return Encoded(tuple(sets), empty, usual)

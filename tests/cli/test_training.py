@@ -16,7 +16,7 @@ TRAIN += ["--preview-every", "0"]
 
 
 def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, run, monkeypatch):
-    import iclora.train.run as room
+    import iclora.train.loop as room
 
     real = room.apply_step
 

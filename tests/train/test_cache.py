@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from iclora.errors import RunError
 from iclora.sets.dataset import open_dataset
-from iclora.train.cache import encode_dataset
-from tests.conftest import CAPTION, picture
+from tests.conftest import CAPTION, encoded, picture
 
 
 @pytest.fixture
-def encode(tiny, make_dataset, tmp_path, monkeypatch):
+def encode(tiny, config, tmp_path, monkeypatch):
     """Encode a dataset; returns the result and how often each encoder ran."""
-    root = make_dataset()
+    root = Path(config().data)
     counts = {"text": 0, "image": 0}
     for kind in counts:
         real = getattr(tiny, f"encode_{kind}")
@@ -28,9 +29,7 @@ def encode(tiny, make_dataset, tmp_path, monkeypatch):
 
     def run():
         counts.update(text=0, image=0)
-        result = encode_dataset(
-            tiny, open_dataset(root), resolutions=(64, 96), upscale=False, folder=tmp_path / "c"
-        )
+        result = encoded(tiny, config(), tmp_path / "c")
         return result, dict(counts)
 
     run.root = root

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from iclora.errors import RunError, StorageError
-from iclora.train.run import resume_config, train
-from tests.conftest import picture, stop_after
+from iclora.train.run import resume_settings, train
+from tests.conftest import after_step, picture, stop_after
 
 
 def test_a_run_stopped_and_resumed_gives_the_same_bytes_as_one_that_was_not(clean, config):
     whole = train(config("whole"), clean)
-    result = train(config("parts"), clean, on_step=stop_after(3))
+    result = train(config("parts"), clean, progress=stop_after(3))
     assert (result.finished, result.step) == (False, 3)
     assert not result.adapter.exists()
-    result = train(config("parts"), clean, resume=True, on_step=stop_after(5))
+    result = train(config("parts"), clean, resume=True, progress=stop_after(5))
     assert result.step == 5
     result = train(config("parts"), clean, resume=True)
     assert result.adapter.read_bytes() == whole.adapter.read_bytes()
@@ -30,12 +30,11 @@ def test_a_run_stopped_and_resumed_gives_the_same_bytes_as_one_that_was_not(clea
 def test_a_run_killed_between_checkpoints_takes_the_lost_steps_again(clean, config):
     whole = train(config("whole"), clean)
 
-    def killed(report):
-        if report.step == 5:
-            raise SystemExit  # nothing after this line runs, as after SIGKILL
+    def killed():
+        raise SystemExit  # nothing after this line runs, as after SIGKILL
 
     with pytest.raises(SystemExit):
-        train(config("parts"), clean, on_step=killed)
+        train(config("parts"), clean, progress=after_step(5, killed))
     result = train(config("parts"), clean, resume=True)
     assert result.adapter.read_bytes() == whole.adapter.read_bytes()
     rows = (result.folder / "log.jsonl").read_text().splitlines()
@@ -44,7 +43,7 @@ def test_a_run_killed_between_checkpoints_takes_the_lost_steps_again(clean, conf
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(clean, config):
     whole = train(config("whole"), clean)
-    train(config("parts"), clean, on_step=stop_after(5))
+    train(config("parts"), clean, progress=stop_after(5))
     newest = config("parts").out + "/checkpoints/step-000005"
     state = Path(newest, "state.safetensors")
     state.write_bytes(state.read_bytes()[:5000])
@@ -56,7 +55,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(clean, config)
 
 def test_with_no_whole_checkpoint_a_resumed_run_starts_anew(clean, config):
     whole = train(config("whole"), clean)
-    train(config("parts"), clean, on_step=stop_after(1))
+    train(config("parts"), clean, progress=stop_after(1))
     for state in Path(config("parts").out).rglob("state.safetensors"):
         state.write_bytes(b"")
     said = []
@@ -88,7 +87,7 @@ def test_the_adapter_is_the_average_of_the_weights_unless_told_otherwise(clean, 
 
 def test_changed_data_is_noticed_on_resuming(clean, config):
     settings = config()
-    train(settings, clean, on_step=stop_after(2))
+    train(settings, clean, progress=stop_after(2))
     picture(64, 32, seed=77).save(Path(settings.data, "0001", "1.png"))
     said = []
     train(settings, clean, resume=True, warn=said.append)
@@ -99,7 +98,7 @@ def test_another_base_under_the_same_name_does_not_go_on_with_a_run(clean, confi
     from iclora.models.flux.model import FluxModel
     from iclora.models.tiny import write_tiny
 
-    train(config(), clean, on_step=stop_after(2))
+    train(config(), clean, progress=stop_after(2))
     write_tiny(tmp_path / "other", seed=1)
     other = FluxModel(tmp_path / "other", "tiny", clean.device, clean.dtype)
     with pytest.raises(RunError, match="not those this run was started with"):
@@ -108,12 +107,12 @@ def test_another_base_under_the_same_name_does_not_go_on_with_a_run(clean, confi
 
 def test_a_damaged_checkpoint_never_pushes_out_a_whole_one(clean, config):
     settings = config(keep=1, save_every=1)
-    train(settings, clean, on_step=stop_after(4))
+    train(settings, clean, progress=stop_after(4))
     folder = Path(settings.out, "checkpoints")
     (folder / "step-000900").mkdir()
     (folder / "step-1000000").mkdir()
     said = []
-    train(settings, clean, resume=True, on_step=stop_after(5), warn=said.append)
+    train(settings, clean, resume=True, progress=stop_after(5), warn=said.append)
     kept = sorted(p.name for p in folder.iterdir())
     assert kept == ["damaged-step-000900", "damaged-step-1000000", "step-000005"]
     assert len(said) == 2
@@ -126,7 +125,7 @@ def test_a_full_disk_ends_a_run_with_a_clear_error_and_keeps_its_checkpoint(
     from pathlib import Path
 
     settings = config()
-    train(settings, clean, on_step=stop_after(2))
+    train(settings, clean, progress=stop_after(2))
     real = Path.write_bytes
 
     def full(self, data):
@@ -149,9 +148,9 @@ def test_a_run_is_resumed_from_another_folder_whatever_lies_around(
     (tmp_path / "here" / "film-storyboard").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     settings = config(data="../data", cache="kept", recipe="film-storyboard")
-    train(settings, clean, on_step=stop_after(2))
+    train(settings, clean, progress=stop_after(2))
     monkeypatch.chdir(tmp_path)
-    resumed = resume_config(settings.out, {})
+    resumed = resume_settings(settings.out, {})
     assert resumed.recipe == "film-storyboard"
     assert resumed.cache == str(tmp_path / "here" / "kept")
     assert train(resumed, clean, resume=True).finished

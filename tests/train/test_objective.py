@@ -10,23 +10,16 @@ import torch
 from iclora.adapter import attach
 from iclora.models import flow
 from iclora.models.base import Given
-from iclora.sets.dataset import open_dataset
 from iclora.sets.layout import token_mask
-from iclora.train.cache import encode_dataset
 from iclora.train.objective import Sample, accumulate, draw_given
+from tests.conftest import encoded
 
 
 @pytest.fixture
 def case(clean, config, tmp_path):
     """A dataset of three sets and a LoRA whose B is not zero."""
     settings = config(batch=4, conditional=1.0, micro_batch=1)
-    data = encode_dataset(
-        clean,
-        open_dataset(settings.data),
-        resolutions=settings.resolutions,
-        upscale=False,
-        folder=tmp_path / "cache",
-    )
+    data = encoded(clean, settings, tmp_path / "cache")
     parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -75,7 +68,7 @@ def test_the_loss_is_that_of_the_unknown_tokens_alone_and_each_sample_weighs_the
                 z[None],
                 sigma.float(),
                 [entry.text()],
-                layout.size,
+                (layout.width, layout.height),
                 1.0,
                 Given(mask, clean=True, isolated=isolate),
             )[0].double()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from iclora.train.run import resume_config, train
+from iclora.train.run import resume_settings, train
 
 OLD = Path(__file__).parents[1] / "data" / "v0.2"
 
@@ -19,7 +19,7 @@ def test_a_run_of_version_0_2_is_resumed_to_the_adapter_it_would_have_become(
     for name in ("run", "sets"):
         shutil.copytree(OLD / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    config = resume_config("run", {"trackers": []})
+    config = resume_settings("run", {"trackers": []})
     assert config.precision == "full"  # version 0.2 wrote "base"
     said: list[str] = []
     result = train(config, clean, resume=True, warn=said.append)

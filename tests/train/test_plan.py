@@ -14,8 +14,9 @@ from iclora.models.flux.model import FluxModel
 from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.settings import TrainSettings, read_settings
 from iclora.toyland.tasks import TASKS, write_sets
+from iclora.train.card import GB, Card, find_card
 from iclora.train.costs import Costs
-from iclora.train.plan import GB, Card, choose, find_canvases, find_card, plan_run
+from iclora.train.plan import choose, find_canvases, plan_run
 from iclora.train.run import train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -61,8 +62,8 @@ def peak(small):
 
 def test_where_there_is_room_nothing_is_quantised_or_recomputed(ask):
     found = ask(10 * GB)
-    assert (found.config.precision, found.config.recompute) == ("full", 0)
-    assert found.config.micro_tokens == 4 * (768**2 // 256 + 128)
+    assert (found.settings.precision, found.settings.recompute) == ("full", 0)
+    assert found.settings.micro_tokens == 4 * (768**2 // 256 + 128)
 
 
 def test_more_memory_never_recomputes_more_nor_quantises_more(ask, peak):
@@ -71,7 +72,7 @@ def test_more_memory_never_recomputes_more_nor_quantises_more(ask, peak):
     before = None
     for usable in torch.linspace(least, most, 12).tolist():
         found = ask(usable)
-        now = (order.index(found.config.precision), found.recomputed)
+        now = (order.index(found.settings.precision), found.recomputed)
         assert before is None or now <= before
         assert found.peak <= found.card.usable <= usable + 1
         before = now
@@ -80,30 +81,30 @@ def test_more_memory_never_recomputes_more_nor_quantises_more(ask, peak):
 
 def test_as_few_blocks_are_recomputed_as_fit(ask, peak):
     found = ask(peak("full", 3))
-    assert (found.config.precision, found.config.recompute) == ("full", 3)
+    assert (found.settings.precision, found.settings.recompute) == ("full", 3)
     assert peak("full", 2) > found.card.usable
 
 
 def test_what_the_user_set_is_left_as_it_is(ask, peak):
     found = ask(10 * GB, precision="nf4", recompute=5, micro_tokens=0)
-    assert (found.config.precision, found.config.recompute, found.config.micro_tokens) == (
+    assert (found.settings.precision, found.settings.recompute, found.settings.micro_tokens) == (
         "nf4",
         5,
         0,
     )
-    assert ask(10 * GB, gradient_checkpointing=True).config.recompute == 7
-    assert ask(10 * GB, gradient_checkpointing=False).config.recompute == 0
+    assert ask(10 * GB, gradient_checkpointing=True).settings.recompute == 7
+    assert ask(10 * GB, gradient_checkpointing=False).settings.recompute == 0
     with pytest.raises(
-        SettingsError, match=r"full with 1 of 7 blocks(.|\n)*Leave precision, recomp"
+        SettingsError, match=r"full with 1 of 7 blocks(.|\n)*Leave `precision`, `recomp"
     ):
         ask(peak("full", 3), precision="full", recompute=1)
 
 
 def test_more_sets_at_a_time_are_counted(ask, peak):
     one, many = ask(peak("full", 0)), ask(peak("full", 0), micro_batch=2)
-    assert one.config.recompute == 0
-    assert (many.config.recompute, many.config.precision) != (0, "full")
-    assert one.config.micro_tokens < 2 * (768**2 // 256 + 128)
+    assert one.settings.recompute == 0
+    assert (many.settings.recompute, many.settings.precision) != (0, "full")
+    assert one.settings.micro_tokens < 2 * (768**2 // 256 + 128)
 
 
 def test_given_panels_are_counted(ask):
@@ -117,7 +118,7 @@ def test_where_nothing_fits_it_is_told_how_much_is_lacking_and_what_would_fit(as
         ask(peak("nf4", 7) - short)
     assert "nf4 with 7 of 7 blocks recomputed takes" in error.value.problem
     assert "0.002 GB more than the 0.0" in error.value.problem
-    assert error.value.advice == "Use smaller canvases: --resolutions 256 512 fits."
+    assert error.value.advice == "Use smaller canvases: `resolutions` 256 512 fits."
 
 
 def test_encoders_that_do_not_fit_are_named():
@@ -167,7 +168,7 @@ def test_a_speed_is_measured_here_and_never_made_up(tiny, make_dataset):
     away = plan_run(config.model_copy(update={"vram": 24.0, "device": "auto"}), here=False)
     assert away.seconds is None or torch.cuda.is_available()
     if away.seconds is None:
-        assert "not predicted: --vram names no device" in str(away)
+        assert "not predicted: `vram` names no device" in str(away)
 
 
 def test_a_base_of_another_family_cannot_be_planned_for():
@@ -259,7 +260,7 @@ def test_train_follows_the_plan_and_a_resumed_run_does_not_plan_again(tmp_path, 
     assert main(["train", "--resume", str(out), "--steps", "2"]) == 0
     assert "precision " not in capsys.readouterr().out
     assert main(["train", "--resume", str(out), "--steps", "3", "--vram", "8"]) == 2
-    assert "a resumed run cannot change vram" in capsys.readouterr().err
+    assert "a resumed run cannot change `vram`" in capsys.readouterr().err
 
 
 def test_a_wish_that_nobody_has_planned_for_is_not_ignored(tiny):

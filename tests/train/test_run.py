@@ -14,25 +14,14 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from iclora.adapter import Adapter, attach
+from iclora.adapter import Adapter, attach, lora_parameters
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.models import flow, load_model
-from iclora.sets.dataset import open_dataset
-from iclora.train.cache import encode_dataset
+from iclora.progress import Progress
+from iclora.sets.layout import Layout
 from iclora.train.objective import Sample, accumulate, schedule
-from iclora.train.run import resume_config, train
-from tests.conftest import CAPTION
-
-
-def encoded(model, config, folder):
-    return encode_dataset(
-        model,
-        open_dataset(config.data),
-        resolutions=config.resolutions,
-        upscale=config.upscale,
-        folder=folder,
-    )
-
+from iclora.train.run import resume_settings, train
+from tests.conftest import CAPTION, after_step, encoded
 
 # -- the gradient -------------------------------------------------------------------------------
 
@@ -145,8 +134,13 @@ def test_grouping_and_recomputing_do_not_change_the_gradient(gradient_case, chan
 
 def test_training_makes_the_loss_smaller(clean, config):
     losses = []
+
+    def keep(event):
+        if event.what == "training":
+            losses.append(event.values["loss"])
+
     settings = config(steps=60, batch=2, lr=0.01, resolutions=(64,), save_every=100)
-    train(settings, clean, on_step=lambda report: losses.append(report.loss))
+    train(settings, clean, progress=Progress(keep))
     assert np.mean(losses[-15:]) < 0.9 * np.mean(losses[:15])
 
 
@@ -196,13 +190,13 @@ def test_a_run_writes_what_its_users_look_for(clean, config):
     info = Adapter.load(result.adapter).info
     assert (info.rank, info.alpha, info.steps, info.base) == (4, 6, 6, "tiny")
     assert info.recipe.name == "film-storyboard"
-    assert info.layout.width == 1024
+    assert Layout.from_json(info.layout).width == 1024
     assert result.finished
 
 
 def test_a_folder_with_a_run_is_not_trained_into_again(clean, config, tmp_path):
     train(config(), clean)
-    with pytest.raises(RunError, match=r"already holds a run\nGo on with it by `iclora train --re"):
+    with pytest.raises(RunError, match=r"already holds a run\nResume it"):
         train(config(), clean)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").write_text("x")
@@ -224,18 +218,18 @@ def test_bad_data_stops_a_run_before_anything_is_written(clean, config, tmp_path
 def test_a_resumed_run_may_be_longer_but_not_another_run(clean, config):
     settings = config()
     train(settings, clean)
-    longer = resume_config(settings.out, {"steps": "8"})
+    longer = resume_settings(settings.out, {"steps": "8"})
     assert (longer.steps, longer.rank) == (8, 4)
     assert train(longer, clean, resume=True).step == 8
-    with pytest.raises(RunError, match="cannot change out, rank"):
-        resume_config(settings.out, {"rank": "8", "out": "x"})
+    with pytest.raises(RunError, match="cannot change `out`, `rank`"):
+        resume_settings(settings.out, {"rank": "8", "out": "x"})
     said = []
-    assert resume_config(settings.out, {"lr": "1e-5"}, said.append).lr == 1e-5
+    assert resume_settings(settings.out, {"lr": "1e-5"}, said.append).lr == 1e-5
     assert "differs from an unstopped run" in said[0]
     with pytest.raises(SettingsError):
-        resume_config(settings.out, {"steps": "x"})
+        resume_settings(settings.out, {"steps": "x"})
     with pytest.raises(RunError, match="holds no run"):
-        resume_config(settings.data, {})
+        resume_settings(settings.data, {})
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_step_and_sets(clean, config, monkeypatch):
@@ -247,15 +241,12 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_sets(clean, config
 def test_an_infinite_gradient_stops_the_run_before_any_weight_is_changed(clean, config):
     settings = config(save_every=1)
 
-    def poison(report):
-        if report.step == 1:
-            from iclora.adapter import lora_parameters
-
-            parameter = next(iter(lora_parameters(clean).values()))
-            parameter.register_hook(lambda grad: grad * float("inf"))
+    def poison():
+        parameter = next(iter(lora_parameters(clean).values()))
+        parameter.register_hook(lambda grad: grad * float("inf"))
 
     with pytest.raises(RunError, match=r"gradient became (inf|nan) at step 2"):
-        train(settings, clean, on_step=poison)
+        train(settings, clean, progress=after_step(1, poison))
     assert train(settings, clean, resume=True).finished
 
 
@@ -269,7 +260,7 @@ def test_a_loss_that_leaves_what_it_had_reached_stops_the_run_and_single_ones_do
         calls.append(None)
         return factors.get(len(calls), 1.0) * real(*given)
 
-    monkeypatch.setattr("iclora.train.run.accumulate", rising)
+    monkeypatch.setattr("iclora.train.loop.accumulate", rising)
     settings = config(steps=60, save_every=20, resolutions=(64,))
     with pytest.raises(RunError, match=r"loss has risen .* by step 5\d, last on sets 000\d, 000\d"):
         train(settings, clean)
@@ -298,8 +289,6 @@ def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, conf
         assert recipe.name == "film-storyboard"
 
         def preview(step, write):
-            from iclora.adapter import lora_parameters
-
             assert write
             seen.append((step, {k: v.detach().clone() for k, v in lora_parameters(clean).items()}))
 
@@ -355,9 +344,9 @@ def test_a_resumed_run_keeps_its_precision_and_says_so_if_told_another(config, c
     quantised = load_model("tiny", device="cpu", precision="int8")
     train(config(steps=1, save_every=1, precision="int8", recompute=2), quantised)
     folder = config().out
-    kept = resume_config(folder, {"steps": 2})
+    kept = resume_settings(folder, {"steps": 2})
     assert (kept.precision, kept.recompute, kept.compile) == ("int8", 2, False)
     told = []
-    assert resume_config(folder, {"precision": "nf4"}, told.append).precision == "nf4"
+    assert resume_settings(folder, {"precision": "nf4"}, told.append).precision == "nf4"
     assert "precision" in told[0]
     assert train(kept, quantised, resume=True).finished

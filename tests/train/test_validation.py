@@ -8,24 +8,16 @@ import torch
 
 from iclora.errors import DatasetError, SettingsError
 from iclora.models import flow
-from iclora.sets.dataset import open_dataset
 from iclora.sets.layout import token_mask
-from iclora.train.cache import encode_dataset
 from iclora.train.run import train
 from iclora.train.validation import LEVELS, best_step, hold_out, measure
-from tests.conftest import stop_after
+from tests.conftest import encoded, stop_after
 
 
 @pytest.fixture
 def sets(clean, config, tmp_path):
-    settings = config()
-    return encode_dataset(
-        clean,
-        open_dataset(settings.data),
-        resolutions=(64,),
-        upscale=False,
-        folder=tmp_path / "cache",
-    ).sets
+    settings = config(resolutions=(64,))
+    return encoded(clean, settings, tmp_path / "cache").sets
 
 
 def rows(folder):
@@ -42,7 +34,9 @@ def test_the_measure_is_the_mean_velocity_error_by_level_and_panel(clean, sets):
             eps = torch.randn(x0.shape, generator=rng).double()
             z = ((1 - level) * x0 + level * eps).float()[None]
             v = (
-                clean.velocity(z, torch.tensor([level]), [entry.text()], layout.size, 1.0)[0]
+                clean.velocity(
+                    z, torch.tensor([level]), [entry.text()], (layout.width, layout.height), 1.0
+                )[0]
                 .detach()
                 .double()
             )
@@ -64,11 +58,12 @@ def test_a_set_stays_held_out_when_others_join(sets):
             self.name = name
 
     names = [Named(f"{i:04d}") for i in range(40)]
-    _, few = hold_out(names[:20], 0.2, 0)
+    kept, few = hold_out(names[:20], 0.2, 0)
     _, more = hold_out(names, 0.1, 0)
     assert len(few) == len(more) == 4
-    assert set(more) & set(range(20)) <= set(few)
-    assert hold_out(names, 0.0, 0) == (list(range(40)), [])
+    assert set(more) & set(names[:20]) <= set(few)
+    assert sorted([*kept, *few], key=lambda s: s.name) == names[:20]
+    assert hold_out(names, 0.0, 0) == (names, [])
     assert hold_out(names, 0.2, 1) != hold_out(names, 0.2, 0)
 
 
@@ -78,7 +73,7 @@ def test_held_out_sets_are_measured_at_every_checkpoint_and_never_trained_on(cle
     assert [row["step"] for row in found] == [0, 2, 4]
     _, held = hold_out([type("S", (), {"name": f"{i:04d}"}) for i in (1, 2, 3)], 0.34, 0)
     log = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
-    assert f"{held[0] + 1:04d}" not in {name for row in log for name in row["sets"]}
+    assert held[0].name not in {name for row in log for name in row["sets"]}
     assert (result.folder / "validation.png").read_bytes()[:4] == b"\x89PNG"
     assert result.best == best_step(found)
 
@@ -107,7 +102,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_becomes_a_file(clean, confi
 def test_measuring_does_not_change_a_run_and_goes_on_after_a_stop(clean, config):
     whole = train(config(held_out=0.34), clean)
     settings = config("other", held_out=0.34)
-    assert not train(settings, clean, on_step=stop_after(3)).finished
+    assert not train(settings, clean, progress=stop_after(3)).finished
     again = train(settings, clean, resume=True)
     assert again.adapter.read_bytes() == whole.adapter.read_bytes()
     # The stop left a checkpoint of its own; the rest is measured at the same steps, alike.
@@ -124,7 +119,7 @@ def test_further_sets_can_be_measured_instead(clean, config, make_dataset):
 
 
 def test_a_share_beside_a_folder_and_holding_out_everything_are_refused(clean, config):
-    with pytest.raises(SettingsError, match="leave it out beside validation"):
+    with pytest.raises(SettingsError, match="leave it out beside `validation`"):
         config(held_out=0.1, validation="x")
     with pytest.raises(DatasetError, match="all of them would be held out"):
         train(config(held_out=0.9), clean)

@@ -52,10 +52,10 @@ def _read_run(given: dict[str, Any], console: Console) -> RunSettings:
         return read_settings(RunSettings, given.get("run_file"), given)
     if given.get("run_file"):
         raise SettingsError("a resumed run has its own settings", "Leave the run file out.")
-    from iclora.train.run import resume_config
+    from iclora.train.run import resume_settings
 
     changes = {name: value for name, value in given.items() if name != "resume"}
-    own = resume_config(folder, changes, _first(console).warn)
+    own = resume_settings(folder, changes, _first(console).warn)
     values = {name: getattr(own, name) for name in own.model_fields_set}
     return RunSettings.model_validate({**values, "resume": folder})
 
@@ -71,7 +71,7 @@ def train(settings: RunSettings, console: Console) -> int:
     if config.vram is not None and not settings.resume:
         chosen = plan_run(config, here=True)
         console.say(str(chosen))
-        config = chosen.config
+        config = chosen.settings
     quiet_loading()
     model = load_model(config.base, config.device, config.dtype, precision=config.precision)
     kept = "" if model.precision == "full" else f", its blocks in {model.precision}"
@@ -120,8 +120,7 @@ def _train(
             resume=resume,
             make_preview=previewer,
             warn=console.warn,
-            on_encode=lambda what, done, total: progress(f"encoding {what}", done, total),
-            on_step=lambda r: progress("training", r.step, r.steps, f"loss {r.loss:.4f}"),
+            progress=progress,
         )
 
 

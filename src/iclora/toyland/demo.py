@@ -74,13 +74,7 @@ def run_demo(
     say(f"   {told.whole} of {told.drawn} captioned, {told.true:.0%} of what they state is true")
     say("2. composing them, tuning an adapter on them")
     adapter, seconds = tune(
-        model,
-        task,
-        out / "tuning",
-        sets=sets,
-        steps=tuning,
-        conditional=CONDITIONAL,
-        on_step=lambda r: bar("training", r.step, r.steps, f"loss {r.loss:.4f}"),
+        model, task, out / "tuning", sets=sets, steps=tuning, conditional=CONDITIONAL, progress=bar
     )
     scores: dict[str, Score] = {}
     for number, (name, lora) in enumerate((("base", None), ("adapter", adapter)), 3):

@@ -11,7 +11,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from iclora.making.request import prepare
 from iclora.making.session import Ask, Session
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
+from iclora.progress import Progress
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.images import write_png
@@ -34,7 +35,7 @@ from iclora.settings import TrainSettings, Wish, settings_of
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
 from iclora.toyland.world import IDENTITY, TOPICS, Canvas, Panel, write_caption
-from iclora.train.run import StepReport, train
+from iclora.train.run import train
 
 __all__ = ["Score", "complete_sets", "full_captions", "generate_sets", "tune", "tuning_config"]
 
@@ -223,7 +224,7 @@ def tune(
     *,
     sets: int = 40,
     seed: int = 0,
-    on_step: Callable[[StepReport], None] | None = None,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> tuple[Adapter, float]:
     """Draw sets of a task, compose them, and tune an adapter on them.
@@ -231,7 +232,7 @@ def tune(
     Args:
         folder: where sets, composites and run go; must not hold the last two yet. Sets that are
             there already, in folder/sets, are taken as they are.
-        on_step: called after every optimizer step.
+        progress: hears of what is encoded and of every optimizer step.
         settings: of `TrainSettings`, over the defaults that fit toyland.
     Returns: the adapter and the seconds its training took, encoding included.
     """
@@ -240,7 +241,7 @@ def tune(
     compose_dataset(open_dataset(folder / "sets"), folder / "data")
     config = tuning_config(model.name, task, folder / "data", folder / "run", seed=seed, **settings)
     began = time.monotonic()
-    result = train(config, model, on_step=on_step)
+    result = train(config, model, progress=progress)
     # Training left its own layers in the denoiser.
     model.release("denoiser")
     return Adapter.load(result.adapter), time.monotonic() - began

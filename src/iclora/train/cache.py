@@ -1,13 +1,13 @@
 """Encode once: latents and prompt embeddings on disk, keyed by content.
 
-A key covers the image or text, the canvas, and the encoder's weights and precision, so an edited
-image or caption, another canvas or another base is encoded anew and nothing else is.
+A key covers the image or text, the canvas, and the encoder's weights and number format, so an
+edited image or caption, another canvas or another base is encoded again and nothing else is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,105 +20,134 @@ from torch import Tensor
 from iclora.errors import RunError
 from iclora.files import digest, write_bytes
 from iclora.models.base import DiffusionModel, Text
-from iclora.sets.check import training_layouts
-from iclora.sets.dataset import Dataset, PanelSet
+from iclora.progress import Progress
+from iclora.sets.check import TrainingSet
 from iclora.sets.layout import Layout
+from iclora.train.workers import Workers
 
-__all__ = ["Encoded", "EncodedSet", "encode_dataset"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being encoded, how many are done, and how many there are."""
+__all__ = ["Encoded", "EncodedSet", "encode"]
 
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """One set ready for training.
-
-    Attributes:
-        layouts: the distinct canvases it trains at.
-    """
+    """One set ready for training."""
 
     name: str
     layouts: tuple[Layout, ...]
+    """The distinct canvases it trains at, the smallest first."""
     _latents: tuple[Path, ...]
     _text: Path
 
     def latents(self, size: int) -> Tensor:
-        """Clean latent tokens (n, c), float32, of its canvas number `size`."""
+        """Read the clean latent tokens (n, c), float32, of its canvas number `size`."""
         return _read(self._latents[size])["latents"].float()
 
     def text(self) -> Text:
+        """Read its prompt embedding."""
         return _read(self._text)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A dataset as tensors on disk.
-
-    Attributes:
-        empty: the embedding of the empty text, for caption dropout.
-        usual: panels that are usually given when such sets are completed, counted from 0.
-    """
+    """Sets as tensors on disk."""
 
     sets: tuple[EncodedSet, ...]
     empty: Text
+    """The embedding of the empty text, for caption dropout."""
     usual: tuple[int, ...] = ()
+    """Panels that are usually given when such sets are completed, counted from 0."""
 
 
-def encode_dataset(
+def encode(
     model: DiffusionModel,
-    dataset: Dataset,
-    *,
-    resolutions: tuple[int, ...],
-    upscale: bool,
+    sets: Sequence[TrainingSet],
     folder: Path,
-    progress: Progress | None = None,
-) -> Encoded:
+    *,
+    workers: Workers,
+    progress: Progress,
+) -> tuple[list[EncodedSet], Text]:
     """Encode what the cache lacks, then free the encoders.
 
-    Text first, then images, so that the two kinds of encoder are never in memory together.
+    Text first, then images, so that the two kinds of encoder are never in memory together. Each
+    process encodes its share, and waits until the others have done theirs.
 
     Args:
-        folder: where the cache lies; it may serve several runs.
+        folder: of the cache; it may serve several runs.
+    Returns: the sets in their order, and the embedding of the empty text.
     Raises: CaptionError over the token limit; ImageError, DatasetError, StorageError.
     """
-    report = progress or (lambda *_: None)
-    captions = ["", *(image_set.caption() for image_set in dataset.sets)]
-    texts = []
-    encoder = f"{model.fingerprint('text')} {model.dtype}"
-    for done, caption in enumerate(captions, 1):
-        path = folder / f"text-{digest(encoder, caption)[:32]}.safetensors"
-        if not _whole(path):
-            write_bytes(path, save(model.encode_text(caption)))
-        texts.append(path)
-        report("captions", done, len(captions))
-    model.release("text")
-    sets = []
+    texts = _encode_texts(model, ["", *(s.caption for s in sets)], folder, workers, progress)
     encoder = f"{model.fingerprint('vae')} {model.dtype}"
-    for done, (image_set, text) in enumerate(zip(dataset.sets, texts[1:], strict=True), 1):
-        panels = image_set.load(dataset.recipe)
-        layouts = training_layouts(
-            dataset.recipe.canvas, panels.sizes, resolutions, model.grid, upscale
+    encoded = [
+        EncodedSet(
+            source.name,
+            source.layouts,
+            tuple(folder / _latents_name(encoder, source, layout) for layout in source.layouts),
+            text,
         )
-        paths = [_encode_image(model, panels, layout, encoder, folder) for layout in layouts]
-        sets.append(EncodedSet(image_set.name, tuple(layouts), tuple(paths), text))
-        report("images", done, len(dataset.sets))
+        for source, text in zip(sets, texts[1:], strict=True)
+    ]
+
+    def encode_set(number: int) -> None:
+        panels = sets[number].load().panels
+        for layout, path in zip(sets[number].layouts, encoded[number]._latents, strict=True):
+            if not _whole(path):
+                latents = model.encode_image(np.asarray(layout.compose(panels)))
+                # float32: under 3 MB a canvas, and no rounding that the encoder did not make.
+                write_bytes(path, save({"latents": latents.to(torch.float32).contiguous()}))
+
+    lacking = [n for n, entry in enumerate(encoded) if not all(map(_whole, entry._latents))]
+    _share_out("encoding images", lacking, len(sets), encode_set, workers, progress)
     model.release("vae")
-    usual = tuple(number - 1 for number in dataset.recipe.usually_known)
-    return Encoded(tuple(sets), _read(texts[0]), usual)
+    return encoded, _read(texts[0])
 
 
-def _encode_image(
-    model: DiffusionModel, panels: PanelSet, layout: Layout, encoder: str, folder: Path
-) -> Path:
-    pixels = (np.asarray(panel).tobytes() for panel in panels.panels)
-    key = digest(encoder, json.dumps(panels.sizes), json.dumps(layout.to_json()), *pixels)
-    path = folder / f"latents-{key[:32]}.safetensors"
-    if not _whole(path):
-        latents = model.encode_image(np.asarray(layout.compose(panels.panels)))
-        # float32: under 3 MB a canvas, and no rounding that the encoder did not make.
-        write_bytes(path, save({"latents": latents.to(torch.float32).contiguous()}))
-    return path
+def _encode_texts(
+    model: DiffusionModel,
+    captions: Sequence[str],
+    folder: Path,
+    workers: Workers,
+    progress: Progress,
+) -> list[Path]:
+    encoder = f"{model.fingerprint('text')} {model.dtype}"
+    paths = [folder / f"text-{digest(encoder, text)[:32]}.safetensors" for text in captions]
+
+    def encode_text(number: int) -> None:
+        write_bytes(paths[number], save(model.encode_text(captions[number])))
+
+    first = {path: number for number, path in reversed(list(enumerate(paths)))}
+    lacking = [
+        number
+        for path, number in sorted(first.items(), key=lambda item: item[1])
+        if not _whole(path)
+    ]
+    _share_out("encoding captions", lacking, len(captions), encode_text, workers, progress)
+    model.release("text")
+    return paths
+
+
+def _share_out(
+    what: str,
+    lacking: Sequence[int],
+    total: int,
+    work: Callable[[int], None],
+    workers: Workers,
+    progress: Progress,
+) -> None:
+    """Do the processes' shares of what is lacking; report what they have done together, about."""
+    workers.wait()  # until all have seen what is lacking: from here on some of it is there
+    there = total - len(lacking)
+    progress(what, there, total)
+    for done, number in enumerate(workers.share(lacking), 1):
+        work(number)
+        progress(what, min(total, there + done * workers.count), total)
+    workers.wait()
+
+
+def _latents_name(encoder: str, source: TrainingSet, layout: Layout) -> str:
+    """The name of a cache entry. It covers the picture files, so that none has to be decoded."""
+    places = json.dumps([source.sizes, layout.to_json()])
+    return f"latents-{digest(encoder, source.digest, places)[:32]}.safetensors"
 
 
 def _whole(path: Path) -> bool:

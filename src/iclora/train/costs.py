@@ -208,17 +208,21 @@ class Costs:
 
     Args:
         outline: the base, in the precision of the run; a LoRA is put on it.
-        config: of it rank, targets, what is given, and previews matter here.
+        settings: of it rank, targets, what is given, and previews matter here.
         kernels: of the device it will run on.
     """
 
-    def __init__(self, outline: Outline, config: TrainSettings, kernels: Kernels) -> None:
-        self.outline, self.config, self.kernels = outline, config, kernels
+    def __init__(self, outline: Outline, settings: TrainSettings, kernels: Kernels) -> None:
+        self.outline, self.settings, self.kernels = outline, settings, kernels
         self._attend: Attend = blockwise if kernels == "cpu" else _fused
         self._shares: dict[tuple[Batch, int, bool], Share] = {}
         self._ends: dict[Batch, tuple[int, Share]] = {}
         lora = attach(
-            outline.model, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=0
+            outline.model,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            targets=settings.targets,
+            seed=0,
         )
         for parameter in lora.values():
             # From a step's second pass on, gradients are there and are added to.
@@ -252,7 +256,7 @@ class Costs:
     def held(self) -> int:
         """Bytes that live all through training: the base; LoRA in float32, with its gradient, two
         moments of AdamW and the average; the decoder of previews."""
-        decoder = _bytes(self.outline.vae) if self.config.preview_every else 0
+        decoder = _bytes(self.outline.vae) if self.settings.preview_every else 0
         return self.weights + 5 * 4 * self.lora + decoder
 
     # -- a step ---------------------------------------------------------------------------------

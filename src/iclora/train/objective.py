@@ -1,6 +1,7 @@
-"""What one step learns from: which samples, at which noise, and the gradient of their loss.
+"""The training objective: which samples a step takes, at which noise, and the gradient of the loss.
 
-All randomness follows from (seed, number of the sample).
+All randomness follows from (seed, number of the sample). The device is waited for once a step, when
+the loss is read: everything that decides what is computed is known on the CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Sample:
 
 
 def schedule(seed: int, number: int, sizes: Sequence[int]) -> Sample:
-    """What sample `number` of a run is.
+    """Say what sample `number` of a run is.
 
     Every set is drawn once in each pass over the dataset, in an order of that pass, and goes
     through all its canvases before one comes again: exposures of two sets differ by one at most.
@@ -40,10 +41,10 @@ def schedule(seed: int, number: int, sizes: Sequence[int]) -> Sample:
     Args:
         sizes: how many canvases each set has.
     """
-    turn, place = divmod(number, len(sizes))
-    order = torch.randperm(len(sizes), generator=flow.generator(seed, "order", turn))
+    epoch, place = divmod(number, len(sizes))
+    order = torch.randperm(len(sizes), generator=flow.generator(seed, "order", epoch))
     chosen = int(order[place])
-    cycle, nth = divmod(turn, sizes[chosen])
+    cycle, nth = divmod(epoch, sizes[chosen])
     canvases = torch.randperm(
         sizes[chosen], generator=flow.generator(seed, "canvas", chosen, cycle)
     )
@@ -54,51 +55,56 @@ def accumulate(
     model: DiffusionModel,
     encoded: Encoded,
     samples: Sequence[Sample],
-    config: TrainSettings,
+    settings: TrainSettings,
     total: int | None = None,
 ) -> float:
     """Add the gradient of the samples' mean loss to the LoRA parameters.
 
     Samples are computed in groups of one canvas, as many given tokens and as long texts, at most
-    `config.micro_batch` at a time, or as many as `config.micro_tokens` holds; every sample weighs
-    the same however it is grouped, and nothing is padded.
+    `settings.micro_batch` at a time, or as many as `settings.micro_tokens` holds; every sample
+    weighs the same however it is grouped, and nothing is padded.
 
     Args:
-        total: samples of the whole step, where others compute the rest of them.
+        total: samples of the whole step, if other processes compute the rest of them.
     Returns: their share of the mean loss.
     """
     total = total or len(samples)
-    groups: dict[tuple[Layout, int, int], list[tuple[Sample, Tensor, Text]]] = defaultdict(list)
+    groups: dict[tuple[Layout, int, int], list[_Drawn]] = defaultdict(list)
     for sample in samples:
-        layout = encoded.sets[sample.set].layouts[sample.size]
-        rng = flow.generator("given", config.seed, sample.number)
-        panels = draw_given(rng, config, layout.panels, encoded.usual)
+        entry = encoded.sets[sample.set]
+        layout = entry.layouts[sample.size]
+        rng = flow.generator("given", settings.seed, sample.number)
+        panels = draw_given(rng, settings, layout.panels, encoded.usual)
         given = torch.from_numpy(token_mask(layout, panels, model.grid)).flatten()
-        rng = flow.generator("dropout", config.seed, sample.number)
-        text = _draw_text(encoded.sets[sample.set], encoded, config, rng)
+        rng = flow.generator("dropout", settings.seed, sample.number)
+        text = _draw_text(entry, encoded, settings, rng)
         group = layout, int(given.sum()), model.text_tokens(text)
-        groups[group].append((sample, given, text))
-    loss = 0.0
-    for (layout, _, words), members in groups.items():
-        tokens = layout.width * layout.height // model.grid**2 + words
-        most = max(config.micro_batch, config.micro_tokens // tokens)
+        groups[group].append(_Drawn(sample, given, text))
+    sums = []
+    for (layout, _, text_tokens), members in groups.items():
+        tokens = layout.width * layout.height // model.grid**2 + text_tokens
+        most = max(settings.micro_batch, settings.micro_tokens // tokens)
         for start in range(0, len(members), most):
             part = members[start : start + most]
-            losses = _losses(model, encoded, part, layout, config)
+            losses = _losses(model, encoded, part, layout, settings)
             torch.autograd.backward(losses.sum() / total)
-            loss += float(losses.detach().sum())
-    return loss / total
+            sums.append(losses.detach().sum())
+    return sum(torch.stack(sums).tolist()) / total if sums else 0.0
 
 
 def draw_given(
-    rng: torch.Generator, config: TrainSettings, panels: int, usual: tuple[int, ...]
+    rng: torch.Generator, settings: TrainSettings, panels: int, usual: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Which panels of a sample are given, counted from 0; none in joint training.
+    """Draw the panels of a sample that are given, counted from 0; none in joint training.
 
-    Half of the time the usual ones, where the recipe names some, else any, but not all.
+    Half of the time these are the usual ones, if the recipe names some; else any, but not all.
+
+    Args:
+        panels: how many the sample has.
+        usual: panels that are usually given, counted from 0.
     """
     first, second = torch.rand(2, generator=rng).tolist()
-    if panels < 2 or first >= config.conditional:
+    if panels < 2 or first >= settings.conditional:
         return ()
     if usual and second < 0.5:
         return usual
@@ -106,55 +112,70 @@ def draw_given(
     return tuple(sorted(torch.randperm(panels, generator=rng)[:count].tolist()))
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A sample with what was drawn for it."""
+
+    sample: Sample
+    given: Tensor
+    """bool (n,), True at tokens that are given; on the CPU."""
+    text: Text
+
+
 def _losses(
     model: DiffusionModel,
     encoded: Encoded,
-    samples: Sequence[tuple[Sample, Tensor, Text]],
+    samples: Sequence[_Drawn],
     layout: Layout,
-    config: TrainSettings,
+    settings: TrainSettings,
 ) -> Tensor:
-    """Loss of each sample, (B,).
+    """Compute the loss of each sample, (B,).
 
     Args:
-        samples: all on one canvas, each with the tokens that are given, bool (n,), and its text;
-            as many given tokens and as long texts in each.
+        samples: all on one canvas, with as many given tokens and as long texts in each.
     """
-    latents, noises, levels, texts = [], [], [], []
-    for sample, _, text in samples:
-        entry = encoded.sets[sample.set]
-        x0 = entry.latents(sample.size)
+    latents, noises, levels = [], [], []
+    for sample in (drawn.sample for drawn in samples):
+        x0 = encoded.sets[sample.set].latents(sample.size)
         latents.append(x0)
-        key = (config.seed, sample.number)
+        key = (settings.seed, sample.number)
         noises.append(torch.randn(x0.shape, generator=flow.generator("noise", *key)))
-        levels.append(_draw_level(model, config, len(x0), flow.generator("sigma", *key)))
-        texts.append(text)
-    x0 = torch.stack(latents).to(model.device)
-    eps = torch.stack(noises).to(model.device)
+        levels.append(_draw_level(model, settings, len(x0), flow.generator("sigma", *key)))
+    texts = [drawn.text for drawn in samples]
+    x0 = _send(torch.stack(latents), model.device)
+    eps = _send(torch.stack(noises), model.device)
     # The model sees sigma in its own precision; noise with the same number, or the two disagree.
-    sigma = torch.cat(levels).to(model.device, model.dtype).float()
+    sigma = _send(torch.cat(levels).to(model.dtype), model.device).float()
     z = flow.add_noise(x0, eps, sigma)
     size = layout.size
-    given = Given(
-        torch.stack([tokens for _, tokens, _ in samples]), clean=True, isolated=config.isolate_given
-    )
+    tokens = torch.stack([drawn.given for drawn in samples])
+    given = Given(tokens, clean=True, isolated=settings.isolate_given)
     if not given.count:
-        return flow.loss(model.velocity(z, sigma, texts, size, config.guidance), x0, eps)
-    # What is given is clean, as it will be when a set is completed, and is not learnt.
-    tokens = given.tokens.to(model.device)
-    z = torch.where(tokens[..., None], x0, z)
-    v = model.velocity(z, sigma, texts, size, config.guidance, given)
-    return flow.loss(v, x0, eps, ~tokens)
+        return flow.loss(model.velocity(z, sigma, texts, size, settings.guidance), x0, eps)
+    # Given tokens are clean, as they will be when a set is completed, and are not learned.
+    z = torch.where(_send(tokens, model.device)[..., None], x0, z)
+    v = model.velocity(z, sigma, texts, size, settings.guidance, given)
+    # By number (B, n - given, 1): the device would have to count a mask of its own, while we wait.
+    learned = _send((~tokens).nonzero()[:, 1].view(len(samples), -1, 1), model.device)
+    return flow.loss(*(torch.take_along_dim(x, learned, 1) for x in (v, x0, eps)))
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring a tensor to the device, without waiting for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _draw_level(
-    model: DiffusionModel, config: TrainSettings, tokens: int, rng: torch.Generator
+    model: DiffusionModel, settings: TrainSettings, tokens: int, rng: torch.Generator
 ) -> Tensor:
-    sigma = flow.draw_sigma(rng, config.sigma_mean, config.sigma_std)
-    return model.shift(sigma, tokens) if config.shift == "resolution" else sigma
+    sigma = flow.draw_sigma(rng, settings.sigma_mean, settings.sigma_std)
+    return model.shift(sigma, tokens) if settings.shift == "resolution" else sigma
 
 
 def _draw_text(
-    entry: EncodedSet, encoded: Encoded, config: TrainSettings, rng: torch.Generator
+    entry: EncodedSet, encoded: Encoded, settings: TrainSettings, rng: torch.Generator
 ) -> Text:
-    dropped = float(torch.rand(1, generator=rng)) < config.caption_dropout
+    dropped = float(torch.rand(1, generator=rng)) < settings.caption_dropout
     return encoded.empty if dropped else entry.text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,10 @@ __all__ = ["Workers"]
 
 T = TypeVar("T")
 
+# How long processes wait for the slowest. NCCL's default of 10 minutes would end a run whose first
+# process draws many previews, or whose shares of encoding differ by that much.
+_PATIENCE = timedelta(hours=2)
+
 
 class Workers:
     """This process among the others.
@@ -28,27 +33,29 @@ class Workers:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._state = PartialState(cpu=device.type == "cpu")
+        joined = distributed.is_available() and distributed.is_initialized()
+        self._state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+        self._opened = distributed.is_initialized() and not joined
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
         self._device = device
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes."""
+        """True in the process that writes."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of some items; all parts together are all of them."""
+        """Return this process's part of some items; all parts together are all of them."""
         return items[self.rank :: self.count]
 
     def mesh(self) -> DeviceMesh:
-        """All of them, as what FSDP spreads weights over."""
+        """Return all of them as the mesh that FSDP spreads weights over."""
         return init_device_mesh(self._device.type, (self.count,))
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Inside the block is one process at a time."""
+        """Let one process at a time into the block."""
         for _ in range(self.rank):
             self.wait()
         yield
@@ -56,24 +63,38 @@ class Workers:
             self.wait()
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             self._state.wait_for_everyone()
 
     def sum(self, parameters: Iterable[Tensor], *numbers: float) -> list[float]:
         """Sum gradients, in place, and some numbers over all processes.
 
-        A parameter without a gradient counts as zero. Returns: the sums of the numbers.
+        A parameter without a gradient counts as zero. Gradients become views of one flat tensor:
+        copies of them would be in memory beside it when the optimizer runs.
+
+        Args:
+            parameters: float32, on the device.
+        Returns: the sums of the numbers, rounded to float32, which is all that MPS has.
         """
         if self.count == 1:
             return list(numbers)
         held = list(parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in held]
-        extra = torch.tensor(numbers, device=self._device, dtype=torch.float64)
-        flat = torch.cat([g.flatten() for g in grads])
+        extra = torch.tensor(numbers, dtype=torch.float32, device=self._device)
+        flat = torch.cat([*(g.flatten() for g in grads), extra])
+        sizes = [g.numel() for g in grads]
+        del grads
+        for parameter in held:
+            parameter.grad = None
         distributed.all_reduce(flat)
-        distributed.all_reduce(extra)
-        parts = torch.split(flat, [g.numel() for g in grads])
+        *parts, sums = torch.split(flat, [*sizes, len(numbers)])
         for parameter, part in zip(held, parts, strict=True):
-            parameter.grad = part.view_as(parameter).clone()
-        return [float(x) for x in extra]
+            parameter.grad = part.view_as(parameter)
+        return [float(x) for x in sums.tolist()]
+
+    def close(self) -> None:
+        """Leave the group of processes, if this object opened it: NCCL warns of one left open."""
+        if self._opened:
+            self._state.destroy_process_group()
+            self._opened = False
