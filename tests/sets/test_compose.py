@@ -6,6 +6,7 @@ import pytest
 
 from iclora.errors import DatasetError
 from iclora.progress import Cancelled, Progress
+from iclora.sets.canvas import compose, split
 from iclora.sets.check import check_dataset
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import open_dataset
@@ -27,8 +28,8 @@ def test_composing_keeps_every_panel_whole_and_found_again_exactly(tmp_path):
     layout = source.recipe.canvas.fit([(400, 200), (400, 190), (400, 210)], 400 * 600, 16)
     assert panels.sizes == list(layout.sizes)
     layout.check_grid(16)
-    expected = layout.compose(source.sets[0].load(source.recipe).panels)
-    assert [p.tobytes() for p in panels.panels] == [p.tobytes() for p in layout.split(expected)]
+    expected = compose(layout, source.sets[0].load(source.recipe).panels)
+    assert [p.tobytes() for p in panels.panels] == [p.tobytes() for p in split(layout, expected)]
 
 
 def test_composites_of_flat_colours_keep_their_panels_where_no_seam_could_be_seen(tmp_path):

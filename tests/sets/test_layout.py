@@ -8,12 +8,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
 from iclora.errors import LayoutError
+from iclora.sets.canvas import compose, split
 from iclora.sets.layout import Box, Layout, token_mask
 from tests.conftest import picture
 
@@ -101,7 +102,7 @@ def test_splitting_a_composite_gives_back_every_fitted_panel(case):
     rows, _, _, _ = case
     layout = Layout.of_rows(rows, 144, 144)
     panels = [picture(*size, seed=i) for i, size in enumerate(layout.sizes)]
-    back = layout.split(layout.compose(panels))
+    back = split(layout, compose(layout, panels))
     assert [p.tobytes() for p in back] == [p.tobytes() for p in panels]
 
 
@@ -119,7 +120,7 @@ def test_composing_loses_no_part_of_a_picture():
             image.paste("white", side)
         panels.append(image)
     layout = Layout.rows(3, 1024, 1536).fit([p.size for p in panels], 256**2, 16)
-    for part in layout.split(layout.compose(panels)):
+    for part in split(layout, compose(layout, panels)):
         pixels = np.asarray(part)
         for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
             assert edge.min() > 200
@@ -127,12 +128,12 @@ def test_composing_loses_no_part_of_a_picture():
 
 def test_a_picture_of_a_foreign_shape_is_refused_rather_than_bent_or_cropped():
     with pytest.raises(LayoutError, match="panel 2 is 100x300 px"):
-        Layout.columns(2, 256, 128).compose([picture(128, 128), picture(100, 300)])
+        compose(Layout.columns(2, 256, 128), [picture(128, 128), picture(100, 300)])
 
 
 def test_a_missing_picture_is_an_error():
     with pytest.raises(LayoutError, match="1 pictures for a layout of 2"):
-        Layout.columns(2, 256, 128).compose([picture(128, 128)])
+        compose(Layout.columns(2, 256, 128), [picture(128, 128)])
 
 
 def test_no_area_is_no_canvas():
@@ -157,7 +158,7 @@ def test_a_mask_of_a_missing_panel_or_off_the_grid_is_refused():
         token_mask(Layout.rows(3, 64, 100), [0])
 
 
-def test_known_sizes_are_kept_to_the_pixel_and_the_others_follow():
+def test_given_sizes_are_kept_to_the_pixel_and_the_others_follow():
     stack = Layout.rows(3, 1024, 1536)
     assert stack.fit_around({0: (1072, 480)}, 16).sizes == ((1072, 480), (1072, 544), (1072, 544))
     grid = Layout.of_rows((2, 2), 1344, 1728)
@@ -172,7 +173,7 @@ def test_known_sizes_are_kept_to_the_pixel_and_the_others_follow():
     [{0: (1080, 480)}, {0: (1024, 512), 1: (512, 512)}, {0: (64, 1024)}],
     ids=["off the grid", "two widths", "bends the others"],
 )
-def test_known_sizes_that_do_not_fit_are_not_forced(known):
+def test_given_sizes_that_do_not_fit_are_not_forced(known):
     layout = (
         Layout.columns(2, 1024, 512) if known == {0: (64, 1024)} else Layout.rows(3, 1024, 1536)
     )
@@ -249,7 +250,7 @@ def test_a_given_panel_gets_the_size_of_its_box():
     layout = Layout.columns(2, 256, 128)
     same, other = picture(128, 128), picture(64, 64)
     assert layout.fit_panel(2, same).tobytes() == same.tobytes()
-    composed = layout.split(layout.compose([same, other]))[1]
+    composed = split(layout, compose(layout, [same, other]))[1]
     assert layout.fit_panel(2, other).tobytes() == composed.tobytes()
     with pytest.raises(LayoutError, match="panel 2 is 100x300 px"):
         layout.fit_panel(2, picture(100, 300))
@@ -263,5 +264,49 @@ def test_a_canvas_is_resized_to_exactly_what_was_asked_or_refused():
         Layout.rows(3, 1024, 1536).resized(510, 770, 16)
     free = Layout.free([(0, 0, 100, 100), (100, 0, 100, 100)], 200, 100)
     assert free.resized(256, 128, 16).sizes == ((128, 128), (128, 128))
-    with pytest.raises(LayoutError, match="free boxes"):
-        free.resized(256, 256, 16)
+    assert free.resized(256, 256, 16).sizes == ((128, 256), (128, 256))
+    with pytest.raises(LayoutError, match="too small for these boxes"):
+        free.resized(16, 256, 16)
+
+
+def test_resized_rows_keep_their_proportions():
+    trained = Layout.stacked([720, 288], [[480, 480], [960]])
+    assert trained.resized(960, 1008, 16) == trained
+    assert trained.resized(480, 496, 16).sizes == ((240, 352), (240, 352), (480, 144))
+
+
+@given(ROWS, st.integers(4, 60), st.integers(4, 60), st.sampled_from([8, 16]))
+@settings(max_examples=60, deadline=None)
+def test_resized_rows_of_equal_panels_stay_as_equal_as_the_grid_allows(rows, width, height, grid):
+    size = width * grid, height * grid
+    equal = Layout.of_rows(rows, *size, grid)
+    assert Layout.of_rows(rows, 999, 1001).resized(*size, grid) == equal
+    fitted = Layout.of_rows(rows, 999, 1001).fit([(300, 200)] * sum(rows), 1024**2, grid)
+    if len(set(rows)) == 1:  # else rows of fewer panels are higher
+        assert fitted.resized(*size, grid) == equal
+
+
+@st.composite
+def free_layouts(draw):
+    side = st.integers(0, 60)
+    boxes = []
+    for _ in range(draw(st.integers(2, 5))):
+        box = Box(draw(side), draw(side), 1 + draw(side), 1 + draw(side))
+        if not any(box.overlaps(other) for other in boxes):
+            boxes.append(box)
+    assume(len(boxes) > 1)
+    edge = max(max(b.right, b.bottom) for b in boxes)
+    return Layout.free(boxes, edge + draw(side), edge + draw(side))
+
+
+@given(free_layouts(), st.integers(5, 40), st.integers(5, 40))
+@settings(max_examples=200, deadline=None)
+def test_free_boxes_are_resized_to_any_canvas_that_can_hold_them(layout, width, height):
+    resized = layout.resized(width * 16, height * 16, 16)  # never more than 5 boxes in a row
+    resized.check_grid(16)
+    assert resized.size == (width * 16, height * 16)
+    x, y = width * 16 / layout.width, height * 16 / layout.height
+    if min(x, y) * min(min(size) for size in layout.sizes) > 32:
+        for old, new in zip(layout.boxes, resized.boxes, strict=True):
+            scaled = [old.left * x, old.top * y, old.right * x, old.bottom * y]
+            assert max(abs(a - b) for a, b in zip(scaled, new.corners, strict=True)) <= 8.001

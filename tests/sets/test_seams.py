@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from iclora.errors import LayoutError
+from iclora.sets.canvas import find_panels
 from iclora.sets.layout import Layout
 from tests.conftest import picture
 
@@ -22,25 +23,25 @@ def joined(heights, width=400, vertical=False):
 
 @pytest.mark.parametrize("heights", [(200, 200, 200), (190, 214, 196), (220, 185, 195)])
 def test_seams_are_found_to_the_pixel_in_unequal_stacks(heights):
-    layout, missed = Layout.rows(3, 1024, 1536).find_seams(joined(heights))
+    layout, missed = find_panels(Layout.rows(3, 1024, 1536), joined(heights))
     assert missed == 0
     assert tuple(box.height for box in layout.boxes) == heights
 
 
 def test_seams_are_found_between_columns_and_in_a_2x2():
-    layout, _ = Layout.columns(2, 1024, 512).find_seams(joined((190, 210), vertical=True))
+    layout, _ = find_panels(Layout.columns(2, 1024, 512), joined((190, 210), vertical=True))
     assert [box.width for box in layout.boxes] == [190, 210]
     true = [(0, 0, 180, 210), (180, 0, 220, 210), (0, 210, 215, 190), (215, 210, 185, 190)]
     composite = Image.new("RGB", (400, 400))
     for i, (left, top, width, height) in enumerate(true):
         composite.paste(picture(width, height, seed=i + 20), (left, top))
-    found, missed = Layout.of_rows((2, 2), 1024, 1024).find_seams(composite)
+    found, missed = find_panels(Layout.of_rows((2, 2), 1024, 1024), composite)
     assert missed == 0
     assert list(found.boxes) == true
 
 
 def test_where_no_seam_shows_the_expected_place_stands():
-    layout, missed = Layout.rows(3, 1024, 1536).find_seams(Image.new("RGB", (300, 301), "gray"))
+    layout, missed = find_panels(Layout.rows(3, 1024, 1536), Image.new("RGB", (300, 301), "gray"))
     assert missed == 2
     assert [box.height for box in layout.boxes] == [100, 101, 100]
 
@@ -48,11 +49,11 @@ def test_where_no_seam_shows_the_expected_place_stands():
 def test_a_jpeg_seam_is_found_within_two_pixels(tmp_path):
     joined((190, 214, 196)).save(tmp_path / "c.jpg", quality=85)
     image = Image.open(tmp_path / "c.jpg").convert("RGB")
-    layout, _ = Layout.rows(3, 1024, 1536).find_seams(image)
+    layout, _ = find_panels(Layout.rows(3, 1024, 1536), image)
     assert [b.bottom for b in layout.boxes] == pytest.approx([190, 404, 600], abs=2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (400, 20)])
 def test_a_composite_too_small_to_split_is_refused(size):
     with pytest.raises(LayoutError, match="too small"):
-        Layout.rows(3, 1024, 1536).find_seams(Image.new("RGB", size))
+        find_panels(Layout.rows(3, 1024, 1536), Image.new("RGB", size))

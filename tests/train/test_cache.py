@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from iclora.errors import RunError
+from iclora.sets.canvas import compose
 from iclora.sets.dataset import open_dataset
 from tests.conftest import CAPTION, encoded, picture
 
@@ -68,7 +69,7 @@ def test_every_set_keeps_its_own_latents_and_words(encode, tiny):
         assert torch.equal(entry.text()["prompt"], text["prompt"])
         panels = image_set.load(dataset.recipe).panels
         for size, layout in enumerate(entry.layouts):
-            expected = tiny.encode_image(np.asarray(layout.compose(panels)))
+            expected = tiny.encode_image(np.asarray(compose(layout, panels)))
             assert torch.equal(entry.latents(size), expected)
     assert torch.equal(result.empty["prompt"], tiny.encode_text("")["prompt"])
 

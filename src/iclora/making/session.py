@@ -32,6 +32,7 @@ from iclora.making.request import Request, check_base, fit_given, fitting_latent
 from iclora.models import flow
 from iclora.models.base import DiffusionModel, Given, Text
 from iclora.progress import Progress
+from iclora.sets.canvas import split
 from iclora.sets.layout import Box, Layout, token_mask
 from iclora.sets.recipe import Recipe
 from iclora.settings import Wish, settings_of
@@ -302,7 +303,7 @@ def _decode(
     for number, image in fit_given(layout, ask.given).items():
         # The decoder only approximates what the encoder saw; the user's pixels are the truth.
         composite.paste(image, layout.boxes[number - 1].corners[:2])
-    panels = tuple(ask.given.get(n, panel) for n, panel in enumerate(layout.split(composite), 1))
+    panels = tuple(ask.given.get(n, panel) for n, panel in enumerate(split(layout, composite), 1))
     cells = tokens.view(layout.height // model.grid, layout.width // model.grid, -1)
     latents = tuple(cells[_cells(box, model.grid)].clone() for box in layout.boxes)
     return composite, panels, latents

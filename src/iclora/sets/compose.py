@@ -12,6 +12,7 @@ import tomli_w
 from iclora import files
 from iclora.errors import CaptionError, DatasetError
 from iclora.progress import Progress
+from iclora.sets.canvas import compose
 from iclora.sets.check import Problem, TrainingSet, accept, check_dataset
 from iclora.sets.dataset import LAYOUT_KEY, MANIFEST, Dataset, ImageSet
 from iclora.sets.images import write_png
@@ -71,7 +72,7 @@ def compose_dataset(
 def _write_composite(image_set: ImageSet, checked: TrainingSet, out: Path) -> None:
     layout = checked.layouts[-1]
     recorded = {LAYOUT_KEY: json.dumps(layout.to_json())}
-    write_png(out / f"{checked.name}.png", layout.compose(checked.load().panels), recorded)
+    write_png(out / f"{checked.name}.png", compose(layout, checked.load().panels), recorded)
     # What is wrong with a caption is among the problems; many are written after composing.
     with suppress(CaptionError, DatasetError):
         files.write_text(out / f"{checked.name}.txt", image_set.caption())

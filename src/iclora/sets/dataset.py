@@ -26,6 +26,7 @@ from PIL import Image
 
 from iclora import files
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
+from iclora.sets.canvas import find_panels, split
 from iclora.sets.caption import has_markers
 from iclora.sets.images import IMAGE_SUFFIXES, png_text, read_image
 from iclora.sets.layout import Layout, Size
@@ -97,8 +98,8 @@ class ImageSet:
         if self.composite:
             layout, unseen = found or _recorded_layout(data[0], pictures[0], recipe), 0
             if layout is None:
-                layout, unseen = recipe.canvas.find_seams(pictures[0])
-            return PanelSet(self.name, tuple(layout.split(pictures[0])), layout, unseen)
+                layout, unseen = find_panels(recipe.canvas, pictures[0])
+            return PanelSet(self.name, tuple(split(layout, pictures[0])), layout, unseen)
         if len(pictures) != recipe.canvas.panels:
             raise DatasetError(
                 f'set "{self.name}" has {len(pictures)} images; "{recipe.name}" has '

@@ -11,6 +11,7 @@ from PIL import Image
 from iclora.errors import CaptionError, IcloraError
 from iclora.files import write_text
 from iclora.pages.page import STYLE, picture_tag
+from iclora.sets.canvas import compose
 from iclora.sets.caption import JointCaption
 from iclora.sets.check import SetReport
 from iclora.sets.dataset import Dataset, ImageSet
@@ -93,7 +94,7 @@ def _whole(report: SetReport, panels: Sequence[Image.Image]) -> str:
     if not panels or report.set is None:
         return "<div></div>"
     try:
-        whole = report.set.layouts[-1].compose(panels)
+        whole = compose(report.set.layouts[-1], panels)
     except IcloraError:
         # What is wrong stands beside it; the panels are shown one by one.
         return "<div></div>"

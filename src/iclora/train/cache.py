@@ -21,6 +21,7 @@ from iclora.errors import RunError
 from iclora.files import digest, write_bytes
 from iclora.models.base import DiffusionModel, Text
 from iclora.progress import Progress
+from iclora.sets.canvas import compose
 from iclora.sets.check import TrainingSet
 from iclora.sets.layout import Layout
 from iclora.train.workers import Workers
@@ -92,7 +93,7 @@ def encode(
         panels = sets[number].load().panels
         for layout, path in zip(sets[number].layouts, encoded[number]._latents, strict=True):
             if not _whole(path):
-                latents = model.encode_image(np.asarray(layout.compose(panels)))
+                latents = model.encode_image(np.asarray(compose(layout, panels)))
                 # float32: under 3 MB a canvas, and no rounding that the encoder did not make.
                 write_bytes(path, save({"latents": latents.to(torch.float32).contiguous()}))
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from iclora.errors import CaptionerError, CaptionError, DatasetError, IcloraError
 from iclora.files import append_line, digest, write_text
+from iclora.sets.canvas import compose
 from iclora.sets.caption import TOKEN_LIMIT, estimate_tokens
 from iclora.sets.check import training_layouts
 from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path
@@ -267,7 +268,7 @@ def _pictures(panels: PanelSet, recipe: Recipe, send: Send, longest: int) -> lis
     if send == "panels":
         return [shrink(panel, longest) for panel in panels.panels]
     layout = training_layouts(recipe.canvas, panels.sizes)[-1]  # as it will usually be trained
-    return [shrink(layout.compose(panels.panels), longest)]
+    return [shrink(compose(layout, panels.panels), longest)]
 
 
 def _has_words(image_set: ImageSet) -> bool:

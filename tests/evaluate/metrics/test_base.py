@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from iclora.evaluate.metrics.base import Made, Pixels, made_pairs, seam, spread
+from iclora.sets.canvas import compose
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import load_recipe
 from tests.conftest import picture
@@ -19,7 +20,7 @@ def made_of(panels, given=(), words=("one", "two", "three"), recipe=STORY):
     return Made(
         recipe,
         layout,
-        layout.compose(panels),
+        compose(layout, panels),
         tuple(panels),
         tuple(words),
         {n: panels[n - 1] for n in given},
@@ -53,8 +54,9 @@ def test_known_panels_that_came_back_have_no_error_and_others_show_theirs():
 def test_a_picture_that_runs_through_has_a_seam_near_1_and_flat_panels_a_high_one(layout):
     noise = np.random.default_rng(0).integers(0, 256, (layout.height, layout.width, 3))
     assert seam(noise.astype(np.uint8), layout) == pytest.approx(1, abs=0.15)
-    flat = layout.compose(
-        [Image.new("RGB", size, (80 * n, 80 * n, 80 * n)) for n, size in enumerate(layout.sizes)]
+    flat = compose(
+        layout,
+        [Image.new("RGB", size, (80 * n, 80 * n, 80 * n)) for n, size in enumerate(layout.sizes)],
     )
     assert seam(np.asarray(flat), layout) > 100
     assert seam(np.zeros((layout.height, layout.width, 3), np.uint8), layout) == 1

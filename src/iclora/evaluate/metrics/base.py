@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iclora.making.request import fit_given
+from iclora.sets.canvas import split
 from iclora.sets.layout import Box, Layout
 from iclora.sets.recipe import Recipe
 
@@ -123,7 +124,7 @@ class Pixels(Metric):
 
 def _known_errors(made: Made) -> Iterator[float]:
     """Of every given panel, alone and in the composite, where it may have been resized."""
-    boxes = made.layout.split(made.composite)
+    boxes = split(made.layout, made.composite)
     for number, fitted in fit_given(made.layout, made.given).items():
         yield _error(made.panels[number - 1], made.given[number])
         yield _error(boxes[number - 1], fitted)
