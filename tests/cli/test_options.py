@@ -7,7 +7,8 @@ import argparse
 import pytest
 
 from iclora.cli.main import VERBS
-from iclora.cli.options import as_options, option_of, options_of, verb_parser
+from iclora.cli.options import options_of, verb_parser
+from iclora.cli.output import as_options, option_of
 from iclora.errors import SettingsError
 from iclora.settings import (
     CheckSettings,

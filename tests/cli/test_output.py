@@ -12,10 +12,11 @@ from rich.progress import Progress as Bars
 
 from iclora.cli.output import Terminal, bar_mover, show_error, show_table
 from iclora.progress import Event, Progress
+from iclora.settings import RunSettings
 
 BAR = (
-    "from iclora.cli.output import Terminal\n"
-    "with Terminal().progress() as progress:\n"
+    "from iclora.cli.output import Terminal\nfrom iclora.settings import RunSettings\n"
+    "with Terminal(RunSettings).progress() as progress:\n"
     "    for i in range(1, 4): progress('training', i, 3, 'loss 0.5')\n"
 )
 ERROR = "from iclora.cli.output import show_error; show_error('it failed', 'Try again.')"
@@ -34,7 +35,7 @@ def in_a_terminal(code: str, **env: str) -> str:
 
 
 def test_a_log_gets_the_first_and_the_last_line_with_rate_and_time_left(capsys):
-    with Terminal().progress() as progress:
+    with Terminal(RunSettings).progress() as progress:
         for i in range(1, 101):
             progress("training", i, 100, "loss 0.5")
     lines = capsys.readouterr().out.splitlines()
@@ -44,7 +45,7 @@ def test_a_log_gets_the_first_and_the_last_line_with_rate_and_time_left(capsys):
 
 
 def test_a_log_counts_again_where_the_same_work_begins_on_the_next_set(capsys):
-    with Terminal().progress() as progress:
+    with Terminal(RunSettings).progress() as progress:
         for number in (1, 2):
             for i in (1, 2):
                 progress("sampling", i, 2, f"set {number} of 2")
@@ -102,9 +103,18 @@ def test_brackets_in_a_table_are_no_markup(capsys):
 
 
 def test_a_silent_terminal_says_nothing(capsys):
-    console = Terminal(silent=True)
+    console = Terminal(RunSettings, silent=True)
     console.say("result")
     console.warn("note")
     with console.progress() as progress:
         progress("training", 1, 1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_note_names_options_and_a_result_stays_as_it_is(capsys):
+    console = Terminal(RunSettings)
+    console.warn("`micro_batch` has no effect")
+    console.say("`micro_batch`")
+    said = capsys.readouterr()
+    assert said.err == "note: --micro-batch has no effect\n"
+    assert said.out == "`micro_batch`\n"

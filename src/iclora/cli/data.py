@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclora.cli.output import quiet_loading, show_table, tell
+from iclora.cli.output import as_options, quiet_loading, show_table, tell
 from iclora.progress import Console, Event, Progress
 from iclora.settings import (
     CaptionSettings,
@@ -50,8 +50,8 @@ def _in_full(recipe: Recipe) -> str:
         f"canvas       {canvas.width}x{canvas.height} px, {canvas.panels} panels ({rows})\n"
         f"prefix       {recipe.prefix or '(none)'}\n"
         f"markers      {' '.join(recipe.markers)}\n"
-        f"sampling     {own.steps or 'usual'} steps, guidance "
-        f"{'as usual' if own.guidance is None else own.guidance}\n\n"
+        f"sampling     {own.steps or 'the usual'} steps, "
+        f"{'the usual guidance' if own.guidance is None else f'guidance {own.guidance}'}\n\n"
         f"captioning instruction\n{recipe.instruction}\n\nexample prompt\n{recipe.example}"
     )
 
@@ -205,7 +205,7 @@ def check(settings: CheckSettings, console: Console) -> int:
 def show_problems(problems: Iterable[Problem]) -> None:
     """Print what is wrong with image sets."""
     for problem in problems:
-        tell(problem.severity, str(problem))
+        tell(problem.severity, as_options(str(problem), CheckSettings))
 
 
 def _token_budget(base: str | None) -> dict[str, Any]:

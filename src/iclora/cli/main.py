@@ -12,8 +12,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from iclora.cli.options import as_options, list_verbs, option_of, verb_parser
-from iclora.cli.output import Terminal, quiet_libraries, show_error
+from iclora.cli.options import list_verbs, verb_parser
+from iclora.cli.output import Terminal, as_options, option_of, quiet_libraries, show_error
 from iclora.errors import IcloraError, SettingsError
 from iclora.progress import Cancelled
 from iclora.registry import Registry
@@ -72,7 +72,7 @@ def _run(arguments: list[str]) -> int:
         return 2
     given = vars(verb_parser(arguments[0], verb).parse_args(arguments[1:]))
     quiet_libraries()
-    console = Terminal()
+    console = Terminal(verb.settings)
     try:
         settings = verb.read(given, console) if verb.read else settings_of(verb.settings, given)
         return verb.run(settings, console) or 0

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from iclora import __version__
-from iclora.cli.output import show_error
-from iclora.settings import TrainSettings, Verb, about
+from iclora.cli.output import as_options, option_of, show_error
+from iclora.settings import Verb, about
 
-__all__ = ["as_options", "list_verbs", "option_of", "options_of", "verb_parser"]
+__all__ = ["list_verbs", "options_of", "verb_parser"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,29 +78,6 @@ def options_of(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
                 how["action"] = "append"
         also = [f"--{other.replace('_', '-')}" for other in known.get("also", ())]
         parser.add_argument(option_of(model, name), *also, dest=name, **how)
-
-
-def option_of(model: type[BaseModel], name: str) -> str:
-    """How the command line names a field: --best-of; a positional one by its name alone."""
-    known = about(model, name)
-    if known.get("position"):
-        return name
-    return "--" + str(known.get("option") or name).replace("_", "-")
-
-
-def as_options(text: str, model: type[BaseModel]) -> str:
-    """A text with settings in backticks as the command line says it, with options.
-
-    Settings of a training run are known to all verbs; other words in backticks stay.
-    """
-
-    def say(match: re.Match[str]) -> str:
-        for known in (model, TrainSettings):
-            if match[1] in known.model_fields:
-                return option_of(known, match[1])
-        return match[0]
-
-    return re.sub(r"`([a-z][a-z0-9_]*)`", say, text)
 
 
 def _in_order(model: type[BaseModel]) -> Iterator[str]:

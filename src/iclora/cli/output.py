@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from iclora.progress import Event, Progress
+from iclora.settings import TrainSettings, about
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 __all__ = [
     "Terminal",
+    "as_options",
     "bar_mover",
+    "option_of",
     "quiet_libraries",
     "quiet_loading",
     "show_error",
@@ -31,10 +37,12 @@ class Terminal:
     """A terminal, or the log that stands for it: results to stdout, the rest to stderr.
 
     Args:
+        model: what the verb is told; notes name its settings by their options.
         silent: say nothing, as all but the first of the processes that share a run.
     """
 
-    def __init__(self, silent: bool = False) -> None:
+    def __init__(self, model: type[BaseModel], *, silent: bool = False) -> None:
+        self.model = model
         self.silent = silent
 
     def say(self, text: str) -> None:
@@ -45,7 +53,7 @@ class Terminal:
     def warn(self, text: str) -> None:
         """What a person should know, although the work goes on."""
         if not self.silent:
-            tell("note", text)
+            tell("note", as_options(text, self.model))
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -57,6 +65,29 @@ class Terminal:
         else:
             with _bars() as bars:
                 yield Progress(bar_mover(bars))
+
+
+def option_of(model: type[BaseModel], name: str) -> str:
+    """How the command line names a field: --best-of; a positional one by its name alone."""
+    known = about(model, name)
+    if known.get("position"):
+        return name
+    return "--" + str(known.get("option") or name).replace("_", "-")
+
+
+def as_options(text: str, model: type[BaseModel]) -> str:
+    """A text with settings in backticks as the command line says it, with options.
+
+    Settings of a training run are known to all verbs; other words in backticks stay.
+    """
+
+    def say(match: re.Match[str]) -> str:
+        for known in (model, TrainSettings):
+            if match[1] in known.model_fields:
+                return option_of(known, match[1])
+        return match[0]
+
+    return re.sub(r"`([a-z][a-z0-9_]*)`", say, text)
 
 
 def show_error(problem: str, advice: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclora.cli.output import Terminal, quiet_loading
+from iclora.cli.output import Terminal, as_options, quiet_loading
 from iclora.errors import SettingsError
 from iclora.progress import Console
 from iclora.settings import (
@@ -39,7 +39,7 @@ def plan(settings: PlanSettings, console: Console) -> None:
     from iclora.train.plan import plan_run
 
     found = plan_run(settings.training(), here=False)
-    console.say(str(found))
+    console.say(as_options(str(found), PlanSettings))
     if settings.write:
         write_text(Path(settings.write), found.run_file())
         console.say(f"wrote {settings.write}; train it with: iclora train {settings.write}")
@@ -70,7 +70,7 @@ def train(settings: RunSettings, console: Console) -> int:
     config = settings.training()
     if config.vram is not None and not settings.resume:
         chosen = plan_run(config, here=True)
-        console.say(str(chosen))
+        console.say(as_options(str(chosen), RunSettings))
         config = chosen.settings
     quiet_loading()
     model = load_model(config.base, config.device, config.dtype, precision=config.precision)
@@ -79,7 +79,7 @@ def train(settings: RunSettings, console: Console) -> int:
     console.say(f"base {config.base} on {model.device} in {number}{kept}")
     if recomputes_unasked(config, model.device.type):
         console.warn(
-            "every block is recomputed; --vram auto recomputes only as many as this card needs"
+            "every block is recomputed; `vram` auto recomputes only as many as this card needs"
         )
     go_on = f"go on with: iclora train --resume {config.out}"
     try:
@@ -127,7 +127,11 @@ def _train(
 def _first(console: Console) -> Console:
     """The console of the first of the processes that share a run; of the others a silent one."""
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Terminal(silent=True) if shared and os.environ.get("RANK", "0") != "0" else console
+    return (
+        Terminal(RunSettings, silent=True)
+        if shared and os.environ.get("RANK", "0") != "0"
+        else console
+    )
 
 
 def recomputes_unasked(config: TrainSettings, device: str) -> bool:
