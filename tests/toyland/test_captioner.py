@@ -16,7 +16,7 @@ from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.toyland.captions import measure, measure_ideas
 from iclora.toyland.tasks import TASKS, draw_set, write_sets
-from iclora.toyland.world import draw_canvas, draw_caption, idea_of, traits_said
+from iclora.toyland.wording import traits_said
 from iclora.vlm import Answer, Captioner, load_captioner
 from iclora.vlm.asking import read_answer
 from iclora.vlm.caption import caption_dataset, write_prompt
@@ -76,26 +76,6 @@ def test_what_it_is_taught_to_answer_is_a_caption_of_its_recipe(processor):
             text = captioner._words_for(rng, task, canvas)
             assert read_answer(text, recipe, lambda t: len(t.split()), 128).render() == text
             assert len(processor.tokenizer(caption.text).input_ids) < 100
-
-
-def test_words_are_read_back_to_the_traits_they_state():
-    rng = random.Random(0)
-    for _ in range(300):
-        canvas = draw_canvas(rng)
-        caption = draw_caption(rng, canvas)
-        topic = canvas.panels[0].topic
-        for (start, end), said in zip(caption.spans, caption.said, strict=True):
-            stated = {t: v for t, v in said.items() if t not in caption.shared}
-            found = traits_said(caption.text[start:end], topic)
-            assert {**found, **caption.shared} == {**stated, **caption.shared}
-
-
-def test_an_idea_states_just_what_it_was_given():
-    rng = random.Random(0)
-    for _ in range(50):
-        panel = draw_canvas(rng, "character").panels[0]
-        said = {t: panel.traits[t] for t in ("kind", "colour")}
-        assert traits_said(idea_of(rng, "character", said), "character") == said
 
 
 def test_a_new_captioner_answers_in_the_standard_layout(processor, tmp_path):

@@ -12,7 +12,8 @@ from iclora.sets.recipe import load_recipe
 from iclora.toyland.judge import agreement, diversity, stated_right
 from iclora.toyland.metric import Toyland
 from iclora.toyland.tasks import TASKS, draw_set
-from iclora.toyland.world import IDENTITY, traits_said
+from iclora.toyland.wording import traits_said
+from iclora.toyland.world import IDENTITY
 
 
 def made_of(task, canvas, caption, given=()):

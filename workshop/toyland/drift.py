@@ -28,7 +28,8 @@ from iclora.sets.caption import JointCaption
 from iclora.settings import MakeSettings, settings_of
 from iclora.toyland.judge import read
 from iclora.toyland.tasks import TASKS, draw_set
-from iclora.toyland.world import NAMES, Canvas, Panel, draw_traits, write_caption
+from iclora.toyland.wording import NAMES, write_caption
+from iclora.toyland.world import Canvas, Panel, draw_traits
 
 __all__ = ["draw_story", "measure", "plot", "summary"]
 

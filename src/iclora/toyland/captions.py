@@ -22,7 +22,8 @@ from iclora.models import DiffusionModel
 from iclora.sets.caption import estimate_tokens
 from iclora.sets.dataset import open_dataset
 from iclora.toyland.tasks import TASKS, Task, draw_set, draw_tuning_set, write_sets
-from iclora.toyland.world import IDENTITY, Canvas, idea_of, traits_said
+from iclora.toyland.wording import idea_of, traits_said
+from iclora.toyland.world import IDENTITY, Canvas
 from iclora.vlm import Captioner, load_captioner
 from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer
 from iclora.vlm.base import Answer

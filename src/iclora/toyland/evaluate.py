@@ -34,7 +34,8 @@ from iclora.sets.images import write_png
 from iclora.settings import TrainSettings, Wish, settings_of
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
-from iclora.toyland.world import IDENTITY, TOPICS, Canvas, Panel, write_caption
+from iclora.toyland.wording import write_caption
+from iclora.toyland.world import IDENTITY, TOPICS, Canvas, Panel
 from iclora.train.run import train
 
 __all__ = ["Score", "complete_sets", "full_captions", "generate_sets", "tune", "tuning_config"]

@@ -13,7 +13,8 @@ from iclora.evaluate.metrics.base import Figures, Made, Metric
 from iclora.sets.recipe import Recipe
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task
-from iclora.toyland.world import IDENTITY, TRAITS, traits_said
+from iclora.toyland.wording import traits_said
+from iclora.toyland.world import IDENTITY, TRAITS
 
 __all__ = ["Toyland"]
 

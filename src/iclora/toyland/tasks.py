@@ -16,43 +16,32 @@ import tomli_w
 from iclora.files import digest, write_text
 from iclora.sets.images import write_png
 from iclora.sets.recipe import Recipe, load_recipe
-from iclora.toyland.world import (
-    ARRANGEMENTS,
-    NAMES,
-    TRAITS,
-    Canvas,
-    Caption,
-    Panel,
-    draw_traits,
-    write_caption,
-)
+from iclora.toyland.wording import NAMES, Caption, write_caption
+from iclora.toyland.world import ARRANGEMENTS, TRAITS, Canvas, Panel, draw_traits
 
 __all__ = ["TASKS", "Task", "draw_set", "draw_tuning_set", "held_out", "write_sets"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One recipe in toyland.
-
-    Attributes:
-        recipe: the recipe's name.
-        arrangement: key of `world.ARRANGEMENTS`.
-        topic: what its panels show.
-        relation: traits that all panels of a set share; the prompt never states them.
-        stated: traits that every panel's own words state.
-        fixed: traits each panel has by the task's nature, one mapping per panel.
-        opening: the overview's words, "" for any that fit.
-        named: whether the character bears a name.
-    """
+    """One recipe in toyland."""
 
     recipe: str
+    """The recipe's name."""
     arrangement: str
+    """Key of `world.ARRANGEMENTS`."""
     topic: str
+    """What its panels show."""
     relation: tuple[str, ...]
+    """Traits that all panels of a set share; the prompt never states them."""
     stated: tuple[str, ...]
+    """Traits that every panel's own words state."""
     fixed: tuple[Mapping[str, str], ...]
+    """Traits each panel has by the task's nature, one mapping per panel."""
     opening: str = ""
+    """The overview's words; "" for any that fit."""
     named: bool = False
+    """True if the character bears a name."""
     says_fixed: tuple[str, ...] = ()
     """Traits out of `fixed` that the words state."""
 
@@ -142,7 +131,7 @@ TASKS: dict[str, Task] = {
 
 
 def held_out(traits: Mapping[str, str], relation: tuple[str, ...]) -> bool:
-    """Whether a combination of shared traits is kept from tuning, as a fifth of them are."""
+    """True for a fifth of all combinations of shared traits: those are kept from tuning."""
     return int(digest(*(traits[t] for t in sorted(relation)))[:8], 16) % 5 == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from iclora.sets.images import open_image
 from iclora.toyland.tasks import held_out
-from iclora.toyland.world import traits_said
+from iclora.toyland.wording import traits_said
 from workshop.toyland import drift
 
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from iclora.models import load_model
-from iclora.toyland.world import ARRANGEMENTS, TRAITS, draw_canvas, draw_caption
+from iclora.toyland.wording import draw_caption
+from iclora.toyland.world import ARRANGEMENTS, TRAITS, draw_canvas
 from workshop.toyland.pretrain import autoencoder, canvases, export, painter, readers, stage, words
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from iclora.files import digest
 from iclora.toyland.drawing import SIZE
-from iclora.toyland.world import ARRANGEMENTS, TRAITS, Canvas, draw_canvas, draw_caption
+from iclora.toyland.wording import draw_caption
+from iclora.toyland.world import ARRANGEMENTS, TRAITS, Canvas, draw_canvas
 from workshop.toyland.pretrain.stage import Log, Settings, amp, save_done
 from workshop.toyland.pretrain.words import TEXT_TOKENS
 

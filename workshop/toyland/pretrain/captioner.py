@@ -24,16 +24,8 @@ from torch.nn import functional as F
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.toyland.drawing import SIZE
 from iclora.toyland.tasks import TASKS, Task, draw_set
-from iclora.toyland.world import (
-    IDENTITY,
-    TOPICS,
-    TRAITS,
-    Canvas,
-    draw_canvas,
-    idea_of,
-    phrases,
-    write_caption,
-)
+from iclora.toyland.wording import idea_of, phrases, write_caption
+from iclora.toyland.world import IDENTITY, TOPICS, TRAITS, Canvas, draw_canvas
 from iclora.vlm.asking import ask_about, ask_for_prompt
 from iclora.vlm.base import Ask
 from workshop.toyland.pretrain.stage import (

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iclora.toyland.world import ARRANGEMENTS, TOPICS, TRAITS, draw_canvas, draw_caption
+from iclora.toyland.wording import draw_caption
+from iclora.toyland.world import ARRANGEMENTS, TOPICS, TRAITS, draw_canvas
 from workshop.toyland.pretrain.stage import (
     Log,
     Settings,

@@ -14,7 +14,8 @@ from typing import Any
 import transformers
 
 from iclora.sets.recipe import load_recipe, recipe_names
-from iclora.toyland.world import draw_canvas, draw_caption, phrases
+from iclora.toyland.wording import draw_caption, phrases
+from iclora.toyland.world import draw_canvas
 from workshop.toyland.pretrain.stage import Settings
 
 __all__ = ["TEXT_TOKENS", "load_tokenizers", "make_tokenizers", "unigram"]
