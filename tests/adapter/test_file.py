@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import diffusers
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from iclora.adapter import Adapter, AdapterInfo, attach, fold, lora_parameters, remove
 from iclora.errors import AdapterError
+from iclora.files import digest
 from iclora.making.session import generate, panel_noise
 from iclora.sets.recipe import load_recipe
 from tests.conftest import CAPTION
@@ -185,6 +188,24 @@ def test_a_file_cut_short_is_named(trained):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AdapterError, match="cannot be read"):
         Adapter.load(path)
+
+
+def test_hash_and_weights_are_of_the_same_bytes_if_the_file_is_replaced_meanwhile(
+    trained, tmp_path, monkeypatch
+):
+    path, before = trained[0], trained[0].read_bytes()
+    other = renamed(path, tmp_path / "other.safetensors", down_up).read_bytes()
+    real = Path.read_bytes
+
+    def then_replaced(self):
+        data = real(self)
+        self.write_bytes(other)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", then_replaced)
+    adapter = Adapter.load(path)
+    assert adapter.sha256 == digest(before)
+    assert adapter.info == info()
 
 
 def test_pickle_files_are_refused_unopened(tmp_path):

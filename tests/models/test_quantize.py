@@ -2,12 +2,14 @@
 
 import gc
 import weakref
+from functools import partial
 
 import diffusers
 import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from iclora.errors import SettingsError
 from iclora.models import quantize as room
@@ -199,6 +201,15 @@ def test_gradients_of_a_lora_on_codes_are_those_on_the_unpacked_weight(kind):
         assert off(layer.lora_A["default"].weight.grad, 1.5 * b.T @ flat.T @ rows) < 1e-5
         gx += g.double() @ weight
     assert off(x.grad, gx) < 1e-6
+
+
+@pytest.mark.parametrize("kind", FEW_BITS)
+def test_a_layer_without_a_lora_may_stand_in_a_recomputed_block(kind):
+    layer, found = frozen(kind), []
+    x = torch.randn(1, 40, 128, requires_grad=True)
+    for run in (layer, partial(checkpoint, layer, use_reentrant=False)):
+        found += torch.autograd.grad(run(x).square().sum(), x)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("kind", FEW_BITS)

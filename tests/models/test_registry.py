@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from huggingface_hub import errors as hub
 from iclora.errors import ModelError, SettingsError
 from iclora.models import registry as room
 from iclora.models.flux.model import FluxModel
-from iclora.models.registry import load_model, pick_device, pick_dtype
+from iclora.models.registry import BASES, load_model, pick_device, pick_dtype
 from iclora.models.tiny import write_tiny
 
 
@@ -113,6 +115,49 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     for name in ("cuda", "mps", "toaster", "meta", "xpu"):
         with pytest.raises(SettingsError):
             pick_device(name)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_of_several_processes_gets_a_gpu_of_its_own(four_gpus, monkeypatch, name):
+    assert pick_device(name) == torch.device("cuda")
+    for rank in range(4):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert pick_device(name) == torch.device("cuda", rank)
+
+
+def test_fp8_is_tried_on_a_processs_own_gpu_alone(four_gpus, monkeypatch, tiny):
+    """A product on the first GPU would take memory there in every process."""
+    tried = []
+    monkeypatch.setattr(room, "check_precision", lambda kind, device: tried.append(device))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    load_model("tiny", precision="fp8")
+    assert tried == [torch.device("cuda", 2)]
+
+
+def test_a_base_of_another_package_is_found_by_its_name(monkeypatch, tiny):
+    point = SimpleNamespace(name="theirs", load=lambda: lambda: tiny.folder)
+    monkeypatch.setattr(
+        "iclora.registry.entry_points", lambda group: [point] if group == "iclora.bases" else []
+    )
+    monkeypatch.setattr(BASES, "_found", None)
+    assert load_model("theirs", device="cpu").folder == tiny.folder
+    assert load_model("theirs", device="cpu").name == "theirs"
+    assert {"tiny", "theirs"} <= set(BASES)
+
+
+def test_opening_the_registry_imports_no_family():
+    code = (
+        "import sys, iclora.models.registry\n"
+        "assert not any(name.startswith('iclora.models.flux') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_gpu_number_beyond_the_last_is_refused(monkeypatch):

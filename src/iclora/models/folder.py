@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -125,7 +126,14 @@ class FolderModel(DiffusionModel):
             model = cls.from_pretrained(
                 self.folder / part, use_safetensors=True, local_files_only=True, **options
             )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            SafetensorError,
+            StrictDataclassError,
+        ) as error:
             raise ModelError(
                 f"{part} of {self.name} cannot be loaded: {str(error).splitlines()[0]}",
                 "Download it again as safetensors; weights in pickle files (.bin, .pt) are never "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
@@ -151,7 +152,7 @@ def built(make: Callable[[], Any], part: str, name: str, dtype: torch.dtype) -> 
         with META:
             # diffusers' own `to` would warn of a cast that its loader also makes.
             return nn.Module.to(make().requires_grad_(False).eval(), dtype)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise ModelError(
             f"{part}/config.json of {name} describes no model ({error!r})",
             "Download the model again, whole and in diffusers' layout.",

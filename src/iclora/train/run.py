@@ -7,6 +7,7 @@ attention may sum in another order each time, resumed or not.)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,13 @@ def _silent(_: str) -> None:
 
 
 def _check_shares(settings: TrainSettings, workers: Workers) -> None:
-    """Raises: RunError if the base cannot be spread over the processes."""
+    """Raises: RunError if the processes cannot share a GPU or the base as they are told to."""
+    if workers.count > 1 and re.fullmatch(r"cuda:\d+", settings.device):
+        raise RunError(
+            f"{workers.count} processes cannot share {settings.device}: each needs its own GPU",
+            "Leave `device` at auto or cuda, and choose the GPUs by CUDA_VISIBLE_DEVICES.",
+            setting="device",
+        )
     if not settings.shard:
         return
     if workers.count == 1:

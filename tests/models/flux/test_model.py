@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -171,6 +172,97 @@ def test_a_fingerprint_changes_with_the_parts_own_weights(tiny, copy):
     assert open_copy(copy).fingerprint("text") == tiny.fingerprint("text")
 
 
+def test_a_fingerprint_is_of_what_is_read_and_not_of_what_lies_beside_it(tiny, copy):
+    for name in (".DS_Store", "config.json~", "model.fp16.safetensors", "pytorch_model.bin"):
+        (copy / "text_encoder" / name).write_bytes(b"x")
+    (copy / "vae" / ".cache").mkdir()
+    (copy / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"x")
+    assert open_copy(copy).identity() == tiny.identity()
+
+
+def test_shards_that_an_index_names_are_part_of_the_fingerprint(copy):
+    part = copy / "transformer"
+    names = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    (part / "diffusion_pytorch_model.safetensors").rename(part / names[0])
+    (part / names[1]).write_bytes(b"one")
+    index = {"weight_map": {"a": names[0], "b": names[1]}}
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    before = open_copy(copy).fingerprint("denoiser")
+    (part / names[1]).write_bytes(b"two")
+    assert open_copy(copy).fingerprint("denoiser") != before
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ModelError, match="lacks a readable denoiser part"):
+        open_copy(copy).fingerprint("denoiser")
+
+
+def test_a_fingerprint_is_of_the_weights_in_memory_until_they_are_released(copy):
+    model = open_copy(copy)
+    model.encode_image(np.zeros((16, 16, 3), np.uint8))
+    before = model.fingerprint("vae")
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert model.fingerprint("vae") == before
+    model.release("vae")
+    assert model.fingerprint("vae") != before
+
+
+def test_files_are_hashed_again_only_if_they_change(copy, monkeypatch):
+    model, opened = open_copy(copy), []
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: opened.append(self) or real(self, *a, **k)
+    )
+    first = model.identity()
+    assert opened
+    opened.clear()
+    assert model.identity() == first
+    assert not opened
+
+
+def test_releasing_empties_the_cache_of_the_device_that_holds_it(copy, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: emptied.append("mps"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("cuda"))
+    for device in ("cpu", "mps", "cuda"):
+        FluxModel(copy, "copy", torch.device(device), torch.float32).release("text")
+    assert emptied == ["mps", "cuda"]
+
+
+def test_texts_are_moved_to_the_device_once_for_all_steps(clean, monkeypatch):
+    texts = [clean.encode_text("one"), clean.encode_text("two")]
+    z, sigma = torch.randn(2, 24, 64), torch.tensor([0.5, 0.5])
+    stacked = []
+    real = torch.stack
+    monkeypatch.setattr(
+        torch, "stack", lambda t, *a, **k: stacked.append(list(t)) or real(list(t), *a, **k)
+    )
+
+    def moved():
+        stacked.clear()
+        with torch.no_grad():
+            clean.velocity(z, sigma, list(texts), (96, 64), 1.0)
+        return sum(any(t is text["prompt"] for text in texts) for s in stacked for t in s)
+
+    assert moved() == 2
+    assert moved() == 0
+    texts.reverse()
+    assert moved() == 2
+
+
+def test_a_text_for_an_unguided_pass_is_refused(clean):
+    text = [clean.encode_text("one")]
+    with pytest.raises(ModelError, match="not guided by two passes") as caught:
+        clean.velocity(torch.randn(1, 24, 64), torch.tensor([0.5]), text, (96, 64), 1.0, None, text)
+    assert caught.value.setting == "negative"
+
+
+def test_a_text_says_how_many_tokens_it_takes(tiny, schnell):
+    assert tiny.text_tokens(tiny.encode_text("one")) == 512
+    assert schnell.text_tokens(schnell.encode_text("one")) == 256
+
+
 def test_how_far_a_text_is_padded_is_part_of_the_text_fingerprint(copy, tiny):
     config = json.loads((copy / "transformer" / "config.json").read_text())
     (copy / "transformer" / "config.json").write_text(
@@ -211,6 +303,12 @@ def test_damaged_weights_are_named(copy):
     weights = copy / "text_encoder_2" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="text_encoder_2 of copy"):
+        open_copy(copy).encode_text("one")
+
+
+def test_damaged_settings_are_named(copy):
+    (copy / "text_encoder" / "config.json").write_text('{"hidden_size": "wide"}')
+    with pytest.raises(ModelError, match="text_encoder of copy"):
         open_copy(copy).encode_text("one")
 
 
