@@ -15,7 +15,7 @@ from iclora.errors import ModelError, SettingsError
 from iclora.models import registry as room
 from iclora.models.flux.model import FluxModel
 from iclora.models.registry import BASES, load_model, pick_device, pick_dtype
-from iclora.models.tiny import write_tiny
+from iclora.models.tiny import tiny_folder, write_tiny
 
 
 def test_tiny_is_a_flux_of_about_a_million_parameters_on_flux_s_token_grid(tiny):
@@ -34,6 +34,16 @@ def test_tiny_has_the_same_bytes_every_time(tmp_path):
     )
     assert {p.suffix for p in one} >= {".safetensors", ".json"}
     assert one == two
+
+
+def test_the_second_process_of_a_group_writes_no_half_of_a_tiny_base(monkeypatch, tmp_path):
+    """transformers leaves weights out there; the folder would be broken for everybody."""
+    monkeypatch.setenv("ICLORA_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: 1)
+    folder = tiny_folder()
+    weights = {path.parent.name for path in folder.rglob("*.safetensors")}
+    assert weights == {"text_encoder", "text_encoder_2", "transformer", "vae"}
 
 
 def test_a_folder_loads_by_its_path(tiny):

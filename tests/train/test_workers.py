@@ -8,7 +8,9 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+from iclora.errors import RunError
 from iclora.train.run import train
+from iclora.train.workers import Workers
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node={}")
 # On any free port. `--multi_gpu` is its word for several processes; `--device cpu` is ours.
@@ -161,3 +163,11 @@ def test_a_base_that_cannot_be_spread_is_refused_before_anything_is_written(
     assert done.returncode != 0
     assert reason in done.stderr
     assert not (tmp_path / "many").exists()
+
+
+def test_several_processes_are_refused_one_gpu_between_them(clean, config, monkeypatch):
+    monkeypatch.setattr(Workers, "count", 2, raising=False)
+    monkeypatch.setattr(Workers, "__init__", lambda self, device: setattr(self, "rank", 0))
+    with pytest.raises(RunError, match="2 processes cannot share cuda:1") as caught:
+        train(config(device="cuda:1"), clean)
+    assert caught.value.setting == "device"

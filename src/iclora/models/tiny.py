@@ -119,6 +119,9 @@ def write_tiny(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> 
         tokenizer=transformers.CLIPTokenizer(vocabulary, merges=[], model_max_length=77),
         tokenizer_2=transformers.T5TokenizerFast(pieces, model_max_length=512),
     )
+    for encoder in (clip, t5):
+        # Else transformers writes no weights in any process of a group but the first.
+        encoder.should_save_on_this_rank = lambda *_: True
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
