@@ -1,0 +1,40 @@
+"""What ships with iclora: the small base and the captioner, registered by entry points.
+
+Nothing heavy is loaded before they are asked for.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from iclora.vlm import Captioner
+
+__all__ = ["base_folder", "captioner_folder", "open_captioner"]
+
+
+def base_folder() -> Path:
+    """The base's folder, in diffusers' layout; see docs/toyland.md."""
+    return _weights("toyland-base")
+
+
+def captioner_folder() -> Path:
+    """The captioner's folder, in transformers' layout."""
+    return _weights("toyland-captioner")
+
+
+def open_captioner(
+    model: str, *, url: str | None, together: int | None, device: str, schema: bool
+) -> Captioner:
+    """For `iclora.vlm.registry.CAPTIONERS`: it has one model, and asks no server."""
+    del model, url, schema
+    from iclora.vlm.local import LocalCaptioner
+
+    count = {"together": together} if together else {}
+    return LocalCaptioner(str(captioner_folder()), name="toyland", device=device, **count)
+
+
+def _weights(name: str) -> Path:
+    return Path(str(files("iclora") / "weights" / name))
