@@ -2,8 +2,6 @@
 
 import random
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.toyland.captions import measure, measure_ideas
+from iclora.toyland.shipped import captioner_folder
 from iclora.toyland.tasks import TASKS, draw_set, write_sets
 from iclora.toyland.wording import traits_said
 from iclora.vlm import Answer, Captioner, load_captioner
@@ -129,7 +128,7 @@ def test_a_captioner_is_measured_by_what_is_true_of_what_it_says():
 # -- the one that ships ---------------------------------------------------------------------------
 
 
-SHIPPED = Path(str(files("iclora") / "weights" / "toyland-captioner"))
+SHIPPED = captioner_folder()
 
 
 @pytest.mark.parametrize("name", list(TASKS))

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
@@ -42,17 +41,9 @@ FAMILIES: Registry[Family] = Registry(
 """A base family by the pipeline class that a model_index.json names."""
 
 BASES: Registry[Callable[[], Path]] = Registry(
-    "iclora.bases",
-    "base",
-    {"tiny": "iclora.models.tiny:tiny_folder", "toyland": "iclora.models.registry:toyland_folder"},
+    "iclora.bases", "base", {"tiny": "iclora.models.tiny:tiny_folder"}
 )
 """Bases that need no download: a name, and what finds or makes its folder."""
-
-
-def toyland_folder() -> Path:
-    """The folder of the base that ships with iclora; see docs/toyland.md."""
-    return Path(str(files("iclora") / "weights" / "toyland-base"))
-
 
 # Weights as safetensors only: a pickle runs code when it is opened.
 _SETTINGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model"]

@@ -32,8 +32,8 @@ def open_captioner(
     del model, url, schema
     from iclora.vlm.local import LocalCaptioner
 
-    count = {"together": together} if together else {}
-    return LocalCaptioner(str(captioner_folder()), name="toyland", device=device, **count)
+    folder = str(captioner_folder())
+    return LocalCaptioner(folder, name="toyland", device=device, together=together or 4)
 
 
 def _weights(name: str) -> Path:

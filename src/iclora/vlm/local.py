@@ -8,7 +8,7 @@ from typing import Any
 from iclora.errors import CaptionerError
 from iclora.vlm.base import Answer, Ask, Captioner
 
-__all__ = ["LocalCaptioner"]
+__all__ = ["LocalCaptioner", "open_local"]
 
 
 class LocalCaptioner(Captioner):
@@ -124,3 +124,11 @@ def _conversation(ask: Ask) -> list[dict[str, Any]]:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         turns.append({"role": "user", "content": [{"type": "text", "text": turn.objection}]})
     return turns
+
+
+def open_local(
+    model: str, *, url: str | None, together: int | None, device: str, schema: bool
+) -> LocalCaptioner:
+    """For `registry.CAPTIONERS`: neither `url` nor `schema` concerns it."""
+    del url, schema
+    return LocalCaptioner(model, device=device, together=together or 4)

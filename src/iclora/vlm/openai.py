@@ -18,7 +18,7 @@ from iclora.errors import CaptionerError
 from iclora.sets.images import encode_png
 from iclora.vlm.base import Answer, Ask, Captioner
 
-__all__ = ["OpenAICaptioner"]
+__all__ = ["OpenAICaptioner", "open_openai"]
 
 _HOSTED = "https://api.openai.com/v1"
 _FORMS = ((True, True), (True, False), (False, True), (False, False))
@@ -286,3 +286,11 @@ def _data_url(picture: Image.Image) -> str:
         picture.save(buffer, "JPEG", quality=92)
         data, kind = buffer.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def open_openai(
+    model: str, *, url: str | None, together: int | None, device: str, schema: bool
+) -> OpenAICaptioner:
+    """For `registry.CAPTIONERS`: `device` does not concern it."""
+    del device
+    return OpenAICaptioner(model, url, schema=schema, together=together or 4)
