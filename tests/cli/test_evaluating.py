@@ -60,7 +60,7 @@ def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_
     status, out, _ = run(*words, *known)
     assert status == 0
     assert "2 sets by each of: base, sdedit; base, boost" in out
-    assert "pixels known error\n  base, sdedit  0.000" in out
+    assert "pixels given error\n  base, sdedit  0.000" in out
 
 
 @pytest.mark.parametrize(

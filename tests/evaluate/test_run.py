@@ -1,29 +1,34 @@
 """An evaluation on the tiny base: stopped and gone on, its figures, its page, its file."""
 
+import gc
 import json
 import re
+import weakref
 
 import pytest
 
 from iclora.errors import SettingsError
-from iclora.evaluate.making import make_sets, read_sets
+from iclora.evaluate.making import make_sets, read_costs
 from iclora.evaluate.metrics.base import Metric
 from iclora.evaluate.run import evaluate
-from iclora.evaluate.setup import arms_of, plan, wishes_of_prompts
+from iclora.evaluate.setup import arms_of, cases_of_prompts, set_up
 from iclora.making.made import GeneratedSet
 from iclora.making.request import Request
 from iclora.making.session import generate
+from iclora.progress import Cancelled, Progress
 from iclora.sets.recipe import load_recipe
+from iclora.settings import SampleSettings
 from tests.conftest import CAPTION, picture
 
 STORY = load_recipe("film-storyboard")
 SIZE = (96, 192)
 
 
-def planned_of(model, out, files=(), modes=(None,), known=None, seeds=(0, 1), **how):
-    wishes = wishes_of_prompts([CAPTION, CAPTION.replace("Ana", "Bo")], seeds, known or {})
+def setup_of(model, out, files=(), modes=(None,), given=None, seeds=(0, 1), **how):
+    cases = cases_of_prompts([CAPTION, CAPTION.replace("Ana", "Bo")], seeds, given)
     arms = arms_of([str(file) for file in files], modes)
-    return plan(model, STORY, arms, wishes, out, size=SIZE, **{"steps": 1, **how})
+    settings = SampleSettings(**{"size": SIZE, "steps": 1, **how})
+    return set_up(model, STORY, arms, cases, out, settings)
 
 
 class Redness(Metric):
@@ -44,33 +49,28 @@ class Redness(Metric):
         return {"seeds": float(len(sets))}
 
 
-def no_bar(*_):
-    """Nothing to see."""
-
-
 def test_sets_equal_those_of_generate_and_their_costs_are_kept(clean, tmp_path):
-    planned = planned_of(clean, tmp_path)
+    setup = setup_of(clean, tmp_path)
     seen = []
-    make_sets(clean, planned, on_set=lambda arm, done, total: seen.append((arm.name, done, total)))
-    assert seen == [("base", n, 4) for n in (1, 2, 3, 4)]
+    make_sets(clean, setup, progress=Progress(seen.append))
+    assert [(e.note, e.done, e.total) for e in seen if e.what == "making"] == [
+        ("base", n, 4) for n in (1, 2, 3, 4)
+    ]
     made = GeneratedSet.load(tmp_path / "base" / "0002")
     single = generate(clean, CAPTION, recipe=STORY, size=SIZE, steps=1, seed=1)
     assert made.composite.tobytes() == single.composite.tobytes()
     assert made.request == single.request
-    _, costs = read_sets(planned, planned.arms[0])
-    assert set(costs) == {wish.key for wish in planned.wishes}
+    costs = read_costs(setup, setup.arms[0])
+    assert set(costs) == {case.key for case in setup.cases}
     assert all(0 < cost.seconds < 60 and cost.memory > 1e7 for cost in costs.values())
 
 
 def test_a_stopped_evaluation_makes_only_what_is_missing(clean, tmp_path, monkeypatch):
-    planned = planned_of(clean, tmp_path)
+    setup = setup_of(clean, tmp_path)
 
-    def stop(arm, done, total):
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make_sets(clean, planned, on_set=stop)
+    progress = Progress(lambda e: e.what == "making" and e.done == 2 and progress.cancel())
+    with pytest.raises(Cancelled):
+        make_sets(clean, setup, progress=progress)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("base/*/composite.png")}
     assert len(before) == 2
     times = tmp_path / "base" / "times.jsonl"
@@ -78,25 +78,58 @@ def test_a_stopped_evaluation_makes_only_what_is_missing(clean, tmp_path, monkey
     made = []
     velocity = clean.velocity
     monkeypatch.setattr(clean, "velocity", lambda *a: made.append(1) or velocity(*a))
-    table = evaluate(clean, planned_of(clean, tmp_path), [Redness()], bar=no_bar)
+    table = evaluate(clean, setup_of(clean, tmp_path), [Redness()])
     assert len(made) == 2
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
     assert table.rows["red share"].estimate("base").count == 4
     # Figures come from what lies there, not from what was made now.
-    again = evaluate(clean, planned_of(clean, tmp_path), [Redness()], bar=no_bar)
+    again = evaluate(clean, setup_of(clean, tmp_path), [Redness()])
     assert len(made) == 2
     assert again.rows["red share"].values == table.rows["red share"].values
 
 
 def test_sets_of_another_evaluation_are_not_taken_for_this_ones(clean, tmp_path):
-    make_sets(clean, planned_of(clean, tmp_path, seeds=(0,)))
+    make_sets(clean, setup_of(clean, tmp_path, seeds=(0,)))
     with pytest.raises(SettingsError, match="0001 holds a set of another evaluation"):
-        planned_of(clean, tmp_path, seeds=(0,), steps=2)
+        setup_of(clean, tmp_path, seeds=(0,), steps=2)
+
+
+def test_another_version_and_a_moved_adapter_make_it_no_other_evaluation(clean, lora, tmp_path):
+    make_sets(clean, setup_of(clean, tmp_path / "out", [lora], seeds=(0,)))
+    path = tmp_path / "out" / "run" / "0001" / "request.json"
+    request = json.loads(path.read_text())
+    path.write_text(json.dumps({**request, "versions": {"torch": "1.0"}}))
+    moved = tmp_path / "elsewhere" / "run" / "adapter.safetensors"
+    moved.parent.mkdir(parents=True)
+    lora.rename(moved)
+    again = setup_of(clean, tmp_path / "out", [moved], seeds=(0,))
+    assert all(again.is_made(arm, n) for arm in again.arms for n in range(2))
+
+
+def test_few_sets_are_in_memory_at_once(clean, tmp_path):
+    setup = setup_of(clean, tmp_path, seeds=(0, 1, 2))
+    alive = []
+
+    class Watching(Redness):
+        def of_sets(self, sets):
+            for made in sets:
+                alive.append(weakref.ref(made))
+                gc.collect()
+                assert sum(ref() is not None for ref in alive) <= 4, "the seeds of a prompt"
+                yield {"share": 0.0}
+
+        def across_seeds(self, sets):
+            assert len(sets) == 3
+            return {"seeds": 3.0}
+
+    table = evaluate(clean, setup, [Watching()])
+    assert len(alive) == 6
+    assert table.rows["red seeds"].values["base"] == {"prompt 1": 3.0, "prompt 2": 3.0}
 
 
 def test_a_batch_makes_the_same_sets_as_one_by_one(clean, tmp_path):
-    make_sets(clean, planned_of(clean, tmp_path / "one"))
-    make_sets(clean, planned_of(clean, tmp_path / "many"), together=3)
+    make_sets(clean, setup_of(clean, tmp_path / "one"))
+    make_sets(clean, setup_of(clean, tmp_path / "many"), together=3)
     for number in ("0001", "0002", "0003", "0004"):
         one, many = (GeneratedSet.load(tmp_path / n / "base" / number) for n in ("one", "many"))
         assert one.request == many.request
@@ -108,14 +141,14 @@ def test_a_batch_makes_the_same_sets_as_one_by_one(clean, tmp_path):
 
 
 def test_the_report_shows_every_arm_and_differences_to_the_first(clean, lora, tmp_path):
-    planned = planned_of(clean, tmp_path, [lora], ["sdedit", "boost"], {2: picture(96, 64)})
-    table = evaluate(clean, planned, [Redness(), Redness()], bar=no_bar)
+    setup = setup_of(clean, tmp_path, [lora], ["sdedit", "boost"], {2: picture(96, 64)})
+    table = evaluate(clean, setup, [Redness(), Redness()])
     data = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     names = ["base, sdedit", "base, boost", "run, sdedit", "run, boost"]
     assert list(data["arms"]) == names
     assert data["arms"]["run, boost"]["mode"] == "boost"
     assert set(data["figures"]) == {
-        "pixels known error",
+        "pixels given error",
         "pixels seam",
         "red share",
         "red seeds",
@@ -124,7 +157,7 @@ def test_the_report_shows_every_arm_and_differences_to_the_first(clean, lora, tm
         "seconds",
         "memory",
     }
-    for arm in data["figures"]["pixels known error"]["arms"].values():
+    for arm in data["figures"]["pixels given error"]["arms"].values():
         assert arm["mean"] == 0
     share = data["figures"]["red share"]["arms"]
     first, other = share["base, sdedit"], share["run, boost"]
@@ -145,15 +178,15 @@ def test_the_report_shows_every_arm_and_differences_to_the_first(clean, lora, tm
 
 
 def test_the_request_of_a_set_makes_it_again(clean, tmp_path):
-    make_sets(clean, planned_of(clean, tmp_path, known={1: picture(96, 64)}, seeds=(5,)))
+    make_sets(clean, setup_of(clean, tmp_path, given={1: picture(96, 64)}, seeds=(5,)))
     request, known = Request.load(tmp_path / "base" / "0001" / "request.json")
     assert set(known) == {1}
     assert request.given.keys() == {1}
 
 
 def test_one_seed_is_said_to_show_no_diversity(clean, tmp_path):
-    few = evaluate(clean, planned_of(clean, tmp_path / "a", seeds=(0,)), [Redness()], bar=no_bar)
-    more = evaluate(clean, planned_of(clean, tmp_path / "b"), [Redness()], bar=no_bar)
+    few = evaluate(clean, setup_of(clean, tmp_path / "a", seeds=(0,)), [Redness()])
+    more = evaluate(clean, setup_of(clean, tmp_path / "b"), [Redness()])
     assert any("no diversity" in note for note in few.notes)
     assert "red seeds" not in few.rows
     assert not any("no diversity" in note for note in more.notes)

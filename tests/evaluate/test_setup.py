@@ -1,14 +1,16 @@
-"""Arms and wishes: fair to all arms, and whatever cannot work is said before anything is made."""
+"""Arms and cases: fair to all arms, and whatever cannot work is said before anything is made."""
 
 import pytest
 
 from iclora.errors import AdapterError, CaptionError, SettingsError
-from iclora.evaluate.setup import Arm, arms_of, plan, wishes_of_data, wishes_of_prompts
+from iclora.evaluate.setup import Arm, arms_of, cases_of_data, cases_of_prompts, set_up
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
+from iclora.settings import SampleSettings
 from tests.conftest import CAPTION, picture
 
 STORY = load_recipe("film-storyboard")
+SMALL = SampleSettings(size=(96, 192))
 
 
 def test_arms_are_the_base_and_every_adapter_in_every_mode(lora, tmp_path):
@@ -27,11 +29,11 @@ def test_arms_are_the_base_and_every_adapter_in_every_mode(lora, tmp_path):
         arms_of(["nothing-here.safetensors"])
 
 
-def test_all_arms_paint_a_wish_on_one_canvas_from_the_same_noise(clean, lora, tmp_path):
-    wishes = wishes_of_prompts([CAPTION, CAPTION], [3, 4], {})
-    found = plan(clean, STORY, arms_of([str(lora)]), wishes, tmp_path / "out", steps=1)
+def test_all_arms_paint_a_case_on_one_canvas_from_the_same_noise(clean, lora, tmp_path):
+    cases = cases_of_prompts([CAPTION, CAPTION], [3, 4], {})
+    found = set_up(clean, STORY, arms_of([str(lora)]), cases, tmp_path / "out")
     base, mine = found.requests["base"], found.requests["run"]
-    assert [wish.key for wish in wishes] == [
+    assert [case.key for case in cases] == [
         "prompt 1, seed 3",
         "prompt 1, seed 4",
         "prompt 2, seed 3",
@@ -47,48 +49,48 @@ def test_all_arms_paint_a_wish_on_one_canvas_from_the_same_noise(clean, lora, tm
 
 def test_a_dataset_gives_its_captions_and_its_own_panels(make_dataset):
     dataset = open_dataset(make_dataset(2))
-    wishes = wishes_of_data(dataset, [1, 3], [0, 1])
-    assert [wish.key for wish in wishes] == [
+    cases = cases_of_data(dataset, [1, 3], [0, 1])
+    assert [case.key for case in cases] == [
         "0001, seed 0",
         "0001, seed 1",
         "0002, seed 0",
         "0002, seed 1",
     ]
-    assert "Ana1" in wishes[2].prompt
+    assert "Ana1" in cases[2].prompt
     panels = dataset.sets[1].load(dataset.recipe).panels
-    assert {n: p.tobytes() for n, p in wishes[2].known.items()} == {
+    assert {n: p.tobytes() for n, p in cases[2].given.items()} == {
         1: panels[0].tobytes(),
         3: panels[2].tobytes(),
     }
-    assert not wishes_of_data(dataset, [], [0])[0].known
+    assert not cases_of_data(dataset, [], [0])[0].given
     with pytest.raises(SettingsError, match="no panel 4"):
-        wishes_of_data(dataset, [1, 4], [0])
+        cases_of_data(dataset, [1, 4], [0])
 
 
 def test_what_cannot_work_is_refused_before_anything_is_made(clean, tmp_path):
     out = tmp_path / "out"
-    good = wishes_of_prompts([CAPTION], [0], {})
+    good = cases_of_prompts([CAPTION], [0], {})
     with pytest.raises(CaptionError, match="SCENE-3"):
-        plan(
+        set_up(
             clean,
             STORY,
             [Arm("base")],
-            [*good, *wishes_of_prompts([CAPTION.replace("[SCENE-3]", "")], [0], {})],
+            [*good, *cases_of_prompts([CAPTION.replace("[SCENE-3]", "")], [0], {})],
             out,
-            size=(96, 192),
+            settings=SMALL,
         )
-    with pytest.raises(SettingsError, match="no panel is known"):
-        plan(clean, STORY, arms_of([], ["clean"]), good, out, size=(96, 192))
+    with pytest.raises(SettingsError, match="no panel is given"):
+        set_up(clean, STORY, arms_of([], ["clean"]), good, out, settings=SMALL)
     with pytest.raises(SettingsError, match="two arms"):
-        plan(clean, STORY, [Arm("a b"), Arm("a/b")], good, out, size=(96, 192))
+        set_up(clean, STORY, [Arm("a b"), Arm("a/b")], good, out, settings=SMALL)
     assert not out.exists()
     out.write_text("")
     with pytest.raises(SettingsError, match="is a file"):
-        plan(clean, STORY, [Arm("base")], good, out, size=(96, 192))
+        set_up(clean, STORY, [Arm("base")], good, out, settings=SMALL)
 
 
 def test_a_mode_an_adapter_never_learnt_is_noted_with_its_arm(clean, tmp_path):
-    wishes = wishes_of_prompts([CAPTION], [0], {1: picture(96, 64)})
+    cases = cases_of_prompts([CAPTION], [0], {1: picture(96, 64)})
     arms = arms_of([], ["sdedit", "clean"])
-    notes = plan(clean, STORY, arms, wishes, tmp_path, size=(96, 192)).notes
+    notes = set_up(clean, STORY, arms, cases, tmp_path, SMALL).notes
     assert [n.split(":")[0] for n in notes if "not trained" in n] == ["base, clean"]

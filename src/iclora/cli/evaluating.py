@@ -12,7 +12,7 @@ from iclora.progress import Console
 from iclora.settings import CompleteSettings, EvaluateSettings, settings_of, verb
 
 if TYPE_CHECKING:
-    from iclora.evaluate.setup import Arm, Wish
+    from iclora.evaluate.setup import Arm, Case
     from iclora.sets.recipe import Recipe
 
 __all__ = ["evaluate"]
@@ -23,40 +23,37 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
     """Measure what a base and adapters make of the same prompts and seeds, side by side."""
     from iclora.evaluate.report import as_text
     from iclora.evaluate.run import evaluate as run_evaluation
-    from iclora.evaluate.setup import arms_of, plan
+    from iclora.evaluate.setup import arms_of, set_up
     from iclora.making.asks import base_of, machine_for
 
     arms = arms_of(settings.adapter, settings.mode or (None,))
     base = base_of(settings.base, *(arm.adapter for arm in arms))
-    recipe, wishes = _evaluation_wishes(settings, arms)
+    recipe, cases = _cases(settings, arms)
     metrics = [
         open_metric(name, settings.model_device, settings.api, recipe) for name in settings.metric
     ]
     model = open_base(base, machine_for(settings))
-    names = ("steps", "guidance", "strength", "boost", "resample", "resample_from", "negative")
-    how = {name: getattr(settings, name) for name in names if name in settings.model_fields_set}
-    out = Path(settings.out)
-    planned = plan(model, recipe, arms, wishes, out, size=settings.size, **how)
-    for note in planned.notes:
+    setup = set_up(model, recipe, arms, cases, Path(settings.out), settings)
+    for note in setup.notes:
         console.warn(note)
-    console.say(f"{len(wishes)} sets by each of: {'; '.join(arm.name for arm in arms)}")
+    console.say(f"{len(cases)} sets by each of: {'; '.join(arm.name for arm in arms)}")
     with console.progress() as bar:
         try:
-            table = run_evaluation(model, planned, metrics, together=settings.together, bar=bar)
+            table = run_evaluation(model, setup, metrics, together=settings.together, progress=bar)
         except KeyboardInterrupt:
             console.say("sets that were made are kept; the same command goes on with the rest")
             raise
     for note in table.notes:
-        if note not in planned.notes:
+        if note not in setup.notes:
             console.warn(note)
     console.say(
-        f"\n{as_text(planned, table)}\n\nwrote {planned.out / 'report.html'}; open it in a browser"
+        f"\n{as_text(setup, table)}\n\nwrote {setup.out / 'report.html'}; open it in a browser"
     )
 
 
-def _evaluation_wishes(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Wish]]:
+def _cases(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Case]]:
     """What every arm is asked for, and of which recipe."""
-    from iclora.evaluate.setup import wishes_of_data, wishes_of_prompts
+    from iclora.evaluate.setup import cases_of_data, cases_of_prompts
     from iclora.making.asks import open_given, read_lines
     from iclora.making.request import recipe_of
     from iclora.sets.dataset import open_dataset
@@ -76,10 +73,10 @@ def _evaluation_wishes(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Rec
         dataset = open_dataset(settings.data, settings.recipe)
         show_problems(dataset.problems)
         numbers = sorted({int(text) for text in settings.given})
-        return dataset.recipe, wishes_of_data(dataset, numbers, seeds)
+        return dataset.recipe, cases_of_data(dataset, numbers, seeds)
     if not prompts:
         raise SettingsError("there is no prompt", "Set `prompts` or `data`.", "prompt")
     trained = next((a.adapter for a in arms if a.adapter and a.adapter.info), None)
     recipe = recipe_of(settings.recipe, trained)
     files_of = settings_of(CompleteSettings, {"given": settings.given}).given
-    return recipe, wishes_of_prompts(prompts, list(seeds), open_given(files_of))
+    return recipe, cases_of_prompts(prompts, list(seeds), open_given(files_of))

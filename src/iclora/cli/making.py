@@ -142,10 +142,9 @@ def open_base(base: str, machine: Machine) -> DiffusionModel:
 
 
 def open_metric(name: str, device: str, url: str | None, recipe: Recipe) -> Metric:
-    from iclora.evaluate.metrics.load import load_metric
-    from iclora.toyland.metric import Toyland
+    from iclora.evaluate.metrics.registry import load_metric
 
     quiet_loading()
-    metric = load_metric(name, device=device, url=url, more={"toyland": lambda *_: Toyland()})
+    metric = load_metric(name, device=device, url=url)
     metric.check(recipe)
     return metric

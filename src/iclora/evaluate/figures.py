@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from iclora.evaluate.intervals import Estimate, bootstrap, compare
-from iclora.evaluate.making import Cost
-from iclora.evaluate.metrics.base import Made, Metric
-from iclora.evaluate.setup import Wish
+from iclora.evaluate.metrics.base import Figures, Made, Metric
+from iclora.evaluate.setup import Case
+from iclora.making.made import Cost
+from iclora.progress import Progress
 
 __all__ = ["Row", "Table", "measure"]
 
@@ -74,58 +76,67 @@ class Table:
 
 def measure(
     metrics: Sequence[Metric],
-    wishes: Sequence[Wish],
-    sets: Mapping[str, Sequence[Made]],
+    cases: Sequence[Case],
+    sets: Mapping[str, Callable[[], Iterable[Made]]],
     costs: Mapping[str, Mapping[str, Cost]],
     memory: str,
-    on_arm: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Table:
     """Measure every set of every arm.
 
+    Sets are read again for every metric, so that few are in memory at once.
+
     Args:
-        sets: by arm, one per wish.
+        sets: by arm, what reads them from the first on, one per case.
+        costs: by arm, of cases by their key.
         memory: what the costs' memory is, such as "peak memory of the process".
-        on_arm: called with the metric's name, how many arms it has measured, and of how many.
     Raises: SettingsError if a metric cannot go on.
     """
     table = Table()
-    asked: dict[str, list[int]] = {}
-    for number, wish in enumerate(wishes):
-        asked.setdefault(wish.asked, []).append(number)
     for label, metric in _labels(metrics).items():
         table.sources[label] = metric.source
-
-        def add(
-            arm: str,
-            key: str,
-            group: str,
-            figures: Mapping[str, float],
-            label: str = label,
-            metric: Metric = metric,
-        ) -> None:
-            for name, value in figures.items():
-                meaning = metric.figures.get(name, "")
-                table.add(f"{label} {name}", meaning, arm, key, group, value)
-
-        for count, (arm, made) in enumerate(sets.items(), 1):
-            for wish, figures in zip(wishes, metric.of_sets(made), strict=True):
-                add(arm, wish.key, wish.asked, figures)
-            for group, numbers in asked.items():
-                if len(numbers) > 1:
-                    figures = metric.across_seeds([made[n] for n in numbers])
-                    add(arm, group, group, figures)
-            if on_arm:
-                on_arm(label, count, len(sets))
+        for count, (arm, read) in enumerate(sets.items(), 1):
+            for case, figures in _figures(metric, cases, read()):
+                key, group = (case.key, case.name) if isinstance(case, Case) else (case, case)
+                for name, value in figures.items():
+                    meaning = metric.figures.get(name, "")
+                    table.add(f"{label} {name}", meaning, arm, key, group, value)
+            if progress:
+                progress(f"measuring {label}", count, len(sets))
         table.notes += [note for note in metric.notes if note not in table.notes]
     for arm, paid in costs.items():
-        for wish in wishes:
-            if wish.key in paid:
-                cost = paid[wish.key]
-                table.add("seconds", "per set", arm, wish.key, wish.asked, cost.seconds)
+        for case in cases:
+            if case.key in paid:
+                seconds = paid[case.key].seconds
+                table.add("seconds", "per set", arm, case.key, case.name, seconds)
         most = max((cost.memory for cost in paid.values()), default=0)
         if most:
             table.add("memory", f"{memory}, GiB", arm, "all", "all", most / 2**30)
     return table
+
+
+def _figures(
+    metric: Metric, cases: Sequence[Case], sets: Iterable[Made]
+) -> Iterator[tuple[Case | str, Figures]]:
+    """Figures of each case, and of the seeds of each name once the last of them was measured."""
+    held: dict[str, list[Made]] = {}
+    left = Counter(case.name for case in cases)
+
+    def passing() -> Iterator[Made]:
+        for case, made in zip(cases, sets, strict=True):
+            held.setdefault(case.name, []).append(made)
+            # Nothing else may hold a set while the next ones are read.
+            del made
+            yield held[case.name][-1]
+
+    for case, figures in zip(cases, metric.of_sets(passing()), strict=True):
+        yield case, figures
+        left[case.name] -= 1
+        if not left[case.name]:
+            seeds = held.pop(case.name)
+            if len(seeds) > 1:
+                yield case.name, metric.across_seeds(seeds)
+            del seeds
 
 
 def _labels(metrics: Sequence[Metric]) -> dict[str, Metric]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from iclora.evaluate.figures import Table, measure
-from iclora.evaluate.making import make_sets, read_sets
-from iclora.evaluate.metrics.base import Metric, Pixels
+from iclora.evaluate.making import make_sets, read_costs, read_sets
+from iclora.evaluate.metrics.base import Metric
+from iclora.evaluate.metrics.pixels import Pixels
 from iclora.evaluate.report import write_report
-from iclora.evaluate.setup import Arm, Plan
+from iclora.evaluate.setup import Setup
 from iclora.models.base import PARTS, DiffusionModel
 from iclora.progress import Progress
 
@@ -21,13 +23,13 @@ _FEW = 20
 
 def evaluate(
     model: DiffusionModel,
-    planned: Plan,
-    metrics: Sequence[Metric],
+    setup: Setup,
+    metrics: Sequence[Metric] = (),
     *,
     together: int = 1,
-    bar: Progress,
+    progress: Progress | None = None,
 ) -> Table:
-    """Make what is missing of a plan's sets, measure all of them and write the report.
+    """Make what is missing of a setup's sets, measure all of them and write the report.
 
     One that was stopped goes on where it was: sets that are there are not made again, figures are
     computed from the sets on disk.
@@ -38,40 +40,32 @@ def evaluate(
     Raises: SettingsError, StorageError; CaptionerError if a judge cannot go on.
     """
     for metric in metrics:
-        metric.check(planned.recipe)
-
-    def on_set(arm: Arm, done: int, total: int) -> None:
-        bar("making", done, total, arm.name)
-
-    make_sets(model, planned, together=together, on_set=on_set)
-    facts = _facts(model, planned)
+        metric.check(setup.recipe)
+    make_sets(model, setup, together=together, progress=progress)
+    facts = _facts(model, setup)
     # Nothing is made any more; the metrics' models may need the room.
     model.release(*PARTS)
-    sets, costs = {}, {}
-    for arm in planned.arms:
-        sets[arm.name], costs[arm.name] = read_sets(planned, arm)
     on_gpu = model.device.type == "cuda"
-    memory = "peak memory on the GPU" if on_gpu else "peak resident memory of the process so far"
     table = measure(
         [*metrics, Pixels()],
-        planned.wishes,
-        sets,
-        costs,
-        memory,
-        on_arm=lambda name, done, total: bar(f"measuring {name}", done, total, ""),
+        setup.cases,
+        {arm.name: partial(read_sets, setup, arm) for arm in setup.arms},
+        {arm.name: read_costs(setup, arm) for arm in setup.arms},
+        "peak memory on the GPU" if on_gpu else "peak resident memory of the process so far",
+        progress,
     )
-    table.notes += [*_doubts(planned), *planned.notes]
-    write_report(planned, sets, table, facts)
+    table.notes += [*_doubts(setup), *setup.notes]
+    write_report(setup, table, facts)
     return table
 
 
-def _facts(model: DiffusionModel, planned: Plan) -> dict[str, Any]:
-    first = planned.requests[planned.arms[0].name][0]
-    seeds = list(dict.fromkeys(wish.seed for wish in planned.wishes))
+def _facts(model: DiffusionModel, setup: Setup) -> dict[str, Any]:
+    first = setup.requests[setup.arms[0].name][0]
+    seeds = list(dict.fromkeys(case.seed for case in setup.cases))
     return {
         "base": model.name,
-        "recipe": planned.recipe.name,
-        "canvas": f"{first.layout.width}x{first.layout.height}",
+        "recipe": setup.recipe.name,
+        "canvas": "{}x{}".format(*first.layout.size),
         "steps": first.steps,
         "guidance": first.guidance,
         "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}",
@@ -80,14 +74,14 @@ def _facts(model: DiffusionModel, planned: Plan) -> dict[str, Any]:
     }
 
 
-def _doubts(planned: Plan) -> list[str]:
+def _doubts(setup: Setup) -> list[str]:
     """What is too few to be trusted."""
-    prompts = len({wish.asked for wish in planned.wishes})
+    prompts = len({case.name for case in setup.cases})
     doubts = []
-    if prompts == len(planned.wishes):
+    if prompts == len(setup.cases):
         doubts.append(
-            "one seed per prompt shows no diversity, and consistency alone rewards collapse: use "
-            "--seeds 2 or more"
+            "one seed per prompt shows no diversity, and consistency alone rewards collapse: set "
+            "`seeds` to 2 or more"
         )
     if prompts < _FEW:
         doubts.append(

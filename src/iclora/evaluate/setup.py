@@ -1,6 +1,6 @@
-"""Arms, and what all of them are asked for, checked before anything is made.
+"""Arms, and the cases all of them are asked for, checked before anything is made.
 
-OUT/ARM/0001/...       a set as `generate` writes it; numbers mean the same request in every arm
+OUT/ARM/0001/...       a set as `generate` writes it; numbers mean the same case in every arm
 OUT/ARM/times.jsonl    what each cost
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -21,32 +20,20 @@ from iclora.making.request import Request, prepare
 from iclora.models.base import DiffusionModel
 from iclora.sets.dataset import Dataset
 from iclora.sets.recipe import Recipe
-from iclora.settings import Mode, SampleSettings, settings_of
+from iclora.settings import Mode, SampleSettings
 
-__all__ = [
-    "Arm",
-    "Plan",
-    "Wish",
-    "arms_of",
-    "is_made",
-    "plan",
-    "wishes_of_data",
-    "wishes_of_prompts",
-]
+__all__ = ["Arm", "Case", "Setup", "arms_of", "cases_of_data", "cases_of_prompts", "set_up"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make sets.
-
-    Attributes:
-        adapter: None for the base alone.
-        mode: how panels are made around known ones; None for what `prepare` takes by itself.
-    """
+    """One way to make sets."""
 
     name: str
     adapter: Adapter | None = None
+    """None for the base alone."""
     mode: Mode | None = None
+    """How panels are made around given ones; None for what `prepare` takes by itself."""
 
     @property
     def folder(self) -> str:
@@ -55,30 +42,27 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """One set that every arm is asked for.
+class Case:
+    """One set that every arm is asked for."""
 
-    Attributes:
-        asked: what makes it comparable to other seeds: the prompt's number or the set's name.
-        known: given panels by number, counted from 1.
-    """
-
-    asked: str
+    name: str
+    """The prompt's number or the set's name; cases of one name differ in their seed alone."""
     prompt: str
     seed: int
-    known: Mapping[int, Image.Image] = field(default_factory=dict)
+    given: Mapping[int, Image.Image] = field(default_factory=dict)
+    """Given panels by number, counted from 1."""
 
     @property
     def key(self) -> str:
-        return f"{self.asked}, seed {self.seed}"
+        return f"{self.name}, seed {self.seed}"
 
 
 def arms_of(files: Sequence[str], modes: Sequence[Mode | None] = (None,)) -> list[Arm]:
     """The base alone and every adapter, each in every mode.
 
     Args:
-        files: adapter files, each by its path or as NAME=PATH. Without a name one is called by its
-            file, or by its folder where the file is called adapter.
+        files: adapter files, each by its path or as NAME=PATH. Without a name an adapter is called
+            by its file, or by its folder if the file is called adapter.
     Raises: AdapterError.
     """
     adapters: list[tuple[str, Adapter | None]] = [("base", None)]
@@ -95,129 +79,137 @@ def arms_of(files: Sequence[str], modes: Sequence[Mode | None] = (None,)) -> lis
     ]
 
 
-def wishes_of_prompts(
-    prompts: Sequence[str], seeds: Sequence[int], known: Mapping[int, Image.Image]
-) -> list[Wish]:
-    """Every prompt with every seed, around the same known panels, if there are any."""
+def cases_of_prompts(
+    prompts: Sequence[str], seeds: Sequence[int], given: Mapping[int, Image.Image] | None = None
+) -> list[Case]:
+    """Every prompt with every seed, around the same given panels, if there are any."""
     return [
-        Wish(f"prompt {number}", prompt, seed, known)
+        Case(f"prompt {number}", prompt, seed, given or {})
         for number, prompt in enumerate(prompts, 1)
         for seed in seeds
     ]
 
 
-def wishes_of_data(dataset: Dataset, known: Collection[int], seeds: Sequence[int]) -> list[Wish]:
+def cases_of_data(dataset: Dataset, given: Collection[int], seeds: Sequence[int]) -> list[Case]:
     """Every set of a dataset made again from its caption, around its own panels of these numbers.
 
     Raises: DatasetError, ImageError, CaptionError for a set that cannot be read; SettingsError.
     """
     panels = dataset.recipe.canvas.panels
-    wrong = sorted(set(known) - set(range(1, panels + 1)))
+    wrong = sorted(set(given) - set(range(1, panels + 1)))
     if wrong:
         raise SettingsError(
             f"there is no panel {wrong[0]}; sets of {dataset.recipe.name} have {panels}",
             f"Name panels 1 to {panels}.",
+            setting="given",
         )
     found = []
     for image_set in dataset.sets:
-        given: dict[int, Image.Image] = {}
-        if known:
+        own: dict[int, Image.Image] = {}
+        if given:
             pictures = image_set.load(dataset.recipe).panels
-            given = {n: pictures[n - 1] for n in sorted(known)}
-        found += [Wish(image_set.name, image_set.caption(), seed, given) for seed in seeds]
+            own = {n: pictures[n - 1] for n in sorted(given)}
+        found += [Case(image_set.name, image_set.caption(), seed, own) for seed in seeds]
     return found
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that will be made, checked in full."""
+class Setup:
+    """Everything that will be made and measured, checked in full."""
 
     recipe: Recipe
     arms: tuple[Arm, ...]
-    wishes: tuple[Wish, ...]
+    """All are compared with the first."""
+    cases: tuple[Case, ...]
     requests: Mapping[str, tuple[Request, ...]]
-    """By arm, one per wish."""
+    """By arm, one per case."""
     out: Path
     notes: tuple[str, ...]
 
     def folder(self, arm: Arm, number: int) -> Path:
-        """Where wish `number`, from 0, of an arm lies."""
+        """The folder of an arm's set for case `number`, from 0."""
         return self.out / arm.folder / f"{number + 1:04d}"
 
+    def is_made(self, arm: Arm, number: int) -> bool:
+        """True if a set is there. Raises: SettingsError if it is another one."""
+        folder = self.folder(arm, number)
+        if not folder.exists():
+            return False
+        there, _ = Request.load(folder / "request.json")
+        if not there.same_pixels(self.requests[arm.name][number]):
+            raise SettingsError(
+                f"{folder} holds a set of another evaluation, or of this one with other settings",
+                "Choose another folder for `out`, or remove this one.",
+                setting="out",
+            )
+        return True
 
-def plan(
+
+def set_up(
     model: DiffusionModel,
     recipe: Recipe,
     arms: Sequence[Arm],
-    wishes: Sequence[Wish],
+    cases: Sequence[Case],
     out: Path,
-    *,
-    size: tuple[int, int] | None = None,
-    **how: Any,
-) -> Plan:
-    """Turn arms and wishes into requests; nothing is computed.
+    settings: SampleSettings | None = None,
+) -> Setup:
+    """Turn arms and cases into requests; nothing is computed.
 
-    All arms paint a wish on the same canvas from the same noise: the first adapter's canvas where
+    All arms paint a case on the same canvas from the same noise: the first adapter's canvas, if
     there is one.
 
     Args:
-        out: a new folder, or one that a stopped evaluation of the same plan left.
-        how: steps, guidance, strength, boost, resample, resample_from; see `prepare`.
+        out: a new folder, or one that a stopped evaluation of the same setup left.
+        settings: how sets are sampled; the seed is each case's own.
     Raises: SettingsError, CaptionError, LayoutError; SettingsError if `out` holds other sets.
     """
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"--out {out} is a file", "Give a folder.")
-    folders = [arm.folder.lower() for arm in arms]
-    for arm, folder in zip(arms, folders, strict=True):
-        if folders.count(folder) > 1:
-            raise SettingsError(
-                f'two arms are called "{arm.name}"', "Name them: --adapter NAME=FILE."
-            )
-    if any(arm.mode for arm in arms) and not all(wish.known for wish in wishes):
-        raise SettingsError(
-            "modes say how panels are made around known ones, and no panel is known",
-            "Add --known, or leave --mode out.",
-        )
+    _check(arms, cases, out)
+    settings = settings or SampleSettings()
     shaping = next((a.adapter for a in arms if a.adapter and a.adapter.info), None)
     notes: list[str] = []
     requests: dict[str, list[Request]] = {arm.name: [] for arm in arms}
-    for wish in wishes:
-        shape = SampleSettings(size=size).wish(wish.prompt)
-        first, _ = prepare(model, shape, recipe=recipe, adapter=shaping, given=wish.known)
+    for case in cases:
+        wish = settings.wish(case.prompt, seed=case.seed)
+        first, _ = prepare(model, wish, recipe=recipe, adapter=shaping, given=case.given)
         for arm in arms:
             request, said = prepare(
                 model,
-                settings_of(SampleSettings, how).wish(wish.prompt, seed=wish.seed, mode=arm.mode),
+                wish.model_copy(update={"mode": arm.mode}),
                 recipe=recipe,
                 adapter=arm.adapter,
                 layout=first.layout,
-                given=wish.known,
+                given=case.given,
             )
             requests[arm.name].append(request)
             notes += [f"{arm.name}: {n}" if n.about == "adapter" else str(n) for n in said]
-    found = Plan(
+    found = Setup(
         recipe,
         tuple(arms),
-        tuple(wishes),
-        {name: tuple(r) for name, r in requests.items()},
+        tuple(cases),
+        {name: tuple(each) for name, each in requests.items()},
         out,
         tuple(dict.fromkeys(notes)),
     )
     for arm in arms:
-        for number in range(len(wishes)):
-            is_made(found, arm, number)
+        for number in range(len(cases)):
+            found.is_made(arm, number)
     return found
 
 
-def is_made(planned: Plan, arm: Arm, number: int) -> bool:
-    """Whether a set is there. Raises: SettingsError if it is another one."""
-    folder = planned.folder(arm, number)
-    if not folder.exists():
-        return False
-    there, _ = Request.load(folder / "request.json")
-    if not there.same_pixels(planned.requests[arm.name][number]):
+def _check(arms: Sequence[Arm], cases: Sequence[Case], out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"{out} is a file", "Give a folder for `out`.", setting="out")
+    folders = [arm.folder.lower() for arm in arms]
+    for arm, folder in zip(arms, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise SettingsError(
+                f'two arms are called "{arm.name}"',
+                "Name them in `adapter`: NAME=FILE.",
+                setting="adapter",
+            )
+    if any(arm.mode for arm in arms) and not all(case.given for case in cases):
         raise SettingsError(
-            f"{folder} holds a set of another evaluation, or of this one with other settings",
-            "Choose another --out, or remove it.",
+            "modes say how panels are made around given ones, and no panel is given",
+            "Set `given`, or leave `mode` out.",
+            setting="mode",
         )
-    return True

@@ -8,12 +8,10 @@ for number, made in Session(model).make(asks): ...
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -227,8 +225,5 @@ def _write_ideas(
         if say:
             say(prompt)
     # A local one takes memory on the device that the base needs next.
-    del captioner
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    captioner.free()
     return written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from iclora.toyland.tasks import TASKS, Task
 from iclora.toyland.wording import traits_said
 from iclora.toyland.world import IDENTITY, TRAITS
 
-__all__ = ["Toyland"]
+__all__ = ["Toyland", "open_toyland"]
 
 
 class Toyland(Metric):
@@ -46,7 +46,7 @@ class Toyland(Metric):
                 f"It knows {', '.join(TASKS)}.",
             )
 
-    def of_sets(self, sets: Sequence[Made]) -> Iterator[Figures]:
+    def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         for made in sets:
             task = TASKS[made.recipe.name]
             found = [_read(panel, task, n) for n, panel in enumerate(made.panels)]
@@ -71,6 +71,12 @@ class Toyland(Metric):
         task, panel = TASKS[sets[0].recipe.name], sets[0].own[0]
         seen = [_read(made.panels[panel], task, panel) for made in sets]
         return {"diversity": diversity(seen, IDENTITY[task.topic])}
+
+
+def open_toyland(model: str, device: str, url: str | None) -> Toyland:
+    """For `iclora.evaluate.metrics.registry.METRICS`, by an entry point."""
+    del model, device, url
+    return Toyland()
 
 
 def _read(panel: Image.Image, task: Task, number: int) -> dict[str, str]:

@@ -99,6 +99,9 @@ class Captioner(ABC):
     notices: list[str] = field(default_factory=list)
     """What its user should know before pictures leave the machine; empty where they do not."""
 
+    def free(self) -> None:  # noqa: B027 (most have nothing to free)
+        """Give back the device's memory; it is taken again at the next answer."""
+
     @abstractmethod
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
         """Answer them all.

@@ -56,15 +56,29 @@ class LocalCaptioner(Captioner):
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self._model.eval()
+        self._where = where
         try:
-            self._model.to(where).eval()
+            # The weights go there when they are needed: the base may still be in use.
+            torch.empty(1, device=where)
         except (RuntimeError, AssertionError) as error:
             raise CaptionerError(
                 f'{model} cannot run on "{where}" ({str(error).splitlines()[0]})',
-                "Use --model-device auto, cuda, cuda:1, mps or cpu.",
+                "Set `model_device` to auto, cuda, cuda:1, mps or cpu.",
+                setting="model_device",
             ) from error
 
+    def free(self) -> None:
+        import torch
+
+        self._model.to("cpu")
+        if self._where.startswith("cuda"):
+            torch.cuda.empty_cache()
+        elif self._where.startswith("mps"):
+            torch.mps.empty_cache()
+
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
+        self._model.to(self._where)
         for start in range(0, len(asks), self.together):
             part = asks[start : start + self.together]
             yield from enumerate(self._batch(part), start)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iclora.evaluate.metrics.base import Made, Pixels, made_pairs, seam, spread
+from iclora.evaluate.metrics.base import Made, made_pairs, spread
+from iclora.evaluate.metrics.pixels import Pixels, seam
 from iclora.sets.canvas import compose
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import load_recipe
@@ -31,7 +32,7 @@ def figures_of(metric, *sets):
     return list(metric.of_sets(sets))
 
 
-def test_known_panels_that_came_back_have_no_error_and_others_show_theirs():
+def test_given_panels_that_came_back_have_no_error_and_others_show_theirs():
     panels = [picture(32, 32, n) for n in range(3)]
     good = made_of(panels, given=(1, 3))
     changed = np.asarray(panels[0]).copy()
@@ -41,11 +42,11 @@ def test_known_panels_that_came_back_have_no_error_and_others_show_theirs():
     # The panel is right, the canvas is not.
     shown = Made(STORY, ROWS, good.composite, (other[1], *panels[1:]), (), other)
     larger = Made(STORY, ROWS, good.composite, good.panels, (), {1: picture(64, 64)})
-    errors = [f["known error"] for f in figures_of(Pixels(), good, bad, shown, larger)]
+    errors = [f["given error"] for f in figures_of(Pixels(), good, bad, shown, larger)]
     assert errors[0] == 0
     assert 1 <= errors[1] == errors[2] <= 7
     assert errors[3] == 255
-    assert "known error" not in figures_of(Pixels(), made_of(panels))[0]
+    assert "given error" not in figures_of(Pixels(), made_of(panels))[0]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """A model as the judge: what it is asked, what its answers mean, what is counted as none."""
 
+from importlib.resources import files
+
 import pytest
+import torch
+import transformers
 
 from iclora.errors import CaptionerError
 from iclora.evaluate.metrics.judge import Judge, read_score
+from iclora.evaluate.metrics.registry import load_metric
 from iclora.vlm.base import Answer, Captioner
 from tests.conftest import picture
 from tests.evaluate.metrics.test_base import figures_of, made_of
@@ -103,3 +108,38 @@ def test_the_captioner_that_ships_runs_as_a_judge_and_has_nothing_to_say():
     judge = Judge(captioner)
     captioner.longest = 8
     assert figures_of(judge, flat(0)) == [{"unanswered": 1}]
+
+
+def test_a_judge_takes_few_sets_at_a_time_and_gives_the_memory_back():
+    class Counting(Scripted):
+        freed, most = 0, 0
+
+        def answer(self, asks):
+            self.most = max(self.most, len(asks))
+            yield from super().answer(asks)
+
+        def free(self):
+            self.freed += 1
+
+    captioner = Counting([["4"] * 40])
+    found = Judge(captioner).of_sets(flat(0) for _ in range(40))
+    assert len(list(found)) == 40
+    assert (captioner.most, captioner.freed) == (16, 1)
+
+
+def test_a_local_judge_takes_the_device_only_while_it_judges(monkeypatch):
+    """Weights on the device before sets are made would take the base's room."""
+    moves = []
+    move = torch.nn.Module.to
+
+    def watched(self, *args, **settings):
+        if isinstance(self, transformers.PreTrainedModel):
+            moves.append(args[0])
+        return move(self, *args, **settings)
+
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    folder = files("iclora") / "weights" / "toyland-captioner"
+    judge = load_metric(f"local:{folder}", device="cpu")
+    assert "cpu" not in moves
+    assert figures_of(judge, flat(0))
+    assert moves == ["cpu", "cpu", "cpu"], "there for both questions, and away again"

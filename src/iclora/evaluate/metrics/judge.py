@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar
 
 from iclora.evaluate.metrics.base import Figures, Made, Metric
-from iclora.vlm import Captioner
+from iclora.vlm import Captioner, load_captioner
 from iclora.vlm.asking import shrink
 from iclora.vlm.base import Answer, Ask, Turn
 
-__all__ = ["Judge", "ScoreAsk", "read_score"]
+__all__ = ["Judge", "ScoreAsk", "open_local", "open_openai", "read_score"]
 
 _TRIES = 2
+_TOGETHER = 16
+"""Sets whose pictures are held at once; as many are judged at a time as the captioner does."""
 _LONGEST = 768
 """Px; no picture sent has a longer side."""
 _QUESTION = (
@@ -52,7 +55,7 @@ class ScoreAsk(Ask):
 
 
 def read_score(text: str) -> int | None:
-    """The number an answer gives, or None where it gives none, or more than one.
+    """The number an answer gives, or None if it gives none, or more than one.
 
     A JSON object, "4", "4/5", "4 out of 5" and "Score: 4." are all understood; thoughts before the
     answer and a code fence around it are forgiven.
@@ -93,8 +96,19 @@ class Judge(Metric):
         # A number, after thoughts perhaps.
         captioner.longest = 256
 
-    def of_sets(self, sets: Sequence[Made]) -> Iterator[Figures]:
+    def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         """Raises: CaptionerError if no set can be judged any more."""
+        left = iter(sets)
+        try:
+            while part := list(islice(left, _TOGETHER)):
+                yield from self._judge(part)
+                # Or they would be held while the next ones are read.
+                part.clear()
+        finally:
+            # A base that makes the next sets may need the room.
+            self._captioner.free()
+
+    def _judge(self, sets: Sequence[Made]) -> Iterator[Figures]:
         asks: dict[int, Ask] = {number: _ask(made) for number, made in enumerate(sets)}
         marks: dict[int, int] = {}
         for _ in range(_TRIES):
@@ -115,6 +129,16 @@ class Judge(Metric):
                 if mark is None
                 else {"same identity": float(mark), "unanswered": 0.0}
             )
+
+
+def open_openai(model: str, device: str, url: str | None) -> Judge:
+    """For `registry.METRICS`."""
+    return Judge(load_captioner(f"openai:{model}", url=url, device=device))
+
+
+def open_local(model: str, device: str, url: str | None) -> Judge:
+    """For `registry.METRICS`."""
+    return Judge(load_captioner(f"local:{model}", url=url, device=device))
 
 
 def _ask(made: Made) -> ScoreAsk:

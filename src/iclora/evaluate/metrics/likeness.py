@@ -7,7 +7,7 @@ square from the middle of a picture, and a note says where panels lose their sid
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +21,9 @@ from torch import Tensor
 from iclora.errors import ModelError
 from iclora.evaluate.metrics.base import Figures, Made, Metric, made_pairs, spread
 from iclora.files import digest
+from iclora.models.registry import pick_device
 
-__all__ = ["Clip", "Dino", "Likeness"]
+__all__ = ["Clip", "Dino", "Likeness", "open_clip", "open_dino"]
 
 Rows = NDArray[np.float32]
 _TOGETHER = 16
@@ -53,11 +54,14 @@ class Likeness(Metric):
     def _embed(self, pixel_values: Tensor) -> Tensor:
         """(B, channels), not yet of length 1."""
 
-    def of_sets(self, sets: Sequence[Made]) -> Iterator[Figures]:
+    def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         for made in sets:
-            rows = self.pictures(made.panels)
-            likeness = rows @ rows.T
-            yield {"consistency": float(np.mean([likeness[p] for p in made_pairs(made)]))}
+            yield self._of_set(made)
+
+    def _of_set(self, made: Made) -> Figures:
+        rows = self.pictures(made.panels)
+        likeness = rows @ rows.T
+        return {"consistency": float(np.mean([likeness[p] for p in made_pairs(made)]))}
 
     def across_seeds(self, sets: Sequence[Made]) -> Figures:
         rows = [self.pictures(made.panels) for made in sets]
@@ -156,7 +160,7 @@ class Clip(Likeness):
     def _open(self, source: str) -> tuple[Any, Any]:
         model = _load(transformers.CLIPModel, source)
         if model.config.model_type != "clip":
-            raise _unlike(source, f"it is a {model.config.model_type}, no CLIP")
+            raise _unlike(source, f"it is a {model.config.model_type}, not a CLIP")
         return model, _load_processor(source)
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
@@ -186,17 +190,27 @@ class Clip(Likeness):
         ).pooler_output
         return found
 
-    def of_sets(self, sets: Sequence[Made]) -> Iterator[Figures]:
-        for made, found in zip(sets, super().of_sets(sets), strict=True):
-            if made.words:
-                told = self.pictures(made.panels) @ self.texts(made.words).T
-                count = len(made.panels)
-                own = float(np.mean([told[n, n] for n in made.own]))
-                others = float(
-                    np.mean([told[n, m] for n in made.own for m in range(count) if m != n])
-                )
-                found |= {"adherence": own, "leakage": others, "own over others": own - others}
-            yield found
+    def _of_set(self, made: Made) -> Figures:
+        found = super()._of_set(made)
+        if made.words:
+            told = self.pictures(made.panels) @ self.texts(made.words).T
+            count = len(made.panels)
+            own = float(np.mean([told[n, n] for n in made.own]))
+            others = float(np.mean([told[n, m] for n in made.own for m in range(count) if m != n]))
+            found |= {"adherence": own, "leakage": others, "own over others": own - others}
+        return found
+
+
+def open_dino(model: str, device: str, url: str | None) -> Dino:
+    """For `registry.METRICS`."""
+    del url
+    return Dino(model, pick_device(device))
+
+
+def open_clip(model: str, device: str, url: str | None) -> Clip:
+    """For `registry.METRICS`."""
+    del url
+    return Clip(model, pick_device(device))
 
 
 def _load(kind: Any, source: str) -> Any:
@@ -209,7 +223,7 @@ def _load(kind: Any, source: str) -> Any:
 
 
 def _load_processor(source: str) -> Any:
-    # One way to scale pictures everywhere: with torchvision installed it would be another.
+    # One way to scale pictures everywhere; with torchvision installed it would be another.
     def open_it() -> Any:
         return transformers.AutoImageProcessor.from_pretrained(
             source, trust_remote_code=False, backend="pil"
