@@ -6,9 +6,11 @@ and Z-Image. They differ in
 
 - text: a fixed 512 tokens and a pooled vector (FLUX.1), hidden states of several layers (FLUX.2),
   a ragged length with a mask (Qwen-Image, Z-Image). Hence a text is an opaque dict of tensors
-  *without* a batch dimension, and `velocity` joins several of them its own way;
+  *without* a batch dimension, `text_tokens` says how long it is, and `velocity` joins several
+  texts of one length: callers group by it, and nothing is padded or masked;
 - guidance: an embedding (FLUX.1), two passes with an empty text (FLUX.2 klein, Z-Image), two
-  passes with the norm restored (Qwen-Image). Hence guidance is an argument of `velocity`;
+  passes with the norm restored (Qwen-Image). Hence guidance is an argument of `velocity`, and so
+  are the texts of the unguided pass; one call makes both passes;
 - latents: shift and scale by two numbers (FLUX.1, Z-Image), by channel (Qwen-Image), by the VAE's
   batch norm after packing (FLUX.2). Hence latents are normalised and packed tokens everywhere;
 - time: sigma (all) or 1 - sigma with the sign turned (Z-Image). Here always sigma, and the
@@ -89,47 +91,42 @@ class Given:
 
 
 class DiffusionModel(ABC):
-    """A base model: its parts, its token grid, its velocity.
-
-    Attributes:
-        name: the path or hub id it was asked for by.
-        folder: where its files are.
-        family: such as "flux".
-        grid: token edge in px.
-        multiple: edges of a canvas are multiples of so many px; a multiple of `grid`.
-        block_prefixes: how the names of the denoiser's blocks begin, such as
-            "transformer_blocks.".
-        channels: numbers per token.
-        max_text_tokens: tokens the text encoder reads, special tokens included.
-        device: where it computes.
-        dtype: of its weights, bf16 or fp32.
-        precision: how the linear layers of the denoiser's blocks are kept; base is as dtype says.
-        sampling: how it wants to be sampled.
-        applied: weights and strength of the adapter the denoiser carries, so that the same one is
-            not loaded again; None after a release or a removal.
-        recompute: how many blocks of the denoiser keep their input alone for the backward pass.
-        compiled: whether blocks are compiled where gradients are wanted.
-        mesh: the processes the blocks' weights are spread over, a torch DeviceMesh; set before the
-            denoiser is first used. None keeps them whole. Where it is set, every process of it
-            must compute every velocity.
-    """
+    """A base model: its parts, its token grid, its velocity."""
 
     name: str
+    """The path, hub id or registered name it was asked for by."""
     folder: Path
+    """Where its files are."""
     family: str
+    """Such as "flux"."""
     grid: int
+    """Edge of a token, px."""
     multiple: int
-    block_prefixes: tuple[str, ...]
+    """Edges of a canvas are multiples of so many px; a multiple of `grid`."""
     channels: int
+    """Numbers per token."""
+    block_prefixes: tuple[str, ...]
+    """How the names of the denoiser's blocks begin, such as "transformer_blocks."."""
     max_text_tokens: int
-    device: torch.device
-    dtype: torch.dtype
+    """Tokens the text encoder reads at most, special tokens included."""
     sampling: Sampling
-    applied: tuple[Mapping[str, Tensor], float] | None = None
-    recompute: int = 0
+    """How it is sampled, unless a recipe or a user says otherwise."""
+    device: torch.device
+    """Where it computes."""
+    dtype: torch.dtype
+    """Of its weights, bf16 or fp32."""
     precision: Precision = "full"
+    """How the linear layers of the denoiser's blocks are kept; full is as `dtype` says."""
+    applied: tuple[Mapping[str, Tensor], float] | None = None
+    """Weights and strength of the adapter that the denoiser carries, so that the same one is not
+    loaded again; None after a release or a removal."""
+    recompute: int = 0
+    """How many blocks of the denoiser keep their input alone for the backward pass."""
     compiled: bool = False
+    """True if blocks are compiled where gradients are wanted."""
     mesh: DeviceMesh | None = None
+    """The processes that the denoiser's weights are spread over, set before it is first used;
+    None keeps them whole. With one, every process of it must compute every velocity."""
 
     @property
     @abstractmethod
@@ -204,10 +201,11 @@ class DiffusionModel(ABC):
             given: which tokens of `z` are given, as many in all samples, and how they are read.
                 What is returned for clean ones means nothing.
             unguided: for a base guided by two passes, what the unguided pass reads, one per
-                sample: the empty text or a negative prompt. Such a base returns
-                unguided + guidance * (guided - unguided), or its own rule; without them, or at
-                guidance 1, it makes the guided pass alone. The cache of given tokens is shared by
-                both passes, since given tokens see no text. Other bases refuse them.
+                sample: the empty text or a negative prompt, encoded beforehand like all texts.
+                Such a base returns unguided + guidance * (guided - unguided), or its own rule;
+                without them, or at guidance 1, it makes the guided pass alone. Both passes share
+                the cache of given tokens, since these see no text; a family whose modulation
+                depends on the text keeps one for each. Other bases raise a ModelError.
         Returns: (B, n, channels) float32.
         """
 

@@ -250,7 +250,8 @@ class FluxModel(FolderModel):
             for key in ("prompt", "pooled")
         )
         # The texts themselves are kept as well, or another could get the id of one that is gone.
-        self._joined = tuple(texts), prompt, pooled
+        # Training reads others at every step, and has no memory to spare in its backward pass.
+        self._joined = None if torch.is_grad_enabled() else (tuple(texts), prompt, pooled)
         return prompt, pooled
 
     @property
