@@ -1,27 +1,56 @@
-"""Pictures on pages: inside them, small enough, and what is said of them cannot run."""
+"""Pages: pictures inside them and small enough, and what is said on them cannot run."""
+
+from __future__ import annotations
 
 import base64
 import io
-import re
 
+import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
-from iclora.pages.page import picture_tag
+from iclora.pages.page import data_url, render
 from tests.conftest import picture
 
 
-def size_of(tag):
-    data = re.search(r"base64,([^\"]+)", tag)[1]
-    return Image.open(io.BytesIO(base64.b64decode(data))).size
+def opened(url):
+    return Image.open(io.BytesIO(base64.b64decode(url.split("base64,")[1])))
 
 
 def test_large_pictures_are_scaled_down_and_toy_ones_enlarged_whole():
-    assert size_of(picture_tag(picture(900, 300), 300)) == (300, 100)
-    assert size_of(picture_tag(picture(64, 32), 300)) == (256, 128)
-    assert size_of(picture_tag(picture(200, 100), 300)) == (200, 100)
+    assert opened(data_url(picture(900, 300), 300)).size == (300, 100)
+    assert opened(data_url(picture(64, 32), 300)).size == (256, 128)
+    assert opened(data_url(picture(200, 100), 300)).size == (200, 100)
 
 
-def test_a_title_stays_a_title():
-    tag = picture_tag(picture(8, 8), 16, "whole", '"><script>')
-    assert "<script" not in tag
-    assert tag.startswith('<img class="whole"')
+def test_a_lossless_picture_keeps_its_pixels():
+    image = picture(40, 20)
+    url = data_url(image, 40, lossless=True)
+    assert url.startswith("data:image/png")
+    assert opened(url).tobytes() == image.tobytes()
+
+
+def test_text_stays_text_wherever_it_stands():
+    evil = '"><script>alert(1)</script>'
+    shown = {
+        "name": evil,
+        "anchor": evil,
+        "tokens": None,
+        "problems": [],
+        "panels": [evil],
+        "whole": evil,
+        "caption": {"overview": evil},
+        "texts": [(evil, evil)],
+        "raw": evil,
+    }
+    plain = {"name": evil, "recipe": evil, "captioned": 0, "limit": 512}
+    problem = {"subject": evil, "text": evil, "advice": evil, "severity": "error"}
+    page = render("review", **plain, problems=[problem], sets=[shown], bad=[shown])
+    assert "<script" not in page
+    assert page.count("&lt;script") > 6
+    assert "#%22" in page
+
+
+def test_a_template_that_asks_for_more_than_it_is_given_fails():
+    with pytest.raises(UndefinedError):
+        render("review", name="d")

@@ -21,6 +21,7 @@ def test_a_smoke_run_ends_in_a_page_that_needs_no_other_file(tmp_path, capsys, t
     assert main(["demo", "--quick", "--task", task, "--out", str(tmp_path / "d")]) == 0
     page = (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
     assert "A smoke run" in page
+    assert re.search(r"and \d+% of what the captions state", page)
     assert not re.search(r'(src|href)="(?!data:)', page)
     # 2 prompts of 2 seeds, made and completed by both arms; 6 tuning sets; the loss
     assert page.count("<img ") == 4 * 4 + 6 + 1

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
 from iclora import __version__
 from iclora.evaluate.figures import Row, Table
 from iclora.evaluate.intervals import Estimate
-from iclora.evaluate.setup import Setup
+from iclora.evaluate.setup import Arm, Case, Setup
 from iclora.files import write_text
-from iclora.pages.page import STYLE, picture_tag
+from iclora.pages.page import data_url, render
 from iclora.sets.images import open_image
 
 __all__ = ["as_text", "write_report"]
@@ -22,16 +21,6 @@ _SIDE = 384
 """Longest side of a picture on the page, px."""
 _MOST_PICTURES = 240
 """On one page; more would be slow to open."""
-_OWN_STYLE = """
-body { max-width: none } h2 { font-size: 1.2rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { padding: .3rem .9rem; text-align: left;
-       vertical-align: top; border-bottom: 1px solid #ddd6cb; font-variant-numeric: tabular-nums }
-.figures td, .figures th { white-space: nowrap }
-td small { color: #6b645a; display: block } b { color: #a33 }
-.sets img { max-width: 300px; border-radius: 4px; display: block }
-.seeds { display: flex; flex-wrap: wrap; gap: .5rem } .sets td { min-width: 10rem }
-.sets .words { max-width: 22rem; font-size: .88rem } .scroll { overflow-x: auto }
-"""
 
 
 def write_report(setup: Setup, table: Table, facts: Mapping[str, Any]) -> None:
@@ -77,94 +66,62 @@ def as_text(setup: Setup, table: Table) -> str:
 
 
 def _page(setup: Setup, table: Table, facts: Mapping[str, Any]) -> str:
-    count = len(setup.cases)
-    prompts = len({case.name for case in setup.cases})
-    about = "; ".join(f"{name} {value}" for name, value in facts.items())
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
-    sources = "".join(
-        f"<li>{html.escape(name)}: {html.escape(source)}</li>"
-        for name, source in table.sources.items()
-    )
-    first = html.escape(setup.arms[0].name)
+    count, first = len(setup.cases), setup.arms[0].name
     shown = max(1, min(count, _MOST_PICTURES // len(setup.arms)))
-    more = "" if shown == count else f"<p class='note'>The first {shown} of {count} are shown.</p>"
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Evaluation: {html.escape(setup.recipe.name)}</title><style>{STYLE}{_OWN_STYLE}</style>
-<h1>{html.escape(setup.recipe.name)}: {len(setup.arms)} arms, {count} sets each</h1>
-<p class="note">{html.escape(about)}</p>
-<h2>Figures</h2><div class="scroll">{_figures(setup, table)}</div>
-<p class="note">Means with 95% bootstrap intervals over {prompts}
-{"prompts" if prompts > 1 else "prompt, whose sets are drawn: they say nothing of other prompts"}.
-Below each: the difference to {first} at the same prompts and seeds, in red
-if its interval leaves zero out. Read consistency beside diversity: four copies of one picture
-are consistent.</p>
-<h2>Where the figures come from</h2><ul>{sources}</ul>{f"<ul>{notes}</ul>" if notes else ""}
-<h2>Sets</h2>{more}<div class="scroll">{_sets(setup, shown)}</div>
-</html>
-"""
-
-
-def _figures(setup: Setup, table: Table) -> str:
-    first = setup.arms[0].name
-    head = "".join(f"<th>{html.escape(arm.name)}</th>" for arm in setup.arms)
-    body = "".join(
-        f"<tr><td>{html.escape(row.name)}<small>{_wrapped(row.meaning)}</small></td>"
-        + "".join(_cell(row, arm.name, first) for arm in setup.arms)
-        + "</tr>"
+    rows = [
+        {
+            "name": row.name,
+            "meaning": row.meaning,
+            "cells": [_cell(row, arm.name, first) for arm in setup.arms],
+        }
         for row in table.rows.values()
+    ]
+    return render(
+        "report",
+        recipe=setup.recipe.name,
+        arms=[arm.name for arm in setup.arms],
+        count=count,
+        prompts=len({case.name for case in setup.cases}),
+        facts=facts,
+        rows=rows,
+        sources=table.sources,
+        notes=table.notes,
+        shown=shown,
+        groups=list(_groups(setup, shown)),
     )
-    return f'<table class="figures"><tr><th>figure</th>{head}</tr>{body}</table>'
 
 
-def _wrapped(text: str, width: int = 60) -> str:
-    """Broken into lines by hand, for the table's cells do not wrap."""
-    lines, line = [], ""
-    for word in text.split():
-        if len(line) + len(word) > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return "<br>".join(html.escape(each) for each in [*lines, line])
-
-
-def _cell(row: Row, arm: str, first: str) -> str:
+def _cell(row: Row, arm: str, first: str) -> dict[str, Any]:
+    """One arm's figure, and how far it is from the first arm's."""
     found = row.estimate(arm)
-    if found is None:
-        return "<td>-</td>"
-    less = None if arm == first else row.difference(arm, first)
-    said = html.escape(_less(less))
-    if less is not None and less.telling:
-        said = f"<b>{said}</b>"
-    return f'<td title="{found.count} values">{html.escape(_said(found))}<small>{said}</small></td>'
+    difference = None if arm == first else row.difference(arm, first)
+    return {
+        "count": found.count if found else 0,
+        "said": _said(found),
+        "difference": _less(difference),
+        "telling": bool(difference and difference.telling),
+    }
 
 
-def _sets(setup: Setup, shown: int) -> str:
-    """A row for each prompt, a column for each arm, the seeds side by side."""
-    head = "".join(f"<th>{html.escape(arm.name)}</th>" for arm in setup.arms)
-    rows = []
+def _groups(setup: Setup, shown: int) -> Iterator[dict[str, Any]]:
+    """The sets of each prompt: for each arm those of all seeds."""
     numbered = enumerate(setup.cases[:shown])
     for name, group in groupby(numbered, lambda item: item[1].name):
         cases = list(group)
         first = cases[0][1]
-        given = ", ".join(map(str, sorted(first.given)))
-        said = f"; given: panel {given}" if given else ""
-        cells = ""
-        for arm in setup.arms:
-            pictures = "".join(
-                picture_tag(
-                    open_image(setup.folder(arm, number) / "composite.png"),
-                    _SIDE,
-                    title=f"{arm.name}: {case.key}",
-                )
-                for number, case in cases
-            )
-            cells += f'<td><div class="seeds">{pictures}</div></td>'
-        rows.append(
-            f'<tr><td class="words"><small>{html.escape(name)}{said}</small>'
-            f"{html.escape(first.prompt)}</td>{cells}</tr>"
-        )
-    return f'<table class="sets"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
+        yield {
+            "name": name,
+            "given": sorted(first.given),
+            "prompt": first.prompt,
+            "arms": [
+                [_picture(setup, arm, number, case) for number, case in cases] for arm in setup.arms
+            ],
+        }
+
+
+def _picture(setup: Setup, arm: Arm, number: int, case: Case) -> dict[str, str]:
+    composite = open_image(setup.folder(arm, number) / "composite.png")
+    return {"picture": data_url(composite, _SIDE), "title": f"{arm.name}: {case.key}"}
 
 
 def _number(value: float, sign: str = "") -> str:

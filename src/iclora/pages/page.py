@@ -1,30 +1,49 @@
-"""Pages that need no other file: pictures inside, small enough to look through, nothing runs."""
+"""Pages that need no other file: pictures inside, small enough to look through, nothing runs.
+
+A page is a template in `templates/` that extends `base.html.jinja`. All text is escaped there;
+pictures come as URLs that hold them, so that few large ones are in memory at once.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-__all__ = ["STYLE", "picture_tag"]
-
-STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #26231f; background: #f7f5f1; margin: 0 auto;
-       max-width: 1280px; padding: 1rem 1.5rem 4rem }
-h1 { font-size: 1.5rem; margin: 1rem 0 .2rem } .note { color: #6b645a }
-"""
-"""What all pages begin with."""
+__all__ = ["data_url", "render"]
 
 
-def picture_tag(picture: Image.Image, side: int, kind: str = "", title: str = "") -> str:
-    """An <img> with the picture inside.
+def render(template: str, **values: Any) -> str:
+    """One page as HTML.
+
+    Args:
+        template: "review", "report" or "demo".
+        values: what it shows; every name it uses must be there.
+    """
+    return _pages().get_template(f"{template}.html.jinja").render(values)
+
+
+def _pages() -> Environment:
+    return Environment(
+        loader=PackageLoader("iclora.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def data_url(picture: Image.Image, side: int, lossless: bool = False) -> str:
+    """A picture as a URL that holds it.
 
     Args:
         side: longest side on the page, px. Toy pictures, a few dozen px, are enlarged whole
             towards it, so that they can be seen.
-        kind: its class. title: shown when it is pointed at.
+        lossless: PNG instead of JPEG.
     """
     small = picture.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -32,10 +51,6 @@ def picture_tag(picture: Image.Image, side: int, kind: str = "", title: str = ""
         times = side // max(small.size)
         small = small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    said = html.escape(title, quote=True)
-    return (
-        f'<img class="{kind}" src="data:image/jpeg;base64,{data}" alt="{said}" title="{said}" '
-        'loading="lazy">'
-    )
+    kind = "png" if lossless else "jpeg"
+    small.save(buffer, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -13,8 +11,8 @@ from PIL import Image
 from iclora.errors import StorageError
 from iclora.files import write_text
 from iclora.models import load_model
+from iclora.pages.page import data_url, render
 from iclora.progress import Progress
-from iclora.sets.images import encode_png
 from iclora.toyland.captions import Captioned, caption_sets
 from iclora.toyland.evaluate import Score, complete_sets, generate_sets, tune
 from iclora.toyland.tasks import TASKS, Task
@@ -25,17 +23,6 @@ __all__ = ["run_demo"]
 CONDITIONAL = 0.5
 """Half of what the adapter learns from has given panels: one adapter then makes sets from words,
 and completes them in clean mode. Which of the two it does better by: docs/completing.md."""
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #2b2b2b; background: #faf8f5; margin: 2rem auto;
-       max-width: 1080px; padding: 0 1rem }
-h1 { font-size: 1.7rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-table { border-collapse: collapse } td, th { padding: .25rem .9rem; text-align: right }
-td:first-child, th:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd6cc }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2rem }
-.sets { display: flex; flex-wrap: wrap; gap: 10px } img { border-radius: 4px; display: block }
-.note { color: #6d655a } pre { white-space: pre-wrap; font-size: .85rem }
-"""
 
 
 def run_demo(
@@ -69,7 +56,7 @@ def run_demo(
         0,
         load_captioner("toyland", device="cpu"),
         model,
-        on_done=lambda _, done, total: bar("captioning", done, total, ""),
+        progress=bar,
     )
     say(f"   {told.whole} of {told.drawn} captioned, {told.true:.0%} of what they state is true")
     say("2. composing them, tuning an adapter on them")
@@ -106,52 +93,31 @@ def _rows(scores: Mapping[str, Score]) -> list[tuple[str, str, str]]:
 def _page(
     task: Task, scores: Mapping[str, Score], told: Captioned, facts: str, out: Path, quick: bool
 ) -> str:
-    files = sorted((out / "tuning" / "data").glob("*.png"))[:12]
-    composites = [Image.open(file).convert("RGB") for file in files]
-    first = files[0].with_suffix(".txt").read_text(encoding="utf-8")
     loss = Image.open(out / "tuning" / "run" / "loss.png").convert("RGB")
-    table = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in _rows(scores)
+    both = ("base", "adapter")
+    files = sorted((out / "tuning" / "data").glob("*.png"))[:12]
+    return render(
+        "demo",
+        recipe=task.recipe,
+        relation=task.relation,
+        quick=quick,
+        facts=facts,
+        rows=_rows(scores),
+        made={name: _urls(scores[name].pictures) for name in both},
+        completed={
+            name: _urls(scores[f"{name} completing"].pictures) for name in ("base", "adapter")
+        },
+        conditional=CONDITIONAL,
+        composites=_urls(Image.open(file).convert("RGB") for file in files),
+        whole=told.whole,
+        drawn=told.drawn,
+        share_true=f"{told.true:.0%}",
+        caption=files[0].with_suffix(".txt").read_text(encoding="utf-8"),
+        loss=data_url(loss, max(loss.size), lossless=True),
+        loss_width=loss.width // 2,
+        example=task.small_recipe.example,
     )
-    warning = "<p><b>A smoke run: these figures mean nothing.</b></p>" if quick else ""
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>iclora demo: {task.recipe}</title>
-<style>{_STYLE}</style>
-<h1>In-Context LoRA on a laptop: {html.escape(task.recipe)}</h1>
-{warning}
-<p>The base knows how to paint panels, but not that they belong together. A small LoRA, tuned on the
-sets below, wakes that up: same prompts, same seeds, no prompt says what the panels share
-({html.escape(", ".join(task.relation))}).</p>
-<p class="note">{html.escape(facts)}; identities held out of tuning. The base is the toy one that
-ships with iclora and is not converged (docs/toyland.md).</p>
-<div class="pair"><div><h2>Base alone</h2>{_gallery(scores["base"].pictures)}</div>
-<div><h2>With the adapter</h2>{_gallery(scores["adapter"].pictures)}</div></div>
-<h2>What the judge read back from the pixels</h2><table>{table}</table>
-<p class="note">same: the panels of a set agree. stated: a panel shows what its own words say.
-diversity: different seeds give different identities. carried: a panel made around a given first
-one has its identity.</p>
-<div class="pair"><div><h2>Completed by the base</h2>
-{_gallery(scores["base completing"].pictures)}</div>
-<div><h2>Completed with the adapter</h2>
-{_gallery(scores["adapter completing"].pictures)}</div></div>
-<p class="note">The first panel of each set was given. The base sees it as noisy as the rest (the
-paper's SDEdit). Half of what the adapter learnt from had panels given without noise
-(<code>conditional = {CONDITIONAL}</code>), so it reads this one clean.</p>
-<h2>What the adapter was tuned on</h2>{_gallery(composites)}
-<p class="note">Their captions were written from the pixels by toyland's captioner: {told.whole} of
-{told.drawn} sets have one, and {told.true:.0%} of what the captions state of their panels is true.
-The first of them:</p><pre>{html.escape(first)}</pre>
-<h2>Its loss</h2>{_image(loss, loss.width // 2)}
-<h2>An example prompt</h2><pre>{html.escape(task.small_recipe.example)}</pre>
-</html>
-"""
 
 
-def _gallery(pictures: Sequence[Image.Image]) -> str:
-    return '<div class="sets">' + "".join(_image(p, p.width) for p in pictures) + "</div>"
-
-
-def _image(picture: Image.Image, width: int) -> str:
-    data = base64.b64encode(encode_png(picture)).decode()
-    return f'<img width="{width}" src="data:image/png;base64,{data}" alt="">'
+def _urls(pictures: Iterable[Image.Image]) -> list[str]:
+    return [data_url(each, max(each.size), lossless=True) for each in pictures]
