@@ -9,6 +9,7 @@ import transformers
 from PIL import Image
 
 from iclora.errors import CaptionerError
+from iclora.progress import Progress
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
@@ -151,13 +152,13 @@ def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machin
     )
     with serving(SHIPPED, port) as (process, _):
 
-        def kill(_outcome, done, _total):
-            if done == 6:
+        def kill(event):
+            if event.done == 6:
                 process.kill()
                 process.wait()
 
         with pytest.raises(CaptionerError, match=r"no connection.*of 20 captions are written"):
-            caption_dataset(data, remote(retries=0), on_done=kill)
+            caption_dataset(data, remote(retries=0), progress=Progress(kill))
     first = {f.parent.name: f.read_text() for f in (tmp_path / "remote").rglob("caption.txt")}
     assert 6 <= len(first) <= 10
     with serving(SHIPPED, port):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from iclora.errors import CaptionerError, CaptionError, DatasetError
+from iclora.progress import Progress
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
@@ -257,3 +258,16 @@ def test_an_idea_becomes_a_prompt_the_recipe_reads_or_an_error(serve):
     busy = OpenAICaptioner("m", serve(lambda body: (503, b"{}")).url, retries=0)
     with pytest.raises(CaptionerError, match="status 503"):
         write_prompt(STORY, "an idea", busy)
+
+
+def test_every_set_is_reported_and_those_without_a_caption_are_warned_about(bare, serve):
+    answers = iter([good()])
+    server = serve(lambda body: (200, completion(next(answers, "a gull"))))
+    events, said = [], []
+    summary = caption(
+        bare(3), server, together=1, progress=Progress(events.append), warn=said.append
+    )
+    assert [(e.what, e.done, e.total) for e in events] == [("captioning", n, 3) for n in (1, 2, 3)]
+    assert summary.written == ["0001"]
+    assert [bool(e.values["outcome"].caption) for e in events] == [True, False, False]
+    assert [text.split(":")[0] for text in said] == [e.note for e in events[1:]]

@@ -135,6 +135,12 @@ def test_an_objection_is_told_as_the_next_turn_of_the_conversation(serve):
     assert server.bodies[0]["messages"][2]["content"] == "Not so."
 
 
+def test_an_ask_for_a_short_answer_is_given_no_more_tokens(serve):
+    server = serve(lambda body: (200, completion("4")))
+    only(OpenAICaptioner("m", server.url), Ask("Mark it.", (), MARKERS, longest=256))
+    assert server.bodies[0]["max_tokens"] == 256
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_or_broken_server_is_asked_again(serve, status):
     turns = iter([(status, b"{}"), (status, b"{}"), (200, completion("late"))])

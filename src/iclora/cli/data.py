@@ -81,7 +81,7 @@ def caption(settings: CaptionSettings, console: Console) -> int:
     """Write joint captions with a multimodal language model, for sets that have none."""
     from iclora.sets.dataset import open_dataset
     from iclora.vlm import load_captioner
-    from iclora.vlm.caption import FAILURES, Outcome, caption_dataset
+    from iclora.vlm.caption import FAILURES, caption_dataset
 
     dataset = open_dataset(settings.data, settings.recipe)
     show_problems(dataset.problems)
@@ -97,12 +97,6 @@ def caption(settings: CaptionSettings, console: Console) -> int:
     for notice in captioner.notices:
         console.say(f"{notice}: {pictures}, no side above {settings.longest_side} px")
     with console.progress() as progress:
-
-        def report(outcome: Outcome, done: int, total: int) -> None:
-            if outcome.caption is None:
-                console.warn(f"{outcome.name}: no caption, {outcome.problem}")
-            progress("captioning", done, total, outcome.name)
-
         summary = caption_dataset(
             dataset,
             captioner,
@@ -110,7 +104,8 @@ def caption(settings: CaptionSettings, console: Console) -> int:
             send=settings.send,
             longest=settings.longest_side,
             overwrite=settings.overwrite,
-            on_done=report,
+            progress=progress,
+            warn=console.warn,
         )
     console.say(
         f"{len(summary.written)} captions written, {len(summary.kept)} sets had one already, "

@@ -11,7 +11,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 
 from iclora.errors import CaptionError
 from iclora.models import DiffusionModel
+from iclora.progress import Progress
 from iclora.sets.caption import estimate_tokens
 from iclora.sets.dataset import open_dataset
 from iclora.toyland.tasks import TASKS, Task, draw_set, draw_tuning_set, write_sets
@@ -27,7 +28,7 @@ from iclora.toyland.world import IDENTITY, Canvas
 from iclora.vlm import Captioner, load_captioner
 from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer
 from iclora.vlm.base import Answer
-from iclora.vlm.caption import Outcome, caption_dataset
+from iclora.vlm.caption import caption_dataset
 
 __all__ = ["Captioned", "caption_sets", "measure", "measure_ideas", "said_right"]
 
@@ -120,7 +121,7 @@ def caption_sets(
     seed: int,
     captioner: Captioner,
     model: DiffusionModel,
-    on_done: Callable[[Outcome, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Captioned:
     """Draw tuning sets and let a captioner write their captions, as `iclora caption` does.
 
@@ -135,7 +136,7 @@ def caption_sets(
         captioner,
         count_tokens=model.count_tokens,
         limit=model.max_text_tokens,
-        on_done=on_done,
+        progress=progress,
     )
     for outcome in summary.failed:
         shutil.rmtree(folder / outcome.name)

@@ -1,4 +1,7 @@
-"""The one contract every captioner meets: asks in, answers out, in whatever order they come."""
+"""The contract of vision-language models: asks in, answers out, in whatever order they come.
+
+Captions, prompts from ideas and a judge's marks are all asked for this way.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ __all__ = ["Answer", "Ask", "Captioner", "Turn"]
 
 @dataclass(frozen=True)
 class Turn:
-    """An answer that was no use, and what was wrong with it."""
+    """An answer that could not be used, and why."""
 
     answer: str
     objection: str
@@ -24,23 +27,22 @@ class Turn:
 
 @dataclass(frozen=True)
 class Ask:
-    """One question to a model.
-
-    Attributes:
-        words: what is wanted, the form of the answer left out.
-        pictures: to look at, in order; none for a prompt from an idea.
-        markers: the panels the answer speaks of, such as "[SCENE-1]".
-        earlier: answers that were refused before, the newest last.
-    """
+    """One question to a model."""
 
     words: str
+    """The question, without the form of its answer."""
     pictures: tuple[Image.Image, ...]
+    """To look at, in order; none for a prompt from an idea."""
     markers: tuple[str, ...]
+    """The panels the answer speaks of, such as "[SCENE-1]"."""
     earlier: tuple[Turn, ...] = ()
+    """Answers that were refused before, the newest last."""
+    longest: int = 1024
+    """Most tokens of its answer."""
 
     @property
     def as_text(self) -> str:
-        """The question, asking for marked text: what any model can write."""
+        """The question, asking for marked text, which any model can write."""
         shape = " ".join(f"{marker} what it shows." for marker in self.markers)
         return (
             f"{self.words}\nAnswer with the caption alone, on one line, in this form: "
@@ -49,7 +51,7 @@ class Ask:
 
     @property
     def as_json(self) -> str:
-        """The question, asking for a JSON object: what servers that offer it can enforce."""
+        """The question, asking for a JSON object, which some servers can enforce."""
         count = len(self.markers)
         return (
             f'{self.words}\nAnswer with a JSON object: "overview", a string, and "panels", a list '
@@ -58,7 +60,7 @@ class Ask:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """What `as_json` asks for, as a JSON schema."""
+        """The JSON schema of the object that `as_json` asks for."""
         count = len(self.markers)
         text = {"type": "string", "minLength": 1}
         return {
@@ -74,30 +76,29 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, and the tokens it cost; 0 where the server does not say."""
+    """A model's answer, and the tokens it cost."""
 
     text: str
     read: int = 0
+    """Tokens of the question; 0 if the server does not say."""
     written: int = 0
+    """Tokens of the answer; 0 if the server does not say."""
     whole: bool = True
-    """False where it was cut off at the most tokens allowed."""
+    """False if it was cut off at the most tokens allowed."""
 
 
 @dataclass
 class Captioner(ABC):
-    """A model that looks at pictures and writes.
-
-    Attributes:
-        name: what it was chosen by, such as "openai:gpt-4o" or "local:/models/qwen".
-        together: asks it works on at the same time.
-        longest: most tokens it writes in one answer.
-    """
+    """A model that looks at pictures and writes."""
 
     name: str
+    """As it was chosen, such as "openai:gpt-4o" or "local:/models/qwen"."""
     together: int = 4
+    """Asks it works on at the same time."""
     longest: int = 1024
+    """Most tokens it writes in one answer, if the ask allows as many."""
     notices: list[str] = field(default_factory=list)
-    """What its user should know before pictures leave the machine; empty where they do not."""
+    """For its user, before pictures leave the machine; empty if they do not."""
 
     def free(self) -> None:  # noqa: B027 (most have nothing to free)
         """Give back the device's memory; it is taken again at the next answer."""
@@ -106,8 +107,8 @@ class Captioner(ABC):
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
         """Answer them all.
 
-        Yields: the number of an ask, and its answer or why there is none after all retries, each
-            as it arrives.
+        Yields: the number of an ask, counted from 0, and its answer, or why there is none after
+            all retries; each as it arrives.
         Raises: CaptionerError if no further ask can be answered either: a refused key, a server
             that is gone.
         """

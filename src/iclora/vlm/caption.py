@@ -13,6 +13,7 @@ from PIL import Image
 
 from iclora.errors import CaptionerError, CaptionError, DatasetError, IcloraError
 from iclora.files import append_line, digest, write_text
+from iclora.progress import Progress
 from iclora.sets.canvas import compose
 from iclora.sets.caption import TOKEN_LIMIT, estimate_tokens
 from iclora.sets.check import training_layouts
@@ -74,7 +75,8 @@ def caption_dataset(
     send: Send = "panels",
     longest: int = 768,
     overwrite: bool = False,
-    on_done: Callable[[Outcome, int, int], None] | None = None,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Summary:
     """Write a joint caption beside every set that has none.
 
@@ -86,7 +88,8 @@ def caption_dataset(
         send: the panels as separate pictures, or the composite.
         longest: px; no picture sent has a longer side.
         overwrite: also replace captions that are there.
-        on_done: called with every outcome, how many sets are done, and of how many.
+        progress: told of every set that is done, its Outcome as the value "outcome".
+        warn: told of every set that gets no caption, and why.
     Returns: what became of every set. Sets without a good caption are also listed in
         `dataset.path / FAILURES`.
     Raises: DatasetError for an archive, which cannot be written into; CaptionerError if the
@@ -103,7 +106,7 @@ def caption_dataset(
         raise DatasetError(
             f"more than one image set is called {', '.join(twice)}", "Rename or remove the others."
         )
-    summary = Summary()
+    summary, progress = Summary(), progress or Progress()
 
     def judge(answer: str) -> str:
         return read_answer(answer, dataset.recipe, count_tokens, limit).render()
@@ -144,8 +147,9 @@ def caption_dataset(
                 summary.written.append(outcome.name)
                 if overwrite:
                     journal.note(outcome.name)
-            if on_done:
-                on_done(outcome, count, total)
+            if outcome.caption is None and warn:
+                warn(f"{outcome.name}: no caption, {outcome.problem}")
+            progress("captioning", count, total, outcome.name, outcome=outcome)
     except CaptionerError as error:
         raise CaptionerError(
             f"{error.problem}; {len(summary.written)} of {total} captions are written",

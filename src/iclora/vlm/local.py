@@ -95,10 +95,11 @@ class LocalCaptioner(Captioner):
             processor_kwargs={"padding": True},
         ).to(self._model.device)
         length = inputs["input_ids"].shape[1]
+        longest = min(self.longest, max(ask.longest for ask in asks))
         with torch.inference_mode():
             written = self._model.generate(
                 **inputs,
-                max_new_tokens=self.longest,
+                max_new_tokens=longest,
                 do_sample=False,
                 pad_token_id=self._processor.tokenizer.pad_token_id,
             )[:, length:]
@@ -110,7 +111,7 @@ class LocalCaptioner(Captioner):
                 text,
                 int(mask.sum()),
                 int((tokens != padding).sum()),
-                whole=len(tokens) < self.longest or bool(torch.isin(tokens, ends).any()),
+                whole=len(tokens) < longest or bool(torch.isin(tokens, ends).any()),
             )
             for text, mask, tokens in zip(texts, inputs["attention_mask"], written, strict=True)
         ]

@@ -185,7 +185,7 @@ class OpenAICaptioner(Captioner):
             messages.append({"role": "user", "content": turn.objection})
         body: dict[str, Any] = {"model": self._model, "messages": messages}
         if plain:
-            body |= {"temperature": 0, "max_tokens": self.longest}
+            body |= {"temperature": 0, "max_tokens": min(self.longest, ask.longest)}
         if structured:
             schema = {"name": "joint_caption", "schema": ask.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -24,6 +24,8 @@ _TOGETHER = 16
 """Sets whose pictures are held at once; as many are judged at a time as the captioner does."""
 _LONGEST = 768
 """Px; no picture sent has a longer side."""
+_LONGEST_ANSWER = 256
+"""Tokens; a number, after thoughts perhaps."""
 _QUESTION = (
     "You see {count} pictures, in order: the panels of one set. What the set should be: {summary}\n"
     "Do the panels share what such a set has to share: the same subject, or the same design? Judge "
@@ -93,8 +95,6 @@ class Judge(Metric):
         super().__init__(captioner.name)
         self.notes += captioner.notices
         self._captioner = captioner
-        # A number, after thoughts perhaps.
-        captioner.longest = 256
 
     def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         """Raises: CaptionerError if no set can be judged any more."""
@@ -144,4 +144,4 @@ def open_local(model: str, device: str, url: str | None) -> Judge:
 def _ask(made: Made) -> ScoreAsk:
     words = _QUESTION.format(count=len(made.panels), summary=made.recipe.summary)
     pictures = tuple(shrink(panel, _LONGEST) for panel in made.panels)
-    return ScoreAsk(words, pictures, made.recipe.markers)
+    return ScoreAsk(words, pictures, made.recipe.markers, longest=_LONGEST_ANSWER)
