@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from iclora.cli.data import show_problems
 from iclora.cli.making import open_base, open_metric
 from iclora.errors import SettingsError
-from iclora.progress import Console
+from iclora.progress import Cancelled, Console
 from iclora.settings import CompleteSettings, EvaluateSettings, settings_of, verb
 
 if TYPE_CHECKING:
@@ -37,10 +37,12 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
     for note in setup.notes:
         console.warn(note)
     console.say(f"{len(cases)} sets by each of: {'; '.join(arm.name for arm in arms)}")
-    with console.progress() as bar:
+    with console.progress() as progress:
         try:
-            table = run_evaluation(model, setup, metrics, together=settings.together, progress=bar)
-        except KeyboardInterrupt:
+            table = run_evaluation(
+                model, setup, metrics, together=settings.together, progress=progress
+            )
+        except (KeyboardInterrupt, Cancelled):
             console.say("sets that were made are kept; the same command goes on with the rest")
             raise
     for note in table.notes:
@@ -52,7 +54,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
 
 
 def _cases(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Case]]:
-    """What every arm is asked for, and of which recipe."""
+    """The cases that every arm is asked for, and their recipe. Raises: IcloraError."""
     from iclora.evaluate.setup import cases_of_data, cases_of_prompts
     from iclora.making.asks import open_given, read_lines
     from iclora.making.request import recipe_of

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from iclora.models import DiffusionModel
     from iclora.sets.recipe import Recipe
 
-__all__ = ["complete", "extend", "generate", "reroll"]
+__all__ = ["complete", "extend", "generate", "open_base", "open_metric", "reroll"]
 
 
 @verb(GenerateSettings)
@@ -135,6 +135,7 @@ def _make(settings: GenerateSettings, console: Console) -> None:
 
 
 def open_base(base: str, machine: Machine) -> DiffusionModel:
+    """Open a base. Raises: ModelError, SettingsError."""
     from iclora.models import load_model
 
     quiet_loading()
@@ -142,6 +143,7 @@ def open_base(base: str, machine: Machine) -> DiffusionModel:
 
 
 def open_metric(name: str, device: str, url: str | None, recipe: Recipe) -> Metric:
+    """Open a metric, and check that it can measure sets of this recipe. Raises: IcloraError."""
     from iclora.evaluate.metrics.registry import load_metric
 
     quiet_loading()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from iclora.cli.output import Terminal, as_options, quiet_loading
 from iclora.errors import SettingsError
-from iclora.progress import Console
+from iclora.progress import Cancelled, Console
 from iclora.settings import (
     InfoSettings,
     PlanSettings,
@@ -84,7 +84,7 @@ def train(settings: RunSettings, console: Console) -> int:
     go_on = f"go on with: iclora train --resume {config.out}"
     try:
         result = _train(config, model, bool(settings.resume), console)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Cancelled):
         if Path(config.out, "config.toml").exists():
             console.say(go_on)
         raise
@@ -125,13 +125,10 @@ def _train(
 
 
 def _first(console: Console) -> Console:
-    """The console of the first of the processes that share a run; of the others a silent one."""
+    """The console in the first of the processes that share a run; in the others a silent one."""
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return (
-        Terminal(RunSettings, silent=True)
-        if shared and os.environ.get("RANK", "0") != "0"
-        else console
-    )
+    first = not shared or os.environ.get("RANK", "0") == "0"
+    return console if first else Terminal(RunSettings, silent=True)
 
 
 def recomputes_unasked(config: TrainSettings, device: str) -> bool:
@@ -161,10 +158,10 @@ def _show_adapter(path: Path, console: Console) -> None:
     downs = {k: v for k, v in adapter.weights.items() if ".lora_A." in k}
     ranks = sorted({int(v.shape[0]) for v in downs.values()})
     count = sum(v.numel() for v in adapter.weights.values())
-    precision = ", ".join(sorted({str(v.dtype)[6:] for v in adapter.weights.values()}))
+    formats = sorted({str(v.dtype).removeprefix("torch.") for v in adapter.weights.values()})
     console.say(
         f"{path}\nmodules      {len(downs)}\nranks        {', '.join(map(str, ranks))}\n"
-        f"parameters   {count:,} in {precision}\nsha256       {adapter.sha256}"
+        f"parameters   {count:,} in {', '.join(formats)}\nsha256       {adapter.sha256}"
     )
     if adapter.info is None:
         console.say(

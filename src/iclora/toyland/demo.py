@@ -43,7 +43,7 @@ def run_demo(
     Raises: StorageError if `out` exists.
     """
     if out.exists():
-        raise StorageError(f"{out} exists already", "Choose another --out, or remove it.")
+        raise StorageError(f"{out} exists already", "Choose another `out`, or remove it.", "out")
     task = TASKS[task_name]
     sets, tuning, prompts, seeds, steps = (6, 6, 2, 2, 4) if quick else (40, 300, 8, 3, 20)
     began = time.monotonic()

@@ -66,12 +66,13 @@ class OpenAICaptioner(Captioner):
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and (key.isprintable() or not key)):
             raise CaptionerError(
-                "$OPENAI_API_KEY holds signs no key has", "Set it anew; it is not shown here."
+                "$OPENAI_API_KEY holds signs no key has", "Set it again; it is not shown here."
             )
         if not key and url.startswith(_HOSTED):
             raise CaptionerError(
                 "OpenAI wants a key and $OPENAI_API_KEY is not set",
-                "Set it, or name another server with --api URL or $OPENAI_BASE_URL.",
+                "Set it, or name another server by `api` or $OPENAI_BASE_URL.",
+                setting="api",
             )
         _refuse_odd(url)
         super().__init__(f"openai:{model}", together)
@@ -103,7 +104,8 @@ class OpenAICaptioner(Captioner):
         except api.NotFoundError:
             raise CaptionerError(
                 f"{_bare(self._url)} knows no model {self._model}, or speaks no chat completions",
-                "Check the model's name and --api, which usually ends in /v1.",
+                "Check the model's name and `api`, which usually ends in /v1.",
+                setting="api",
             ) from None
         except api.APITimeoutError:
             return CaptionerError("the server did not answer in time", "Try again later.")
@@ -111,16 +113,18 @@ class OpenAICaptioner(Captioner):
             if error.code == "insufficient_quota":
                 raise CaptionerError(
                     f"{_bare(self._url)} says that the account's quota is used up",
-                    "Mend that with its provider.",
+                    "Settle that with its provider.",
                 ) from None
             return CaptionerError(
                 f"the server refused with status 429: {_short(error.message)}",
-                "Ask for fewer at a time with --together, or try later.",
+                "Ask for fewer at a time by `together`, or try later.",
+                setting="together",
             )
         except api.APIConnectionError as error:
             raise CaptionerError(
                 f"there is no connection to {_bare(self._url)} ({error.__cause__ or error})",
-                "Start the server, or check --api; then run the same command again.",
+                "Start the server, or check `api`; then run the same command again.",
+                setting="api",
             ) from None
         except api.APIStatusError as error:
             return CaptionerError(
