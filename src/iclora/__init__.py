@@ -1,7 +1,7 @@
 """iclora: In-Context LoRA (arXiv 2410.23775) as a tool.
 
 Import from the rooms: `iclora.sets.layout`, `iclora.sets.dataset`, `iclora.models`,
-`iclora.train.run`, `iclora.making.generate`. This file imports nothing, so that
+`iclora.train.run`, `iclora.making.session`. This file imports nothing, so that
 `iclora --help` starts at once.
 """
 

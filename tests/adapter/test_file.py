@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from iclora.adapter import Adapter, AdapterInfo, attach, fold, lora_parameters, remove
 from iclora.errors import AdapterError
 from iclora.files import digest
-from iclora.making.session import generate, panel_noise
+from iclora.making.sampling import panel_noise
+from iclora.making.session import generate
 from iclora.sets.recipe import load_recipe
 from tests.conftest import CAPTION
 

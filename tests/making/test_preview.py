@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from iclora.adapter import attach
-from iclora.making import session
+from iclora.making import sampling
 from iclora.making.preview import make_preview
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import LayoutSpec
@@ -41,9 +41,9 @@ def test_previews_stand_on_the_canvas_that_was_fitted_whatever_its_boxes(
     recipe = STORY.model_copy(update={"layout": layout})
     recipe.__dict__.pop("canvas", None)
     seen = []
-    noise = session.panel_noise
+    noise = sampling.panel_noise
     monkeypatch.setattr(
-        session, "panel_noise", lambda where, *a: seen.append(where) or noise(where, *a)
+        sampling, "panel_noise", lambda where, *a: seen.append(where) or noise(where, *a)
     )
     monkeypatch.setattr(Layout, "resized", None)
     attach(clean, rank=1, alpha=1, targets="attention", seed=0)

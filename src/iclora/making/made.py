@@ -23,7 +23,8 @@ from torch import Tensor
 
 from iclora.errors import SettingsError, StorageError
 from iclora.files import digest, inside, storage_error, write_bytes, write_text
-from iclora.making.request import Request, hash_latents
+from iclora.making.given import hash_latents
+from iclora.making.request import Request
 from iclora.sets.images import open_image, write_png
 
 __all__ = ["Cost", "GeneratedSet", "given_latents", "next_folder", "read_latents"]

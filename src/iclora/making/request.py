@@ -28,6 +28,7 @@ from iclora import __version__
 from iclora.adapter import Adapter
 from iclora.errors import AdapterError, SettingsError
 from iclora.files import digest, inside
+from iclora.making.given import GivenPanel, describe_given, fitting_latents
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.sets.caption import check_budget
 from iclora.sets.images import open_image
@@ -36,14 +37,9 @@ from iclora.sets.recipe import Recipe, load_recipe
 from iclora.settings import Mode, Precision, Wish, problems_of
 
 __all__ = [
-    "GivenPanel",
     "Note",
     "Request",
     "check_base",
-    "describe_given",
-    "fit_given",
-    "fitting_latents",
-    "hash_latents",
     "load_adapter_of",
     "machine_of",
     "panel_seed",
@@ -61,17 +57,6 @@ _NO_PIXELS = frozenset({"base", "adapter", "recipe", "versions"})
 """Names that decide no pixel: hashes stand beside them."""
 
 
-class GivenPanel(BaseModel):
-    """A given panel: its file beside the request, and the hash of its pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str
-    sha256: str
-    latents: str = ""
-    """Hash of its latents, if they come from a set that was made; else it is encoded."""
-
-
 class Request(BaseModel):
     """Everything that decides the pixels of a set."""
 
@@ -85,7 +70,7 @@ class Request(BaseModel):
         Literal["bf16", "fp32"], BeforeValidator(lambda value: _OLD_DTYPES.get(str(value), value))
     ]
     precision: Precision = "full"
-    """How the base's blocks were kept."""
+    """How the linear layers of the base's blocks were kept."""
     adapter: str | None = None
     """Where the adapter's file lay; the hash decides."""
     adapter_sha256: str = ""
@@ -286,8 +271,8 @@ def _mode(wish: Wish, adapter: Adapter | None, given: bool, notes: list[Note]) -
         if wish.mode is not None:
             notes.append(Note(f"no panel is given: mode {wish.mode} has no effect"))
         return "sdedit"
-    learnt = bool(adapter and adapter.info and adapter.info.conditional)
-    if wish.mode == "clean" and not learnt:
+    trained = bool(adapter and adapter.info and adapter.info.conditional)
+    if wish.mode == "clean" and not trained:
         notes.append(
             Note(
                 "the adapter was not trained with clean panels (`conditional`), so what mode clean "
@@ -295,7 +280,7 @@ def _mode(wish: Wish, adapter: Adapter | None, given: bool, notes: list[Note]) -
                 "adapter",
             )
         )
-    return wish.mode or ("clean" if learnt else "sdedit")
+    return wish.mode or ("clean" if trained else "sdedit")
 
 
 def _isolates(adapter: Adapter | None) -> bool:
@@ -325,16 +310,17 @@ def _without_effect(model: DiffusionModel, wish: Wish, mode: Mode) -> list[Note]
 
 
 def _notes_of_panels(layout: Layout, given: Mapping[int, Image.Image], grid: int) -> list[Note]:
-    return [
-        Note(
-            f"panel {number} is {given[number].width}x{given[number].height} px and "
-            f"{image.width}x{image.height} in the composite (its edges lie on the "
-            f"{grid} px token grid); panel-{number}.png keeps your pixels",
-            "panel",
-        )
-        for number, image in fit_given(layout, given).items()
-        if image.size != given[number].size
-    ]
+    notes = []
+    for number, image in given.items():
+        fitted = layout.fit_panel(number, image)
+        if fitted.size != image.size:
+            text = (
+                f"panel {number} is {image.width}x{image.height} px and "
+                f"{fitted.width}x{fitted.height} in the composite (its edges lie on the "
+                f"{grid} px token grid); panel-{number}.png keeps your pixels"
+            )
+            notes.append(Note(text, "panel"))
+    return notes
 
 
 def _layout(
@@ -364,45 +350,6 @@ def _layout(
     for number, image in given.items():
         sizes[number - 1] = image.size
     return usual.fit(sizes, area, model.multiple)
-
-
-# -- given panels -------------------------------------------------------------------------------
-
-
-def describe_given(
-    given: Mapping[int, Image.Image], latents: Mapping[int, Tensor]
-) -> dict[int, GivenPanel]:
-    """Given panels as a request names them."""
-    return {
-        n: GivenPanel(
-            file=f"panel-{n}.png",
-            sha256=digest(image.tobytes()),
-            latents=hash_latents(latents[n]) if n in latents else "",
-        )
-        for n, image in sorted(given.items())
-    }
-
-
-def hash_latents(latents: Tensor) -> str:
-    """What stands for a panel's latents in a request."""
-    return digest(latents.contiguous().numpy().tobytes())
-
-
-def fitting_latents(
-    layout: Layout, latents: Mapping[int, Tensor], given: Mapping[int, Image.Image], grid: int
-) -> dict[int, Tensor]:
-    """Those latents that belong to a given panel and are as large as its box."""
-    found = {}
-    for number in sorted(set(latents) & set(given)):
-        box = layout.boxes[number - 1]
-        if latents[number].shape[:2] == (box.height // grid, box.width // grid):
-            found[number] = latents[number]
-    return found
-
-
-def fit_given(layout: Layout, given: Mapping[int, Image.Image]) -> dict[int, Image.Image]:
-    """Given panels at the size of their boxes. Raises: LayoutError if one would be distorted."""
-    return {number: layout.fit_panel(number, image) for number, image in given.items()}
 
 
 # -- repeating a request ------------------------------------------------------------------------

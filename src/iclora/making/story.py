@@ -14,11 +14,11 @@ from torch import Tensor
 
 from iclora.adapter import Adapter
 from iclora.errors import SettingsError
+from iclora.making.given import describe_given
 from iclora.making.made import GeneratedSet
 from iclora.making.request import (
     Request,
     check_base,
-    describe_given,
     machine_of,
     panel_seed,
     prepare,
