@@ -12,10 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from iclora.errors import SettingsError
-from iclora.models import quantize as room
 from iclora.models.linear import linear as product
 from iclora.models.linear import linear_of_two, linears
-from iclora.models.quantize import KINDS, Frozen, check_precision, quantize
+from iclora.models.quantize import KINDS, Frozen, check_precision, nf4_levels, quantize
 from iclora.models.registry import load_model
 
 CPU = torch.device("cpu")
@@ -73,7 +72,7 @@ def test_nf4_has_the_sixteen_values_of_the_paper():
         0.7229568,
         1.0,
     ]
-    torch.testing.assert_close(room._nf4_levels(), torch.tensor(paper), atol=1e-6, rtol=0)
+    torch.testing.assert_close(nf4_levels(), torch.tensor(paper), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", FEW_BITS)

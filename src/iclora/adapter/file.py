@@ -42,7 +42,7 @@ _HALVES = {
 
 
 class AdapterInfo(BaseModel):
-    """What an adapter's metadata says about it."""
+    """The metadata of an adapter file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,9 +74,9 @@ class Adapter:
     info: AdapterInfo | None = None
     """None for files of other tools."""
     path: Path | None = None
-    """Of the file it was read from, None if it was not."""
+    """The file it was read from, None if it was not."""
     sha256: str = ""
-    """Of that file, empty if there is none."""
+    """The hash of that file, empty if there is none."""
 
     @classmethod
     def load(cls, path: str | Path) -> Adapter:

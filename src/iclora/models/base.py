@@ -40,24 +40,25 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Number formats of a base's weights by their one spelling."""
 
 Text = dict[str, Tensor]
-"""What a base's text encoders make of one text; no batch dimension; only the base reads it."""
+"""The encoding of one text by a base's text encoders, without a batch dimension; only the base
+reads it."""
 
 Part = Literal["text", "vae", "denoiser"]
-"""What a base consists of; each is loaded at first use and can be released."""
+"""The parts of a base; each is loaded at first use and can be released."""
 
 PARTS: tuple[Part, ...] = ("text", "vae", "denoiser")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a base is sampled, unless a recipe or a user says otherwise."""
+    """The sampling of a base, unless a recipe or a user says otherwise."""
 
     steps: int = 20
     """Euler steps."""
     guidance: float | None = 3.5
     """Guidance value; None for a base without guidance."""
     guided: Literal["embedded", "two-pass", "none"] = "embedded"
-    """How the guidance value acts: as an embedding, as the weight of a guided pass beside an
+    """The guidance value acts as an embedding, as the weight of a guided pass beside an
     unguided one, or not at all."""
     fixed_steps: bool = False
     """True if the base was distilled to `steps`, so that they win over a recipe's."""
@@ -96,9 +97,9 @@ class DiffusionModel(ABC):
     name: str
     """The path, hub id or registered name it was asked for by."""
     folder: Path
-    """Where its files are."""
+    """The folder of its files."""
     family: str
-    """Such as "flux"."""
+    """The name of its family, such as "flux"."""
     grid: int
     """Edge of a token, px."""
     multiple: int
@@ -106,22 +107,22 @@ class DiffusionModel(ABC):
     channels: int
     """Numbers per token."""
     block_prefixes: tuple[str, ...]
-    """How the names of the denoiser's blocks begin, such as "transformer_blocks."."""
+    """Beginnings of the names of the denoiser's blocks, such as "transformer_blocks."."""
     max_text_tokens: int
     """Tokens the text encoder reads at most, special tokens included."""
     sampling: Sampling
-    """How it is sampled, unless a recipe or a user says otherwise."""
+    """Steps and guidance, unless a recipe or a user says otherwise."""
     device: torch.device
-    """Where it computes."""
+    """The device it computes on."""
     dtype: torch.dtype
-    """Of its weights, bf16 or fp32."""
+    """The number format of its weights, bf16 or fp32."""
     precision: Precision = "full"
-    """How the linear layers of the denoiser's blocks are kept; full is as `dtype` says."""
+    """The form in which the linear layers of its blocks are kept; full is as `dtype` says."""
     applied: tuple[Mapping[str, Tensor], float] | None = None
     """Weights and strength of the adapter that the denoiser carries, so that the same one is not
     loaded again; None after a release or a removal."""
     recompute: int = 0
-    """How many blocks of the denoiser keep their input alone for the backward pass."""
+    """Number of blocks that keep their input alone for the backward pass."""
     compiled: bool = False
     """True if blocks are compiled where gradients are wanted."""
     mesh: DeviceMesh | None = None
@@ -136,7 +137,7 @@ class DiffusionModel(ABC):
     @property
     @abstractmethod
     def blocks(self) -> int:
-        """How many blocks the denoiser has."""
+        """Number of blocks of the denoiser."""
 
     @abstractmethod
     def release(self, *parts: Part) -> None:

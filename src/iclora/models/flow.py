@@ -99,7 +99,7 @@ class Resample:
     """
 
     times: int
-    """How often a step is repeated."""
+    """Repetitions of a step."""
     low: float
     """Steps are repeated that begin at this noise level or above it,"""
     high: float
@@ -115,7 +115,7 @@ class Resample:
         return a * z + b * noise
 
     def repeats(self, sigma: float) -> int:
-        """How often a step from this level is taken."""
+        """Count how often a step from this level is taken."""
         return 1 + self.times * (self.low <= sigma <= self.high)
 
 

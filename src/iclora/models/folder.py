@@ -37,10 +37,10 @@ _SETTINGS = (
     "vocab.json",
     "vocab.txt",
 )
-"""What `from_pretrained` reads of a part beside its weights."""
+"""Files that `from_pretrained` reads of a part beside its weights."""
 
 _WEIGHTS = ("diffusion_pytorch_model", "model")
-"""How diffusers and transformers name weights."""
+"""Names of weights in diffusers and transformers."""
 
 _SMALL = 2**22
 """Bytes up to which a file is hashed whole."""
@@ -121,7 +121,7 @@ class FolderModel(DiffusionModel):
         """
         try:
             if issubclass(cls, nn.Module):
-                # Of what is loaded now, whatever becomes of the file.
+                # Hashed with what is loaded now, whatever becomes of the file.
                 self._loaded[part] = self._hash(part)
             model = cls.from_pretrained(
                 self.folder / part, use_safetensors=True, local_files_only=True, **options
@@ -189,7 +189,7 @@ class FolderModel(DiffusionModel):
         return digest(*pieces)
 
     def beside(self, part: Part) -> Iterator[str]:  # noqa: ARG002
-        """What decides what a part computes, apart from its files."""
+        """Yield settings that decide what a part computes, apart from its files."""
         yield from ()
 
     def _hash(self, folder: str) -> tuple[str, ...]:
@@ -205,7 +205,7 @@ class FolderModel(DiffusionModel):
 
 
 def _content(path: Path) -> str:
-    """What stands for a file in a fingerprint: all of a small one, 64 samples of a large one.
+    """Hash a file for a fingerprint: all of a small one, 64 samples of a large one.
 
     Reading 9 GB of T5 at every start would take longer than what the cache saves.
     """

@@ -22,8 +22,8 @@ from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 __all__ = ["Activation", "Lora", "activate", "check_loras", "linear", "linear_of_two", "linears"]
 
 Activation = Literal["none", "gelu", "swiglu"]
-"""What is done to a layer's input first: GELU by its tanh formula; or, of an input twice as wide
-as the layer reads, silu(first half) * second half."""
+"""The function of a layer's input: GELU by its tanh formula; swiglu, of an input twice as wide as
+the layer reads, is silu(first half) * second half."""
 
 
 class _Function(NamedTuple):

@@ -70,7 +70,7 @@ class Batch:
 
 
 class Outline(Protocol):
-    """What is counted of a base.
+    """A base as it is counted.
 
     Made from a base that was opened without its weights, the number format of the weights that
     the run will have, and the precision of its blocks.
@@ -98,7 +98,7 @@ class Outline(Protocol):
     def text_encoders(self) -> tuple[nn.Module, ...]: ...
 
     def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Pass]:
-        """What the first block gets, and what all of them share."""
+        """Make the input of the first block, and what all blocks share."""
 
     def end(self, streams: Streams, shared: Pass) -> Tensor:
         """The velocity, float32 as the loss takes it."""

@@ -1,4 +1,4 @@
-"""What the forward passes of all families share: segments, modulation, blocks, compiling, FSDP.
+"""Parts of every family's forward pass: segments, modulation, blocks, compiling, spreading.
 
 Tokens of one canvas may have different noise levels. They come in segments, one level each, and
 modulation is computed per segment (Peebles and Xie 2022, AdaLN; per-token levels as in Cut2Next).
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 Streams = tuple[Tensor, ...]
-"""What one block hands to the next, such as image and text tokens."""
+"""The tensors that one block hands to the next, such as image and text tokens."""
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines that rotate queries and keys."""
@@ -70,7 +70,7 @@ class Levels:
     sigma: Tensor
     """(B, G), the levels of G segments; the text takes the first."""
     tokens: tuple[int, ...]
-    """How many image tokens each segment has, in order."""
+    """Image tokens of each segment, in order."""
 
     def first(self) -> Levels:
         """The first segment alone."""
@@ -178,13 +178,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pass:
-    """What all blocks of one pass share."""
+    """Everything that all blocks of one pass share."""
 
     temb: Tensor
-    """(B, G, h), what modulation is made from."""
+    """(B, G, h), from which modulation is made."""
     rotary: Rotary
     tokens: tuple[int, ...]
-    """How many image tokens each segment has."""
+    """Image tokens of each segment, in order."""
     attend: Attend
     compiled: bool = False
     """True if blocks are compiled for this pass's shapes."""

@@ -24,10 +24,19 @@ from torch.nn import functional as F
 from iclora.errors import SettingsError
 from iclora.settings import Precision
 
-__all__ = ["KINDS", "Frozen", "Kind", "Matrix", "check_precision", "matrix", "quantize"]
+__all__ = [
+    "KINDS",
+    "Frozen",
+    "Kind",
+    "Matrix",
+    "check_precision",
+    "matrix",
+    "nf4_levels",
+    "quantize",
+]
 
 Parts = tuple[Tensor, ...]
-"""What a frozen matrix of (out, in) is kept as."""
+"""The tensors that a frozen matrix of (out, in) is kept as."""
 
 _BLOCK = 64
 """Weights that share a scale in nf4."""
@@ -87,7 +96,7 @@ class _Nf4(Kind):
         blocks = weight.float().view(out, -1, gcd(width, _BLOCK))
         # Rounded before the codes are chosen, so that they make up for it.
         most = blocks.abs().amax(2, keepdim=True).clamp(min=1e-30).bfloat16()
-        levels = _nf4_levels().to(weight.device)
+        levels = nf4_levels().to(weight.device)
         between = (levels[1:] + levels[:-1]) / 2
         codes = torch.bucketize(blocks / most.float(), between).to(torch.uint8).view(out, -1)
         # Both weights of every byte stand in a table, kept with the layer, 2 KB.
@@ -150,7 +159,7 @@ class _Fp8(Kind):
 KINDS: dict[str, Kind] = {"full": Kind(), "int8": _Int8(), "nf4": _Nf4(), "fp8": _Fp8()}
 
 
-def _nf4_levels() -> Tensor:
+def nf4_levels() -> Tensor:
     """The 16 values: quantiles of a normal distribution, seven below 0 and eight above."""
     edge = 1 - (1 / 30 + 1 / 32) / 2  # equal mass beyond the outermost values, on average
     above = torch.special.ndtri(torch.linspace(edge, 0.5, 9, dtype=torch.float64))[:-1]
@@ -238,7 +247,7 @@ class _Product(torch.autograd.Function):
 
 
 def matrix(layer: nn.Module) -> Matrix | None:
-    """How a frozen layer is kept; None if it is no linear layer of ours or torch's own."""
+    """Take a frozen layer apart; None if it is not a linear layer of ours or of torch."""
     if isinstance(layer, Frozen):
         return Matrix(layer.kind, layer.parts, layer.bias)
     if type(layer) is nn.Linear:

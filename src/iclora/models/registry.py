@@ -23,7 +23,7 @@ __all__ = ["BASES", "FAMILIES", "Family", "load_model", "pick_device", "pick_dty
 
 
 class Family(Protocol):
-    """What opens a base of one family."""
+    """The opener of bases of one family."""
 
     def __call__(
         self,

@@ -49,7 +49,7 @@ __all__ = ["Inputs", "blocks_of", "embed", "flux_forward", "read_out", "shard_fl
 
 
 class Inputs(NamedTuple):
-    """What a pass is computed from; see `flux_forward`."""
+    """The input of a pass; see `flux_forward`."""
 
     z: Tensor
     prompt: Tensor
@@ -60,7 +60,7 @@ class Inputs(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """How a segment's level acts on a layer, each (B, G, h)."""
+    """The effect of each segment's level on a layer, each (B, G, h)."""
 
     shift: Tensor
     scale: Tensor
@@ -118,7 +118,7 @@ def _whole(
 def embed(
     net: Any, inputs: Inputs, attend: Attend, shapes: Shapes | None = None
 ) -> tuple[Streams, Pass]:
-    """What the first block begins with, and what all of them share."""
+    """Make the input of the first block, and what all blocks share."""
     z, prompt, pooled, levels, guidance, position_ids = inputs
     img, txt = net.x_embedder(z), net.context_embedder(prompt)
     temb = _embed_levels(net.time_text_embed, levels.sigma, guidance, pooled, img.dtype)

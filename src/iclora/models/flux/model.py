@@ -140,7 +140,7 @@ class FluxModel(FolderModel):
         super().release(*parts)
 
     def beside(self, part: Part) -> Iterator[str]:
-        # How far a text is padded is part of what its encoders make of it.
+        # The length to which a text is padded changes what its encoders make of it.
         if part == "text":
             yield str(self.max_text_tokens)
 
@@ -220,7 +220,7 @@ class FluxModel(FolderModel):
         if order is not None:
             z, ids = in_order(z, order), ids[order]
         if given and given.cache:
-            # What is given has been computed: the rest reads its keys and values.
+            # Given tokens have been computed: the rest reads their keys and values.
             levels = levels.first()
             z, ids = z[:, : levels.tokens[0]], ids[..., : levels.tokens[0], :]
         out = flux_forward(
