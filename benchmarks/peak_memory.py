@@ -154,7 +154,7 @@ def main() -> None:
 def compare(model: FluxModel, config: TrainSettings, side: int | None) -> None:
     cuda = model.device.type == "cuda"
     kernels: Kernels = "cuda" if cuda else "cpu"
-    width, height = (side, side) if side else find_canvases(config, model.grid).distinct[-1]
+    width, height = (side, side) if side else find_canvases(config, model.grid)(config).distinct[-1]
     batch = Batch(config.micro_batch, width, height)
     model.recompute = config.recomputed(model.blocks)
     costs = Costs(outline_of(model, model.dtype, config.precision), config, kernels)

@@ -40,7 +40,7 @@ def ask(small):
 
     def asked(usable, **given):
         config = settings(**given)
-        return choose(config, model, card(usable), lambda c: find_canvases(c, model.grid))
+        return choose(config, model, card(usable), find_canvases(config, model.grid))
 
     return asked
 
@@ -133,7 +133,8 @@ def test_encoders_that_do_not_fit_are_named():
 
 def test_canvases_are_those_of_the_dataset_once_it_is_there(make_dataset, tmp_path):
     data = make_dataset(size=(512, 320))
-    found = find_canvases(settings(data=str(data)), 16)
+    wanted = settings(data=str(data))
+    found = find_canvases(wanted, 16)(wanted)
     assert len(found.sets) == 3
     # A set of 512 x 960 px: 768 falls back to all of its pixels.
     assert found.distinct[-1] == (512, 960)
@@ -141,8 +142,10 @@ def test_canvases_are_those_of_the_dataset_once_it_is_there(make_dataset, tmp_pa
 
 
 def test_before_the_data_is_there_canvases_are_the_recipes_or_squares():
-    assert find_canvases(settings(), 16).distinct == [(256, 256), (512, 512), (768, 768)]
-    width, height = find_canvases(settings(recipe="film-storyboard"), 16).distinct[-1]
+    squares = find_canvases(settings(), 16)(settings())
+    assert squares.distinct == [(256, 256), (512, 512), (768, 768)]
+    wanted = settings(recipe="film-storyboard")
+    width, height = find_canvases(wanted, 16)(wanted).distinct[-1]
     assert width < height
     assert width * height <= 768**2
 
@@ -260,7 +263,7 @@ def test_train_follows_the_plan_and_a_resumed_run_does_not_plan_again(tmp_path, 
     assert main(["train", "--resume", str(out), "--steps", "2"]) == 0
     assert "precision " not in capsys.readouterr().out
     assert main(["train", "--resume", str(out), "--steps", "3", "--vram", "8"]) == 2
-    assert "a resumed run cannot change `vram`" in capsys.readouterr().err
+    assert "a resumed run cannot change --vram" in capsys.readouterr().err
 
 
 def test_a_wish_that_nobody_has_planned_for_is_not_ignored(tiny):

@@ -22,6 +22,7 @@ from iclora.settings import (
 if TYPE_CHECKING:
     from iclora.models import DiffusionModel
     from iclora.sets.recipe import Recipe
+    from iclora.train.data import RunData
     from iclora.train.run import RunResult
 
 __all__ = ["info", "plan", "recomputes_unasked", "train"]
@@ -67,11 +68,11 @@ def train(settings: RunSettings, console: Console) -> int:
     from iclora.train.plan import plan_run
 
     console = _first(console)
-    config = settings.training()
+    config, data = settings.training(), None
     if config.vram is not None and not settings.resume:
-        chosen = plan_run(config, here=True)
+        chosen = plan_run(config, here=True, warn=console.warn)
         console.say(as_options(str(chosen), RunSettings))
-        config = chosen.settings
+        config, data = chosen.settings, chosen.data
     quiet_loading()
     model = load_model(config.base, config.device, config.dtype, precision=config.precision)
     kept = "" if model.precision == "full" else f", its blocks in {model.precision}"
@@ -83,7 +84,7 @@ def train(settings: RunSettings, console: Console) -> int:
         )
     go_on = f"go on with: iclora train --resume {config.out}"
     try:
-        result = _train(config, model, bool(settings.resume), console)
+        result = _train(config, model, bool(settings.resume), data, console)
     except (KeyboardInterrupt, Cancelled):
         if Path(config.out, "config.toml").exists():
             console.say(go_on)
@@ -98,7 +99,11 @@ def train(settings: RunSettings, console: Console) -> int:
 
 
 def _train(
-    config: TrainSettings, model: DiffusionModel, resume: bool, console: Console
+    config: TrainSettings,
+    model: DiffusionModel,
+    resume: bool,
+    data: RunData | None,
+    console: Console,
 ) -> RunResult:
     from iclora.making.preview import make_preview
     from iclora.train.run import train
@@ -118,6 +123,7 @@ def _train(
             config,
             model,
             resume=resume,
+            data=data,
             make_preview=previewer,
             warn=console.warn,
             progress=progress,

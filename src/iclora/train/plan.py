@@ -20,12 +20,13 @@ from iclora.errors import SettingsError
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
 from iclora.models.outline import Batch, outline_of, shipped_outline
-from iclora.sets.check import check_dataset, training_layouts
-from iclora.sets.dataset import open_dataset
+from iclora.sets.check import TrainingSet, check_dataset, training_layouts
+from iclora.sets.dataset import Dataset, open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.settings import Precision, TrainSettings
 from iclora.train.card import GB, Card, find_card, speed_of
 from iclora.train.costs import Costs
+from iclora.train.data import RunData, find_data
 
 __all__ = ["Canvases", "Plan", "choose", "find_canvases", "plan_run"]
 
@@ -72,6 +73,8 @@ class Plan:
     """Least and most that a step takes; None for a card that is not here."""
     built_in: bool = False
     """True if the base's architecture is the one that ships with iclora."""
+    data: RunData | None = None
+    """The checked sets of a run on this machine, for `train`."""
 
     @property
     def peak(self) -> int:
@@ -132,56 +135,90 @@ def _span(sizes: Sequence[tuple[int, int]]) -> str:
 # -- what a run is ------------------------------------------------------------------------------
 
 
-def plan_run(settings: TrainSettings, *, here: bool) -> Plan:
+def plan_run(
+    settings: TrainSettings, *, here: bool, warn: Callable[[str], None] | None = None
+) -> Plan:
     """Choose the settings that the run file leaves open.
 
     Args:
         settings: `vram` says how much memory there is; auto or None asks the device.
-        here: True if the run is to take place on this machine; otherwise a `vram` in GB may stand
-            for a card that this machine does not have.
+        here: True if the run is to take place on this machine: then its sets are checked, and
+            handed on in the plan. Otherwise a `vram` in GB may stand for a card that this machine
+            does not have, and the dataset and the base may still be missing.
+        warn: told of everything that is odd about the sets.
     Raises: SettingsError if nothing fits, saying by how much; ModelError, DatasetError.
     """
     card = find_card(settings, here)
-    outline = shipped_outline(settings.base)
+    outline = None if here else shipped_outline(settings.base)
     dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[card.dtype]
     model = load_model(str(outline or settings.base), "cpu", dtype, weights=False)
-    found = choose(settings, model, card, lambda c: find_canvases(c, model.grid))
-    return replace(found, built_in=outline is not None)
+    data = find_data(settings, model, warn) if here else None
+    if data:
+        canvases = canvases_of_sets(data.sets, data.dataset, model.grid)
+    else:
+        canvases = find_canvases(settings, model.grid)
+    found = choose(settings, model, card, canvases)
+    return replace(found, built_in=outline is not None, data=data)
 
 
-def find_canvases(settings: TrainSettings, grid: int) -> Canvases:
+CanvasesOf = Callable[[TrainSettings], Canvases]
+"""Finds the canvases of a run with other resolutions."""
+
+
+def find_canvases(settings: TrainSettings, grid: int) -> CanvasesOf:
     """Find the canvases of the dataset; before it is there those of the recipe, or squares.
+
+    Sets with problems count as well, if their pictures can be read.
 
     Raises: DatasetError, RecipeError; SettingsError if no set can be read.
     """
-    sides = settings.resolutions
     if Path(settings.data).exists():
         dataset = open_dataset(settings.data, settings.recipe)
-        reports = check_dataset(dataset, resolutions=sides, upscale=settings.upscale, grid=grid)
-        sets = [report.set.layouts for report in reports if report.set]
+        sides, upscale = settings.resolutions, settings.upscale
+        reports = check_dataset(dataset, resolutions=sides, upscale=upscale, grid=grid)
+        sets = [report.set for report in reports if report.set]
         if not sets:
             raise SettingsError(
                 f"{settings.data} holds no set that can be read", "`iclora check` it.", "data"
             )
-        source = f"{len(sets)} sets of {settings.data}"
-    elif settings.recipe:
-        canvas = load_recipe(settings.recipe).canvas
-        sets = [tuple(training_layouts(canvas, canvas.sizes, sides, grid, upscale=True))]
-        source = f"of {settings.recipe}, for {settings.data} is not there yet"
-    else:
-        squares = tuple((round(r / grid) * grid,) * 2 for r in sorted(set(sides)))
-        return Canvases((squares,), f"squares, for {settings.data} is not there yet")
-    return Canvases(tuple(tuple(each.size for each in own) for own in sets), source)
+        return canvases_of_sets(sets, dataset, grid)
+    missing = f"for {settings.data} is not there yet"
+    if settings.recipe:
+        canvas, source = load_recipe(settings.recipe).canvas, f"of {settings.recipe}, {missing}"
+
+        def of_recipe(other: TrainSettings) -> Canvases:
+            layouts = training_layouts(canvas, canvas.sizes, other.resolutions, grid, upscale=True)
+            return Canvases((tuple(layout.size for layout in layouts),), source)
+
+        return of_recipe
+
+    def squares(other: TrainSettings) -> Canvases:
+        sizes = tuple((round(r / grid) * grid,) * 2 for r in sorted(set(other.resolutions)))
+        return Canvases((sizes,), f"squares, {missing}")
+
+    return squares
+
+
+def canvases_of_sets(sets: Sequence[TrainingSet], dataset: Dataset, grid: int) -> CanvasesOf:
+    """Find the canvases of checked sets; no picture is decoded again for other resolutions."""
+
+    def canvases(settings: TrainSettings) -> Canvases:
+        sizes = []
+        for each in sets:
+            layouts = training_layouts(
+                dataset.recipe.canvas, each.sizes, settings.resolutions, grid, settings.upscale
+            )
+            sizes.append(tuple(layout.size for layout in layouts))
+        return Canvases(tuple(sizes), f"{len(sets)} sets of {settings.data}")
+
+    return canvases
 
 
 # -- the choice ---------------------------------------------------------------------------------
 
 
 def choose(
-    settings: TrainSettings,
-    model: DiffusionModel,
-    card: Card,
-    canvases_of: Callable[[TrainSettings], Canvases],
+    settings: TrainSettings, model: DiffusionModel, card: Card, canvases_of: CanvasesOf
 ) -> Plan:
     """Choose the most exact precision that fits, then the fewest recomputed blocks, then the
     largest micro-batches. Settings that the user set are left as they are.
@@ -348,7 +385,7 @@ def _between(areas: Iterable[int], count: Callable[[int], int]) -> Callable[[int
 # -- if nothing fits -----------------------------------------------------------------------------
 
 
-def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainSettings], Canvases]) -> SettingsError:
+def _nothing_fits(trial: _Trial, canvases_of: CanvasesOf) -> SettingsError:
     card = trial.card
     have = f"the {_gb(card.usable)} GB that {card.memory / GB:.4g} GB leave for tensors"
     name, most = max(trial.beside.items(), key=lambda item: item[1])
@@ -375,9 +412,7 @@ def _nothing_fits(trial: _Trial, canvases_of: Callable[[TrainSettings], Canvases
     )
 
 
-def _smaller(
-    trial: _Trial, canvases_of: Callable[[TrainSettings], Canvases], settings: TrainSettings
-) -> str:
+def _smaller(trial: _Trial, canvases_of: CanvasesOf, settings: TrainSettings) -> str:
     """Name resolutions that would fit, or the settings that stand in the way."""
     own = {"precision", "recompute", "gradient_checkpointing", "micro_batch", "micro_tokens"}
     fixed = [f"`{name}`" for name in sorted(own & settings.model_fields_set)]

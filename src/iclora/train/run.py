@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from iclora.adapter import AdapterInfo
-from iclora.errors import DatasetError, RunError, SettingsError
+from iclora.errors import RunError, SettingsError
 from iclora.files import write_text
 from iclora.models.base import DiffusionModel, Sampling
 from iclora.models.passes import COMPILED_SHAPES
 from iclora.progress import Progress
-from iclora.sets.check import TrainingSet, accept, check_dataset, typical_layout
-from iclora.sets.dataset import Dataset, open_dataset
+from iclora.sets.check import typical_layout
 from iclora.sets.recipe import Recipe, recipe_names
 from iclora.settings import TrainSettings, about, read_settings
 from iclora.train.cache import Encoded, EncodedSet, encode
+from iclora.train.data import RunData, find_data
 from iclora.train.folder import RunFolder
 from iclora.train.loop import Loop, Preview, interruptible
 from iclora.train.state import TrainState
 from iclora.train.trackers import tracking
-from iclora.train.validation import Validation, hold_out
+from iclora.train.validation import Validation
 from iclora.train.workers import Workers
 
 __all__ = ["RunResult", "resume_settings", "train"]
@@ -54,23 +54,13 @@ class RunResult:
         return self.folder / "adapter.safetensors"
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What a run trains and measures on."""
-
-    dataset: Dataset
-    sets: list[TrainingSet]
-    """All sets of the dataset."""
-    trained: list[TrainingSet]
-    held: list[TrainingSet]
-
-
 def train(
     settings: TrainSettings,
     model: DiffusionModel,
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    data: RunData | None = None,
     make_preview: Callable[[Recipe], Preview] | None = None,
     warn: Warn | None = None,
 ) -> RunResult:
@@ -85,6 +75,7 @@ def train(
         resume: go on from the newest whole checkpoint in `settings.out`.
         progress: hears of "encoding captions", "encoding images" and, after every optimizer step,
             of "training" with its `loss`: the mean squared error of the velocity.
+        data: the sets, if they have been checked with these settings, as by a plan.
         make_preview: called once with the dataset's recipe, before the encoders are freed. What it
             returns is called every `settings.preview_every` steps, while the base carries the
             adapter's averaged weights, with the step and whether to write. (Processes that share a
@@ -111,7 +102,7 @@ def train(
         make_preview = None
     if not resume and workers.main:
         _refuse_taken(Path(settings.out))
-    data = _find_data(settings, model, warn)
+    data = data or find_data(settings, model, warn)
     preview = None
     if make_preview and settings.preview_every:
         preview = make_preview(data.dataset.recipe)
@@ -185,48 +176,7 @@ def _refuse_taken(folder: Path) -> None:
     raise RunError(f"{folder} is not an empty folder", "Choose another `out`.", setting="out")
 
 
-def _find_data(settings: TrainSettings, model: DiffusionModel, warn: Warn) -> _Data:
-    """Check all sets, and choose those to measure on.
-
-    Raises: DatasetError with every problem; SettingsError.
-    """
-    dataset = open_dataset(settings.data, settings.recipe)
-    sets = _check(dataset, model, settings, warn)
-    if settings.validation is None:
-        trained, held = hold_out(sets, settings.held_out, settings.seed)
-        if not trained:
-            raise DatasetError(
-                f"{settings.data} has {len(sets)} sets and all of them would be held out",
-                "Add sets, or hold out fewer by `held_out`.",
-                setting="held_out",
-            )
-        return _Data(dataset, sets, trained, held)
-    further = open_dataset(settings.validation, settings.recipe)
-    if further.recipe.markers != dataset.recipe.markers:
-        raise DatasetError(
-            f"{settings.validation} holds sets of {further.recipe.name}, {settings.data} of "
-            f"{dataset.recipe.name}",
-            "Measure on sets of the same recipe.",
-            setting="validation",
-        )
-    return _Data(dataset, sets, sets, _check(further, model, settings, warn))
-
-
-def _check(
-    dataset: Dataset, model: DiffusionModel, settings: TrainSettings, warn: Warn
-) -> list[TrainingSet]:
-    reports = check_dataset(
-        dataset,
-        count_tokens=model.count_tokens,
-        limit=model.max_text_tokens,
-        resolutions=settings.resolutions,
-        upscale=settings.upscale,
-        grid=model.grid,
-    )
-    return accept(dataset, reports, warn)
-
-
-def _describe(settings: TrainSettings, model: DiffusionModel, data: _Data) -> AdapterInfo:
+def _describe(settings: TrainSettings, model: DiffusionModel, data: RunData) -> AdapterInfo:
     # A base with a fixed number of steps says nothing about others, which may use the adapter too.
     usual = Sampling() if model.sampling.fixed_steps else model.sampling
     recipe = data.dataset.recipe
@@ -265,7 +215,7 @@ def _anywhere(settings: TrainSettings, model: DiffusionModel) -> TrainSettings:
 def _encode(
     settings: TrainSettings,
     model: DiffusionModel,
-    data: _Data,
+    data: RunData,
     folder: Path,
     workers: Workers,
     progress: Progress,

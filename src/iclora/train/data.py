@@ -1,0 +1,76 @@
+"""The sets of a run, checked: all of them, those trained on, and those held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iclora.errors import DatasetError
+from iclora.models.base import DiffusionModel
+from iclora.sets.check import TrainingSet, accept, check_dataset
+from iclora.sets.dataset import Dataset, open_dataset
+from iclora.settings import TrainSettings
+from iclora.train.validation import hold_out
+
+__all__ = ["RunData", "find_data"]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The sets of a run, with the canvases of its resolutions."""
+
+    dataset: Dataset
+    sets: list[TrainingSet]
+    """All sets of the dataset, in order."""
+    trained: list[TrainingSet]
+    held: list[TrainingSet]
+    """Sets to measure on: some of the dataset, or those of `validation`."""
+
+
+def find_data(
+    settings: TrainSettings, model: DiffusionModel, warn: Callable[[str], None] | None = None
+) -> RunData:
+    """Check all sets of a run, and choose those to measure on.
+
+    Args:
+        model: counts the captions' tokens; its weights are not needed.
+        warn: told of everything that is odd about the sets.
+    Raises: DatasetError with every problem.
+    """
+    dataset = open_dataset(settings.data, settings.recipe)
+    sets = _check(dataset, model, settings, warn)
+    if settings.validation is None:
+        trained, held = hold_out(sets, settings.held_out, settings.seed)
+        if not trained:
+            raise DatasetError(
+                f"{settings.data} has {len(sets)} sets and all of them would be held out",
+                "Add sets, or hold out fewer by `held_out`.",
+                setting="held_out",
+            )
+        return RunData(dataset, sets, trained, held)
+    further = open_dataset(settings.validation, settings.recipe)
+    if further.recipe.markers != dataset.recipe.markers:
+        raise DatasetError(
+            f"{settings.validation} holds sets of {further.recipe.name}, {settings.data} of "
+            f"{dataset.recipe.name}",
+            "Measure on sets of the same recipe.",
+            setting="validation",
+        )
+    return RunData(dataset, sets, sets, _check(further, model, settings, warn))
+
+
+def _check(
+    dataset: Dataset,
+    model: DiffusionModel,
+    settings: TrainSettings,
+    warn: Callable[[str], None] | None,
+) -> list[TrainingSet]:
+    reports = check_dataset(
+        dataset,
+        count_tokens=model.count_tokens,
+        limit=model.max_text_tokens,
+        resolutions=settings.resolutions,
+        upscale=settings.upscale,
+        grid=model.grid,
+    )
+    return accept(dataset, reports, warn)
