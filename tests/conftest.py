@@ -116,17 +116,21 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
     """Write a storyboard dataset: a folder per set, three panels each."""
 
     def make(sets: int = 3, size: tuple[int, int] = (64, 32), name: str = "data") -> Path:
-        root = tmp_path / name
-        for i in range(sets):
-            folder = root / f"{i + 1:04d}"
-            folder.mkdir(parents=True)
-            for panel in range(3):
-                picture(*size, seed=10 * i + panel).save(folder / f"{panel + 1}.png")
-            (folder / "caption.txt").write_text(CAPTION.replace("Ana", f"Ana{i}"))
-        (root / "iclora.toml").write_text('recipe = "film-storyboard"\n')
-        return root
+        return write_dataset(tmp_path / name, sets, size)
 
     return make
+
+
+def write_dataset(root: Path, sets: int = 3, size: tuple[int, int] = (64, 32)) -> Path:
+    """Write a storyboard dataset: a folder per set, three panels each."""
+    for i in range(sets):
+        folder = root / f"{i + 1:04d}"
+        folder.mkdir(parents=True)
+        for panel in range(3):
+            picture(*size, seed=10 * i + panel).save(folder / f"{panel + 1}.png")
+        (folder / "caption.txt").write_text(CAPTION.replace("Ana", f"Ana{i}"))
+    (root / "iclora.toml").write_text('recipe = "film-storyboard"\n')
+    return root
 
 
 @pytest.fixture

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from iclora.adapter import Adapter
 from iclora.errors import RunError, StorageError
+from iclora.train.folder import RunFolder
 from iclora.train.run import resume_settings, train
+from iclora.train.state import TrainState
 from tests.conftest import after_step, picture, stop_after
 
 
@@ -53,7 +58,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(clean, config)
     assert result.adapter.read_bytes() == whole.adapter.read_bytes()
 
 
-def test_with_no_whole_checkpoint_a_resumed_run_starts_anew(clean, config):
+def test_with_no_whole_checkpoint_a_resumed_run_starts_again(clean, config):
     whole = train(config("whole"), clean)
     train(config("parts"), clean, progress=stop_after(1))
     for state in Path(config("parts").out).rglob("state.safetensors"):
@@ -94,15 +99,85 @@ def test_changed_data_is_noticed_on_resuming(clean, config):
     assert any("dataset or its recipe has changed" in s for s in said)
 
 
-def test_another_base_under_the_same_name_does_not_go_on_with_a_run(clean, config, tmp_path):
+@pytest.fixture
+def interrupted(clean, config):
+    """The folder of a run that stopped at step 2, its log at step 3, and a fresh state."""
+    settings = config(save_every=2, steps=3, held_out=0.34)
+    train(settings, clean)
+    run = folder_of(settings)
+    shutil.rmtree(run.path / "checkpoints" / "step-000003")
+    return run, TrainState.fresh(clean, settings)
+
+
+def folder_of(settings, base=None):
+    """The folder as the run has it, or as a run of another base would."""
+    kept = sorted(Path(settings.out).rglob("state.safetensors"))[-1]
+    with safe_open(kept, "pt") as file:
+        about = json.loads(file.metadata()["iclora"])
+    info = Adapter.load(kept.with_name("adapter.safetensors")).info
+    return RunFolder(settings, info, about["data"], base or about["base"])
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("other", ["weights", "shapes"])
+def test_another_base_does_not_go_on_with_a_run_and_changes_nothing(
+    interrupted, clean, config, other
+):
+    run, state = interrupted
+    if other == "weights":
+        run = folder_of(run.settings, base="another")
+    else:
+        state = TrainState.fresh(clean, config(rank=2))
+    before = contents(run.path)
+    live = {key: value.detach().clone() for key, value in state.live.items()}
+    expected = "not those this run was started with" if other == "weights" else "another base or"
+    with pytest.raises(RunError, match=expected):
+        run.restore(state, lambda _: None)
+    assert contents(run.path) == before, "no checkpoint is set aside, no log cut"
+    assert state.step == 0
+    assert all(torch.equal(state.live[key], value) for key, value in live.items())
+
+
+def test_too_little_memory_on_resuming_is_not_taken_for_a_damaged_checkpoint(
+    interrupted, monkeypatch
+):
+    run, state = interrupted
+    before = contents(run.path)
+
+    def full(self, tensors, step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainState, "restore", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        run.restore(state, lambda _: None)
+    assert contents(run.path) == before
+
+
+def test_a_checkpoint_damaged_twice_is_set_aside_beside_the_first(interrupted):
+    run, state = interrupted
+    kept = run.checkpoints()[0]
+    kept.with_name(f"damaged-{kept.name}").mkdir()
+    (kept / "state.safetensors").write_bytes(b"")
+    said = []
+    assert not run.restore(state, said.append)
+    names = sorted(p.name for p in kept.parent.iterdir())
+    assert names == ["damaged-step-000002", "damaged-step-000002-2"]
+    assert "no whole checkpoint" in said[-1]
+
+
+def test_another_base_under_the_same_name_is_known_by_its_weights(clean, config, tmp_path):
     from iclora.models.flux.model import FluxModel
     from iclora.models.tiny import write_tiny
 
-    train(config(), clean, progress=stop_after(2))
+    settings = config(steps=1)
+    train(settings, clean)
     write_tiny(tmp_path / "other", seed=1)
     other = FluxModel(tmp_path / "other", "tiny", clean.device, clean.dtype)
     with pytest.raises(RunError, match="not those this run was started with"):
-        train(config(), other, resume=True)
+        train(settings, other, resume=True)
 
 
 def test_a_damaged_checkpoint_never_pushes_out_a_whole_one(clean, config):

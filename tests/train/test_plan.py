@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from iclora.models.flux.model import FluxModel
 from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.settings import TrainSettings, read_settings
 from iclora.toyland.tasks import TASKS, write_sets
-from iclora.train.card import GB, Card, find_card
+from iclora.train.card import GB, Card
 from iclora.train.costs import Costs
 from iclora.train.plan import choose, find_canvases, plan_run
 from iclora.train.run import train
@@ -31,6 +32,31 @@ def card(usable: float) -> Card:
 def settings(**given) -> TrainSettings:
     where = {"base": "b", "data": "none", "out": "o"}
     return TrainSettings(**{**where, "resolutions": SIZES, "preview_every": 0, **given})
+
+
+class Remembered(Costs):
+    """Costs that are counted once for all tests that ask for the same."""
+
+    text, images = cache(Costs.text), cache(Costs.images)
+    loading, optimizer = cache(Costs.loading), cache(Costs.optimizer)
+    preview = cache(Costs.preview)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _counted_once():
+    made: dict[tuple, Costs] = {}
+
+    def costs(outline, settings, kernels):
+        lora = (settings.rank, settings.alpha, settings.targets, settings.preview_every > 0)
+        model = outline.model
+        key = (model.folder, model.dtype, model.precision, kernels, *lora)
+        if key not in made:
+            made[key] = Remembered(outline, settings, kernels)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("iclora.train.plan.Costs", costs)
+        yield
 
 
 @pytest.fixture
@@ -50,9 +76,12 @@ def peak(small):
     """Bytes at the peak of one set on the largest canvas."""
     model = FluxModel(small, "x", torch.device("cpu"), torch.bfloat16)
 
+    @cache
+    def costs(precision):
+        return Costs(outline_of(model, torch.bfloat16, precision), settings(), "cuda")
+
     def counted(precision, recompute):
-        costs = Costs(outline_of(model, torch.bfloat16, precision), settings(), "cuda")
-        return costs.step(Batch(1, SIZES[-1], SIZES[-1]), recompute)
+        return costs(precision).step(Batch(1, SIZES[-1], SIZES[-1]), recompute)
 
     return counted
 
@@ -150,20 +179,6 @@ def test_before_the_data_is_there_canvases_are_the_recipes_or_squares():
     assert width * height <= 768**2
 
 
-def test_a_card_is_planned_for_though_it_is_not_here_but_not_trained_on():
-    away = find_card(settings(vram=24, device="auto"), here=False)
-    assert (away.kernels, away.memory) == ("cuda", 24 * GB)
-    here = find_card(settings(vram=24, device="cpu"), here=True)
-    assert (here.kernels, here.dtype, here.device.type) == ("cpu", torch.float32, "cpu")
-    assert find_card(settings(vram="auto", device="cpu"), here=True).memory > 0
-
-
-def test_processes_that_share_a_run_do_not_each_ask_their_own_card(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SettingsError, match="several processes"):
-        find_card(settings(vram="auto", device="cpu"), here=True)
-
-
 def test_a_speed_is_measured_here_and_never_made_up(tiny, make_dataset):
     config = settings(base="tiny", data=str(make_dataset()), resolutions=(64, 96), device="cpu")
     low, high = plan_run(config, here=False).seconds
@@ -180,6 +195,23 @@ def test_a_base_of_another_family_cannot_be_planned_for():
 
     with pytest.raises(ModelError, match="family qwen takes cannot"):
         outline_of(Other(), torch.bfloat16, "full")
+
+
+def test_smaller_resolutions_are_tried_without_decoding_a_picture_again(
+    make_dataset, small, monkeypatch
+):
+    import iclora.sets.dataset as room
+
+    read: list[str] = []
+    real = room.read_image
+    monkeypatch.setattr(
+        room, "read_image", lambda data, name: read.append(name) or real(data, name)
+    )
+    config = settings(data=str(make_dataset(2)), upscale=True)
+    model = FluxModel(small, "x", torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(SettingsError, match="nothing fits"):
+        choose(config, model, card(10**6), find_canvases(config, model.grid))
+    assert len(read) == len(set(read)) == 6
 
 
 # -- FLUX.1-dev ---------------------------------------------------------------------------------

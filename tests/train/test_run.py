@@ -17,7 +17,10 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from iclora.adapter import Adapter, attach, lora_parameters
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.models import flow, load_model
-from iclora.progress import Progress
+from iclora.progress import Cancelled, Progress
+from iclora.sets.check import check_dataset
+from iclora.sets.compose import compose_dataset
+from iclora.sets.dataset import open_dataset
 from iclora.sets.layout import Layout
 from iclora.train.objective import Sample, accumulate, schedule
 from iclora.train.run import resume_settings, train
@@ -299,6 +302,75 @@ def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, conf
     assert [step for step, _ in seen] == [4, 6]
     final = load_file(result.adapter)
     assert all(torch.equal(final[f"transformer.{k}"], v) for k, v in seen[-1][1].items())
+
+
+def test_a_cancelled_run_keeps_its_steps_as_an_interrupted_one_does(clean, config):
+    whole = train(config("whole"), clean)
+    progress = after_step(3, lambda: progress.cancel())
+    result = train(config("parts"), clean, progress=progress)
+    assert (result.finished, result.step) == (False, 3)
+    kept = sorted(path.name for path in (result.folder / "checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000003"]
+    again = train(config("parts"), clean, resume=True)
+    assert again.adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+def test_a_run_cancelled_while_it_encodes_ends_at_once_and_goes_on_from_there(clean, config):
+    seen = []
+
+    def show(event):
+        seen.append((event.what, event.done, event.total))
+        if event.what == "encoding images" and event.done == 2:
+            progress.cancel()
+
+    progress = Progress(show)
+    settings = config(steps=1)
+    with pytest.raises(Cancelled):
+        train(settings, clean, progress=progress)
+    captions = [("encoding captions", done, 4) for done in range(5)]
+    assert seen == [*captions, *(("encoding images", done, 3) for done in range(3))]
+    seen.clear()
+    assert train(settings, clean, resume=True, progress=Progress(lambda e: seen.append(e))).finished
+    first = {event.what: event.done for event in reversed(seen)}
+    assert first == {"encoding captions": 4, "encoding images": 2, "training": 1}
+    assert seen[-1].values["loss"] > 0
+
+
+def test_no_picture_is_decoded_more_than_twice_and_canvases_are_derived_once(
+    clean, config, tmp_path, monkeypatch
+):
+    """From composing through checking to training: counted in each of the three."""
+    import iclora.sets.check as checking
+    import iclora.sets.dataset as reading
+
+    decoded, derived = Counter(), []
+    read, fit = reading.read_image, checking.training_layouts
+
+    def counted(data, name):
+        decoded[name] += 1
+        return read(data, name)
+
+    monkeypatch.setattr(reading, "read_image", counted)
+    monkeypatch.setattr(
+        checking, "training_layouts", lambda *args: derived.append(args) or fit(*args)
+    )
+    settings = config(steps=1, data=str(tmp_path / "composed"), held_out=0.34)
+    compose_dataset(open_dataset(tmp_path / "data"), tmp_path / "composed")
+    assert len(decoded) == 9
+    assert max(decoded.values()) <= 2
+    decoded.clear()
+    derived.clear()
+    list(check_dataset(open_dataset(settings.data)))
+    assert list(decoded.values()) == [1, 1, 1]
+    assert len(derived) == 3
+    decoded.clear()
+    derived.clear()
+    train(settings, clean)
+    assert list(decoded.values()) == [2, 2, 2]
+    assert len(derived) == 3
+    decoded.clear()
+    train(settings.model_copy(update={"steps": 2}), clean, resume=True)
+    assert list(decoded.values()) == [1, 1, 1], "the cache is known by the files"
 
 
 def test_training_in_a_thread_works_without_signals(clean, config):

@@ -10,7 +10,7 @@ from iclora.errors import DatasetError, SettingsError
 from iclora.models import flow
 from iclora.sets.layout import token_mask
 from iclora.train.run import train
-from iclora.train.validation import LEVELS, best_step, hold_out, measure
+from iclora.train.validation import LEVELS, Validation, best_step, hold_out, measure
 from tests.conftest import encoded, stop_after
 
 
@@ -67,6 +67,24 @@ def test_a_set_stays_held_out_when_others_join(sets):
     assert hold_out(names, 0.2, 1) != hold_out(names, 0.2, 0)
 
 
+def test_trained_sets_to_compare_with_are_not_simply_the_first_ones(config, tmp_path):
+    class Named:
+        def __init__(self, name):
+            self.name = name
+
+    sets = [Named(f"{i:04d}") for i in range(40)]
+    settings = config(held_out=0.2)
+    trained, held = hold_out(sets, 0.2, 0)
+    chosen = Validation.of(settings, held, trained, tmp_path / "v").trained
+    assert len(chosen) == len(held) == len(set(chosen))
+    assert set(chosen) <= set(trained)
+    assert set(chosen) != set(trained[: len(held)])
+    # A set's name decides, as for those held out: others that join move few.
+    more = Validation.of(settings, held, [*trained, Named("9999")], tmp_path / "v").trained
+    assert len(set(more) & set(chosen)) >= len(chosen) - 1
+    assert Validation.of(settings, [], sets, tmp_path / "v") is None
+
+
 def test_held_out_sets_are_measured_at_every_checkpoint_and_never_trained_on(clean, config):
     result = train(config(held_out=0.34, steps=4), clean)
     found = rows(result.folder)
@@ -79,7 +97,7 @@ def test_held_out_sets_are_measured_at_every_checkpoint_and_never_trained_on(cle
 
 
 def test_the_best_checkpoint_outlives_newer_ones_and_becomes_a_file(clean, config, monkeypatch):
-    # The measure is made to rise from step 2 on, as when sets are learnt by heart.
+    # The measure is made to rise from step 2 on, as when a run overfits.
     import iclora.train.validation as module
 
     real, seen = module.measure, []

@@ -1,143 +1,234 @@
 """Several processes on one run: the same gradient, one writer, any number on resuming."""
 
 import json
-import re
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from iclora.errors import RunError
-from iclora.train.run import train
-from iclora.train.workers import Workers
+from iclora.train.run import resume_settings, train
+from iclora.train.workers import PATIENCE, Workers
+from tests.conftest import write_dataset
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node={}")
 # On any free port. `--multi_gpu` is its word for several processes; `--device cpu` is ours.
 ACCELERATE = (
     "accelerate.commands.launch",
     "--multi_gpu",
-    "--num_processes={}",
+    "--num_processes=2",
     "--num_machines=1",
     "--mixed_precision=no",
     "--dynamo_backend=no",
     "--main_process_port=0",
 )
+# Three processes share a batch of four unevenly.
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=3")
+TRAIN = ("-m", "iclora", "train")
 
 
-def launch(folder, count, *words, launcher=TORCHRUN):
-    program = [word.format(count) for word in launcher]
-    return subprocess.run(
-        [sys.executable, "-m", *program, "-m", "iclora", "train", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+TOGETHER = """
+import json
+import sys
+from pathlib import Path
 
-
-SHARDED = """
 import torch
+from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from iclora.models import load_model
+from iclora.progress import Progress
+from iclora.sets.check import accept, check_dataset
+from iclora.sets.dataset import open_dataset
+from iclora.train.cache import encode
 from iclora.train.workers import Workers
 
 torch.set_num_threads(1)
+data, out = sys.argv[1:]
 workers = Workers(torch.device("cpu"))
-whole, spread = load_model("tiny", device="cpu"), load_model("tiny", device="cpu")
-spread.mesh = workers.mesh()
+found = {}
+model = load_model("tiny", device="cpu")
 
+# Each encodes its share.
+ran = {"text": 0, "image": 0}
+for kind in ran:
+    def counted(value, real=getattr(model, f"encode_{kind}"), kind=kind):
+        ran[kind] += 1
+        return real(value)
+    setattr(model, f"encode_{kind}", counted)
+dataset = open_dataset(data)
+sets = accept(dataset, check_dataset(dataset, resolutions=(64, 96), grid=16))
+encoded, _ = encode(model, sets, Path(out, "cache"), workers=workers, progress=Progress())
+found["ran"] = dict(ran)
+found["sum"] = float(sum(s.latents(n).sum() for s in encoded for n in range(len(s.layouts))))
 
+# Gradients are summed.
+parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+parameters[0].grad = torch.full((2, 3), workers.rank + 1.0)
+found["numbers"] = workers.sum(parameters, 0.5, float(workers.rank))
+found["grads"] = [p.grad.tolist() for p in parameters]
+found["storages"] = len({p.grad.untyped_storage().data_ptr() for p in parameters})
+
+# A spread base.
 def held(model):
     local = [p.to_local() if isinstance(p, DTensor) else p for p in model.denoiser.parameters()]
     return sum(p.numel() for p in local)
 
-
-z, text = torch.randn(1, 16, whole.channels), whole.encode_text("a boat")
+spread = load_model("tiny", device="cpu")
+spread.mesh = workers.mesh()
+z, text = torch.randn(1, 16, model.channels), model.encode_text("a boat")
 ask = (z, torch.tensor([0.5]), [text], (64, 64), 1.0)
-print(f"kept before {held(spread) / held(whole):.3f}")
+found["before"] = held(spread) / held(model)
 with torch.no_grad():
-    same = torch.equal(whole.velocity(*ask), spread.velocity(*ask))
-print(f"same {same}, kept behind {held(spread) / held(whole):.3f}")
+    found["same"] = torch.equal(model.velocity(*ask), spread.velocity(*ask))
+found["after"] = held(spread) / held(model)
+
+workers.close()
+found["left"] = not distributed.is_initialized()
+Path(out, f"{workers.rank}.json").write_text(json.dumps(found))
 """
 
 
-def weights(path):
-    return load_file(path)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What each of two processes found, that ran the script above together."""
+    folder = tmp_path_factory.mktemp("together")
+    data = write_dataset(folder / "data", 3)
+    (folder / "together.py").write_text(TOGETHER)
+    start_all([sys.executable, "together.py", str(data), str(folder)], folder, 2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("count", "launcher"), [(2, ACCELERATE), (4, TORCHRUN)])
-def test_processes_together_train_what_one_would(clean, config, tmp_path, count, launcher):
-    one = train(config(batch=4, lr=0.01), clean)
-    settings = config("many", batch=4, lr=0.01)
-    file = tmp_path / "run.toml"
-    file.write_text(settings.to_toml())
-    done = launch(tmp_path, count, str(file), "--device", "cpu", launcher=launcher)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("wrote ") == 1, "one process speaks"
-    ours, theirs = weights(one.adapter), weights(tmp_path / "many" / "adapter.safetensors")
+def start_all(command, folder, count):
+    """Start processes as torchrun would, without waiting for its agent to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=200) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, err) in zip(running, said, strict=True):
+        assert process.returncode == 0, err[-3000:]
+    return said
+
+
+def write_run(settings, folder):
+    """A run file that two processes read."""
+    (folder / "run.toml").write_text(settings.to_toml())
+    return (*TRAIN, "run.toml", "--device", "cpu")
+
+
+def assert_alike(ours, theirs):
+    ours, theirs = load_file(ours), load_file(theirs)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert (value - theirs[name]).norm() <= 2e-3 * value.norm() + 1e-6, name
-    # One process wrote the log: each step once.
-    assert len((tmp_path / "many" / "log.jsonl").read_text().splitlines()) == 6
 
 
-def test_a_run_is_resumed_by_another_number_of_processes(clean, config, tmp_path):
-    one = train(config(batch=4, lr=0.01), clean)
-    settings = config("many", batch=4, lr=0.01, steps=4)
-    file = tmp_path / "run.toml"
-    file.write_text(settings.to_toml())
-    assert launch(tmp_path, 2, str(file), "--device", "cpu").returncode == 0
-    done = launch(tmp_path, 1, "--resume", "many", "--steps", "6")
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs = weights(tmp_path / "many" / "adapter.safetensors")
-    for name, value in weights(one.adapter).items():
-        assert (value - theirs[name]).norm() <= 2e-3 * value.norm() + 1e-6, name
-
-
-def test_trouble_in_one_process_ends_them_all_with_its_message(config, tmp_path):
-    settings = config("many", batch=4)
-    (tmp_path / "data" / "0001" / "caption.txt").unlink()
-    file = tmp_path / "run.toml"
-    file.write_text(settings.to_toml())
-    done = launch(tmp_path, 2, str(file), "--device", "cpu")
-    assert done.returncode != 0
-    assert "has no caption" in done.stderr
-    assert not (tmp_path / "many" / "config.toml").exists()
-
-
-def test_a_spread_base_keeps_half_in_each_of_two_processes_and_computes_the_same(tmp_path):
-    file = tmp_path / "spread.py"
-    file.write_text(SHARDED)
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
+def test_processes_together_train_what_one_would(clean, config, tmp_path, launcher):
+    short = {"batch": 4, "lr": 0.01, "steps": 4}
+    one = train(config(**short), clean)
+    words = write_run(config("many", **short), tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", file],
+        [sys.executable, "-m", *launcher, *words],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("same True") == 2
-    shares = [float(word) for word in re.findall(r"kept \w+ ([\d.]+)", done.stdout)]
+    assert done.stdout.count("wrote ") == 1, "one process speaks"
+    assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
+    # One process wrote the log: each step once.
+    assert len((tmp_path / "many" / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_run_is_resumed_by_another_number_of_processes(clean, config, tmp_path):
+    one = train(config(batch=4, lr=0.01, steps=4), clean)
+    words = write_run(config("many", batch=4, lr=0.01, steps=2), tmp_path)
+    start_all([sys.executable, *words], tmp_path, 2)
+    settings = resume_settings(tmp_path / "many", {"steps": 4})
+    assert_alike(one.adapter, train(settings, clean, resume=True).adapter)
+
+
+def test_trouble_in_one_process_ends_them_all_with_its_message(config, tmp_path):
+    words = write_run(config("many", batch=4), tmp_path)
+    (tmp_path / "data" / "0001" / "caption.txt").unlink()
+    with pytest.raises(AssertionError, match="has no caption"):
+        start_all([sys.executable, *words], tmp_path, 2)
+    assert not (tmp_path / "many" / "config.toml").exists()
+
+
+def test_each_process_encodes_its_share_and_all_read_the_same(together):
+    one, other = (found["ran"] for found in together)
+    # Four texts with the empty one; three sets with two canvases each.
+    assert {one["text"], other["text"]} == {2}
+    assert {one["image"], other["image"]} == {2, 4}
+    assert together[0]["sum"] == together[1]["sum"]
+
+
+def test_processes_wait_for_each_other_longer_than_nccl_would():
+    """Rank 0 draws previews alone, and shares of encoding differ: 10 minutes would not do."""
+    assert PATIENCE.total_seconds() > 3600
+
+
+def test_gradients_are_summed_in_one_piece_without_a_copy_of_them(together):
+    for found in together:
+        assert found["grads"] == [[[3.0] * 3] * 2, [0.0] * 4]
+        assert found["numbers"] == [1.0, 1.0]
+        assert found["storages"] == 1, "gradients are views of what was summed"
+
+
+def test_a_spread_base_keeps_half_in_each_of_two_processes_and_computes_the_same(together):
     # Embedders and the last layer stay whole; they are much of a base as small as this.
-    assert len(shares) == 4
-    assert max(shares) < 0.65
+    for found in together:
+        assert found["same"]
+        assert max(found["before"], found["after"]) < 0.65
+
+
+def test_the_group_of_processes_is_left_in_the_end(together):
+    assert all(found["left"] for found in together)
 
 
 def test_a_run_with_a_spread_base_trains_what_one_process_would(clean, config, tmp_path):
-    settings = {"batch": 4, "lr": 0.01, "held_out": 0.3, "gradient_checkpointing": True}
+    settings = {
+        "batch": 4,
+        "lr": 0.01,
+        "steps": 2,
+        "save_every": 1,
+        "held_out": 0.3,
+        "gradient_checkpointing": True,
+    }
     one = train(config(**settings), clean)
-    many = config("many", **settings, preview_every=3, preview_resolution=64, shard=True)
-    file = tmp_path / "run.toml"
-    file.write_text(many.to_toml())
-    done = launch(tmp_path, 2, str(file), "--device", "cpu")
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs = weights(tmp_path / "many" / "adapter.safetensors")
-    for name, value in weights(one.adapter).items():
-        assert (value - theirs[name]).norm() <= 2e-3 * value.norm() + 1e-6, name
+    many = config("many", **settings, preview_every=1, preview_resolution=64, shard=True)
+    start_all([sys.executable, *write_run(many, tmp_path)], tmp_path, 2)
+    assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
     measured = [
         [
             json.loads(line)
@@ -145,29 +236,38 @@ def test_a_run_with_a_spread_base_trains_what_one_process_would(clean, config, t
         ]
         for run in ("run", "many")
     ]
-    assert [row["step"] for row in measured[1]] == [0, 2, 4, 6]
+    assert [row["step"] for row in measured[1]] == [0, 1, 2]
     for ours, spread in zip(*measured, strict=True):
         assert spread["held out"]["loss"] == pytest.approx(ours["held out"]["loss"], rel=1e-3)
     assert len(list((tmp_path / "many" / "previews").iterdir())) == 2
 
 
+def imagine_others(monkeypatch, count):
+    """Let this process be the first of some."""
+
+    class Among(Workers):
+        def __init__(self, device):
+            super().__init__(device)
+            self.count = count
+
+    monkeypatch.setattr("iclora.train.run.Workers", Among)
+
+
 @pytest.mark.parametrize(
-    ("count", "batch", "reason"), [(1, 4, "the only one"), (2, 3, "cannot share a batch of 3")]
+    ("count", "batch", "reason"), [(1, 4, "the only one"), (2, 3, "cannot share a `batch` of 3")]
 )
 def test_a_base_that_cannot_be_spread_is_refused_before_anything_is_written(
-    config, tmp_path, count, batch, reason
+    clean, config, monkeypatch, count, batch, reason
 ):
-    file = tmp_path / "run.toml"
-    file.write_text(config("many", batch=batch, shard=True).to_toml())
-    done = launch(tmp_path, count, str(file), "--device", "cpu")
-    assert done.returncode != 0
-    assert reason in done.stderr
-    assert not (tmp_path / "many").exists()
+    imagine_others(monkeypatch, count)
+    settings = config(batch=batch, shard=True)
+    with pytest.raises(RunError, match=reason):
+        train(settings, clean)
+    assert not Path(settings.out).exists()
 
 
 def test_several_processes_are_refused_one_gpu_between_them(clean, config, monkeypatch):
-    monkeypatch.setattr(Workers, "count", 2, raising=False)
-    monkeypatch.setattr(Workers, "__init__", lambda self, device: setattr(self, "rank", 0))
+    imagine_others(monkeypatch, 2)
     with pytest.raises(RunError, match="2 processes cannot share cuda:1") as caught:
         train(config(device="cuda:1"), clean)
     assert caught.value.setting == "device"

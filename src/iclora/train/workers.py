@@ -16,13 +16,13 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-__all__ = ["Workers"]
+__all__ = ["PATIENCE", "Workers"]
 
 T = TypeVar("T")
 
-# How long processes wait for the slowest. NCCL's default of 10 minutes would end a run whose first
-# process draws many previews, or whose shares of encoding differ by that much.
-_PATIENCE = timedelta(hours=2)
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for the slowest. NCCL's own 10 minutes would end a run whose first
+process draws many previews, or whose shares of encoding differ by that much."""
 
 
 class Workers:
@@ -34,7 +34,7 @@ class Workers:
 
     def __init__(self, device: torch.device) -> None:
         joined = distributed.is_available() and distributed.is_initialized()
-        self._state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+        self._state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
         self._opened = distributed.is_initialized() and not joined
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
