@@ -96,8 +96,7 @@ def measure(
     for label, metric in _labels(metrics).items():
         table.sources[label] = metric.source
         for count, (arm, read) in enumerate(sets.items(), 1):
-            for case, figures in _figures(metric, cases, read()):
-                key, group = (case.key, case.name) if isinstance(case, Case) else (case, case)
+            for key, group, figures in _figures(metric, cases, read()):
                 for name, value in figures.items():
                     meaning = metric.figures.get(name, "")
                     table.add(f"{label} {name}", meaning, arm, key, group, value)
@@ -117,8 +116,11 @@ def measure(
 
 def _figures(
     metric: Metric, cases: Sequence[Case], sets: Iterable[Made]
-) -> Iterator[tuple[Case | str, Figures]]:
-    """Figures of each case, and of the seeds of each name once the last of them was measured."""
+) -> Iterator[tuple[str, str, Figures]]:
+    """Figures of each case and, once the last seed of a name was measured, of its seeds.
+
+    Yields: what was measured (the case's key, or the name), the name, the figures.
+    """
     held: dict[str, list[Made]] = {}
     left = Counter(case.name for case in cases)
 
@@ -130,12 +132,12 @@ def _figures(
             yield held[case.name][-1]
 
     for case, figures in zip(cases, metric.of_sets(passing()), strict=True):
-        yield case, figures
+        yield case.key, case.name, figures
         left[case.name] -= 1
         if not left[case.name]:
             seeds = held.pop(case.name)
             if len(seeds) > 1:
-                yield case.name, metric.across_seeds(seeds)
+                yield case.name, case.name, metric.across_seeds(seeds)
             del seeds
 
 

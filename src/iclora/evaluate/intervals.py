@@ -14,7 +14,7 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and the interval it lies in with 95% confidence; none where one value cannot tell."""
+    """A mean and the interval it lies in with 95% confidence; none if one value cannot tell."""
 
     mean: float
     low: float | None

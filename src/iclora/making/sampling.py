@@ -33,6 +33,8 @@ OnStep = Callable[[int, int], None]
 
 
 class AsIs(Enum):
+    """The type of `AS_IS`."""
+
     AS_IS = "as it is"
 
 
@@ -50,6 +52,7 @@ class Ask:
     latents: Mapping[int, Tensor] = field(default_factory=dict)
     """Of given panels that were made before, (rows, columns, channels)."""
     adapter: Adapter | AsIs | None = None
+    """None for the base alone."""
 
 
 def paint(

@@ -47,7 +47,8 @@ class Session:
         self.free = model.device.type != "cpu" if free is None else free
         self._progress = progress or Progress()
         self._texts: dict[str, Text] = {}
-        self._based: set[str] = set()
+        self._checked: set[str] = set()
+        """Fingerprints that were compared with the base's."""
 
     def encode(self, requests: Iterable[Request]) -> None:
         """Encode what these requests read, each text once in the session's life.
@@ -76,8 +77,8 @@ class Session:
     def make(self, asks: Sequence[Ask], together: int = 1) -> Iterator[tuple[int, GeneratedSet]]:
         """Make a set for every ask.
 
-        Asks with the same adapter, and among them those alike but for words, seeds and pictures,
-        are made one after another, in the order of the first of them.
+        Asks with the same adapter are made one after another, and among these the ones that differ
+        in words, seeds and pictures alone; else the order is that of the asks.
 
         Args:
             together: most sets in one batch; 1 gives the same bytes whatever else is asked for.
@@ -103,7 +104,6 @@ class Session:
         steps = [count_steps(self.model, asks[batch[0]].request) for batch in batches]
         done = sets = 0
         for batch, count in zip(batches, steps, strict=True):
-            _use(self.model, asks[batch[0]])
             first, last = sets + 1, sets + len(batch)
             note = f"set {first}" if first == last else f"sets {first} to {last}"
             note += f" of {len(asks)}"
@@ -129,9 +129,9 @@ class Session:
                 setting="given",
             )
         request.layout.check_grid(self.model.grid)
-        if request.base_fingerprint not in self._based:
+        if request.base_fingerprint not in self._checked:
             check_base(request, self.model)
-            self._based.add(request.base_fingerprint)
+            self._checked.add(request.base_fingerprint)
         if ask.adapter is AS_IS:
             encoded = self._texts.keys() >= set(self._read(request))
             assert encoded or not self.free, "texts are encoded before the denoiser is as it is"
