@@ -1,0 +1,97 @@
+"""Where an adapter lies: a file, a run's folder, PEFT's or diffusers' folder, or the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from huggingface_hub import errors as hub
+from huggingface_hub import snapshot_download
+
+from iclora.errors import AdapterError
+
+__all__ = ["Download", "locate"]
+
+Download = Callable[[str, list[str]], Path]
+"""Brings files of a hub repository here: its id and their patterns; returns their folder."""
+
+_NAMES = (
+    "adapter.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "lora.safetensors",
+)
+"""What adapters are called in the folders of iclora, PEFT, diffusers, Flux trainers."""
+
+_HUB = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?::(?P<file>[^:]+))?")
+
+
+def locate(source: str | Path, download: Download | None = None) -> Path:
+    """The adapter file that a user means.
+
+    Args:
+        source: a file; a folder that holds one; or an id of the hub, "name/repository", with
+            ":file" behind it where the repository holds several.
+        download: replaces the hub's own client.
+    Raises: AdapterError if there is none, or several, or the hub cannot be reached.
+    """
+    text = str(source)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _in_folder(path, text)
+    match = _HUB.fullmatch(text)
+    # A path that looks like an id is more often a mistyped file than a repository.
+    if path.exists() or match is None or (match["file"] is None and path.suffix):
+        return path
+    wanted = [match["file"]] if match["file"] else ["*.safetensors"]
+    folder = (download or _from_hub)(match["id"], [*wanted, "adapter_config.json"])
+    if not match["file"]:
+        return _in_folder(folder, text)
+    found = folder / match["file"]
+    if ".." in Path(match["file"]).parts or not found.is_file():
+        raise AdapterError(f"{match['id']} has no file {match['file']}", "Look at its files there.")
+    return found
+
+
+def _in_folder(folder: Path, source: str) -> Path:
+    files = {path.name: path for path in folder.glob("*.safetensors") if path.is_file()}
+    for name in _NAMES:
+        if name in files:
+            return files[name]
+    if len(files) == 1:
+        return next(iter(files.values()))
+    raise AdapterError(
+        f"{source} holds {_listed(files)}",
+        "Name the file: folder/file.safetensors, or name/repository:file.safetensors on the hub.",
+    )
+
+
+def _listed(files: Collection[str]) -> str:
+    some = ", ".join(sorted(files)[:5])
+    return f"{len(files)} .safetensors files: {some}" if files else "no adapter (.safetensors)"
+
+
+def _from_hub(name: str, wanted: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except hub.GatedRepoError as error:
+        raise AdapterError(
+            f"{name} is gated: its licence must be accepted before it can be downloaded",
+            f"Accept it at https://huggingface.co/{name}, then run `hf auth login` and try again.",
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise AdapterError(
+            f'there is no file or folder "{name}", and the hub shows no such repository to you',
+            "Check the spelling; for a private one run `hf auth login` first.",
+        ) from error
+    except (
+        hub.LocalEntryNotFoundError,
+        hub.OfflineModeIsEnabled,
+        hub.HfHubHTTPError,
+        OSError,
+    ) as error:
+        raise AdapterError(
+            f"{name} is not on this machine and the hub cannot be reached ({type(error).__name__})",
+            "Check the path; or go online once.",
+        ) from error
