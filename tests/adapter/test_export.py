@@ -186,7 +186,11 @@ def test_what_a_format_cannot_hold_is_refused(names):
     with pytest.raises(SettingsError, match='no adapter format "onnx"'):
         export(weights, "onnx", names)
     with pytest.raises(AdapterError, match="does not exist"):
-        export({"x.lora_A.weight": torch.ones(1, 1), "x.lora_B.weight": torch.ones(1, 1)}, "peft", names)
+        export(
+            {"x.lora_A.weight": torch.ones(1, 1), "x.lora_B.weight": torch.ones(1, 1)},
+            "peft",
+            names,
+        )
     with pytest.raises(AdapterError, match="too large for float16"):
         export({key: value * 1e6 for key, value in weights.items()}, "diffusers", names)
     with pytest.raises(AdapterError, match="no name for 1 modules"):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from contextlib import suppress
 
 import diffusers
 import peft
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 
-from iclora.adapter.formats import fit, read_file
+from iclora.adapter.formats import fit, read_file, read_tensors
 from iclora.adapter.lora import Adapter
 from iclora.errors import AdapterError
 from iclora.models.flux.names import flux_names
@@ -250,6 +254,7 @@ CONFIGS = {
         "lora_alpha": 2,
         "alpha_pattern": {
             "to_q": 1,
+            "proj": 9,  # of ff.net.0, not of add_q_proj
             r"transformer_blocks\.\d+\.ff\.net\.2": 8,
             "^single_transformer_blocks.1.proj_mlp": 3,
         },
@@ -298,7 +303,9 @@ def test_a_folder_of_peft_paints_as_it_did_before(clean, names, tmp_path, config
 def test_one_source_of_scale_counts_for_a_module_and_tensors_come_first(clean, names, tmp_path):
     raw = keys(split_lora(BLOCKS[:2]), "transformer.", alpha=2)
     raw |= keys(split_lora(BLOCKS[2:]), "transformer.")
-    header = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 1})}
+    header = {
+        "lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 1})
+    }
     path = write(tmp_path / "adapter_model.safetensors", raw, header)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 100, "r": 4}')
     assert read_file(path).scales == (0.25, 0.5)
@@ -510,3 +517,98 @@ def test_modules_without_a_place_in_the_base_are_named(names, tmp_path, found, s
     file = read_file(write(tmp_path / "x.safetensors", keys(lora(found))))
     with pytest.raises(AdapterError, match=f"does not fit tiny: .*{says}"):
         fit(file.weights, names, "tiny")
+
+
+def header(tensors, body=b""):
+    text = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+F = {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 64,
+        b"\xff" * 64,
+        b"PK\x03\x04" + b"x" * 60,
+        header({"a": F}),
+        header({"a": F}, b"12345678"),
+        header({"a": 3}),
+        header([1, 2]),
+        header({"a": {**F, "data_offsets": "xy"}}, b"1234"),
+        header({"a": {**F, "data_offsets": []}}, b"1234"),
+        header({"a": {**F, "dtype": "F7"}}, b"1234"),
+        header({"a": {**F, "shape": [2, 2]}}, b"1234"),
+        header({"__metadata__": [], "a": F}, b"1234"),
+        header(b"[" * 200_000),
+        header(b"{" + b'"a":' + b"9" * 5000 + b"}"),
+        header(b"\xff\xfe{}"),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_else_is_raised(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(AdapterError, match=r"x\.safetensors cannot be read"):
+        read_file(path)
+
+
+def test_a_file_that_is_larger_than_its_header_says_is_not_read_into_memory(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write(header({"a": F}, b"1234"))
+        file.truncate(2**36)  # a hole, which takes no place on the disk
+    with pytest.raises(AdapterError, match="68719476736 bytes, not those"):
+        read_file(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match="no regular file"):
+        read_file(tmp_path / "x.safetensors")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_bytes_raise_nothing_but_an_error_of_ours(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
+    whole = bytearray(save(GOOD, {"lora_adapter_metadata": '{"lora_alpha": 4}'}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, 400))
+        whole[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    with suppress(AdapterError):
+        read_file(path)
+
+
+ROLES = [
+    "lora_A.weight", "lora_B.weight", "lora_A.x.weight", "lora_down.weight", "lora.up.weight",
+    "alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w1_a",
+    "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "dora_scale", "lora_B.bias", "weight", "",
+]  # fmt: skip
+PREFIXES = ["transformer.", "lora_unet_", "", "base_model.model.", "text_encoder."]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(
+        st.tuples(
+            st.sampled_from(PREFIXES), st.sampled_from(["a.b", "img_in"]), st.sampled_from(ROLES)
+        ),
+        st.tuples(
+            st.lists(st.integers(0, 6), max_size=3),
+            st.sampled_from([torch.float32, torch.float16, torch.float8_e4m3fn, torch.int64]),
+        ),
+        max_size=8,
+    )
+)
+def test_any_mixture_of_keys_and_shapes_is_read_or_refused(names, found):
+    raw = {
+        f"{prefix}{module}.{role}": torch.ones(shape).to(dtype)
+        for (prefix, module, role), (shape, dtype) in found.items()
+    }
+    with suppress(AdapterError):
+        fit(read_tensors(raw, {}, None, "x").weights, names, "tiny")

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from iclora.adapter.decompose import loha, loha_size, lokr, lokr_size
 from iclora.adapter.keys import group, shown
 from iclora.adapter.scale import PeftConfig, alpha_of, peft_config
 from iclora.errors import AdapterError
+from iclora.files import digest
 from iclora.models.names import Names, Place
 
 __all__ = ["LoraFile", "fit", "read_file", "read_tensors"]
@@ -44,14 +46,22 @@ class LoraFile:
     """What stood before the modules' names, such as "lora_unet_"; empty if nothing did."""
     scales: tuple[float, ...]
     """Every scale, in order, that has been multiplied into B."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What a user should know, a sentence each."""
+    sha256: str = ""
+    """Of the file; empty for tensors that are in none."""
 
 
 # -- one module ---------------------------------------------------------------------------------
 
 _LARGEST = 2**28
 """Numbers in one module's A and B; FLUX.1's largest needs a quarter of it at full rank."""
+
+_FILE = 2**34
+"""Bytes of a file; FLUX.1's at rank 512 in fp32 takes half of it."""
+
+_HEADER = 100_000_000
+"""Bytes of a header, as in the safetensors library."""
 
 _NEEDS = {
     "LoRA": ("down", "up"),
@@ -223,21 +233,42 @@ def read_file(path: Path) -> LoraFile:
             "Use a .safetensors file.",
         )
     try:
-        # A pipe or a device would be waited for, or read for ever.
-        if path.exists() and not path.is_file():
-            raise AdapterError(f"{path} is no file", "Give a .safetensors file.")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            raw = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        # Read once: the hash and the weights are of the same bytes, whoever writes meanwhile.
+        data, metadata = _whole(path)
+        raw = load(data)
         beside = path.with_name("adapter_config.json")
         own = path.name == "adapter_model.safetensors" or any("base_model." in key for key in raw)
         config = beside.read_text(encoding="utf-8") if own and beside.is_file() else None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, SafetensorError) as error:
         raise AdapterError(
             f"adapter {path} cannot be read: {error}",
             "Check the path; if the file is cut short, copy it again.",
         ) from error
-    return read_tensors(raw, metadata, config, str(path))
+    return replace(read_tensors(raw, metadata, config, str(path)), sha256=digest(data))
+
+
+def _whole(path: Path) -> tuple[bytes, dict[str, str]]:
+    """A file's bytes and its metadata, once its size is what its header says.
+
+    Raises: ValueError if it is not, so that nothing large is read in vain; OSError.
+    """
+    if path.exists() and not path.is_file():  # a pipe or a device would be waited for
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _HEADER):
+            raise ValueError("it does not begin as a safetensors file")
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+        if not isinstance(metadata, dict) or not all(isinstance(v, dict) for v in header.values()):
+            raise ValueError("its header is damaged")
+        ends = [v["data_offsets"][-1] for v in header.values()]
+        if 8 + length + max(ends, default=0) != size or size > _FILE:
+            raise ValueError(f"it has {size} bytes, not those that its header says")
+        file.seek(0)
+        return file.read(), metadata
 
 
 # -- a base -------------------------------------------------------------------------------------
