@@ -457,7 +457,7 @@ class GenerateSettings(MakeSettings, _Base, _Captioning):
     idea: _Words = _field((), decided=True)
     """one line that a captioner turns into a joint prompt; repeat for more"""
     adapter: str | None = None
-    """adapter file"""
+    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
     count: Count = _field(1, decided=True)
     """sets per prompt, with seeds one apart"""
     best_of: Count | None = _field(None, decided=True, metavar="N")
@@ -524,7 +524,7 @@ class ExtendSettings(MakeSettings, _Base):
     given: _GivenFiles = _field({}, also=("known",), metavar="PANEL=FILE")
     """a given image of the first canvas, counted from 1; repeat for more"""
     adapter: str | None = None
-    """adapter file"""
+    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
     out: str = "out"
     """folder for what is made"""
 
@@ -653,7 +653,22 @@ class InfoSettings(Settings):
     """What `info` is told."""
 
     file: str = _field(position=True)
-    """an adapter file, a request.json or a run folder"""
+    """an adapter (a file, a folder, an id of the hub), a request.json or a run folder"""
+
+
+class ExportSettings(Settings):
+    """What `export` is told."""
+
+    adapter: str = _field(position=True)
+    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
+    format: str = _field()
+    """diffusers, comfyui, kohya (for sd-scripts) or peft (a folder)"""
+    out: str
+    """new file; for peft a new folder"""
+    base: str | None = None
+    """base model; by default the one the adapter was trained on"""
+    save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """number format of the weights"""
 
 
 # -- verbs --------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import torch
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
 from iclora.adapter.export import export, pack, shared_name, write_export
+from iclora.adapter.file import AdapterInfo
 from iclora.adapter.formats import fit, read_file
-from iclora.adapter.lora import AdapterInfo
 from iclora.errors import AdapterError, SettingsError
 from iclora.models.flux.names import flux_names
 from iclora.models.names import Names, linears_of

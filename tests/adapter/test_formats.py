@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from iclora.adapter.file import Adapter
 from iclora.adapter.formats import fit, read_file, read_tensors
-from iclora.adapter.lora import Adapter
 from iclora.errors import AdapterError
 from iclora.models.flux.names import flux_names
 from iclora.models.names import linears_of
@@ -64,11 +64,10 @@ def write(path, raw, metadata=None):
     return path
 
 
-def loaded(model, names, path):
+def loaded(model, path):
     """The velocity with a file of another tool."""
-    file = read_file(path)
-    Adapter(fit(file.weights, names, "tiny")).apply(model)
-    return velocity(model), file
+    Adapter.load(path).apply(model)
+    return velocity(model), read_file(path)
 
 
 def close(found, wanted):
@@ -98,7 +97,7 @@ SPLIT_FILES = {
 def test_files_in_split_names_give_the_velocity_of_w_plus_update(clean, names, tmp_path, tool):
     raw, scale = SPLIT_FILES[tool]
     wanted = expected(clean, updates_of(ALL_SPLIT, scale))
-    found, file = loaded(clean, names, write(tmp_path / "x.safetensors", raw))
+    found, file = loaded(clean, write(tmp_path / "x.safetensors", raw))
     close(found, wanted)
     assert file.scales == (scale,)
 
@@ -118,7 +117,7 @@ FUSED_FILES = {
 def test_files_in_fused_names_are_cut_without_loss(clean, names, tmp_path, tool):
     raw, scale = FUSED_FILES[tool]
     wanted = expected(clean, cut(updates_of(ALL_FUSED, scale)))
-    close(loaded(clean, names, write(tmp_path / "x.safetensors", raw))[0], wanted)
+    close(loaded(clean, write(tmp_path / "x.safetensors", raw))[0], wanted)
 
 
 def test_xlabs_adapters_leave_the_mlp_of_single_blocks_alone(clean, names, tmp_path):
@@ -140,7 +139,7 @@ def test_xlabs_adapters_leave_the_mlp_of_single_blocks_alone(clean, names, tmp_p
     split |= {f"{S}.1.attn.to_{x}": first[i * H : (i + 1) * H] for i, x in enumerate("qkv")}
     wanted = expected(clean, split)
     path = write(tmp_path / "x.safetensors", raw)
-    close(loaded(clean, names, path)[0], wanted)
+    close(loaded(clean, path)[0], wanted)
     assert not any("proj_mlp" in key for key in fit(read_file(path).weights, names, "tiny"))
 
 
@@ -154,7 +153,7 @@ def test_double_blocks_of_kohya_and_xlabs_equal_diffusers_own_loading(clean, nam
     }
     for number, raw in enumerate([kohya, keys(lora(xlabs), "", ("down", "up"))]):
         path = write(tmp_path / str(number) / "pytorch_lora_weights.safetensors", raw)
-        ours, _ = loaded(clean, names, path)
+        ours, _ = loaded(clean, path)
         clean.denoiser.unload_lora()
         clean.applied = None
         pipeline = pipeline_of(clean)
@@ -205,7 +204,7 @@ def test_split_qkv_of_sd_scripts_counts_alpha_for_each_part(clean, names, tmp_pa
     arguments = {"ss_network_args": json.dumps({"split_qkv": "True"})}
     path = write(tmp_path / "x.safetensors", raw, arguments)
     wanted = expected(clean, updates_of(parts, 0.5) | cut(updates_of(other, 0.5)))
-    found, file = loaded(clean, names, path)
+    found, file = loaded(clean, path)
     close(found, wanted)
     assert "split_qkv" in file.notes[0]
 
@@ -221,7 +220,7 @@ def test_text_encoder_keys_are_ignored_with_a_word(clean, names, tmp_path):
     ):
         raw = keys(ALL_SPLIT, "transformer.") | keys(CLIP, prefix, halves)
         path = write(tmp_path / "x.safetensors", raw | {"bundle_emb.x.t5": torch.ones(2, 4)})
-        found, file = loaded(clean, names, path)
+        found, file = loaded(clean, path)
         close(found, wanted)
         assert file.notes[0].startswith("3 tensors of text encoders")
     only = write(tmp_path / "y.safetensors", keys(CLIP, "lora_te1_", DOWN_UP))
@@ -234,7 +233,7 @@ def test_every_width_of_number_is_read(clean, names, tmp_path, dtype):
     raw = {k: v.to(dtype) for k, v in keys(ALL_SPLIT, "transformer.", alpha=2).items()}
     read = {m: tuple(t.to(dtype).float() for t in pair) for m, pair in ALL_SPLIT.items()}
     wanted = expected(clean, updates_of(read, 0.5))
-    close(loaded(clean, names, write(tmp_path / "x.safetensors", raw))[0], wanted)
+    close(loaded(clean, write(tmp_path / "x.safetensors", raw))[0], wanted)
 
 
 def test_no_two_modules_share_a_flat_name(names):
@@ -285,7 +284,7 @@ def test_what_diffusers_saves_paints_as_it_did_before(clean, names, tmp_path, co
     clean.denoiser.save_lora_adapter(tmp_path / "bare")
     clean.denoiser.unload_lora()
     for folder in (tmp_path, tmp_path / "bare"):
-        close(loaded(clean, names, folder / "pytorch_lora_weights.safetensors")[0], wanted)
+        close(loaded(clean, folder / "pytorch_lora_weights.safetensors")[0], wanted)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -297,7 +296,7 @@ def test_a_folder_of_peft_paints_as_it_did_before(clean, names, tmp_path, config
     wanted = velocity(clean)
     model.save_pretrained(tmp_path)
     model.unload()
-    close(loaded(clean, names, tmp_path / "adapter_model.safetensors")[0], wanted)
+    close(loaded(clean, tmp_path / "adapter_model.safetensors")[0], wanted)
 
 
 def test_one_source_of_scale_counts_for_a_module_and_tensors_come_first(clean, names, tmp_path):
@@ -371,7 +370,7 @@ def test_loha_and_factored_lokr_are_read_as_the_lora_they_equal(
         module, role = key.rsplit(".", 1)
         raw[f"lycoris_{flat(module)}.{role}"] = value
         raw[f"lycoris_{flat(module)}.alpha"] = torch.tensor(1.0)
-    found, file = loaded(clean, names, write(tmp_path / "x.safetensors", raw))
+    found, file = loaded(clean, write(tmp_path / "x.safetensors", raw))
     close(found, wanted)
     assert file.kind == ("LoHa" if kind == "hada" else "LoKr")
     assert {v.shape[0] for k, v in file.weights.items() if "lora_A" in k} == {rank}
@@ -401,7 +400,7 @@ def test_lohas_and_lokrs_of_peft_paint_as_they_did_before(clean, names, tmp_path
     model.unload()
     assert updates.keys() == set(ATTENTION)
     wanted = expected(clean, updates)
-    close(loaded(clean, names, tmp_path / "adapter_model.safetensors")[0], wanted)
+    close(loaded(clean, tmp_path / "adapter_model.safetensors")[0], wanted)
 
 
 # -- refusals -----------------------------------------------------------------------------------

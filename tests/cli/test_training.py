@@ -8,8 +8,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
 from iclora.cli.training import recomputes_unasked
 from iclora.settings import TrainSettings, read_settings
+from tests.conftest import CAPTION
 
 TRAIN = ["--steps", "2", "--batch", "2", "--rank", "2", "--resolutions", "64"]
 TRAIN += ["--preview-every", "0"]
@@ -78,3 +83,48 @@ def test_a_run_file_trains(clean, make_dataset, tmp_path, run):
     assert (tmp_path / "run" / "previews" / "step-000001.png").exists()
     assert "previews" in out
     assert "steps = 1" in run("info", tmp_path / "run")[1]
+
+
+@pytest.mark.parametrize("format", ["diffusers", "comfyui", "kohya", "peft"])
+def test_an_exported_adapter_makes_the_same_set_and_knows_its_recipe(
+    clean, lora, tmp_path, run, format
+):
+    out = tmp_path / format
+    words = ["--format", format, "--save-dtype", "fp32"]
+    assert run("export", lora, *words, "--out", out if format == "peft" else out / "x")[0] == 0
+    if format != "peft":
+        (out / "x").rename(out / "x.safetensors")
+    more = ["--prompt", CAPTION, "--seed", 7, "--steps", 2]
+    for adapter, folder in ((lora, "one"), (out, "two")):
+        words = ["--adapter", adapter, *more, "--out", tmp_path / folder]
+        assert run("generate", *words)[0] == 0
+    one, two = (tmp_path / name / "0001" / "composite.png" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    said = run("info", out)[1]
+    assert "film-storyboard" in said
+    assert ("lora_unet_" in said) == (format == "kohya")
+    status, _, err = run("export", lora, "--format", format, "--out", out)
+    assert status == 2
+    assert "there already" in err
+
+
+def test_an_export_that_cannot_be_made_says_why(clean, lora, tmp_path, run):
+    status, _, err = run("export", lora, "--format", "onnx", "--out", tmp_path / "x")
+    assert status == 2
+    assert 'no adapter format "onnx"' in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_ignored_of_a_foreign_adapter_is_said_by_every_verb(clean, lora, tmp_path, run):
+    raw = load_file(lora) | {"text_encoder.x.lora_A.weight": torch.ones(2, 3)}
+    path = tmp_path / "style.safetensors"
+    save_file(raw, path)
+    more = ["--base", "tiny", "--recipe", "film-storyboard", "--size", "96x192", "--steps", 1]
+    for words in (
+        ("info", path),
+        ("generate", "--adapter", path, "--prompt", CAPTION, *more, "--out", tmp_path / "a"),
+        ("export", path, "--format", "kohya", "--base", "tiny", "--out", tmp_path / "b"),
+    ):
+        status, _, err = run(*words)
+        assert status == 0
+        assert "text encoders" in err

@@ -29,9 +29,9 @@ from iclora.models.names import Names, Place
 from iclora.registry import Registry
 
 if TYPE_CHECKING:
-    from iclora.adapter.lora import AdapterInfo
+    from iclora.adapter.file import AdapterInfo
 
-__all__ = ["EXPORTS", "Exporter", "export", "pack", "shared_name", "write_export"]
+__all__ = ["EXPORTS", "SAVE_DTYPES", "Exporter", "export", "pack", "shared_name", "write_export"]
 
 Files = dict[str, bytes]
 """Contents by file name."""
@@ -48,6 +48,9 @@ EXPORTS: Registry[Exporter] = Registry(
         "peft": "iclora.adapter.export:peft_files",
     },
 )
+
+SAVE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""Number formats of an adapter's weights by name."""
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 

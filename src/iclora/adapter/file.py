@@ -8,22 +8,21 @@ base, recipe and layout stand in the file's metadata.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from iclora import __version__
 from iclora.adapter import layers
+from iclora.adapter.formats import read_file
+from iclora.adapter.locate import locate
 from iclora.errors import AdapterError
-from iclora.files import digest, write_bytes
+from iclora.files import write_bytes
 from iclora.models.base import DiffusionModel
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe
@@ -31,14 +30,6 @@ from iclora.sets.recipe import Recipe
 __all__ = ["Adapter", "AdapterInfo", "fold"]
 
 _NAME = "iclora"
-_PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.")
-_HALVES = {
-    ".lora_A.weight": ".lora_A.weight",
-    ".lora_B.weight": ".lora_B.weight",
-    ".lora_down.weight": ".lora_A.weight",
-    ".lora_up.weight": ".lora_B.weight",
-    ".alpha": ".alpha",
-}
 
 
 class AdapterInfo(BaseModel):
@@ -70,37 +61,31 @@ class Adapter:
 
     weights: Mapping[str, Tensor]
     """"<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r), scaled so that the
-    update is B @ A."""
+    update is B @ A. Modules of other tools' files keep their names until they meet a base."""
     info: AdapterInfo | None = None
     """None for files of other tools."""
     path: Path | None = None
     """The file it was read from, None if it was not."""
     sha256: str = ""
     """The hash of that file, empty if there is none."""
+    origin: str = ""
+    """How that file names and scales its modules."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of it, a sentence each."""
 
     @classmethod
-    def load(cls, path: str | Path) -> Adapter:
-        """Read an adapter of ours, of diffusers, ai-toolkit or PEFT.
+    def load(cls, source: str | Path) -> Adapter:
+        """Read an adapter of any tool; see docs/formats.md.
 
-        Raises: AdapterError if the file is missing, damaged, no safetensors file, in another
-            naming, or incomplete.
+        Args:
+            source: a file; a run's folder, or PEFT's; or an id of the hub, "name/repository" or
+                "name/repository:file".
+        Raises: AdapterError if there is none, or if it is damaged, incomplete, or no LoRA.
         """
-        path = Path(path)
-        if path.suffix in (".pt", ".bin", ".ckpt", ".pth"):
-            raise AdapterError(
-                f"{path} is a pickle file, which runs code when it is opened",
-                "Use a .safetensors file.",
-            )
-        try:
-            # Read once: the hash and the weights are of the same bytes, whoever writes meanwhile.
-            data = path.read_bytes()
-            raw, metadata = load(data), _metadata(data)
-        except (OSError, SafetensorError) as error:
-            raise AdapterError(
-                f"adapter {path} cannot be read: {error}",
-                "Check the path; if the file is cut short, copy it again.",
-            ) from error
-        return cls(_normalised(raw, str(path)), _info(metadata, path), path.resolve(), digest(data))
+        path = locate(source)
+        file = read_file(path)
+        info = _info(file.metadata, path)
+        return cls(file.weights, info, path.resolve(), file.sha256, file.origin, file.notes)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write it, whole or not at all. Raises: StorageError; AdapterError without info."""
@@ -127,13 +112,6 @@ def fold(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     return {key: value * scale if ".lora_B." in key else value for key, value in weights.items()}
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata in the header of a safetensors file that `load` has found whole."""
-    size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    return found
-
-
 def _info(metadata: Mapping[str, str], path: Path) -> AdapterInfo | None:
     if _NAME not in metadata:
         return None
@@ -144,40 +122,3 @@ def _info(metadata: Mapping[str, str], path: Path) -> AdapterInfo | None:
             f"the metadata of {path} is not what iclora writes ({error.error_count()} problems)",
             "It may come from a newer version; update iclora.",
         ) from error
-
-
-def _normalised(raw: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Other tools' keys in ours, their alphas folded in; every key used or refused."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    strange = []
-    for key, value in raw.items():
-        name = next((key[len(p) :] for p in _PREFIXES if key.startswith(p)), key)
-        half = next((h for h in _HALVES if name.endswith(h)), None)
-        if half is None or re.match(r"lora_(unet|te|transformer)", name):
-            strange.append(key)
-            continue
-        modules.setdefault(name.removesuffix(half), {})[_HALVES[half]] = value
-    if strange:
-        kohya = strange[0].startswith(("lora_unet_", "lora_te"))
-        raise AdapterError(
-            f"{len(strange)} of {len(raw)} keys of {path} are not LoRA weights of a transformer in "
-            f"diffusers' naming, such as {strange[0]}",
-            "It is in kohya's naming: convert it with sd-scripts' convert_flux_lora.py to "
-            "ai-toolkit's."
-            if kohya
-            else "Nothing was loaded; use an adapter of this base family.",
-        )
-    weights = {}
-    for module, parts in modules.items():
-        down, up = parts.get(".lora_A.weight"), parts.get(".lora_B.weight")
-        if down is None or up is None or down.ndim != 2 or down.shape[0] != up.shape[-1]:
-            raise AdapterError(
-                f"module {module} of {path} lacks one half of its LoRA, or their ranks differ",
-                "The file is incomplete; copy or train it again.",
-            )
-        scale = float(parts[".alpha"]) / down.shape[0] if ".alpha" in parts else 1.0
-        weights[f"{module}.lora_A.weight"] = down
-        weights[f"{module}.lora_B.weight"] = up * scale if scale != 1 else up
-    if not weights:
-        raise AdapterError(f"{path} holds no LoRA weights", "Use an adapter file.")
-    return weights

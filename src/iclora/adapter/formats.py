@@ -51,6 +51,14 @@ class LoraFile:
     sha256: str = ""
     """Of the file; empty for tensors that are in none."""
 
+    @property
+    def origin(self) -> str:
+        """Its kind, names and scales in words."""
+        scales = ", ".join(f"{scale:.4g}" for scale in self.scales[:4])
+        more = ", ..." * (len(self.scales) > 4)
+        named = f"modules named {self.prefix}" if self.prefix else "modules without a prefix"
+        return f"{self.kind}, {named}, scaled by {scales}{more}"
+
 
 # -- one module ---------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from iclora.errors import AdapterError
+from iclora.adapter.formats import fit
 from iclora.models.base import DiffusionModel
 from iclora.models.linear import check_loras
 
@@ -47,18 +46,19 @@ def apply(model: DiffusionModel, weights: Mapping[str, Tensor], strength: float)
     """Add an adapter's weights to the base's denoiser, in place of any other.
 
     Args:
-        weights: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r).
+        weights: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r), modules
+            by any name that `fit` knows.
         strength: factor on the update.
     Raises: AdapterError naming the modules the base does not have or that differ in shape; the
         base is then as it was.
     """
     if model.applied and model.applied[0] is weights and model.applied[1] == strength:
         return
-    _check_fit(weights, model)
+    fitted = fit(weights, model.names, model.name)
     remove(model)
     denoiser: Any = model.denoiser
     denoiser.load_lora_adapter(
-        {f"transformer.{key}": value for key, value in weights.items()},
+        {f"transformer.{key}": value for key, value in fitted.items()},
         prefix="transformer",
         adapter_name=_NAME,
     )
@@ -82,25 +82,3 @@ def lora_parameters(model: DiffusionModel) -> dict[str, nn.Parameter]:
         for name, parameter in model.denoiser.named_parameters()
         if ".lora_A." in name or ".lora_B." in name
     }
-
-
-def _check_fit(weights: Mapping[str, Tensor], model: DiffusionModel) -> None:
-    linears = {n: m for n, m in model.denoiser.named_modules() if isinstance(m, nn.Linear)}
-    wrong = []
-    for key, value in weights.items():
-        module = re.sub(r"\.lora_[AB]\.weight$", "", key)
-        # A layer that already carries LoRA keeps its own weights one level down.
-        linear = linears.get(module) or linears.get(f"{module}.base_layer")
-        if linear is None:
-            wrong.append(f"{module} does not exist")
-            continue
-        have = value.shape[1] if ".lora_A." in key else value.shape[0]
-        want = linear.in_features if ".lora_A." in key else linear.out_features
-        if have != want:
-            wrong.append(f"{module} is {want} wide, not {have}")
-    if wrong:
-        raise AdapterError(
-            f"the adapter does not fit {model.name}: {len(wrong)} of {len(weights)} weights have "
-            f"no place, such as: {wrong[0]}",
-            "Use it with the base it was trained on (`iclora info FILE` tells which).",
-        )

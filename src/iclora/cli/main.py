@@ -39,6 +39,7 @@ VERBS: Registry[Verb[Any]] = Registry(
         "extend": "iclora.cli.making:extend",
         "evaluate": "iclora.cli.evaluating:evaluate",
         "info": "iclora.cli.training:info",
+        "export": "iclora.cli.training:export",
     },
 )
 

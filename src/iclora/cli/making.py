@@ -76,6 +76,8 @@ def extend(settings: ExtendSettings, console: Console) -> None:
     story = Story.read(settings.story)
     given = open_given(settings.given)
     adapter = Adapter.load(settings.adapter) if settings.adapter else None
+    for note in adapter.notes if adapter else ():
+        console.warn(note)
     model = open_base(base_of(settings.base, adapter), machine_for(settings))
     out = Path(settings.out)
     with console.progress() as progress:
@@ -103,6 +105,8 @@ def _make(settings: GenerateSettings, console: Console) -> None:
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is a file", "Give a folder for `out`.", setting="out")
     sources = open_sources(settings)
+    for note in sources.adapter.notes if sources.adapter else ():
+        console.warn(note)
     model = open_base(sources.base, sources.machine)
     asks = asks_of(
         settings,

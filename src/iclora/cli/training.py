@@ -1,4 +1,4 @@
-"""Verbs over training runs and their adapters: plan train info."""
+"""Verbs over training runs and their adapters: plan train info export."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from iclora.cli.output import Terminal, as_options, quiet_loading
 from iclora.errors import SettingsError
 from iclora.progress import Cancelled, Console
 from iclora.settings import (
+    ExportSettings,
     InfoSettings,
     PlanSettings,
     RunSettings,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from iclora.train.data import RunData
     from iclora.train.run import RunResult
 
-__all__ = ["info", "plan", "recomputes_unasked", "train"]
+__all__ = ["export", "info", "plan", "recomputes_unasked", "train"]
 
 
 def _read_plan(given: dict[str, Any], _: Console) -> PlanSettings:
@@ -154,20 +155,48 @@ def info(settings: InfoSettings, console: Console) -> None:
 
         console.say(Request.load(path)[0].model_dump_json(indent=2))
     else:
-        _show_adapter(path, console)
+        _show_adapter(settings.file, console)
 
 
-def _show_adapter(path: Path, console: Console) -> None:
+@verb(ExportSettings)
+def export(settings: ExportSettings, console: Console) -> None:
+    """Write an adapter as another tool reads it, its recipe kept inside."""
+    from iclora.adapter import Adapter
+    from iclora.adapter.export import SAVE_DTYPES, write_export
+    from iclora.adapter.export import export as export_weights
+    from iclora.making.asks import base_of
+    from iclora.models import load_model
+    from iclora.models.outline import shipped_outline
+
+    out = Path(settings.out)
+    if out.exists():
+        raise SettingsError(f"{out} is there already", "Choose another `out`.", setting="out")
+    adapter = Adapter.load(settings.adapter)
+    for note in adapter.notes:
+        console.warn(note)
+    base = base_of(settings.base, adapter)
+    quiet_loading()
+    model = load_model(str(shipped_outline(base) or base), "cpu", weights=False)
+    dtype = SAVE_DTYPES[settings.save_dtype]
+    files = export_weights(adapter.weights, settings.format, model.names, adapter.info, dtype)
+    write_export(out, files)
+    console.say(f"wrote {out}")
+
+
+def _show_adapter(path: str, console: Console) -> None:
     from iclora.adapter import Adapter
 
     adapter = Adapter.load(path)
+    for note in adapter.notes:
+        console.warn(note)
     downs = {k: v for k, v in adapter.weights.items() if ".lora_A." in k}
     ranks = sorted({int(v.shape[0]) for v in downs.values()})
     count = sum(v.numel() for v in adapter.weights.values())
     formats = sorted({str(v.dtype).removeprefix("torch.") for v in adapter.weights.values()})
     console.say(
         f"{path}\nmodules      {len(downs)}\nranks        {', '.join(map(str, ranks))}\n"
-        f"parameters   {count:,} in {', '.join(formats)}\nsha256       {adapter.sha256}"
+        f"parameters   {count:,} in {', '.join(formats)}\nformat       {adapter.origin}\n"
+        f"sha256       {adapter.sha256}"
     )
     if adapter.info is None:
         console.say(

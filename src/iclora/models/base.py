@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from iclora.files import digest
+from iclora.models.names import Names, linears_of
 from iclora.settings import Precision
 
 __all__ = ["DTYPES", "PARTS", "DiffusionModel", "Given", "Part", "Sampling", "Text"]
@@ -217,6 +218,11 @@ class DiffusionModel(ABC):
     @abstractmethod
     def shift(self, sigma: Tensor, tokens: int) -> Tensor:
         """Noise levels of training, moved as the base's sampler does on so many tokens."""
+
+    @property
+    def names(self) -> Names:
+        """What its linear modules are called, here and by tools that fuse some of them."""
+        return Names(linears_of(self.denoiser))
 
     @abstractmethod
     def lora_targets(self, kind: str) -> list[str]:

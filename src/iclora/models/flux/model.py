@@ -19,7 +19,9 @@ from iclora.errors import ModelError, SettingsError
 from iclora.models import flow
 from iclora.models.base import Given, Part, Sampling, Text
 from iclora.models.flux.forward import flux_forward, shard_flux
+from iclora.models.flux.names import flux_names
 from iclora.models.folder import FolderModel
+from iclora.models.names import Names, linears_of
 from iclora.models.passes import Shapes, attention_to, in_order, in_place, segments
 from iclora.sets.caption import check_budget
 from iclora.settings import Precision
@@ -289,6 +291,19 @@ class FluxModel(FolderModel):
         )
 
     # -- adapters -------------------------------------------------------------------------------
+
+    @cached_property
+    def names(self) -> Names:
+        # Of the settings alone: an adapter is converted without the base's weights.
+        try:
+            with torch.device("meta"):
+                net = diffusers.FluxTransformer2DModel.from_config(self.config("transformer"))
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"transformer/config.json of {self.name} describes no model ({error!r})",
+                "Download the model again, whole and in diffusers' layout.",
+            ) from error
+        return flux_names(linears_of(net))
 
     def lora_targets(self, kind: str) -> list[str]:
         if kind not in _TARGETS:
