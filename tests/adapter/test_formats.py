@@ -236,6 +236,11 @@ def test_every_width_of_number_is_read(clean, names, tmp_path, dtype):
     close(loaded(clean, write(tmp_path / "x.safetensors", raw))[0], wanted)
 
 
+def test_a_base_names_its_modules_without_its_weights(tiny, names):
+    assert tiny.names.linears == names.linears
+    assert tiny.names.places == names.places
+
+
 def test_no_two_modules_share_a_flat_name(names):
     flats = Counter(flat(name) for name in [*names.linears, *names.fused])
     assert max(flats.values()) == 1
@@ -310,6 +315,12 @@ def test_one_source_of_scale_counts_for_a_module_and_tensors_come_first(clean, n
     assert read_file(path).scales == (0.25, 0.5)
     path = write(path, raw)
     assert read_file(path).scales == (0.5, 25)
+    mixed = {"transformer.lora_alpha": 2, "text_encoder.lora_alpha": 99}
+    only = {"text_encoder.lora_alpha": 99}
+    for header, scale in ((mixed, 0.5), (only, 1), ({"r": 4}, 2)):  # PEFT's own default is 8
+        text = {"lora_adapter_metadata": json.dumps(header)}
+        file = write(tmp_path / "x.safetensors", keys(ALL_SPLIT, "transformer."), text)
+        assert read_file(file).scales == (scale,)
 
 
 # -- LoHa and LoKr ------------------------------------------------------------------------------
