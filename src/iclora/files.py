@@ -42,7 +42,7 @@ def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
 
 
 def cache_home() -> Path:
-    """Where things that can be made again are kept: $ICLORA_CACHE, or ~/.cache/iclora."""
+    """The folder for things that can be made again: $ICLORA_CACHE, or ~/.cache/iclora."""
     own = os.environ.get("ICLORA_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(shared, "iclora")
@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """What to raise for a failed write."""
+    """The error to raise for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
             f"cannot write {path}: the disk is full; nothing that was there has been changed",

@@ -50,7 +50,7 @@ def _json(overview="A day at sea.", panels=TEXTS):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (GOOD[:-20], "no whole JSON object"),
+        (GOOD[:-20], "not a whole JSON object"),
         (_json(panels=TEXTS[:2]), "2 panel texts for 3 panels"),
         (_json(panels=[*TEXTS, "More."]), "4 panel texts for 3 panels"),
         (_json(panels=[TEXTS[0], TEXTS[1], " "]), "panel 3 has no words"),
@@ -63,14 +63,14 @@ def _json(overview="A day at sea.", panels=TEXTS):
         ("<think>Three pictures. I wonder", "beyond its thoughts"),
         (_json(overview="I'm sorry, I cannot help with that."), "refusal"),
         ("I'm sorry, but I can't describe people.", "[SCENE-1] is missing"),
-        (RENDERED.replace("[SCENE-2]", "[SCENE-4]"), "[SCENE-4] is no panel of this layout"),
+        (RENDERED.replace("[SCENE-2]", "[SCENE-4]"), "[SCENE-4] is not a panel of this layout"),
         (_json(panels=[TEXTS[0], TEXTS[1], "word " * 3000]), "tokens long and the base reads 512"),
         ("x" * 10_000_000, "10,000,000 characters"),
         ('{"overview": 3, "panels": "x"}', "must be a string"),
         ("", "[SCENE-1] is missing"),
-        (_json(panels=[{"text": "a boy"}, *TEXTS[1:]]), "no string"),
+        (_json(panels=[{"text": "a boy"}, *TEXTS[1:]]), "not a string"),
         (_json(overview="\ud83d sea"), "half a character"),
-        ('{"a":' + "[" * 19_000, "no whole JSON object"),
+        ('{"a":' + "[" * 19_000, "not a whole JSON object"),
     ],
 )
 def test_an_answer_that_is_no_caption_is_refused_with_the_reason(text, problem):

@@ -86,7 +86,7 @@ def test_composites_get_their_text_beside_them(tmp_path, serve):
     ("bad", "reason"),
     [
         ('{"overview": "x", "panels": ["a b", "c d"]}', "2 panel texts for 3 panels"),
-        (good()[:-9], "no whole JSON object"),
+        (good()[:-9], "not a whole JSON object"),
         ('{"overview": "I cannot help with that", "panels": ["a", "b c", "d"]}', "refusal"),
         ("y" * 10_000_000, "10,000,000 characters"),
         ('{"overview": "x", "panels": ["a gull", "a gull", "d"]}', "nearly the same words"),

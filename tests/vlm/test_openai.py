@@ -292,7 +292,7 @@ def test_an_answer_cut_off_at_the_most_tokens_is_known_as_such(serve):
     "url", ["localhost:8000/v1", "http://host:abc/v1", "ftp://host", "http://"]
 )
 def test_what_is_no_base_url_is_refused_before_anything_is_sent(url):
-    with pytest.raises(CaptionerError, match="no base URL"):
+    with pytest.raises(CaptionerError, match="not the base URL"):
         OpenAICaptioner("m", url)
 
 

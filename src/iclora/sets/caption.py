@@ -36,15 +36,15 @@ class JointCaption:
     Texts are kept as they stand, spaces and all: words that lead over to a panel ("while",
     "transitioning to") precede its marker, so they end the text before it.
 
-    Attributes:
-        overview: everything before the first marker, a task prefix included.
-        panels: for each panel everything from behind its marker to the next one.
-        markers: the markers, such as "[SCENE-1]", in panel order.
+    Raises: CaptionError unless there is one text per marker.
     """
 
     overview: str
+    """Everything before the first marker, a task prefix included."""
     panels: tuple[str, ...]
+    """For each panel everything from behind its marker to the next one."""
     markers: tuple[str, ...]
+    """The markers, such as "[SCENE-1]", in panel order."""
 
     def __post_init__(self) -> None:
         if len(self.panels) != len(self.markers):
@@ -74,7 +74,7 @@ class JointCaption:
                 what = f"{match.group(0)} is a misspelt marker"
                 raise _problem(text, match.start(), what, f"Write [{tag}].")
             if _PANEL_LIKE.fullmatch(tag):
-                what = f"{match.group(0)} is no panel of this layout"
+                what = f"{match.group(0)} is not a panel of this layout"
                 raise _problem(text, match.start(), what, f"Its markers are {wanted}.")
         order = f"Use each marker once, in this order: {wanted}."
         present = {match.group(0) for match in found}
@@ -124,7 +124,7 @@ class JointCaption:
 
 
 def has_markers(text: str, markers: Sequence[str]) -> bool:
-    """Whether the text holds anything that looks like a panel marker, of this layout or another."""
+    """True if the text holds anything like a panel marker, of this layout or another."""
     tags = [_canonical(match.group(1)) for match in _TAG.finditer(text)]
     return any(f"[{tag}]" in markers or _PANEL_LIKE.fullmatch(tag) for tag in tags)
 

@@ -1,4 +1,4 @@
-"""What is wrong with image sets, and what training needs to know of those that are right.
+"""Checks of image sets: problems to fix, and all that training needs to know of good sets.
 
 `check_dataset` decodes every picture once, fits its training canvases once, and hands both on as
 a TrainingSet: planning, describing and encoding take these and look at no file again, but for the
@@ -61,7 +61,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class SetReport:
-    """What `check` found out about one set."""
+    """The findings about one set."""
 
     name: str
     set: TrainingSet | None

@@ -57,7 +57,7 @@ class PanelSet:
     name: str
     panels: tuple[Image.Image, ...]
     found: Layout | None = None
-    """Where the panels lie in the composite they were split from."""
+    """The panels' places in the composite they were split from; None for single files."""
     unseen_seams: int = 0
     """Borders between panels of a composite that were assumed, since none shows."""
 
@@ -168,7 +168,7 @@ def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:
 
 
 def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layout | None:
-    """The layout that `compose` wrote into a PNG, where it still fits picture and recipe."""
+    """The layout that `compose` wrote into a PNG, if it still fits picture and recipe."""
     text = png_text(data, LAYOUT_KEY)
     if text is None:
         return None

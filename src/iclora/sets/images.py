@@ -58,7 +58,7 @@ def _damaged(name: str, error: Exception) -> ImageError:
 
 
 def png_text(data: bytes, key: str) -> str | None:
-    """A PNG's text chunk, as `write_png` puts it there; None where there is none."""
+    """A PNG's text chunk, as `write_png` puts it there; None if there is none."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             value = image.info.get(key)

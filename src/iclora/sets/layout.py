@@ -1,4 +1,4 @@
-"""Layouts: where the panels of a set lie on its canvas, and where they could.
+"""Layouts: the canvas of a set and the places of its panels, fitted to pictures and grids.
 
 A layout is a canvas and one box per panel. Most are *rows of panels*: `per_row` says how many
 panels each row holds, from the top: (1, 1, 1) is three stacked, (2,) two side by side, (2, 2) the

@@ -1,4 +1,4 @@
-"""A task: how its panels lie, what its captions look like, what its sampling defaults are.
+"""A task as one file: the layout of its panels, the form of its captions, sampling defaults.
 
 A recipe is one TOML file. The ten of the paper ship in `recipes/`; a path to a file of your own
 works wherever a recipe's name does.
@@ -75,7 +75,7 @@ class Recipe(_Frozen):
     markers: tuple[str, ...]
     """One per panel in reading order, such as "[SCENE-1]"."""
     instruction: str
-    """What a multimodal model is told when it captions a set of this task."""
+    """The instruction for a vision-language model that captions a set of this task."""
     example: str
     """A joint prompt in this recipe's form."""
     usually_known: tuple[int, ...] = ()
@@ -187,7 +187,7 @@ def read_recipe(text: str, source: str) -> Recipe:
         return Recipe.model_validate(_tuples(tomllib.loads(text)))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(
-            f"recipe {source} is not valid TOML: {error}", "Mend that line."
+            f"recipe {source} is not valid TOML: {error}", "Fix that line."
         ) from error
     except ValidationError as error:
         raise RecipeError(

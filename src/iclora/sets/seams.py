@@ -1,4 +1,4 @@
-"""Where one picture ends and the next begins in a composite somebody else joined."""
+"""Seams: the lines between pictures in a composite that somebody else joined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["find_seams"]
 
 
 def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
-    """Where stacked panels end, in px, and how many of these seams do not show.
+    """Find the ends of stacked panels, in px, and count the seams that do not show.
 
     Args:
         pixels: (height, width, 3).
@@ -22,7 +22,7 @@ def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list
     # Some 500 samples across the canvas judge a line as well as all of them do.
     pixels = pixels[:, :: max(1, pixels.shape[1] // 500)]
     change = np.abs(np.diff(pixels, axis=0)).mean(axis=2)
-    # What each column changes by near a line but not on it: texture and soft edges change over
+    # The change of each column near a line but not on it: texture and soft edges change over
     # several lines, a seam in one (JPEG may smear it over two, so the nearest are left out).
     around = np.median([np.roll(change, k, axis=0) for k in (-6, -5, -4, -3, 3, 4, 5, 6)], axis=0)
     broken = (change > 2 * around + 6).mean(axis=1)

@@ -1,4 +1,4 @@
-"""Who writes the joint captions: multimodal language models behind one contract."""
+"""Vision-language models behind one contract: they write captions and prompts, and judge sets."""
 
 from iclora.vlm.base import Answer, Ask, Captioner
 from iclora.vlm.registry import load_captioner

@@ -1,4 +1,4 @@
-"""What a model is asked, and how its answer becomes a joint caption or an objection."""
+"""Questions for captions and prompts; answers read as joint captions, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REFUSALS = re.compile(
     r"see|view|comply|fulfil|process|generate|create)\b|cannot assist|sorry, )",
     re.IGNORECASE,
 )
-"""A sentence that begins so; a robot "posing as an AI" is none."""
+"""The beginning of a sentence of refusal; a robot "posing as an AI" is none."""
 
 
 def shrink(picture: Image.Image, longest: int) -> Image.Image:
@@ -82,14 +82,14 @@ def _rules(limit: int) -> str:
 def read_answer(
     text: str, recipe: Recipe, count_tokens: Callable[[str], int], limit: int
 ) -> JointCaption:
-    """Turn an answer into a joint caption, or say what is wrong with it.
+    """Turn an answer into a joint caption.
 
     Args:
         text: a JSON object as `Ask.schema` has it, or marked text; a code fence around it and
             thoughts before it are forgiven.
         count_tokens: of the base that will read the caption.
         limit: tokens that base reads.
-    Raises: CaptionError, whose problem can be told to the model.
+    Raises: CaptionError for an answer that cannot be used; its problem can be told to the model.
     """
     if len(text) > _LONGEST_ANSWER:
         raise CaptionError(
@@ -128,13 +128,13 @@ def _from_json(text: str, recipe: Recipe) -> tuple[str, list[str]]:
         overview, panels = value["overview"], value["panels"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CaptionError(
-            f"the answer is no whole JSON object with overview and panels ({error})",
+            f"the answer is not a whole JSON object with overview and panels ({error})",
             "Write it again, whole.",
         ) from error
     if not isinstance(overview, str) or not isinstance(panels, list):
         raise CaptionError("overview must be a string, panels a list", "Mind their types.")
     if not all(isinstance(panel, str) for panel in panels):
-        raise CaptionError("a panel's text is no string", "Write plain strings.")
+        raise CaptionError("a panel's text is not a string", "Write plain strings.")
     texts = list(panels)
     if len(texts) != len(recipe.markers):
         raise CaptionError(
@@ -163,7 +163,7 @@ def _without_prefix(overview: str, recipe: Recipe) -> str:
 
 
 def _refuse_twins(panels: Sequence[str]) -> None:
-    """Panels that are said to show the same teach the base nothing. Raises: CaptionError."""
+    """Raises: CaptionError for panels described alike, which would teach the base nothing."""
     bare = [re.findall(r"\w+", words.lower()) for words in panels]
     for number, words in enumerate(bare, 1):
         if not words:

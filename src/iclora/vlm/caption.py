@@ -1,4 +1,4 @@
-"""Captions for image sets: asked for, checked, asked for again, written as they come."""
+"""Captions for image sets: asked for, checked, asked for again, written as they arrive."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Send = Literal["panels", "composite"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one set: its caption, or why it has none."""
+    """The outcome for one set: its caption, or why it has none."""
 
     name: str
     caption: str | None
@@ -50,12 +50,12 @@ class Outcome:
     answer: str = ""
     tries: int = 0
     silence: CaptionerError | None = None
-    """Why there was no answer at all."""
+    """The error, if there was no answer at all."""
 
 
 @dataclass
 class Summary:
-    """What became of all of them."""
+    """The outcome for all sets."""
 
     written: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ def caption_dataset(
         overwrite: also replace captions that are there.
         progress: told of every set that is done, its Outcome as the value "outcome".
         warn: told of every set that gets no caption, and why.
-    Returns: what became of every set. Sets without a good caption are also listed in
+    Returns: the outcome for every set. Sets without a good caption are also listed in
         `dataset.path / FAILURES`.
     Raises: DatasetError for an archive, which cannot be written into; CaptionerError if the
         captioner cannot go on, or many sets in a row get no answer.
@@ -169,7 +169,7 @@ def _all_outcomes(
     look: Callable[[ImageSet], Ask],
     summary: Summary,
 ) -> Iterator[Outcome]:
-    """What becomes of every set, a few in memory at a time.
+    """The outcome for every set, a few in memory at a time.
 
     Raises: CaptionerError if set after set gets no answer.
     """
@@ -235,7 +235,7 @@ def _captions(
 def _until_good(
     asks: dict[str, Ask], captioner: Captioner, judge: Callable[[str], str], summary: Summary
 ) -> Iterator[Outcome]:
-    """Ask; where an answer is no use ask again, with the reason.
+    """Ask, and ask again with the reason if an answer cannot be used.
 
     Args:
         judge: makes a caption of an answer, or raises CaptionError.
@@ -276,7 +276,7 @@ def _pictures(panels: PanelSet, recipe: Recipe, send: Send, longest: int) -> lis
 
 
 def _has_words(image_set: ImageSet) -> bool:
-    """Whether somebody wrote a caption; an empty file is none."""
+    """True if somebody wrote a caption; an empty file is none."""
     if image_set.caption_file is None:
         return False
     return bool(image_set.caption_bytes().strip(_BLANK))
@@ -300,7 +300,7 @@ class _Journal:
             for line in lines[1:]:
                 with suppress(ValueError):
                     done.add(json.loads(line))
-            # Written anew, or the next name would join the torn line.
+            # Written again, or the next name would join the torn line.
             write_text(self._path, "".join(json.dumps(x) + "\n" for x in [self._settings, *done]))
             return done
         write_text(self._path, json.dumps(self._settings) + "\n")

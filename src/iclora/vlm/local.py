@@ -1,4 +1,4 @@
-"""Captions from a transformers model on this machine: Qwen-VL, SmolVLM, LLaVA and their kin."""
+"""Models of transformers on this machine: Qwen-VL, SmolVLM, LLaVA and their kin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LocalCaptioner(Captioner):
         device: auto, cuda, cuda:N, mps or cpu; auto takes what there is.
         together: sets in one batch.
         name: what it is called; by default local:MODEL.
-    Raises: CaptionerError if it cannot be opened, or is no such model.
+    Raises: CaptionerError if it cannot be opened, or is not such a model.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Captions from any server that speaks OpenAI's chat completions: vLLM, Ollama, hosted ones."""
+"""Models behind any server of OpenAI's chat completions: vLLM, Ollama, hosted ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["OpenAICaptioner", "open_openai"]
 
 _HOSTED = "https://api.openai.com/v1"
 _FORMS = ((True, True), (True, False), (False, True), (False, False))
-"""Whether a JSON schema is sent, and whether temperature and length are: some servers know no
-schemas, and hosted reasoning models refuse the other two."""
+"""Is a JSON schema sent, and are temperature and length? Some servers know no schemas, and hosted
+reasoning models refuse the other two."""
 _LARGEST_PNG = 300_000
 """Bytes; above it a picture travels as JPEG."""
 _PATIENCE = 20.0
@@ -66,7 +66,7 @@ class OpenAICaptioner(Captioner):
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and (key.isprintable() or not key)):
             raise CaptionerError(
-                "$OPENAI_API_KEY holds signs no key has", "Set it again; it is not shown here."
+                "$OPENAI_API_KEY holds characters that no key has", "Set it again; it is not shown."
             )
         if not key and url.startswith(_HOSTED):
             raise CaptionerError(
@@ -91,7 +91,7 @@ class OpenAICaptioner(Captioner):
     def _one(self, ask: Ask) -> Answer | CaptionerError:
         """One answer, or what came instead.
 
-        Raises: CaptionerError where no other ask would fare better.
+        Raises: CaptionerError if no other ask would fare better.
         """
         api = self._errors
         try:
@@ -133,8 +133,8 @@ class OpenAICaptioner(Captioner):
             )
 
     def _readable(self, ask: Ask) -> Answer | CaptionerError:
-        """Ask again where a server breaks off in the middle, or answers something else."""
-        for turn in range(self._retries + 1):
+        """Ask again if a server breaks off in the middle, or answers something else."""
+        for retry in range(self._retries + 1):
             try:
                 return self._request(ask)
             except self._errors.APIError:
@@ -147,13 +147,13 @@ class OpenAICaptioner(Captioner):
                 IndexError,
             ) as error:
                 unread = str(error)
-            time.sleep(min(8.0, 0.5 * 2**turn) if turn < self._retries else 0)
+            time.sleep(min(8.0, 0.5 * 2**retry) if retry < self._retries else 0)
         return CaptionerError(
             f"the server's answer cannot be read ({_short(unread)})", "Try again."
         )
 
     def _request(self, ask: Ask) -> Answer:
-        """Ask in the form that worked last; where the server refuses it, in the next."""
+        """Ask in the form that worked last, and in the next if the server refuses it."""
         for form in range(self._form, len(_FORMS)):
             try:
                 reply = self._client.chat.completions.create(**self._body(ask, *_FORMS[form]))
@@ -169,7 +169,7 @@ class OpenAICaptioner(Captioner):
         usage = reply.usage
         text = reply.choices[0].message.content or reply.choices[0].message.refusal or ""
         if not isinstance(text, str):
-            raise ValueError("its content is no text")
+            raise ValueError("its content is not text")
         return Answer(
             text,
             (usage.prompt_tokens or 0) if usage else 0,
@@ -260,7 +260,7 @@ def _drain(waiting: queue.SimpleQueue[tuple[int, Ask]]) -> int:
 
 
 def _refuse_odd(url: str) -> None:
-    """Raises: CaptionerError for what is no base URL."""
+    """Raises: CaptionerError for anything but a base URL."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -268,7 +268,8 @@ def _refuse_odd(url: str) -> None:
         good = False
     if not good:
         raise CaptionerError(
-            f'"{_bare(url)}" is no base URL of a server', "It looks like http://localhost:8000/v1."
+            f'"{_bare(url)}" is not the base URL of a server',
+            "It looks like http://localhost:8000/v1.",
         )
 
 
@@ -283,7 +284,7 @@ def _short(text: str) -> str:
 
 
 def _data_url(picture: Image.Image) -> str:
-    """Lossless where that is small, as drawings are; else JPEG."""
+    """A picture as a URL that holds it: lossless if that is small, as drawings are; else JPEG."""
     data, kind = encode_png(picture), "png"
     if len(data) > _LARGEST_PNG:
         buffer = io.BytesIO()
