@@ -403,7 +403,7 @@ class MakeSettings(SampleSettings):
     """How one set is made."""
 
     panel_seeds: _PanelSeeds = _field({}, decided=True, option="panel-seed", metavar="PANEL=SEED")
-    """own seed for one panel, to re-roll it alone; repeat for more"""
+    """own seed for one panel, to make it again alone; repeat for more"""
     mode: Mode | None = _field(None, decided=True)
     """how panels are made around given ones; by default clean for adapters trained with
     `conditional`, else sdedit"""

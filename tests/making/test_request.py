@@ -17,7 +17,7 @@ from tests.conftest import CAPTION, picture
 from tests.making.helpers import prepared, run, told
 
 
-def test_a_known_panel_of_the_wrong_shape_is_refused_before_any_computing(clean):
+def test_a_given_panel_of_the_wrong_shape_is_refused_before_any_computing(clean):
     with pytest.raises(LayoutError, match="panel 1 is 64x96 px"):
         prepared(clean, CAPTION, given={1: picture(64, 96)}, **told())
 
@@ -39,7 +39,7 @@ def test_a_saved_request_run_again_gives_the_same_bytes(clean, tmp_path):
     assert all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
 
 
-def test_a_panel_that_was_made_is_known_by_its_latents_not_by_its_pixels(clean, tmp_path):
+def test_a_panel_that_was_made_is_given_by_its_latents_not_by_its_pixels(clean, tmp_path):
     first = generate(clean, CAPTION, **told())
     folder = first.save(tmp_path / "0001")
     assert GeneratedSet.load(folder).latents[1].equal(first.latents[1])
@@ -122,7 +122,7 @@ def test_a_request_cannot_name_files_outside_its_folder(clean, tmp_path):
             Request.load(path)
 
 
-def test_a_request_whose_known_panel_was_edited_is_refused(clean, tmp_path):
+def test_a_request_whose_given_panel_was_edited_is_refused(clean, tmp_path):
     made = complete(clean, CAPTION, {1: picture(96, 64, 1)}, **told(steps=1))
     folder = made.save(tmp_path / "0001")
     picture(96, 64, 2).save(folder / "panel-1.png")

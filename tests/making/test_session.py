@@ -1,4 +1,4 @@
-"""Sampling against diffusers' own pipelines, known panels, requests that repeat themselves."""
+"""Sampling against diffusers' own pipelines, given panels, requests that repeat themselves."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_denoised_latents_equal_fluxpipelines_to_1e_4(clean, pipeline):
     assert (ours - theirs).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("known", [(1,), (2,), (1, 3)])
-def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, known, monkeypatch):
-    panels = {n: picture(96, 64, seed=n) for n in known}
+@pytest.mark.parametrize("given", [(1,), (2,), (1, 3)])
+def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, given, monkeypatch):
+    panels = {n: picture(96, 64, seed=n) for n in given}
     request, _ = prepared(clean, CAPTION, seed=5, given=panels, **told())
     layout = request.layout
     # diffusers draws from the VAE's posterior where we take its mode, and encodes the canvas with
@@ -110,7 +110,7 @@ def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, know
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_known_panels_come_back_unchanged_after_denoising(clean):
+def test_given_panels_come_back_unchanged_after_denoising(clean):
     panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
     made = complete(clean, CAPTION, panels, **told())
     for n, image in panels.items():
@@ -120,21 +120,21 @@ def test_known_panels_come_back_unchanged_after_denoising(clean):
     assert made.panels[1].tobytes() == made.composite.crop((0, 64, 96, 128)).tobytes()
 
 
-@pytest.mark.parametrize("known", [{1}, {2}, {3}, {1, 2}, {1, 3}, {2, 3}])
-def test_every_subset_of_known_panels_completes_to_a_different_unknown_panel(clean, known):
-    panels = {n: picture(96, 64, n) for n in known}
+@pytest.mark.parametrize("given", [{1}, {2}, {3}, {1, 2}, {1, 3}, {2, 3}])
+def test_every_subset_of_given_panels_completes_to_a_different_missing_panel(clean, given):
+    panels = {n: picture(96, 64, n) for n in given}
     one = complete(clean, CAPTION, panels, **told(steps=2))
-    two = complete(clean, CAPTION, {n: picture(96, 64, n + 50) for n in known}, **told(steps=2))
-    for n in {1, 2, 3} - known:
+    two = complete(clean, CAPTION, {n: picture(96, 64, n + 50) for n in given}, **told(steps=2))
+    for n in {1, 2, 3} - given:
         assert one.panels[n - 1].tobytes() != two.panels[n - 1].tobytes()
 
 
-def test_a_known_panel_keeps_its_own_size_where_the_grid_allows(clean):
+def test_a_given_panel_keeps_its_own_size_where_the_grid_allows(clean):
     made = complete(clean, CAPTION, {2: picture(544, 240, 1)}, recipe=STORY, steps=1)
     assert made.request.layout.sizes == ((544, 272), (544, 240), (544, 272))
 
 
-def test_a_known_panel_off_the_grid_comes_back_as_given_and_fitted_in_the_composite(clean):
+def test_a_given_panel_off_the_grid_comes_back_as_given_and_fitted_in_the_composite(clean):
     image = picture(541, 243, 1)
     request, notes = prepared(clean, CAPTION, recipe=STORY, given={2: image}, steps=1)
     assert request.layout.boxes[1].width % 16 == 0
@@ -205,7 +205,7 @@ def test_completing_with_nothing_given_is_refused(tiny):
 
 
 @pytest.mark.parametrize("mode", ["sdedit", "resample", "boost", "clean"])
-def test_known_panels_come_back_byte_for_byte_in_every_mode(clean, mode):
+def test_given_panels_come_back_byte_for_byte_in_every_mode(clean, mode):
     panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
     made = complete(clean, CAPTION, panels, mode=mode, **told())
     assert made.request.mode == mode
@@ -216,22 +216,22 @@ def test_known_panels_come_back_byte_for_byte_in_every_mode(clean, mode):
 
 
 def test_every_mode_paints_something_else(clean):
-    known = {2: picture(96, 64, 1)}
+    given = {2: picture(96, 64, 1)}
     made = {
-        mode: complete(clean, CAPTION, known, mode=mode, **told()).panels[0].tobytes()
+        mode: complete(clean, CAPTION, given, mode=mode, **told()).panels[0].tobytes()
         for mode in ("sdedit", "resample", "boost", "clean")
     }
     assert len(set(made.values())) == 4
 
 
-def test_repeated_steps_paint_something_else_without_any_known_panel(clean):
+def test_repeated_steps_paint_something_else_without_any_given_panel(clean):
     plain, repeated = (
         generate(clean, CAPTION, **told(resample=times)).composite.tobytes() for times in (0, 1)
     )
     assert plain != repeated
 
 
-def test_with_no_known_panel_clean_mode_is_generating(clean):
+def test_with_no_given_panel_clean_mode_is_generating(clean):
     request, _ = prepared(clean, CAPTION, seed=4, **told())
     plain = run(clean, request)
     other = run(clean, request.model_copy(update={"mode": "clean", "isolate_given": True}))
@@ -239,31 +239,31 @@ def test_with_no_known_panel_clean_mode_is_generating(clean):
 
 
 def test_a_boost_of_one_is_sdedit(clean):
-    known = {1: picture(96, 64, 1)}
+    given = {1: picture(96, 64, 1)}
     plain, boosted = (
-        complete(clean, CAPTION, known, **told(mode=mode, **more))
+        complete(clean, CAPTION, given, **told(mode=mode, **more))
         for mode, more in (("sdedit", {}), ("boost", {"boost": 1.0 + 1e-9}))
     )
     for one, other in zip(plain.latents, boosted.latents, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("known", [(1,), (3,), (1, 2)])
-def test_kept_keys_and_values_give_what_computing_them_each_time_gives(clean, known):
+@pytest.mark.parametrize("given", [(1,), (3,), (1, 2)])
+def test_cached_keys_and_values_give_what_computing_them_each_time_gives(clean, given):
     carry_noise(clean)
     layout = STORY.canvas.resized(*SIZE, clean.grid)
-    mask = torch.from_numpy(token_mask(layout, [n - 1 for n in known], clean.grid)).flatten()
+    mask = torch.from_numpy(token_mask(layout, [n - 1 for n in given], clean.grid)).flatten()
     text = [clean.encode_text(CAPTION)]
     noise = torch.randn(1, len(mask), clean.channels, generator=flow.generator(0))
     x0 = torch.randn(1, len(mask), clean.channels, generator=flow.generator(1))
     made = []
-    for kept in (None, []):
-        given = Given(mask, clean=True, isolated=True, cache=kept)
+    for cache in (None, []):
+        how = Given(mask, clean=True, isolated=True, cache=cache)
         with torch.no_grad():
             made.append(
                 flow.denoise(
-                    lambda z, s, given=given: clean.velocity(
-                        z, torch.tensor([s]), text, SIZE, 3.5, given
+                    lambda z, s, how=how: clean.velocity(
+                        z, torch.tensor([s]), text, SIZE, 3.5, how
                     ),
                     noise,
                     clean.sigmas(6, len(mask)),
@@ -272,7 +272,7 @@ def test_kept_keys_and_values_give_what_computing_them_each_time_gives(clean, kn
                     clean=True,
                 )
             )
-    assert len(kept) == clean.blocks
+    assert len(cache) == clean.blocks
     torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
 
 

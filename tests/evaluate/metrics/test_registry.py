@@ -5,7 +5,6 @@ import pytest
 from iclora.errors import CaptionerError, ModelError, SettingsError
 from iclora.evaluate.metrics.registry import METRICS, load_metric
 from iclora.toyland.metric import Toyland
-from iclora.vlm import Captioner
 from tests.conftest import picture
 from tests.evaluate.metrics.test_base import made_of
 
@@ -44,5 +43,5 @@ def test_a_judge_asks_through_the_captioner_of_that_name(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     judge = load_metric("openai:some-model", url="http://localhost:1/v1")
     assert judge.name == "judge"
-    assert isinstance(judge._captioner, Captioner)
+    assert judge.source == "openai:some-model"
     assert any("localhost:1" in note for note in judge.notes)
