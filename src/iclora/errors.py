@@ -7,7 +7,7 @@ IcloraError            anything a user can fix; the command line prints it and e
 |- RecipeError         an unknown recipe or a TOML file that is not one
 |- DatasetError        image sets on disk that are incomplete or ambiguous
 |- SettingsError       an invalid setting
-|- CaptionerError      a captioning model or server that cannot be used, or gave no answer
+|- VisionModelError    a vision-language model that cannot be used, or gave no answer
 |- ModelError          a base model that cannot be found, opened or used
 |- AdapterError        LoRA weights that do not fit the base
 |- RunError            a training run that cannot start, go on or be resumed
@@ -63,8 +63,8 @@ class SettingsError(IcloraError):
     """An invalid setting."""
 
 
-class CaptionerError(IcloraError):
-    """A captioning model or server that cannot be used, or that gave no answer."""
+class VisionModelError(IcloraError):
+    """A vision-language model or server that cannot be used, or that gave no answer."""
 
 
 class ModelError(IcloraError):

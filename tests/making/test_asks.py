@@ -13,7 +13,7 @@ from iclora.making.asks import asks_of, base_of, machine_for, open_sources
 from iclora.making.made import GeneratedSet
 from iclora.making.session import Session, complete, generate
 from iclora.settings import CompleteSettings, GenerateSettings, RerollSettings
-from iclora.vlm import Captioner
+from iclora.vlm import VisionModel
 from iclora.vlm.base import Answer
 from tests.conftest import CAPTION
 from tests.making.helpers import told
@@ -124,7 +124,7 @@ def test_what_is_missing_is_said_before_a_base_is_opened(settings, says):
         base_of(None)
 
 
-class Writer(Captioner):
+class Writer(VisionModel):
     """Writes the same prompt out of every idea."""
 
     def __init__(self):
@@ -137,7 +137,7 @@ class Writer(Captioner):
 
 
 def test_ideas_are_written_out_by_a_captioner(clean, monkeypatch):
-    monkeypatch.setattr("iclora.making.asks.load_captioner", lambda *_, **__: Writer())
+    monkeypatch.setattr("iclora.making.asks.load_vision_model", lambda *_, **__: Writer())
     settings = GenerateSettings(**TINY, idea=("a day at sea",), captioner="openai:x")
     warned, said = [], []
     (ask,) = asks(clean, settings, warn=warned.append, say=said.append)

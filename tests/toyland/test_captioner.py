@@ -8,7 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-from iclora.errors import CaptionerError
+from iclora.errors import VisionModelError
 from iclora.progress import Progress
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
@@ -17,11 +17,11 @@ from iclora.toyland.captions import measure, measure_ideas
 from iclora.toyland.shipped import captioner_folder
 from iclora.toyland.tasks import TASKS, draw_set, write_sets
 from iclora.toyland.wording import traits_said
-from iclora.vlm import Answer, Captioner, load_captioner
+from iclora.vlm import Answer, VisionModel, load_vision_model
 from iclora.vlm.asking import read_answer
 from iclora.vlm.caption import caption_dataset, write_prompt
 from iclora.vlm.local import _conversation
-from iclora.vlm.openai import OpenAICaptioner
+from iclora.vlm.openai import OpenAIModel
 from tests.vlm.test_local import free_port, serving
 from workshop.toyland.pretrain import captioner
 from workshop.toyland.pretrain.stage import Settings
@@ -86,7 +86,7 @@ def test_a_new_captioner_answers_in_the_standard_layout(processor, tmp_path):
     assert 3e6 < sum(p.numel() for p in model.parameters()) < 9e6
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    local = load_captioner(f"local:{tmp_path}")
+    local = load_vision_model(f"local:{tmp_path}")
     local.longest = 8
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (80, 40), "blue")
     asks = [
@@ -101,7 +101,7 @@ def test_a_new_captioner_answers_in_the_standard_layout(processor, tmp_path):
     assert together[0].written <= 8
 
 
-class Witness(Captioner):
+class Witness(VisionModel):
     """Answers with given texts."""
 
     def __init__(self, texts):
@@ -134,7 +134,7 @@ SHIPPED = captioner_folder()
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_what_it_says_of_held_out_sets_is_whole_and_true(name):
-    found = measure(load_captioner("toyland", device="cpu", together=6), TASKS[name], 6)
+    found = measure(load_vision_model("toyland", device="cpu", together=6), TASKS[name], 6)
     # Two portraits of one scene and pose are rightly told in the same words, which is refused.
     assert found["whole"] == 1 or name == "portrait-photography"
     assert found["true"] >= 0.9
@@ -148,7 +148,7 @@ def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machin
         write_sets(task, tmp_path / name, 20, captions=False)
     data = open_dataset(tmp_path / "remote")
     remote = partial(
-        OpenAICaptioner, str(SHIPPED), f"http://localhost:{port}/v1", together=4, schema=False
+        OpenAIModel, str(SHIPPED), f"http://localhost:{port}/v1", together=4, schema=False
     )
     with serving(SHIPPED, port) as (process, _):
 
@@ -157,7 +157,7 @@ def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machin
                 process.kill()
                 process.wait()
 
-        with pytest.raises(CaptionerError, match=r"no connection.*of 20 captions are written"):
+        with pytest.raises(VisionModelError, match=r"no connection.*of 20 captions are written"):
             caption_dataset(data, remote(retries=0), progress=Progress(kill))
     first = {f.parent.name: f.read_text() for f in (tmp_path / "remote").rglob("caption.txt")}
     assert 6 <= len(first) <= 10
@@ -167,14 +167,14 @@ def test_twenty_sets_through_a_server_that_dies_half_way_and_then_on_this_machin
     assert len(summary.written) == 20 - len(first)
     assert not [p for r in check_dataset(open_dataset(data.path)) for p in r.problems if p.caption]
     # The same sets by the same model without a server.
-    local = load_captioner(f"local:{SHIPPED}", device="cpu", together=5)
+    local = load_vision_model(f"local:{SHIPPED}", device="cpu", together=5)
     assert len(caption_dataset(open_dataset(tmp_path / "local"), local).written) == 20
     for file in data.path.rglob("caption.txt"):
         assert file.read_text() == (tmp_path / "local" / file.parent.name / file.name).read_text()
 
 
 def test_an_idea_becomes_a_prompt_that_says_what_the_idea_says():
-    captioner = load_captioner("toyland", device="cpu")
+    captioner = load_vision_model("toyland", device="cpu")
     recipe = TASKS["film-storyboard"].small_recipe
     text = write_prompt(recipe, "a green rabbit with a crown", captioner, limit=128)
     overview = recipe.parse(text).overview
@@ -185,6 +185,6 @@ def test_an_idea_becomes_a_prompt_that_says_what_the_idea_says():
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_every_idea_becomes_a_whole_prompt_at_the_first_try(name):
-    found = measure_ideas(load_captioner("toyland", device="cpu", together=6), TASKS[name], 6)
+    found = measure_ideas(load_vision_model("toyland", device="cpu", together=6), TASKS[name], 6)
     assert found["ideas whole"] == 1
     assert found["ideas kept"] >= 0.3

@@ -9,13 +9,13 @@ import threading
 import pytest
 from PIL import Image
 
-from iclora.errors import CaptionerError, CaptionError, DatasetError
+from iclora.errors import CaptionError, DatasetError, VisionModelError
 from iclora.progress import Progress
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.vlm.caption import FAILURES, caption_dataset, write_prompt
-from iclora.vlm.openai import OpenAICaptioner
+from iclora.vlm.openai import OpenAIModel
 from tests.vlm.test_openai import Server, completion
 
 STORY = load_recipe("film-storyboard")
@@ -54,7 +54,7 @@ def bare(make_dataset):
 
 
 def caption(root, server, together=2, **more):
-    captioner = OpenAICaptioner("m", server.url, retries=0, together=together)
+    captioner = OpenAIModel("m", server.url, retries=0, together=together)
     return caption_dataset(open_dataset(root), captioner, **more)
 
 
@@ -112,7 +112,7 @@ def test_a_set_without_a_good_answer_is_listed_and_the_rest_goes_on(bare, serve)
     seen = serve(lambda body: (200, completion("no")))
     root = bare(3)
     dataset = open_dataset(root)
-    caption_dataset(dataset, OpenAICaptioner("m", seen.url, together=1))
+    caption_dataset(dataset, OpenAIModel("m", seen.url, together=1))
     hopeless = seen.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
     server = serve(behave)
     summary = caption(root, server)
@@ -173,7 +173,7 @@ def test_a_run_whose_server_died_goes_on_and_captions_nothing_twice(make_dataset
         return 200, completion(good())
 
     server = serve(behave)
-    with pytest.raises(CaptionerError, match=r"no connection.*of 6 captions are written"):
+    with pytest.raises(VisionModelError, match=r"no connection.*of 6 captions are written"):
         caption(root, server, together=1, overwrite=overwrite)
     after = serve(lambda body: (200, completion(good("lake"))))
     summary = caption(root, after, together=1, overwrite=overwrite)
@@ -207,7 +207,7 @@ def test_a_killed_run_leaves_whole_captions_and_goes_on(bare, serve):
 def test_a_run_nobody_answers_stops_and_lists_what_it_asked(bare, serve):
     root = bare(20)
     server = serve(lambda body: (429, b"{}"))
-    with pytest.raises(CaptionerError, match=r"9 sets in a row got no answer.*429.*0 of 20"):
+    with pytest.raises(VisionModelError, match=r"9 sets in a row got no answer.*429.*0 of 20"):
         caption(root, server, together=1)
     assert len(server.bodies) < 20
     assert len(json.loads((root / FAILURES).read_text())) == 9
@@ -241,22 +241,22 @@ def test_an_answer_that_was_cut_off_or_empty_is_asked_again(bare, serve):
 def test_an_archive_is_refused_with_advice(official, serve):
     server = serve(lambda body: (200, completion(good())))
     with pytest.raises(DatasetError, match="captions are written beside the images"):
-        caption_dataset(open_dataset(official, STORY.name), OpenAICaptioner("m", server.url))
+        caption_dataset(open_dataset(official, STORY.name), OpenAIModel("m", server.url))
 
 
 def test_an_idea_becomes_a_prompt_the_recipe_reads_or_an_error(serve):
     server = serve(lambda body: (200, completion(good("carnival"))))
-    captioner = OpenAICaptioner("m", server.url, retries=0)
+    captioner = OpenAIModel("m", server.url, retries=0)
     text = write_prompt(STORY, "a shy boy at a carnival", captioner)
     assert STORY.parse(text).words[1] == "A gull lands."
     asked = server.bodies[0]["messages"][0]["content"]
     assert [part["type"] for part in asked] == ["text"]
     assert re.search("a shy boy at a carnival", asked[0]["text"])
-    silent = OpenAICaptioner("m", serve(lambda body: (200, completion("no"))).url, retries=0)
+    silent = OpenAIModel("m", serve(lambda body: (200, completion("no"))).url, retries=0)
     with pytest.raises(CaptionError, match="in 4 tries"):
         write_prompt(STORY, "an idea", silent)
-    busy = OpenAICaptioner("m", serve(lambda body: (503, b"{}")).url, retries=0)
-    with pytest.raises(CaptionerError, match="status 503"):
+    busy = OpenAIModel("m", serve(lambda body: (503, b"{}")).url, retries=0)
+    with pytest.raises(VisionModelError, match="status 503"):
         write_prompt(STORY, "an idea", busy)
 
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from iclora.errors import CaptionerError
+from iclora.errors import VisionModelError
 from iclora.sets.dataset import open_dataset
-from iclora.vlm import Ask, load_captioner
+from iclora.vlm import Ask, load_vision_model
 from iclora.vlm.caption import FAILURES, caption_dataset
 from tests.conftest import picture
 from workshop.toyland.pretrain import captioner
@@ -80,8 +80,8 @@ def asks():
 
 
 def test_a_server_and_this_machine_write_the_same_with_the_same_model(folder, server):
-    local = load_captioner(f"local:{folder}", device="cpu")
-    remote = load_captioner(f"openai:{folder}", url=server, together=3, schema=False)
+    local = load_vision_model(f"local:{folder}", device="cpu")
+    remote = load_vision_model(f"openai:{folder}", url=server, together=3, schema=False)
     local.longest = remote.longest = 12
     ours, theirs = dict(local.answer(asks())), dict(remote.answer(asks()))
     assert {n: reply.text for n, reply in ours.items()} == {
@@ -99,7 +99,7 @@ def test_the_official_storyboards_fail_cleanly_with_a_model_that_writes_nonsense
         archive.extractall(tmp_path)
     before = {f: f.read_bytes() for f in tmp_path.rglob("*.txt")}
     dataset = open_dataset(tmp_path, "film-storyboard")
-    local = load_captioner(f"local:{folder}", device="cpu", together=10)
+    local = load_vision_model(f"local:{folder}", device="cpu", together=10)
     local.longest = 8
     assert len(caption_dataset(dataset, local).kept) == 10
     summary = caption_dataset(dataset, local, overwrite=True)
@@ -110,13 +110,13 @@ def test_the_official_storyboards_fail_cleanly_with_a_model_that_writes_nonsense
 
 
 def test_a_folder_that_is_no_such_model_is_refused_by_name(tmp_path, folder):
-    with pytest.raises(CaptionerError, match="cannot be opened"):
-        load_captioner(f"local:{tmp_path}")
+    with pytest.raises(VisionModelError, match="cannot be opened"):
+        load_vision_model(f"local:{tmp_path}")
     for name in folder.iterdir():
         if name.name != "chat_template.jinja":
             (tmp_path / name.name).write_bytes(name.read_bytes())
-    with pytest.raises(CaptionerError, match="no chat template"):
-        load_captioner(f"local:{tmp_path}")
+    with pytest.raises(VisionModelError, match="no chat template"):
+        load_vision_model(f"local:{tmp_path}")
 
 
 def test_weights_that_are_pickles_are_not_read(folder, tmp_path):
@@ -124,5 +124,5 @@ def test_weights_that_are_pickles_are_not_read(folder, tmp_path):
         if name.suffix != ".safetensors":
             (tmp_path / name.name).write_bytes(name.read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CaptionerError, match="cannot be opened"):
-        load_captioner(f"local:{tmp_path}")
+    with pytest.raises(VisionModelError, match="cannot be opened"):
+        load_vision_model(f"local:{tmp_path}")

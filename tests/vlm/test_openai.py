@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from iclora.errors import CaptionerError
-from iclora.vlm import Ask, load_captioner
+from iclora.errors import VisionModelError
+from iclora.vlm import Ask, load_vision_model
 from iclora.vlm.base import Turn
-from iclora.vlm.openai import OpenAICaptioner
+from iclora.vlm.openai import OpenAIModel
 
 MARKERS = ("[SCENE-1]", "[SCENE-2]", "[SCENE-3]")
 
@@ -113,7 +113,7 @@ def only(captioner, one):
 def test_a_request_holds_the_pictures_in_order_the_words_and_a_schema(serve, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server = serve(lambda body: (200, completion("hello")))
-    reply = only(OpenAICaptioner("m", server.url), ask())
+    reply = only(OpenAIModel("m", server.url), ask())
     assert (reply.text, reply.read, reply.written) == ("hello", 7, 3)
     (body,) = server.bodies
     *pictures, words = body["messages"][0]["content"]
@@ -129,7 +129,7 @@ def test_a_request_holds_the_pictures_in_order_the_words_and_a_schema(serve, mon
 def test_an_objection_is_told_as_the_next_turn_of_the_conversation(serve):
     server = serve(lambda body: (200, completion("x")))
     turned = Ask("Say.", (), MARKERS, (Turn("bad", "Not so."),))
-    only(OpenAICaptioner("m", server.url), turned)
+    only(OpenAIModel("m", server.url), turned)
     roles = [m["role"] for m in server.bodies[0]["messages"]]
     assert roles == ["user", "assistant", "user"]
     assert server.bodies[0]["messages"][2]["content"] == "Not so."
@@ -137,7 +137,7 @@ def test_an_objection_is_told_as_the_next_turn_of_the_conversation(serve):
 
 def test_an_ask_for_a_short_answer_is_given_no_more_tokens(serve):
     server = serve(lambda body: (200, completion("4")))
-    only(OpenAICaptioner("m", server.url), Ask("Mark it.", (), MARKERS, longest=256))
+    only(OpenAIModel("m", server.url), Ask("Mark it.", (), MARKERS, longest=256))
     assert server.bodies[0]["max_tokens"] == 256
 
 
@@ -145,7 +145,7 @@ def test_an_ask_for_a_short_answer_is_given_no_more_tokens(serve):
 def test_a_busy_or_broken_server_is_asked_again(serve, status):
     turns = iter([(status, b"{}"), (status, b"{}"), (200, completion("late"))])
     server = serve(lambda body: next(turns))
-    assert only(OpenAICaptioner("m", server.url), ask()).text == "late"
+    assert only(OpenAIModel("m", server.url), ask()).text == "late"
     assert len(server.bodies) == 3
 
 
@@ -154,18 +154,18 @@ def test_a_server_that_stays_busy_costs_that_set_alone(serve):
         busy = "Busy." in body["messages"][0]["content"][-1]["text"]
         return (429, b'{"error": {"message": "slow down"}}') if busy else (200, completion("ok"))
 
-    captioner = OpenAICaptioner("m", serve(behave).url, retries=1)
+    captioner = OpenAIModel("m", serve(behave).url, retries=1)
     replies = dict(captioner.answer([ask("Busy."), ask("Free.")]))
-    assert isinstance(replies[0], CaptionerError)
+    assert isinstance(replies[0], VisionModelError)
     assert "429" in replies[0].problem
     assert replies[1].text == "ok"
 
 
 def test_a_timeout_costs_that_set_alone(serve):
     server = serve(lambda body: (200, completion("late"), 1.0))
-    captioner = OpenAICaptioner("m", server.url, retries=0, timeout=0.2)
+    captioner = OpenAIModel("m", server.url, retries=0, timeout=0.2)
     reply = only(captioner, ask())
-    assert isinstance(reply, CaptionerError)
+    assert isinstance(reply, VisionModelError)
     assert "in time" in reply.problem
 
 
@@ -174,17 +174,17 @@ def test_a_timeout_costs_that_set_alone(serve):
     [(299, completion("cut")), (200, b'{"choices": ['), (200, b"<html>"), (200, b"{}"), (200, b"")],
 )
 def test_an_answer_that_breaks_off_or_is_something_else_is_no_answer(serve, status, data):
-    captioner = OpenAICaptioner("m", serve(lambda body: (status, data)).url, retries=0)
+    captioner = OpenAIModel("m", serve(lambda body: (status, data)).url, retries=0)
     try:
         reply = only(captioner, ask())
-    except CaptionerError as error:
+    except VisionModelError as error:
         reply = error
-    assert isinstance(reply, CaptionerError)
+    assert isinstance(reply, VisionModelError)
 
 
 def test_ten_megabytes_of_text_come_through_whole_for_the_judge_to_refuse(serve):
     server = serve(lambda body: (200, completion("x" * 10_000_000)))
-    assert len(only(OpenAICaptioner("m", server.url), ask()).text) == 10_000_000
+    assert len(only(OpenAIModel("m", server.url), ask()).text) == 10_000_000
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -195,7 +195,7 @@ def test_a_server_without_schemas_is_asked_for_marked_text_from_then_on(serve, s
         return 200, completion("text")
 
     server = serve(behave)
-    captioner = OpenAICaptioner("m", server.url, together=1)
+    captioner = OpenAIModel("m", server.url, together=1)
     assert [reply.text for _, reply in captioner.answer([ask(), ask()])] == ["text", "text"]
     schemas = ["response_format" in body for body in server.bodies]
     assert schemas == [True, True, False, False]
@@ -207,7 +207,7 @@ def test_a_model_that_refuses_a_temperature_is_asked_without_and_still_with_a_sc
         return (400, b"{}") if "temperature" in body else (200, completion("text"))
 
     server = serve(behave)
-    captioner = OpenAICaptioner("m", server.url, together=1)
+    captioner = OpenAIModel("m", server.url, together=1)
     assert [reply.text for _, reply in captioner.answer([ask(), ask()])] == ["text", "text"]
     assert len(server.bodies) == 3
     assert all("response_format" in body for body in server.bodies)
@@ -218,10 +218,10 @@ def test_what_was_under_way_when_the_key_was_refused_is_not_lost(serve):
         bad = "Bad." in body["messages"][0]["content"][-1]["text"]
         return (401, b"{}") if bad else (200, completion("paid"), 0.3)
 
-    captioner = OpenAICaptioner("m", serve(behave).url, together=2)
+    captioner = OpenAIModel("m", serve(behave).url, together=2)
     answers = captioner.answer([ask("Good."), ask("Bad."), *[ask("Late.")] * 9])
     assert next(answers)[1].text == "paid"
-    with pytest.raises(CaptionerError, match="refuses the key"):
+    with pytest.raises(VisionModelError, match="refuses the key"):
         list(answers)
 
 
@@ -232,9 +232,9 @@ def test_a_server_that_hangs_does_not_keep_a_run_whose_key_was_refused(serve, mo
         bad = "Bad." in body["messages"][0]["content"][-1]["text"]
         return (401, b"{}") if bad else (200, completion("late"), 5.0)
 
-    captioner = OpenAICaptioner("m", serve(behave).url, together=2)
+    captioner = OpenAIModel("m", serve(behave).url, together=2)
     began = time.monotonic()
-    with pytest.raises(CaptionerError, match="refuses the key"):
+    with pytest.raises(VisionModelError, match="refuses the key"):
         list(captioner.answer([ask("Slow."), ask("Bad.")]))
     assert time.monotonic() - began < 4
 
@@ -246,8 +246,8 @@ def test_ctrl_c_waits_for_no_server(serve):
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from iclora.vlm import Ask\n"
-        "from iclora.vlm.openai import OpenAICaptioner\n"
-        f"captioner = OpenAICaptioner('m', {server.url!r})\n"
+        "from iclora.vlm.openai import OpenAIModel\n"
+        f"captioner = OpenAIModel('m', {server.url!r})\n"
         "list(captioner.answer([Ask('x', (), ('[A]', '[B]'))] * 4))\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
@@ -265,8 +265,8 @@ def test_ctrl_c_waits_for_no_server(serve):
 
 def test_an_account_without_quota_ends_the_run(serve):
     error = b'{"error": {"message": "pay", "code": "insufficient_quota"}}'
-    captioner = OpenAICaptioner("m", serve(lambda body: (429, error)).url, retries=0, together=1)
-    with pytest.raises(CaptionerError, match="quota is used up"):
+    captioner = OpenAIModel("m", serve(lambda body: (429, error)).url, retries=0, together=1)
+    with pytest.raises(VisionModelError, match="quota is used up"):
         list(captioner.answer([ask(), ask()]))
 
 
@@ -276,24 +276,24 @@ def test_a_refusal_of_one_set_does_not_change_how_the_next_are_asked(serve):
         return (400, b"{}") if odd and "response_format" in body else (200, completion("ok"))
 
     server = serve(behave)
-    captioner = OpenAICaptioner("m", server.url, together=1)
+    captioner = OpenAIModel("m", server.url, together=1)
     assert len(list(captioner.answer([ask("Fine."), ask("Odd."), ask("Fine.")]))) == 3
     assert "response_format" in server.bodies[-1]
 
 
 def test_an_answer_cut_off_at_the_most_tokens_is_known_as_such(serve):
     cut = completion("half an").replace(b'"stop"', b'"length"')
-    assert not only(OpenAICaptioner("m", serve(lambda body: (200, cut)).url), ask()).whole
+    assert not only(OpenAIModel("m", serve(lambda body: (200, cut)).url), ask()).whole
     whole = serve(lambda body: (200, completion("all")))
-    assert only(OpenAICaptioner("m", whole.url), ask()).whole
+    assert only(OpenAIModel("m", whole.url), ask()).whole
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8000/v1", "http://host:abc/v1", "ftp://host", "http://"]
 )
 def test_what_is_no_base_url_is_refused_before_anything_is_sent(url):
-    with pytest.raises(CaptionerError, match="not the base URL"):
-        OpenAICaptioner("m", url)
+    with pytest.raises(VisionModelError, match="not the base URL"):
+        OpenAIModel("m", url)
 
 
 @pytest.mark.parametrize(("status", "what"), [(401, "refuses the key"), (404, "knows no model")])
@@ -302,8 +302,8 @@ def test_a_wrong_key_or_model_ends_the_run_and_the_key_is_not_told(
 ):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server = serve(lambda body: (status, b'{"error": {"message": "no: sk-secret"}}'))
-    captioner = OpenAICaptioner("m", server.url, together=1)
-    with pytest.raises(CaptionerError, match=what) as refused:
+    captioner = OpenAIModel("m", server.url, together=1)
+    with pytest.raises(VisionModelError, match=what) as refused:
         list(captioner.answer([ask(), ask(), ask()]))
     assert "secret" not in str(refused.value)
     assert len(server.bodies) < 3
@@ -313,27 +313,27 @@ def test_a_server_that_is_gone_ends_the_run_with_advice(serve):
     server = serve(lambda body: (200, completion("x")))
     server.shutdown()
     server.server_close()
-    with pytest.raises(CaptionerError, match="no connection") as refused:
-        list(OpenAICaptioner("m", server.url, retries=0).answer([ask()]))
+    with pytest.raises(VisionModelError, match="no connection") as refused:
+        list(OpenAIModel("m", server.url, retries=0).answer([ask()]))
     assert "same command again" in refused.value.advice
 
 
 def test_no_more_requests_run_at_once_than_were_allowed(serve):
     server = serve(lambda body: (200, completion("x"), 0.05))
-    list(OpenAICaptioner("m", server.url, together=3).answer([ask()] * 9))
+    list(OpenAIModel("m", server.url, together=3).answer([ask()] * 9))
     assert server.most == 3
 
 
 def test_large_photographs_travel_as_jpeg(serve):
     noise = Image.effect_noise((700, 700), 90).convert("RGB")
     server = serve(lambda body: (200, completion("x")))
-    only(OpenAICaptioner("m", server.url), Ask("Say.", (noise,), MARKERS))
+    only(OpenAIModel("m", server.url), Ask("Say.", (noise,), MARKERS))
     url = server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/jpeg;base64,")
 
 
 def test_the_users_of_a_remote_model_are_told_where_pictures_go_but_no_password(monkeypatch):
-    captioner = load_captioner("openai:vision", url="https://me:hush@host.example/v1?key=hush")
+    captioner = load_vision_model("openai:vision", url="https://me:hush@host.example/v1?key=hush")
     assert captioner.notices == [
         "pictures and instructions are sent to https://host.example/v1 (model vision)"
     ]
@@ -342,22 +342,22 @@ def test_the_users_of_a_remote_model_are_told_where_pictures_go_but_no_password(
 def test_a_key_with_a_line_end_works_and_one_that_is_none_is_not_shown(serve, monkeypatch):
     server = serve(lambda body: (200, completion("x")))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
-    only(OpenAICaptioner("m", server.url), ask())
+    only(OpenAIModel("m", server.url), ask())
     assert server.headers[0]["authorization"] == "Bearer sk-secret"
     monkeypatch.setenv("OPENAI_API_KEY", "\u201csk-secret\u201d")
-    with pytest.raises(CaptionerError, match="no key has") as refused:
-        OpenAICaptioner("m", server.url)
+    with pytest.raises(VisionModelError, match="no key has") as refused:
+        OpenAIModel("m", server.url)
     assert "secret" not in str(refused.value)
 
 
 def test_openai_itself_needs_a_key(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(CaptionerError, match="OPENAI_API_KEY is not set"):
-        load_captioner("openai:m")
+    with pytest.raises(VisionModelError, match="OPENAI_API_KEY is not set"):
+        load_vision_model("openai:m")
 
 
 @pytest.mark.parametrize("name", ["", "openai:", "gpt", "local:", "magic:m"])
 def test_an_unknown_captioner_is_refused_with_the_forms_there_are(name):
-    with pytest.raises(CaptionerError, match="there is no captioner"):
-        load_captioner(name)
+    with pytest.raises(VisionModelError, match="there is no captioner"):
+        load_vision_model(name)

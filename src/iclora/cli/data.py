@@ -80,12 +80,12 @@ def compose(settings: ComposeSettings, console: Console) -> None:
 def caption(settings: CaptionSettings, console: Console) -> int:
     """Write joint captions with a multimodal language model, for sets that have none."""
     from iclora.sets.dataset import open_dataset
-    from iclora.vlm import load_captioner
+    from iclora.vlm import load_vision_model
     from iclora.vlm.caption import FAILURES, caption_dataset
 
     dataset = open_dataset(settings.data, settings.recipe)
     show_problems(dataset.problems)
-    captioner = load_captioner(
+    captioner = load_vision_model(
         settings.captioner,
         url=settings.api,
         together=settings.together,
@@ -139,10 +139,10 @@ def review(settings: ReviewSettings, console: Console) -> None:
 def prompt(settings: PromptSettings, console: Console) -> None:
     """Turn an idea into a joint prompt in a recipe's form."""
     from iclora.sets.recipe import load_recipe
-    from iclora.vlm import load_captioner
+    from iclora.vlm import load_vision_model
     from iclora.vlm.caption import write_prompt
 
-    captioner = load_captioner(
+    captioner = load_vision_model(
         settings.captioner,
         url=settings.api,
         device=settings.model_device,

@@ -37,7 +37,7 @@ def evaluate(
     Args:
         metrics: beside those of bare pixels, seconds and memory.
         together: sets in one batch.
-    Raises: SettingsError, StorageError; CaptionerError if a judge cannot go on.
+    Raises: SettingsError, StorageError; VisionModelError if a judge cannot go on.
     """
     for metric in metrics:
         metric.check(setup.recipe)

@@ -24,7 +24,7 @@ from iclora.models.base import DiffusionModel
 from iclora.sets.images import open_image
 from iclora.sets.recipe import Recipe
 from iclora.settings import CompleteSettings, GenerateSettings, Machine
-from iclora.vlm import load_captioner
+from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
 
 __all__ = [
@@ -168,7 +168,7 @@ def asks_of(
         sources: what `open_sources` read for these settings.
         warn: called with every note on what was asked for.
         say: called with every prompt that was written out of an idea.
-    Raises: as `request.prepare`; CaptionerError if no idea could be written out.
+    Raises: as `request.prepare`; VisionModelError if no idea could be written out.
     """
     if sources.request:
         check_base(sources.request, model)
@@ -208,7 +208,9 @@ def _write_ideas(
         return []
     assert settings.captioner, "open_sources refuses ideas without one"
     assert sources.recipe, "open_sources has found one"
-    captioner = load_captioner(settings.captioner, url=settings.api, device=settings.model_device)
+    captioner = load_vision_model(
+        settings.captioner, url=settings.api, device=settings.model_device
+    )
     for notice in captioner.notices:
         if warn:
             warn(notice.replace("pictures and instructions", "the idea and its instruction"))

@@ -25,7 +25,7 @@ from iclora.sets.dataset import open_dataset
 from iclora.toyland.tasks import TASKS, Task, draw_set, draw_tuning_set, write_sets
 from iclora.toyland.wording import idea_of, traits_said
 from iclora.toyland.world import IDENTITY, Canvas
-from iclora.vlm import Captioner, load_captioner
+from iclora.vlm import VisionModel, load_vision_model
 from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer
 from iclora.vlm.base import Answer
 from iclora.vlm.caption import caption_dataset
@@ -40,7 +40,7 @@ def said_right(task: Task, canvas: Canvas, panels: tuple[str, ...]) -> Iterator[
             yield panel.traits[trait] == value
 
 
-def measure(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]:
+def measure(captioner: VisionModel, task: Task, count: int) -> Mapping[str, float]:
     """First answers to sets of held-out identities.
 
     Returns: the share of answers that are joint captions as they should be; the share of the
@@ -74,7 +74,7 @@ def measure(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]
     return found | ({"one name": round(named / max(1, whole), 4)} if task.named else {})
 
 
-def measure_ideas(captioner: Captioner, task: Task, count: int) -> Mapping[str, float]:
+def measure_ideas(captioner: VisionModel, task: Task, count: int) -> Mapping[str, float]:
     """First answers to ideas that name some of what a set is to share.
 
     Returns: the share of answers that are joint prompts as they should be, and the share whose
@@ -119,7 +119,7 @@ def caption_sets(
     folder: Path,
     count: int,
     seed: int,
-    captioner: Captioner,
+    captioner: VisionModel,
     model: DiffusionModel,
     progress: Progress | None = None,
 ) -> Captioned:
@@ -128,7 +128,7 @@ def caption_sets(
     Args:
         folder: where the dataset goes.
         model: the base that will be tuned; it counts the tokens.
-    Raises: CaptionerError if it cannot go on.
+    Raises: VisionModelError if it cannot go on.
     """
     write_sets(task, folder, count, seed, captions=False)
     summary = caption_dataset(
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    captioner = load_captioner(args.captioner, together=16)
+    captioner = load_vision_model(args.captioner, together=16)
     for task in TASKS.values():
         found = {**measure(captioner, task, args.sets), **measure_ideas(captioner, task, args.sets)}
         print(task.recipe, json.dumps(found), flush=True)

@@ -16,7 +16,7 @@ from iclora.progress import Progress
 from iclora.toyland.captions import Captioned, caption_sets
 from iclora.toyland.evaluate import Score, complete_sets, generate_sets, tune
 from iclora.toyland.tasks import TASKS, Task
-from iclora.vlm import load_captioner
+from iclora.vlm import load_vision_model
 
 __all__ = ["run_demo"]
 
@@ -54,7 +54,7 @@ def run_demo(
         out / "tuning" / "sets",
         sets,
         0,
-        load_captioner("toyland", device="cpu"),
+        load_vision_model("toyland", device="cpu"),
         model,
         progress=bar,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from iclora.vlm import Captioner
+    from iclora.vlm import VisionModel
 
 __all__ = ["base_folder", "captioner_folder", "open_captioner"]
 
@@ -27,13 +27,13 @@ def captioner_folder() -> Path:
 
 def open_captioner(
     model: str, *, url: str | None, together: int | None, device: str, schema: bool
-) -> Captioner:
+) -> VisionModel:
     """For `iclora.vlm.registry.CAPTIONERS`: it has one model, and asks no server."""
     del model, url, schema
-    from iclora.vlm.local import LocalCaptioner
+    from iclora.vlm.local import LocalModel
 
     folder = str(captioner_folder())
-    return LocalCaptioner(folder, name="toyland", device=device, together=together or 4)
+    return LocalModel(folder, name="toyland", device=device, together=together or 4)
 
 
 def _weights(name: str) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from iclora.errors import CaptionerError
+from iclora.errors import VisionModelError
 
-__all__ = ["Answer", "Ask", "Captioner", "Turn"]
+__all__ = ["Answer", "Ask", "Turn", "VisionModel"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Answer:
 
 
 @dataclass
-class Captioner(ABC):
+class VisionModel(ABC):
     """A model that looks at pictures and writes."""
 
     name: str
@@ -104,11 +104,11 @@ class Captioner(ABC):
         """Give back the device's memory; it is taken again at the next answer."""
 
     @abstractmethod
-    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
+    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | VisionModelError]]:
         """Answer them all.
 
         Yields: the number of an ask, counted from 0, and its answer, or why there is none after
             all retries; each as it arrives.
-        Raises: CaptionerError if no further ask can be answered either: a refused key, a server
+        Raises: VisionModelError if no further ask can be answered either: a refused key, a server
             that is gone.
         """

@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
-from iclora.errors import CaptionerError, CaptionError, DatasetError, IcloraError
+from iclora.errors import CaptionError, DatasetError, IcloraError, VisionModelError
 from iclora.files import append_line, digest, write_text
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
@@ -20,7 +20,7 @@ from iclora.sets.check import training_layouts
 from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path
 from iclora.sets.recipe import Recipe
 from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer, shrink
-from iclora.vlm.base import Answer, Ask, Captioner, Turn
+from iclora.vlm.base import Answer, Ask, Turn, VisionModel
 
 __all__ = ["FAILURES", "Outcome", "Summary", "caption_dataset", "write_prompt"]
 
@@ -49,7 +49,7 @@ class Outcome:
     problem: str = ""
     answer: str = ""
     tries: int = 0
-    silence: CaptionerError | None = None
+    silence: VisionModelError | None = None
     """The error, if there was no answer at all."""
 
 
@@ -68,7 +68,7 @@ class Summary:
 
 def caption_dataset(
     dataset: Dataset,
-    captioner: Captioner,
+    captioner: VisionModel,
     *,
     count_tokens: Callable[[str], int] = estimate_tokens,
     limit: int = TOKEN_LIMIT,
@@ -92,7 +92,7 @@ def caption_dataset(
         warn: told of every set that gets no caption, and why.
     Returns: the outcome for every set. Sets without a good caption are also listed in
         `dataset.path / FAILURES`.
-    Raises: DatasetError for an archive, which cannot be written into; CaptionerError if the
+    Raises: DatasetError for an archive, which cannot be written into; VisionModelError if the
         captioner cannot go on, or many sets in a row get no answer.
     """
     if not dataset.path.is_dir():
@@ -150,8 +150,8 @@ def caption_dataset(
             if outcome.caption is None and warn:
                 warn(f"{outcome.name}: no caption, {outcome.problem}")
             progress("captioning", count, total, outcome.name, outcome=outcome)
-    except CaptionerError as error:
-        raise CaptionerError(
+    except VisionModelError as error:
+        raise VisionModelError(
             f"{error.problem}; {len(summary.written)} of {total} captions are written",
             f"{error.advice} The same command goes on with the rest.",
         ) from error
@@ -164,14 +164,14 @@ def caption_dataset(
 
 def _all_outcomes(
     todo: Sequence[ImageSet],
-    captioner: Captioner,
+    captioner: VisionModel,
     judge: Callable[[str], str],
     look: Callable[[ImageSet], Ask],
     summary: Summary,
 ) -> Iterator[Outcome]:
     """The outcome for every set, a few in memory at a time.
 
-    Raises: CaptionerError if set after set gets no answer.
+    Raises: VisionModelError if set after set gets no answer.
     """
     step = max(_AT_ONCE, 2 * captioner.together)
     silent = 0
@@ -180,7 +180,7 @@ def _all_outcomes(
             yield outcome
             silent = silent + 1 if outcome.silence else 0
             if outcome.silence and silent >= captioner.together + _SILENCE:
-                raise CaptionerError(
+                raise VisionModelError(
                     f"{silent} sets in a row got no answer: {outcome.silence.problem}",
                     outcome.silence.advice,
                 )
@@ -189,14 +189,14 @@ def _all_outcomes(
 def write_prompt(
     recipe: Recipe,
     idea: str,
-    captioner: Captioner,
+    captioner: VisionModel,
     *,
     count_tokens: Callable[[str], int] = estimate_tokens,
     limit: int = TOKEN_LIMIT,
 ) -> str:
     """Turn one line into a joint prompt in the recipe's form.
 
-    Raises: CaptionError if no answer was any good; CaptionerError if there was none.
+    Raises: CaptionError if no answer was any good; VisionModelError if there was none.
     """
     ask = ask_for_prompt(recipe, idea, limit)
     summary = Summary()
@@ -217,7 +217,7 @@ def write_prompt(
 
 def _captions(
     part: Sequence[ImageSet],
-    captioner: Captioner,
+    captioner: VisionModel,
     judge: Callable[[str], str],
     look: Callable[[ImageSet], Ask],
     summary: Summary,
@@ -233,7 +233,7 @@ def _captions(
 
 
 def _until_good(
-    asks: dict[str, Ask], captioner: Captioner, judge: Callable[[str], str], summary: Summary
+    asks: dict[str, Ask], captioner: VisionModel, judge: Callable[[str], str], summary: Summary
 ) -> Iterator[Outcome]:
     """Ask, and ask again with the reason if an answer cannot be used.
 

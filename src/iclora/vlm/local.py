@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from iclora.errors import CaptionerError
-from iclora.vlm.base import Answer, Ask, Captioner
+from iclora.errors import VisionModelError
+from iclora.vlm.base import Answer, Ask, VisionModel
 
-__all__ = ["LocalCaptioner", "open_local"]
+__all__ = ["LocalModel", "open_local"]
 
 
-class LocalCaptioner(Captioner):
+class LocalModel(VisionModel):
     """An image-text-to-text model with a chat template, decoding greedily.
 
     Only safetensors are read and no code that comes with a model is run.
@@ -21,7 +21,7 @@ class LocalCaptioner(Captioner):
         device: auto, cuda, cuda:N, mps or cpu; auto takes what there is.
         together: sets in one batch.
         name: what it is called; by default local:MODEL.
-    Raises: CaptionerError if it cannot be opened, or is not such a model.
+    Raises: VisionModelError if it cannot be opened, or is not such a model.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class LocalCaptioner(Captioner):
                 model, use_safetensors=True, trust_remote_code=False, **kind
             )
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-            raise CaptionerError(
+            raise VisionModelError(
                 f"{model} cannot be opened as an image-text-to-text model: {error}",
                 "Give a folder or hub id of such a model, with safetensors weights and a chat "
                 "template.",
             ) from error
         if not getattr(self._processor, "chat_template", None):
-            raise CaptionerError(
+            raise VisionModelError(
                 f"{model} has no chat template", "Use an instruction-tuned version of it."
             )
         tokenizer = self._processor.tokenizer
@@ -62,7 +62,7 @@ class LocalCaptioner(Captioner):
             # The weights go there when they are needed: the base may still be in use.
             torch.empty(1, device=where)
         except (RuntimeError, AssertionError) as error:
-            raise CaptionerError(
+            raise VisionModelError(
                 f'{model} cannot run on "{where}" ({str(error).splitlines()[0]})',
                 "Set `model_device` to auto, cuda, cuda:1, mps or cpu.",
                 setting="model_device",
@@ -77,7 +77,7 @@ class LocalCaptioner(Captioner):
         elif self._where.startswith("mps"):
             torch.mps.empty_cache()
 
-    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
+    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | VisionModelError]]:
         self._model.to(self._where)
         for start in range(0, len(asks), self.together):
             part = asks[start : start + self.together]
@@ -143,7 +143,7 @@ def _conversation(ask: Ask) -> list[dict[str, Any]]:
 
 def open_local(
     model: str, *, url: str | None, together: int | None, device: str, schema: bool
-) -> LocalCaptioner:
+) -> LocalModel:
     """For `registry.CAPTIONERS`: neither `url` nor `schema` concerns it."""
     del url, schema
-    return LocalCaptioner(model, device=device, together=together or 4)
+    return LocalModel(model, device=device, together=together or 4)

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from iclora.errors import CaptionerError
+from iclora.errors import VisionModelError
 from iclora.sets.images import encode_png
-from iclora.vlm.base import Answer, Ask, Captioner
+from iclora.vlm.base import Answer, Ask, VisionModel
 
-__all__ = ["OpenAICaptioner", "open_openai"]
+__all__ = ["OpenAIModel", "open_openai"]
 
 _HOSTED = "https://api.openai.com/v1"
 _FORMS = ((True, True), (True, False), (False, True), (False, False))
@@ -30,7 +30,7 @@ _PATIENCE = 20.0
 """Seconds that answers under way are waited for once no other ask can be answered."""
 
 
-class OpenAICaptioner(Captioner):
+class OpenAIModel(VisionModel):
     """A model behind an OpenAI-compatible endpoint.
 
     Args:
@@ -42,7 +42,7 @@ class OpenAICaptioner(Captioner):
         timeout: seconds to wait for one answer.
         schema: whether to begin with a JSON schema. A server that ignores it without a word may
             be better off without.
-    Raises: CaptionerError if the openai package is missing, or a key is needed and there is none.
+    Raises: VisionModelError if the openai package is missing, or a key is needed and there is none.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class OpenAICaptioner(Captioner):
         try:
             import openai
         except ImportError as error:
-            raise CaptionerError(
+            raise VisionModelError(
                 "captions from a server need the openai package",
                 "Install it: pip install 'iclora[openai]'.",
             ) from error
         url = url or os.environ.get("OPENAI_BASE_URL") or _HOSTED
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and (key.isprintable() or not key)):
-            raise CaptionerError(
+            raise VisionModelError(
                 "$OPENAI_API_KEY holds characters that no key has", "Set it again; it is not shown."
             )
         if not key and url.startswith(_HOSTED):
-            raise CaptionerError(
+            raise VisionModelError(
                 "OpenAI wants a key and $OPENAI_API_KEY is not set",
                 "Set it, or name another server by `api` or $OPENAI_BASE_URL.",
                 setting="api",
@@ -85,54 +85,54 @@ class OpenAICaptioner(Captioner):
         self._form_works = False
         self.notices = [f"pictures and instructions are sent to {_bare(url)} (model {model})"]
 
-    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | CaptionerError]]:
+    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | VisionModelError]]:
         yield from _as_they_come(self._one, asks, self.together)
 
-    def _one(self, ask: Ask) -> Answer | CaptionerError:
+    def _one(self, ask: Ask) -> Answer | VisionModelError:
         """One answer, or what came instead.
 
-        Raises: CaptionerError if no other ask would fare better.
+        Raises: VisionModelError if no other ask would fare better.
         """
         api = self._errors
         try:
             return self._readable(ask)
         except (api.AuthenticationError, api.PermissionDeniedError) as error:
-            raise CaptionerError(
+            raise VisionModelError(
                 f"{_bare(self._url)} refuses the key (status {error.status_code})",
                 "Check $OPENAI_API_KEY.",
             ) from None
         except api.NotFoundError:
-            raise CaptionerError(
+            raise VisionModelError(
                 f"{_bare(self._url)} knows no model {self._model}, or speaks no chat completions",
                 "Check the model's name and `api`, which usually ends in /v1.",
                 setting="api",
             ) from None
         except api.APITimeoutError:
-            return CaptionerError("the server did not answer in time", "Try again later.")
+            return VisionModelError("the server did not answer in time", "Try again later.")
         except api.RateLimitError as error:
             if error.code == "insufficient_quota":
-                raise CaptionerError(
+                raise VisionModelError(
                     f"{_bare(self._url)} says that the account's quota is used up",
                     "Settle that with its provider.",
                 ) from None
-            return CaptionerError(
+            return VisionModelError(
                 f"the server refused with status 429: {_short(error.message)}",
                 "Ask for fewer at a time by `together`, or try later.",
                 setting="together",
             )
         except api.APIConnectionError as error:
-            raise CaptionerError(
+            raise VisionModelError(
                 f"there is no connection to {_bare(self._url)} ({error.__cause__ or error})",
                 "Start the server, or check `api`; then run the same command again.",
                 setting="api",
             ) from None
         except api.APIStatusError as error:
-            return CaptionerError(
+            return VisionModelError(
                 f"the server refused with status {error.status_code}: {_short(error.message)}",
                 "See the server's log.",
             )
 
-    def _readable(self, ask: Ask) -> Answer | CaptionerError:
+    def _readable(self, ask: Ask) -> Answer | VisionModelError:
         """Ask again if a server breaks off in the middle, or answers something else."""
         for retry in range(self._retries + 1):
             try:
@@ -148,7 +148,7 @@ class OpenAICaptioner(Captioner):
             ) as error:
                 unread = str(error)
             time.sleep(min(8.0, 0.5 * 2**retry) if retry < self._retries else 0)
-        return CaptionerError(
+        return VisionModelError(
             f"the server's answer cannot be read ({_short(unread)})", "Try again."
         )
 
@@ -197,15 +197,15 @@ class OpenAICaptioner(Captioner):
 
 
 def _as_they_come(
-    one: Callable[[Ask], Answer | CaptionerError], asks: Sequence[Ask], together: int
-) -> Iterator[tuple[int, Answer | CaptionerError]]:
+    one: Callable[[Ask], Answer | VisionModelError], asks: Sequence[Ask], together: int
+) -> Iterator[tuple[int, Answer | VisionModelError]]:
     """Answer `asks`, `together` at a time, and yield what is done.
 
     After an error that ends the run, what is under way is waited for a little, then the error is
     raised. The threads are daemons: a caller that gives up, or Ctrl-C, waits for no server.
     """
     waiting: queue.SimpleQueue[tuple[int, Ask]] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, Answer | CaptionerError | BaseException]]
+    done: queue.SimpleQueue[tuple[int, Answer | VisionModelError | BaseException]]
     done = queue.SimpleQueue()
     for pair in enumerate(asks):
         waiting.put(pair)
@@ -235,7 +235,7 @@ def _as_they_come(
                 break
             left -= 1
             if number >= 0:
-                assert isinstance(reply, Answer | CaptionerError)
+                assert isinstance(reply, Answer | VisionModelError)
                 yield number, reply
             elif fatal is None:
                 assert isinstance(reply, BaseException)
@@ -260,14 +260,14 @@ def _drain(waiting: queue.SimpleQueue[tuple[int, Ask]]) -> int:
 
 
 def _refuse_odd(url: str) -> None:
-    """Raises: CaptionerError for anything but a base URL."""
+    """Raises: VisionModelError for anything but a base URL."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         good = False
     if not good:
-        raise CaptionerError(
+        raise VisionModelError(
             f'"{_bare(url)}" is not the base URL of a server',
             "It looks like http://localhost:8000/v1.",
         )
@@ -295,7 +295,7 @@ def _data_url(picture: Image.Image) -> str:
 
 def open_openai(
     model: str, *, url: str | None, together: int | None, device: str, schema: bool
-) -> OpenAICaptioner:
+) -> OpenAIModel:
     """For `registry.CAPTIONERS`: `device` does not concern it."""
     del device
-    return OpenAICaptioner(model, url, schema=schema, together=together or 4)
+    return OpenAIModel(model, url, schema=schema, together=together or 4)

@@ -1,41 +1,41 @@
-"""A captioner by its name: KIND:MODEL, or the kind alone if it ships its model.
+"""A vision-language model by its name: KIND:MODEL, or the kind alone if it ships its model.
 
-To add a captioner: a subclass of `base.Captioner`, and a function like `Maker` that is named here,
-or by another package as an entry point of the group "iclora.captioners".
+To add a kind: a subclass of `base.VisionModel`, and a function like `Maker` that is named here, or
+by another package as an entry point of the group "iclora.captioners".
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from iclora.errors import CaptionerError
+from iclora.errors import VisionModelError
 from iclora.registry import Registry
-from iclora.vlm.base import Captioner
+from iclora.vlm.base import VisionModel
 
-__all__ = ["CAPTIONERS", "Maker", "load_captioner"]
+__all__ = ["CAPTIONERS", "Maker", "load_vision_model"]
 
 
 class Maker(Protocol):
-    """Opens a captioner of one kind."""
+    """Opens a model of one kind."""
 
     def __call__(
         self, model: str, *, url: str | None, together: int | None, device: str, schema: bool
-    ) -> Captioner: ...
+    ) -> VisionModel: ...
 
 
 _SHIPPED = {"openai": "iclora.vlm.openai:open_openai", "local": "iclora.vlm.local:open_local"}
 CAPTIONERS: Registry[Maker] = Registry("iclora.captioners", "captioner", _SHIPPED)
 
 
-def load_captioner(
+def load_vision_model(
     name: str,
     *,
     url: str | None = None,
     together: int | None = None,
     device: str = "auto",
     schema: bool = True,
-) -> Captioner:
-    """Open a captioner.
+) -> VisionModel:
+    """Open a vision-language model.
 
     Args:
         name: "openai:MODEL" for a server, "local:PATH_OR_HUB_ID" for a transformers model; or a
@@ -44,12 +44,12 @@ def load_captioner(
         together: requests or sets at the same time.
         schema: ask a server to hold its answers to a JSON schema.
         device: where a local model runs: auto, cuda, cuda:N, mps or cpu.
-    Raises: CaptionerError.
+    Raises: VisionModelError.
     """
     kind, _, model = name.partition(":")
     if kind not in CAPTIONERS or bool(model) != (kind in _SHIPPED):
         others = sorted(set(CAPTIONERS) - set(_SHIPPED))
-        raise CaptionerError(
+        raise VisionModelError(
             f'there is no captioner "{name}"',
             "Use openai:MODEL for a server, local:PATH for a model in transformers' layout"
             + (f", or {', '.join(others)}." if others else "."),

@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers
 
-from iclora.errors import CaptionerError
+from iclora.errors import VisionModelError
 from iclora.evaluate.metrics.judge import Judge, read_score
 from iclora.evaluate.metrics.registry import load_metric
-from iclora.vlm.base import Answer, Captioner
+from iclora.vlm.base import Answer, VisionModel
 from tests.conftest import picture
 from tests.evaluate.metrics.test_base import figures_of, made_of
 
@@ -56,7 +56,7 @@ def test_what_is_no_mark_is_not_taken_for_one(text):
     assert read_score(text) is None
 
 
-class Scripted(Captioner):
+class Scripted(VisionModel):
     """Answers from a list for each set, in turn."""
 
     def __init__(self, answers):
@@ -78,7 +78,7 @@ def flat(number):
 
 
 def test_marks_belong_to_their_sets_and_failures_are_counted_not_hidden():
-    silent = CaptionerError("no answer", "Try again.")
+    silent = VisionModelError("no answer", "Try again.")
     judge = Judge(Scripted([["4"], ["no idea", "5"], [silent, silent], ["none", "nothing"]]))
     found = figures_of(judge, *map(flat, range(4)))
     assert found == [
@@ -102,9 +102,9 @@ def test_it_is_shown_the_panels_and_told_what_the_set_should_be():
 
 
 def test_the_captioner_that_ships_runs_as_a_judge_and_has_nothing_to_say():
-    from iclora.vlm import load_captioner
+    from iclora.vlm import load_vision_model
 
-    captioner = load_captioner("toyland", device="cpu")
+    captioner = load_vision_model("toyland", device="cpu")
     judge = Judge(captioner)
     captioner.longest = 8
     assert figures_of(judge, flat(0)) == [{"unanswered": 1}]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from iclora.errors import CaptionerError, ModelError, SettingsError
+from iclora.errors import ModelError, SettingsError, VisionModelError
 from iclora.evaluate.metrics.registry import METRICS, load_metric
 from iclora.toyland.metric import Toyland
 from tests.conftest import picture
@@ -34,7 +34,7 @@ def test_a_metric_whose_model_cannot_be_opened_says_so(tmp_path):
     for name in ("dino", "clip"):
         with pytest.raises(ModelError, match="cannot be opened"):
             load_metric(f"{name}:{tmp_path}", device="cpu")
-    with pytest.raises(CaptionerError, match="cannot be opened"):
+    with pytest.raises(VisionModelError, match="cannot be opened"):
         load_metric(f"local:{tmp_path}", device="cpu")
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from iclora.evaluate.metrics.base import Figures, Made, Metric
-from iclora.vlm import Captioner, load_captioner
+from iclora.vlm import VisionModel, load_vision_model
 from iclora.vlm.asking import shrink
 from iclora.vlm.base import Answer, Ask, Turn
 
@@ -91,13 +91,13 @@ class Judge(Metric):
         "unanswered": "share of sets without a mark that could be read; lower is better",
     }
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: VisionModel) -> None:
         super().__init__(captioner.name)
         self.notes += captioner.notices
         self._captioner = captioner
 
     def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
-        """Raises: CaptionerError if no set can be judged any more."""
+        """Raises: VisionModelError if no set can be judged any more."""
         left = iter(sets)
         try:
             while part := list(islice(left, _TOGETHER)):
@@ -133,12 +133,12 @@ class Judge(Metric):
 
 def open_openai(model: str, device: str, url: str | None) -> Judge:
     """For `registry.METRICS`."""
-    return Judge(load_captioner(f"openai:{model}", url=url, device=device))
+    return Judge(load_vision_model(f"openai:{model}", url=url, device=device))
 
 
 def open_local(model: str, device: str, url: str | None) -> Judge:
     """For `registry.METRICS`."""
-    return Judge(load_captioner(f"local:{model}", url=url, device=device))
+    return Judge(load_vision_model(f"local:{model}", url=url, device=device))
 
 
 def _ask(made: Made) -> ScoreAsk:

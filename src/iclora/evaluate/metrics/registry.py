@@ -34,7 +34,7 @@ def load_metric(name: str, *, device: str = "auto", url: str | None = None) -> M
             "local:PATH_OR_HUB_ID"; or what another package registered.
         device: where a model runs: auto, cuda, cuda:N, mps or cpu.
         url: a judging server's base URL.
-    Raises: SettingsError, ModelError, CaptionerError.
+    Raises: SettingsError, ModelError, VisionModelError.
     """
     kind, _, model = name.partition(":")
     if kind not in METRICS or (kind in _SHIPPED and not model):
