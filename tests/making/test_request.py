@@ -13,6 +13,7 @@ from iclora.errors import CaptionError, LayoutError, SettingsError, StorageError
 from iclora.making.made import GeneratedSet, given_latents, next_folder, read_latents
 from iclora.making.request import Request, check_base
 from iclora.making.session import complete, generate
+from iclora.sets.images import open_image
 from tests.conftest import CAPTION, picture
 from tests.making.helpers import prepared, run, told
 
@@ -221,3 +222,25 @@ def test_steps_are_repeated_in_any_mode_and_by_themselves_in_mode_resample(clean
     request, notes = prepared(clean, CAPTION, given=known, mode="boost", resample=2, **told())
     assert (request.resample, notes) == (2, [])
     assert prepared(clean, CAPTION, resample=1, **told())[0].resample == 1
+
+
+def test_every_picture_of_a_set_is_read_once(clean, tmp_path, monkeypatch):
+    """What was hashed is what is used, whoever writes to the folder meanwhile."""
+    first = generate(clean, CAPTION, **told(steps=1))
+    latents = {1: first.latents[0]}
+    made = complete(clean, CAPTION, {1: first.panels[0]}, latents=latents, **told(steps=1))
+    folder = made.save(tmp_path / "0001")
+    opened = []
+
+    def counted(path):
+        opened.append(Path(path).name)
+        return open_image(path)
+
+    monkeypatch.setattr("iclora.making.request.open_image", counted)
+    monkeypatch.setattr("iclora.making.made.open_image", counted)
+    assert GeneratedSet.load(folder).latents[0].equal(latents[1])
+    assert sorted(opened) == ["composite.png", *(f"panel-{n}.png" for n in (1, 2, 3))]
+    opened.clear()
+    request, given = Request.load(folder / "request.json")
+    assert given_latents(request, folder, given)[1].equal(latents[1])
+    assert opened == ["panel-1.png"]
