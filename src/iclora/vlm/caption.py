@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -95,17 +96,7 @@ def caption_dataset(
     Raises: DatasetError for an archive, which cannot be written into; VisionModelError if the
         captioner cannot go on, or many sets in a row get no answer.
     """
-    if not dataset.path.is_dir():
-        raise DatasetError(
-            f"{dataset.path} is an archive, and captions are written beside the images",
-            "Unpack it into a folder first.",
-        )
-    names = [image_set.name for image_set in dataset.sets]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DatasetError(
-            f"more than one image set is called {', '.join(twice)}", "Rename or remove the others."
-        )
+    _refuse_unwritable(dataset)
     summary, progress = Summary(), progress or Progress()
 
     def judge(answer: str) -> str:
@@ -115,44 +106,24 @@ def caption_dataset(
         panels = image_set.load(dataset.recipe)
         return ask_about(dataset.recipe, _pictures(panels, dataset.recipe, send, longest), limit)
 
+    recipe = dataset.recipe.sampled(20, 3.5).model_dump_json()
     # Not the address: a server may come back at another.
-    asked = [
-        captioner.name,
-        dataset.recipe.sampled(20, 3.5).model_dump_json(),
-        limit,
-        send,
-        longest,
-    ]
-    journal = _Journal(dataset.path / _JOURNAL, digest(*map(str, asked)))
-    done = journal.begin() if overwrite else set()
-    todo = []
-    for image_set in dataset.sets:
-        if image_set.name in done if overwrite else _has_words(image_set):
-            summary.kept.append(image_set.name)
-        else:
-            todo.append(image_set)
-    places = {s.name: caption_path(dataset, s) for s in todo}
-    total = len(todo)
+    key = digest(captioner.name, recipe, str(limit), send, str(longest))
+    journal = _Journal(dataset.path / _JOURNAL, key)
+    done = journal.begin() if overwrite else {s.name for s in dataset.sets if _has_words(s)}
+    summary.kept += [s.name for s in dataset.sets if s.name in done]
+    todo = {s.name: s for s in dataset.sets if s.name not in done}
     try:
-        outcomes = _all_outcomes(todo, captioner, judge, look, summary)
+        outcomes = _all_outcomes(list(todo.values()), captioner, judge, look, summary)
         for count, outcome in enumerate(outcomes, 1):
-            place = places[outcome.name]
-            if outcome.caption is None:
-                summary.failed.append(outcome)
-            elif not overwrite and place.is_file() and place.read_bytes().strip(_BLANK):
-                # Somebody wrote one while the model was at it.
-                summary.kept.append(outcome.name)
-            else:
-                write_text(place, outcome.caption + "\n")
-                summary.written.append(outcome.name)
-                if overwrite:
-                    journal.note(outcome.name)
+            place = caption_path(dataset, todo[outcome.name])
+            _keep(outcome, place, overwrite, journal, summary)
             if outcome.caption is None and warn:
                 warn(f"{outcome.name}: no caption, {outcome.problem}")
-            progress("captioning", count, total, outcome.name, outcome=outcome)
+            progress("captioning", count, len(todo), outcome.name, outcome=outcome)
     except VisionModelError as error:
         raise VisionModelError(
-            f"{error.problem}; {len(summary.written)} of {total} captions are written",
+            f"{error.problem}; {len(summary.written)} of {len(todo)} captions are written",
             f"{error.advice} The same command goes on with the rest.",
         ) from error
     finally:
@@ -160,6 +131,37 @@ def caption_dataset(
     if not summary.failed:
         journal.end()
     return summary
+
+
+def _refuse_unwritable(dataset: Dataset) -> None:
+    """Raises: DatasetError for an archive, and for two sets whose captions would be one file."""
+    if not dataset.path.is_dir():
+        raise DatasetError(
+            f"{dataset.path} is an archive, and captions are written beside the images",
+            "Unpack it into a folder first.",
+        )
+    counts = Counter(image_set.name for image_set in dataset.sets)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise DatasetError(
+            f"more than one image set is called {', '.join(twice)}", "Rename or remove the others."
+        )
+
+
+def _keep(
+    outcome: Outcome, place: Path, overwrite: bool, journal: _Journal, summary: Summary
+) -> None:
+    """Write one caption, if there is one and nobody else wrote one, and note it."""
+    if outcome.caption is None:
+        summary.failed.append(outcome)
+    elif not overwrite and place.is_file() and place.read_bytes().strip(_BLANK):
+        # Somebody wrote one while the model was at it.
+        summary.kept.append(outcome.name)
+    else:
+        write_text(place, outcome.caption + "\n")
+        summary.written.append(outcome.name)
+        if overwrite:
+            journal.note(outcome.name)
 
 
 def _all_outcomes(
