@@ -47,6 +47,27 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def toyland():
+    """The small base that ships, float32 on the CPU. A test leaves no adapter in it."""
+    from iclora.models import load_model
+
+    return load_model("toyland", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def processor(tmp_path_factory):
+    """What prepares words and pictures for a captioner like toyland's; it knows few words whole."""
+    import transformers
+
+    from workshop.toyland.pretrain.lessons import make_processor
+    from workshop.toyland.pretrain.stage import Settings
+
+    folder = tmp_path_factory.mktemp("processor")
+    make_processor(Settings(captioner_texts=5)).save_pretrained(folder)
+    return transformers.AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Path:
     """The settings alone of a FLUX.1 of 3 double and 4 single blocks, 128 wide."""
     folder = tmp_path_factory.mktemp("small") / "base"

@@ -18,15 +18,13 @@ from iclora.vlm import Ask, load_vision_model
 from iclora.vlm.caption import FAILURES, caption_dataset
 from tests.conftest import picture
 from workshop.toyland.pretrain import captioner
-from workshop.toyland.pretrain.stage import Settings
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(processor, tmp_path_factory):
     """A captioner of random weights in transformers' layout: what it writes is nonsense."""
     where = tmp_path_factory.mktemp("captioner")
     torch.manual_seed(0)
-    processor = captioner.make_processor(Settings())
     captioner.new_captioner(processor).save_pretrained(where)
     processor.save_pretrained(where)
     return where
@@ -54,6 +52,9 @@ def serving(folder, port):
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"{url}/models", timeout=5).close()
+                break
+            except urllib.error.HTTPError:
+                # It serves: without a hub cache it cannot list models, and answers 500.
                 break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 assert process.poll() is None, "the server ended at once"

@@ -1,13 +1,11 @@
 """Reads the truth back from pixels, by comparing a panel with renderings of everything it could be.
 
-`python -m iclora.toyland.judge` measures the judge itself on true renderings.
+How well it reads true renderings is measured by `workshop.toyland.judge`.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -18,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iclora.toyland.drawing import SIZE, backdrop, cut_out, draw, in_dust
-from iclora.toyland.world import TOPICS, TRAITS, Panel, draw_traits
+from iclora.toyland.world import TOPICS, TRAITS
 
-__all__ = ["agreement", "diversity", "measure", "read", "stated_right"]
+__all__ = ["agreement", "diversity", "read", "stated_right"]
 
 Pixels = NDArray[np.float32]
 Traits = dict[str, str]
@@ -158,7 +156,7 @@ def read(panel: Image.Image, topic: str, *, style: str = "flat", weather: str = 
 def stated_right(
     said: Sequence[Mapping[str, str]], found: Sequence[Mapping[str, str]]
 ) -> dict[str, list[bool]]:
-    """For every trait, whether each panel that was asked for a value shows it."""
+    """For every trait: True for each panel that shows the value it was asked for."""
     right: dict[str, list[bool]] = {}
     for asked, seen in zip(said, found, strict=True):
         for trait, value in asked.items():
@@ -168,7 +166,7 @@ def stated_right(
 
 
 def agreement(found: Sequence[Mapping[str, str]], traits: Collection[str]) -> dict[str, bool]:
-    """For each of the traits, and for "all" of them, whether every panel shows the same value."""
+    """For each of the traits, and "all" of them: True if every panel shows the same value."""
     same = {t: len({panel[t] for panel in found}) == 1 for t in traits}
     return {**same, "all": all(same.values())}
 
@@ -181,37 +179,3 @@ def diversity(found: Sequence[Mapping[str, str]], traits: Collection[str]) -> fl
     """
     pairs = list(combinations(found, 2))
     return float(np.mean([[a[t] != b[t] for t in traits] for a, b in pairs]))
-
-
-def measure(
-    topic: str, count: int, seed: int = 0, how: Mapping[str, str] | None = None
-) -> dict[str, float]:
-    """Share of each trait the judge reads right on true renderings; `how` fixes some traits."""
-    how = how or {}
-    rng = random.Random(f"judge {seed}")
-    right: dict[str, list[bool]] = {}
-    for _ in range(count):
-        traits = {**draw_traits(rng, topic), **how}
-        seen = read(Panel(topic, traits, rng.randrange(2**31)).render(), topic, **how)
-        for name, values in stated_right([traits], [seen]).items():
-            right.setdefault(name, []).extend(values)
-    return {name: float(np.mean(values)) for name, values in right.items()}
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=400, help="renderings of each kind")
-    args = parser.parse_args()
-    kinds: list[tuple[str, dict[str, str]]] = [
-        (topic, {}) for topic in TOPICS if topic != "character"
-    ]
-    for style in TRAITS["style"]:
-        kinds += [("character", {"style": style, "weather": w}) for w in TRAITS["weather"]]
-    for topic, how in kinds:
-        scores = measure(topic, args.count, 0, how)
-        print(topic, *how.values(), {k: round(v, 4) for k, v in scores.items()}, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from typing import Any
 from iclora.errors import VisionModelError
 from iclora.vlm.base import Answer, Ask, VisionModel
 
-__all__ = ["LocalModel", "open_local"]
+__all__ = ["LocalModel", "conversation", "open_local"]
 
 
 class LocalModel(VisionModel):
@@ -87,7 +87,7 @@ class LocalModel(VisionModel):
         import torch
 
         inputs = self._processor.apply_chat_template(
-            [_conversation(ask) for ask in asks],
+            [conversation(ask) for ask in asks],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -130,7 +130,8 @@ def _best_device(torch: Any) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _conversation(ask: Ask) -> list[dict[str, Any]]:
+def conversation(ask: Ask) -> list[dict[str, Any]]:
+    """An ask as the messages of a chat template."""
     content: list[dict[str, Any]] = [{"type": "image", "image": p} for p in ask.pictures]
     turns: list[dict[str, Any]] = [
         {"role": "user", "content": [*content, {"type": "text", "text": ask.as_text}]}

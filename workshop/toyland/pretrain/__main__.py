@@ -16,7 +16,7 @@ from workshop.toyland.pretrain.export import warm_start, write_base
 from workshop.toyland.pretrain.painter import train_flow
 from workshop.toyland.pretrain.readers import train_text
 from workshop.toyland.pretrain.stage import Log, Settings
-from workshop.toyland.pretrain.words import load_tokenizers
+from workshop.toyland.pretrain.tokenizers import load_tokenizers
 
 STAGES = ("autoencoder", "canvases", "text", "captioner")
 

@@ -1,4 +1,4 @@
-"""What the transformer is trained on: canvases as latents, and a step's draw from them."""
+"""The transformer's training data: canvases as latents, and a step's draw from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iclora.toyland.drawing import SIZE
 from iclora.toyland.wording import draw_caption
 from iclora.toyland.world import ARRANGEMENTS, TRAITS, Canvas, draw_canvas
 from workshop.toyland.pretrain.stage import Log, Settings, amp, save_done
-from workshop.toyland.pretrain.words import TEXT_TOKENS
+from workshop.toyland.pretrain.tokenizers import TEXT_TOKENS
 
 __all__ = [
     "TOKEN",
@@ -38,7 +38,7 @@ RELATED = 0.4
 
 @dataclass(frozen=True)
 class Encoded:
-    """Canvases of one arrangement: what they show, and their normalised latent tokens."""
+    """Canvases of one arrangement, and their normalised latent tokens."""
 
     canvases: list[Canvas]
     latents: Tensor
@@ -46,7 +46,7 @@ class Encoded:
 
     @cached_property
     def truth(self) -> Tensor:
-        """Number of every trait's value, -100 where there is none, (N, panels, traits)."""
+        """Number of every trait's value, -100 for none, (N, panels, traits)."""
         return torch.tensor(
             [
                 [
@@ -73,7 +73,7 @@ def encode_canvases(settings: Settings, work: Path, vae: Any, log: Log) -> dict[
         by_arrangement[canvas.arrangement].append(canvas)
     found = {}
     for name, canvases in by_arrangement.items():
-        # Named by what is on them, or canvases drawn otherwise would get these latents.
+        # The name tells the canvases apart, or others would get these latents.
         shown = digest(*map(repr, canvases))[:12]
         path = work / f"latents-{name.replace(' ', '-')}-{shown}.safetensors"
         if not path.is_file():
@@ -138,29 +138,28 @@ def draw_levels(rng: torch.Generator, count: int, panel: Tensor) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's canvases of one arrangement.
-
-    Attributes:
-        x0, eps: latents and noise, (B, n, 32).
-        sigma: the noise level the model is told, (B,).
-        levels: the noise level of every token, (B, n).
-        weight: of every token in its sample's loss, (B, n).
-        asked: the tokens the teller is asked about, (k,).
-        truth: their traits, (B, k, traits), as `Encoded.truth` numbers them.
-        t5_ids, clip_ids: captions, (B, TEXT_TOKENS) and (B, 77).
-        places: row and column of every token, as FLUX.1 numbers them, (n, 3).
-    """
+    """One step's canvases of one arrangement."""
 
     x0: Tensor
+    """Latents, (B, n, 32)."""
     eps: Tensor
+    """Noise, (B, n, 32)."""
     sigma: Tensor
+    """The noise level the model is told, (B,)."""
     levels: Tensor
+    """The noise level of every token, (B, n)."""
     weight: Tensor
+    """Of every token in its sample's loss, (B, n)."""
     asked: Tensor
+    """The tokens the teller is asked about, (k,)."""
     truth: Tensor
+    """Value of every trait in these tokens' panels, -100 for none, (B, k, traits)."""
     t5_ids: Tensor
+    """(B, TEXT_TOKENS)"""
     clip_ids: Tensor
+    """(B, 77)"""
     places: Tensor
+    """Position ids: row and column of every token, as FLUX.1 numbers them, (n, 3)."""
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))

@@ -17,7 +17,7 @@ __all__ = ["still_guidance", "warm_start", "write_base"]
 
 @torch.no_grad()
 def still_guidance(transformer: Any) -> None:
-    """Make the guidance embedding give at every value what it gives at 1, the only one it saw.
+    """Make the guidance embedding the same at every value as at 1, the only one it saw.
 
     Samplers ask for 3.5: an embedding of values never trained would be noise in every layer.
     """
@@ -63,8 +63,8 @@ def write_base(
 def warm_start(base: Path, work: Path) -> None:
     """Fill a new `work` folder from an exported base: all but the transformer is done there.
 
-    The transformer's training begins anew from its weights, with optimizers that know nothing.
-    What is in `work` already stays as it is.
+    The transformer's training begins again from its weights, with new optimizers. Files that are
+    in `work` already stay as they are.
     """
     pipeline = diffusers.FluxPipeline.from_pretrained(base, dtype=torch.float32)
     if not (work / "tokenizers").is_dir():

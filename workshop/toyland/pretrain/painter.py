@@ -27,7 +27,7 @@ from workshop.toyland.pretrain.stage import (
     save_state,
     take_step,
 )
-from workshop.toyland.pretrain.words import TEXT_TOKENS
+from workshop.toyland.pretrain.tokenizers import TEXT_TOKENS
 
 __all__ = ["PlainAttention", "Teller", "flow_loss", "new_transformer", "train_flow"]
 
@@ -54,14 +54,16 @@ def _norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Ten
     """RMS norm and rotary embedding of queries or keys.
 
     Args:
-        x: (B, S, heads, d). weight: (d,). cos, sin: (1, S, 1, d / 2).
+        x: (B, S, heads, d).
+        weight: (d,).
+        cos, sin: (1, S, 1, d / 2).
     Returns: (B, heads, S, d) in x's type.
     """
     y = x.float()
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6) * weight
     a, b = y.view(*y.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(3)
-    return turned.to(x.dtype).transpose(1, 2).contiguous()
+    rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(3)
+    return rotated.to(x.dtype).transpose(1, 2).contiguous()
 
 
 TELL_AFTER = 1
@@ -71,7 +73,7 @@ TELL_WEIGHT = 0.2
 
 
 class Teller(nn.Module):
-    """Tells from a token in the middle of the transformer what its panel will show.
+    """Tells from a token in the middle of the transformer the traits its panel will have.
 
     Copying between panels is the slow part to learn: in the velocity's error an identity is a few
     per cent. Asked outright, tokens too noisy to show anything must find it in the words or in
@@ -84,13 +86,14 @@ class Teller(nn.Module):
         self._sizes = [len(values) for values in TRAITS.values()]
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, sum(self._sizes))
-        self._tokens: Tensor | None = None
+        self.heard: Tensor | None = None
+        """The image tokens of the last forward pass, (B, n, width)."""
 
     def listen(self, model: Any) -> None:
         """Keep the image tokens that leave block `TELL_AFTER` from now on."""
 
         def keep(_module: nn.Module, _args: object, output: tuple[Tensor, Tensor]) -> None:
-            self._tokens = output[1]
+            self.heard = output[1]
 
         model.single_transformer_blocks[TELL_AFTER].register_forward_hook(keep)
 
@@ -102,13 +105,13 @@ class Teller(nn.Module):
             tokens: (k,), which tokens of a canvas are asked.
             weight: (B, k), 0 for tokens that are not asked after all.
         """
-        assert self._tokens is not None
-        told = self.head(self.norm(self._tokens[:, tokens].float())).flatten(0, 1)
+        assert self.heard is not None
+        told = self.head(self.norm(self.heard[:, tokens].float())).flatten(0, 1)
         truth = truth.masked_fill((weight == 0)[..., None], -100).flatten(0, 1)
         total = told.new_zeros(())
         for logits, values in zip(told.split(self._sizes, -1), truth.unbind(-1), strict=True):
             total = total + F.cross_entropy(logits, values, reduction="sum")
-        self._tokens = None
+        self.heard = None
         mean: Tensor = total / (truth >= 0).sum().clamp(min=1)
         return mean
 
@@ -116,8 +119,8 @@ class Teller(nn.Module):
 class PlainAttention:
     """Attention as two matrix products.
 
-    On a CPU in bf16 this takes a third of the time of scaled_dot_product_attention forth and back.
-    It is used for pre-training alone; a test holds it equal to diffusers' own.
+    On a CPU in bf16, it takes a third of scaled_dot_product_attention's time. It is
+    used for pre-training alone; a test holds it equal to diffusers' own.
     """
 
     def __init__(self, *, compiled: bool) -> None:
@@ -143,23 +146,23 @@ class PlainAttention:
             q, k = self._rotate(q, layers[3].weight, c, s), self._rotate(k, layers[4].weight, c, s)
             return [q, k, v.transpose(1, 2)]
 
-        own = (attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
+        img_layers = (attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
         if encoder_hidden_states is None:
-            q, k, v = project(hidden_states, own, slice(None))
+            q, k, v = project(hidden_states, img_layers, slice(None))
             return self._attend(q, k, v, d)
-        words = encoder_hidden_states.shape[1]
-        added = (
+        text_tokens = encoder_hidden_states.shape[1]
+        txt_layers = (
             attn.add_q_proj,
             attn.add_k_proj,
             attn.add_v_proj,
             attn.norm_added_q,
             attn.norm_added_k,
         )
-        text = project(encoder_hidden_states, added, slice(words))
-        image = project(hidden_states, own, slice(words, None))
-        q, k, v = (torch.cat(pair, 2) for pair in zip(text, image, strict=True))
+        txt = project(encoder_hidden_states, txt_layers, slice(text_tokens))
+        img = project(hidden_states, img_layers, slice(text_tokens, None))
+        q, k, v = (torch.cat(pair, 2) for pair in zip(txt, img, strict=True))
         out = self._attend(q, k, v, d)
-        return attn.to_out[0](out[:, words:]), attn.to_add_out(out[:, :words])
+        return attn.to_out[0](out[:, text_tokens:]), attn.to_add_out(out[:, :text_tokens])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, d: int) -> Tensor:
         scores = q @ (k.transpose(-1, -2) * d**-0.5)
@@ -173,11 +176,11 @@ def flow_loss(model: Any, teller: Teller, readers: Readers, batch: Batch) -> tup
     z = (1 - levels) * batch.x0 + levels * batch.eps
     with amp(z.device):
         with torch.no_grad():
-            words = readers.t5(batch.t5_ids)[0].float()
+            text = readers.t5(batch.t5_ids)[0].float()
             pooled = readers.clip(batch.clip_ids).pooler_output.float()
         v = model(
             hidden_states=z,
-            encoder_hidden_states=words,
+            encoder_hidden_states=text,
             pooled_projections=pooled,
             timestep=batch.sigma,
             guidance=torch.ones_like(batch.sigma),
@@ -190,6 +193,29 @@ def flow_loss(model: Any, teller: Teller, readers: Readers, batch: Batch) -> tup
     return (error * batch.weight).sum(-1).mean(), told
 
 
+def _open_transformer(work: Path, device: torch.device) -> Any:
+    """A new transformer, or the one that `export.warm_start` left, ready to be trained."""
+    model = new_transformer().to(device)
+    if (work / "warm.safetensors").is_file():
+        model.load_state_dict(load_file(work / "warm.safetensors"))
+    if device.type == "cpu":
+        model.set_attn_processor(PlainAttention(compiled=True))
+    # In fp32 from the first layer on, or the noise level would be told in bf16's coarse steps.
+    model.x_embedder.register_forward_hook(lambda _module, _args, out: out.float())
+    return model
+
+
+def _draw(
+    settings: Settings, tokenizers: tuple[Any, Any], data: dict[str, Encoded], step: int
+) -> Batch:
+    """The canvases of a step, all of one arrangement."""
+    rng = random.Random(f"flow {settings.seed} {step}")
+    arrangement = rng.choices(list(_SHARES), list(_SHARES.values()))[0]
+    length = TEXT_TOKENS + (SIZE // TOKEN) ** 2 * ARRANGEMENTS[arrangement].panels
+    count = settings.flow_tokens // length
+    return draw_batch(rng, tokenizers, data[arrangement], arrangement, count)
+
+
 def train_flow(
     settings: Settings,
     work: Path,
@@ -199,16 +225,14 @@ def train_flow(
     data: dict[str, Encoded],
     export: Callable[[Any], None],
 ) -> None:
-    """Train the transformer; `export` is called with its averaged weights now and then."""
+    """Train the transformer.
+
+    Args:
+        export: called with its averaged weights every `Settings.export_every` steps, and last.
+    """
     torch.manual_seed(settings.seed + 2)
     device = settings.device
-    model = new_transformer().to(device)
-    if (work / "warm.safetensors").is_file():
-        model.load_state_dict(load_file(work / "warm.safetensors"))
-    if device.type == "cpu":
-        model.set_attn_processor(PlainAttention(compiled=True))
-    # In fp32 from the first layer on, or the noise level would be told in bf16's coarse steps.
-    model.x_embedder.register_forward_hook(lambda _module, _args, out: out.float())
+    model = _open_transformer(work, device)
     teller = Teller(model.inner_dim).to(device)
     teller.listen(model)
     learners = nn.ModuleDict({"model": model, "teller": teller})
@@ -223,13 +247,9 @@ def train_flow(
     recent: list[tuple[float, float]] = []
     began = time.monotonic()
     for step in range(start, settings.flow_steps):
-        rng = random.Random(f"flow {settings.seed} {step}")
-        arrangement = rng.choices(list(_SHARES), list(_SHARES.values()))[0]
-        length = TEXT_TOKENS + (SIZE // TOKEN) ** 2 * ARRANGEMENTS[arrangement].panels
-        count = settings.flow_tokens // length
         left = (settings.flow_steps - step) / settings.flow_cooldown
         rate = settings.flow_lr * min(1.0, (step + 1) / 200, left)
-        batch = draw_batch(rng, tokenizers, data[arrangement], arrangement, count).to(device)
+        batch = _draw(settings, tokenizers, data, step).to(device)
         loss, told = flow_loss(model, teller, readers, batch)
         torch.autograd.backward(loss + TELL_WEIGHT * told)
         norm = nn.utils.clip_grad_norm_(learners.parameters(), 1.0)

@@ -1,6 +1,6 @@
 """The text encoders, trained alone to tell what a caption says of which panel, then frozen.
 
-Trained along with the transformer instead they never bind clauses to panels.
+Text encoders that are trained along with the transformer never bind clauses to panels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from workshop.toyland.pretrain.stage import (
     take_step,
     warm_then_cosine,
 )
-from workshop.toyland.pretrain.words import TEXT_TOKENS
+from workshop.toyland.pretrain.tokenizers import TEXT_TOKENS
 
 __all__ = ["Readers", "new_clip", "new_t5", "text_batch", "train_text"]
 
@@ -103,8 +103,10 @@ class Readers(nn.Module):
         """Cross-entropy of all heads and the share of stated traits told right.
 
         Args:
-            t5_ids: (B, T). clip_ids: (B, 77).
-            labels: (B, T, heads), -100 at padding. pooled: (B, heads).
+            t5_ids: (B, T).
+            clip_ids: (B, 77).
+            labels: (B, T, heads), -100 at padding.
+            pooled: (B, heads).
         """
         tokens = self.token(self.t5(t5_ids)[0].float()).split(list(self.sizes.values()), -1)
         whole = self.pooled(self.clip(clip_ids).pooler_output.float()).split(

@@ -1,4 +1,4 @@
-"""What every stage of pre-training needs: its settings, a log, checkpoints, optimizers."""
+"""Shared by the stages of pre-training: settings, a log, checkpoints, optimizers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from iclora.files import append_line, replacing
+
 __all__ = [
     "Log",
     "Muon",
@@ -22,6 +24,7 @@ __all__ = [
     "amp",
     "load_state",
     "optimizers_of",
+    "orthogonal",
     "save_done",
     "save_state",
     "take_step",
@@ -51,7 +54,7 @@ class Settings:
     flow_cooldown: int = 600
     """Last steps, over which the learning rate falls to zero."""
     flow_tokens: int = 10_240
-    """Tokens in a transformer step, words included; canvases of one arrangement."""
+    """Tokens in a transformer step, text tokens included; canvases of one arrangement."""
     flow_lr: float = 2e-3
     flow_ema: float = 0.998
     export_every: int = 500
@@ -60,6 +63,8 @@ class Settings:
     words_steps: int = 1200
     words_batch: int = 48
     """Single pictures in a step of the captioner's first lessons."""
+    captioner_texts: int = 300
+    """Captions of each task whose words the captioner's tokenizer keeps whole."""
     captioner_sets: int = 3000
     """Different tuning sets the captioner sees; what is said of them is new each time."""
     captioner_steps: int = 1900
@@ -75,10 +80,9 @@ class Log:
         self._began = time.monotonic()
 
     def __call__(self, **values: Any) -> None:
-        row = {"s": round(time.monotonic() - self._began, 1), **values}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+        line = json.dumps({"s": round(time.monotonic() - self._began, 1), **values})
+        append_line(self._path, line)
+        print(line, flush=True)
 
 
 def warm_then_cosine(step: int, steps: int, warm: int = 100) -> float:
@@ -95,7 +99,7 @@ def save_state(
     *optimizers: torch.optim.Optimizer,
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """A checkpoint as safetensors; replaced as a whole, so that a kill leaves the last one."""
+    """Write a checkpoint as safetensors; a kill leaves the last one."""
     tensors = {f"model/{k}": v.detach().contiguous() for k, v in model.state_dict().items()}
     for key, value in (extra or {}).items():
         tensors[f"extra/{key}"] = value.contiguous()
@@ -107,16 +111,15 @@ def save_state(
 
 
 def save_done(path: Path, tensors: Mapping[str, Tensor], **about: str) -> None:
-    """Tensors as safetensors, whole or not at all: that the file is there says they are done."""
-    part = path.with_suffix(".part")
-    save_file({k: v.clone().contiguous() for k, v in tensors.items()}, part, about or None)
-    part.rename(path)
+    """Write tensors as safetensors, whole or not at all: a file that is there is done."""
+    with replacing(path) as part:
+        save_file({k: v.clone().contiguous() for k, v in tensors.items()}, part, about or None)
 
 
 def load_state(
     path: Path, model: nn.Module, *optimizers: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Tensor]]:
-    """Take up a checkpoint. Returns: its step and extra tensors; 0 if there is none."""
+    """Load a checkpoint. Returns: its step and extra tensors; 0 if there is none."""
     if not path.is_file():
         return 0, {}
     with safe_open(path, "pt") as file:
@@ -156,13 +159,13 @@ class Muon(torch.optim.Optimizer):
                 grad = parameter.grad
                 mean = state.setdefault("mean", torch.zeros_like(grad))
                 mean.lerp_(grad, 0.05)
-                update = _orthogonal(grad.lerp(mean, 0.95).flatten(1))
+                update = orthogonal(grad.lerp(mean, 0.95).flatten(1))
                 scale = 0.2 * max(update.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["decay"])
                 parameter.sub_(update.view(parameter.shape), alpha=group["lr"] * scale)
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
     """The matrix with its singular values moved near one, by five Newton-Schulz steps."""
     x = matrix.bfloat16()
     wide = x.shape[0] <= x.shape[1]

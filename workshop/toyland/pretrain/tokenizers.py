@@ -33,7 +33,7 @@ def _corpus(settings: Settings, count: int = 6000) -> list[str]:
 
 
 def make_tokenizers(settings: Settings) -> tuple[Any, Any]:
-    """CLIP's and T5's tokenizer; both survive any text, letter by letter where need be."""
+    """CLIP's and T5's tokenizer; both survive any text, letter by letter if need be."""
     corpus = _corpus(settings)
     counts: Counter[str] = Counter()
     rare: Counter[str] = Counter()
