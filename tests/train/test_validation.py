@@ -85,7 +85,7 @@ def test_trained_sets_to_compare_with_are_not_simply_the_first_ones(config, tmp_
     assert Validation.of(settings, [], sets, tmp_path / "v") is None
 
 
-def test_held_out_sets_are_measured_at_every_checkpoint_and_never_trained_on(clean, config):
+def test_held_out_sets_are_measured_at_every_checkpoint_and_never_trained_on(clean, config, plots):
     result = train(config(held_out=0.34, steps=4), clean)
     found = rows(result.folder)
     assert [row["step"] for row in found] == [0, 2, 4]

@@ -161,13 +161,16 @@ class FolderModel(DiffusionModel):
         )
 
     def release(self, *parts: Part) -> None:
+        freed = False
         for part in parts:
             for attribute in self.held[part]:
-                self.__dict__.pop(attribute, None)
+                freed |= self.__dict__.pop(attribute, None) is not None
             for folder in self.folders[part]:
                 self._loaded.pop(folder, None)
             if part == "denoiser":
                 self.applied = None
+        if not freed:
+            return
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

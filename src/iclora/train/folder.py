@@ -124,7 +124,6 @@ class RunFolder:
 
         Raises: StorageError.
         """
-        self.plot()
         self.save_adapter(self.path / _ADAPTER, state)
         best = self.best()
         if best and self.best_step() != state.step:
