@@ -254,7 +254,7 @@ class TrainSettings(Machine):
     """share of samples in which some panels are given, without noise, and only the others are
     learned; the adapter then also completes sets in clean mode. 0 is the paper's training"""
     isolate_given: bool = False
-    """given panels attend to themselves alone; completing then computes them only once"""
+    """given panels attend only to themselves; completing then computes them only once"""
     shift: Literal["none", "resolution"] = "none"
     """shift noise levels by canvas size, as the base's sampler does"""
 
@@ -317,17 +317,17 @@ class TrainSettings(Machine):
         return self
 
     def recomputed(self, blocks: int) -> int:
-        """How many of a base's blocks keep their input alone."""
+        """Return how many of a base's blocks keep only their input for the backward pass."""
         if self.recompute is None:
             return blocks if self.gradient_checkpointing else 0
         return min(self.recompute, blocks)
 
     def to_toml(self) -> str:
-        """A run file that `read_settings` reads back."""
+        """Write a run file that `read_settings` reads back."""
         return tomli_w.dumps({"train": self.table()})
 
     def table(self, **which: Any) -> dict[str, Any]:
-        """Plain values by name, what every run must say first, without what is None.
+        """Return plain values by name, required settings first, without those that are None.
 
         Args:
             which: fields, as pydantic's model_dump takes them.
@@ -344,21 +344,21 @@ class _RunFile(TrainSettings):
     """TOML run file with a [train] table"""
 
     def training(self) -> TrainSettings:
-        """The training run alone; what was set stays marked as set."""
+        """Return the training run without the rest; settings that were set stay marked as set."""
         values = {n: getattr(self, n) for n in self.model_fields_set}
         own = {n: v for n, v in values.items() if n in TrainSettings.model_fields}
         return TrainSettings.model_validate(own)
 
 
 class RunSettings(_RunFile):
-    """What `train` is told: a training run, or one to go on with."""
+    """Settings of the verb `train`: a new training run, or one to resume."""
 
     resume: str | None = _field(None, metavar="RUN")
-    """go on with the run in this folder"""
+    """resume the run in this folder"""
 
 
 class PlanSettings(_RunFile):
-    """What `plan` is told: a training run, and where to write the choice."""
+    """Settings of the verb `plan`: a training run, and a file for the choice."""
 
     write: str | None = _field(None, metavar="FILE")
     """write a run file with the choice"""

@@ -1,4 +1,4 @@
-"""What a run takes: bytes at its peak and FLOPs, counted and not measured.
+"""Count what a run takes, without running it: bytes at its peak, and FLOPs.
 
 The base's real modules run, forward and backward, on tensors that have a size and no content
 (`models.outline`), while a ledger books every storage that is made and freed. Blocks of a kind
@@ -142,20 +142,17 @@ def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """What one block, or the end of a pass, adds to it.
-
-    Attributes:
-        kept: bytes more that live behind it than before it, in the forward pass.
-        forward: bytes at the forward peak, above what lives before it.
-        backward: bytes at the backward peak, above what lives behind it; often below 0, since what
-            the blocks behind it kept is gone by then.
-        flops: of both.
-    """
+    """The share of one block, or of the end of a pass, in what a pass takes."""
 
     kept: int
+    """Bytes more that live after it than before it, in the forward pass."""
     forward: int
+    """Bytes at the forward peak, above what lives before it."""
     backward: int
+    """Bytes at the backward peak, above what lives after it in the forward pass; often below 0,
+    since the tensors that later blocks kept are gone by then."""
     flops: int
+    """Of both passes."""
 
 
 class _Source(torch.autograd.Function):
@@ -204,12 +201,12 @@ def _count(run: Callable[[Streams], Streams], shapes: Streams, kernels: Kernels)
 
 
 class Costs:
-    """What training a LoRA on a base takes.
+    """Count what training a LoRA on a base takes.
 
     Args:
         outline: the base, in the precision of the run; a LoRA is put on it.
-        settings: of it rank, targets, what is given, and previews matter here.
-        kernels: of the device it will run on.
+        settings: of a run; the LoRA's and `preview_every` matter here.
+        kernels: of the device the run will take place on.
     """
 
     def __init__(self, outline: Outline, settings: TrainSettings, kernels: Kernels) -> None:
@@ -301,7 +298,7 @@ class Costs:
         return self._shares[key]
 
     def _end(self, batch: Batch) -> tuple[int, Share]:
-        """What lives beside the blocks, and the share of the last layer and the loss."""
+        """Count what lives beside the blocks, and the share of the last layer and the loss."""
         if batch not in self._ends:
             with Ledger() as ledger, _As(self.kernels):
                 streams, shared = self.outline.begin(batch, self._attend)
