@@ -8,9 +8,11 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from importlib.resources import files
 
 import pytest
 import torch
+import transformers
 
 from iclora.errors import VisionModelError
 from iclora.sets.dataset import open_dataset
@@ -19,13 +21,18 @@ from iclora.vlm.caption import FAILURES, caption_dataset
 from tests.conftest import picture
 from workshop.toyland.pretrain import captioner
 
+SHIPPED = files("iclora") / "weights" / "toyland-captioner"
+
 
 @pytest.fixture(scope="module")
-def folder(processor, tmp_path_factory):
-    """A captioner of random weights in transformers' layout: what it writes is nonsense."""
+def folder(tmp_path_factory):
+    """The words and eyes of the captioner that ships, with random weights: it writes nonsense."""
     where = tmp_path_factory.mktemp("captioner")
     torch.manual_seed(0)
-    captioner.new_captioner(processor).save_pretrained(where)
+    processor = transformers.AutoProcessor.from_pretrained(SHIPPED)
+    config = captioner.new_captioner(processor).config
+    config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 1
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(where)
     processor.save_pretrained(where)
     return where
 
@@ -53,9 +60,6 @@ def serving(folder, port):
             try:
                 urllib.request.urlopen(f"{url}/models", timeout=5).close()
                 break
-            except urllib.error.HTTPError:
-                # It serves: without a hub cache it cannot list models, and answers 500.
-                break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 assert process.poll() is None, "the server ended at once"
                 time.sleep(0.1)
@@ -65,9 +69,28 @@ def serving(folder, port):
         process.wait()
 
 
+@contextmanager
+def serving_here(folder):
+    """The same server in this process, which has torch already. Yields its base URL."""
+    from transformers.cli.serve import Serve
+
+    port = free_port()
+    server = Serve(
+        str(folder), host="127.0.0.1", port=port, device="cpu", dtype="float32", non_blocking=True
+    )
+    late = time.monotonic() + 60
+    try:
+        while not server.server.started:
+            assert time.monotonic() < late, "the server does not start"
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.kill_server()
+
+
 @pytest.fixture
 def server(folder):
-    with serving(folder, free_port()) as (_, url):
+    with serving_here(folder) as url:
         yield url
 
 
