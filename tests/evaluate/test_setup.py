@@ -47,6 +47,16 @@ def test_all_arms_paint_a_case_on_one_canvas_from_the_same_noise(clean, lora, tm
     assert mine[0].adapter_sha256 != ""
 
 
+def test_an_arm_s_own_settings_are_its_own(clean, tmp_path):
+    arms = [Arm("plain"), Arm("repeated", own={"resample": 2, "steps": 3})]
+    cases = cases_of_prompts([CAPTION], [0])
+    settings = SampleSettings(size=(96, 192), steps=4)
+    found = set_up(clean, STORY, arms, cases, tmp_path / "out", settings).requests
+    assert [(r.resample, r.steps) for (r,) in found.values()] == [(0, 4), (2, 3)]
+    with pytest.raises(SettingsError, match="resampled"):
+        set_up(clean, STORY, [Arm("odd", own={"resampled": 2})], cases, tmp_path / "odd", settings)
+
+
 def test_a_dataset_gives_its_captions_and_its_own_panels(make_dataset):
     dataset = open_dataset(make_dataset(2))
     cases = cases_of_data(dataset, [1, 3], [0, 1])

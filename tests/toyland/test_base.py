@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from iclora.evaluate.setup import Arm
+from iclora.making.made import GeneratedSet
 from iclora.making.session import complete, generate
-from iclora.models import load_model
-from iclora.toyland.evaluate import _Wish, make
+from iclora.settings import SampleSettings
+from iclora.toyland.measuring import given_cases, measure_arms, prompt_cases
 from iclora.toyland.tasks import TASKS, draw_set
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_model("toyland", "cpu")
 
 
 def test_base_and_captioner_together_weigh_at_most_40_mb_and_hold_no_pickle():
@@ -26,34 +23,34 @@ def test_base_and_captioner_together_weigh_at_most_40_mb_and_hold_no_pickle():
     assert {path.suffix for path in found} <= {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 
-def test_toyland_is_a_flux_of_8_px_tokens_with_a_guidance_embedding(base):
-    assert (base.family, base.grid, base.channels) == ("flux", 8, 32)
-    assert base.denoiser.config.guidance_embeds
+def test_toyland_is_a_flux_of_8_px_tokens_with_a_guidance_embedding(toyland):
+    assert (toyland.family, toyland.grid, toyland.channels) == ("flux", 8, 32)
+    assert toyland.denoiser.config.guidance_embeds
 
 
-def test_a_drawn_storyboard_survives_the_autoencoder(base):
+def test_a_drawn_storyboard_survives_the_autoencoder(toyland):
     canvas, _ = draw_set(TASKS["film-storyboard"], random.Random(0))
     pixels = np.asarray(canvas.render())
     height, width, _ = pixels.shape
-    decoded = base.decode(base.encode_image(pixels), width, height).astype(float)
+    decoded = toyland.decode(toyland.encode_image(pixels), width, height).astype(float)
     error = np.square(decoded - pixels).mean()
     assert 10 * np.log10(255**2 / error) > 30
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_sets_made_together_are_those_that_generate_and_complete_make(base, given):
+def test_sets_measured_together_are_those_that_generate_and_complete_make(toyland, given, tmp_path):
     task = TASKS["film-storyboard"]
-    canvas, caption = draw_set(task, random.Random(1))
-    known = {1: canvas.panels[0].render()} if given else {}
-    wishes = [_Wish(caption.text, seed, known) for seed in (3, 4)]
-    together = make(base, task, wishes, 3, None)
-    for wish, ours in zip(wishes, together, strict=True):
-        options = {"recipe": task.small_recipe, "seed": wish.seed, "steps": 3}
+    cases = given_cases(task, 2) if given else prompt_cases(task, 1, 2)
+    arm, sampling = Arm("base"), SampleSettings(steps=3)
+    setup, _ = measure_arms(toyland, task, [arm], cases, tmp_path, sampling)
+    for number, case in enumerate(cases):
+        ours = GeneratedSet.load(setup.folder(arm, number))
+        options = {"recipe": task.small_recipe, "seed": case.seed, "steps": 3}
         theirs = (
-            complete(base, wish.text, known, **options)
+            complete(toyland, case.prompt, case.given, **options)
             if given
-            else generate(base, wish.text, **options)
+            else generate(toyland, case.prompt, **options)
         )
-        assert ours.request == theirs.request
+        assert ours.request.same_pixels(theirs.request)
         difference = np.asarray(ours.composite, int) - np.asarray(theirs.composite, int)
         assert np.abs(difference).max() <= 2

@@ -23,8 +23,8 @@ def test_a_smoke_run_ends_in_a_page_that_needs_no_other_file(tmp_path, capsys, t
     assert "A smoke run" in page
     assert re.search(r"and \d+% of what the captions state", page)
     assert not re.search(r'(src|href)="(?!data:)', page)
-    # 2 prompts of 2 seeds, made and completed by both arms; 6 tuning sets; the loss
-    assert page.count("<img ") == 4 * 4 + 6 + 1
+    # 2 prompts of 2 seeds, made and completed by both arms; 4 tuning sets; the loss
+    assert page.count("<img ") == 4 * 4 + 4 + 1
     out = capsys.readouterr().out
     assert "with the adapter" in out
     assert "stated" in out

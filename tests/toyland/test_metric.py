@@ -81,6 +81,18 @@ def test_what_is_carried_over_counts_made_panels_alone():
     assert "carried all" not in next(iter(Toyland().of_sets([made_of(task, one, caption)])))
 
 
+def test_a_pose_that_is_not_carried_does_not_hide_the_rest():
+    task = TASKS["sandstorm-effect"]
+    canvas, caption = drawn(task, 1)[0]
+    before, storm = canvas.panels
+    pose = next(p for p in ("still", "waving") if p != before.traits["pose"])
+    moved = type(storm)(storm.topic, {**storm.traits, "pose": pose}, storm.seed)
+    changed = type(canvas)(canvas.arrangement, (before, moved))
+    (figures,) = Toyland().of_sets([made_of(task, changed, caption, given=(1,))])
+    assert (figures["carried pose"], figures["carried all"]) == (0, 0)
+    assert figures["carried all but pose"] == 1
+
+
 def test_recipes_toyland_does_not_have_are_refused():
     Toyland().check(TASKS["font-design"].small_recipe)
     with pytest.raises(SettingsError, match="couple-profile"):

@@ -2,30 +2,34 @@
 
 For each recipe three adapters are tuned on the same sets: as the paper does, with panels given in
 half of the samples, and with given panels attending to themselves alone. Each is then asked to
-complete sets from a true first panel of an identity held out of tuning, and to generate sets.
+complete sets from a true first panel of an identity held out of tuning, and to generate sets. A
+run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from iclora.adapter import Adapter
-from iclora.evaluate.intervals import Estimate, bootstrap, compare
+from iclora.evaluate.figures import Table
+from iclora.evaluate.intervals import Estimate
+from iclora.evaluate.setup import Arm, Case
 from iclora.files import write_text
-from iclora.models import load_model
+from iclora.models import DiffusionModel, load_model
 from iclora.sets.images import write_png
-from iclora.toyland.evaluate import Score, complete_sets, generate_sets, sheet, tune
-from iclora.toyland.tasks import TASKS
+from iclora.settings import Mode, SampleSettings
+from iclora.toyland.measuring import given_cases, means, measure_arms, pictures, prompt_cases
+from iclora.toyland.tasks import TASKS, Task
+from iclora.toyland.tuning import tune
+from workshop.toyland.figures import sheet
 
-__all__ = ["ADAPTERS", "ARMS", "MAKING", "Arm"]
+__all__ = ["ADAPTERS", "ARMS", "MAKING", "table"]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -34,66 +38,39 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 """How each adapter is tuned, beside the settings that fit toyland."""
 
+_Way = tuple[str, Mode | None, Mapping[str, Any]]
+"""Key of `ADAPTERS`, "" for the base alone; the mode; the arm's own settings."""
 
-@dataclass(frozen=True)
-class Arm:
-    """A way to complete sets, or to make them.
-
-    Attributes:
-        adapter: key of `ADAPTERS`, "" for the base alone. how: mode and its settings.
-    """
-
-    adapter: str
-    how: Mapping[str, Any]
-
-
-ARMS: dict[str, Arm] = {
-    "base + sdedit": Arm("", {"mode": "sdedit"}),
-    "adapter + sdedit": Arm("paper", {"mode": "sdedit"}),
-    "adapter + resample": Arm("paper", {"mode": "resample"}),
-    "adapter + boost": Arm("paper", {"mode": "boost"}),
-    "adapter + boost and resample": Arm("paper", {"mode": "boost", "resample": 3}),
-    "dual adapter + sdedit": Arm("dual", {"mode": "sdedit"}),
-    "dual adapter + clean": Arm("dual", {"mode": "clean"}),
-    "dual adapter + clean, resample 1": Arm("dual", {"mode": "clean", "resample": 1}),
-    "dual adapter + clean, cached": Arm("isolated", {"mode": "clean"}),
+ARMS: dict[str, _Way] = {
+    "base + sdedit": ("", "sdedit", {}),
+    "adapter + sdedit": ("paper", "sdedit", {}),
+    "adapter + resample": ("paper", "resample", {}),
+    "adapter + boost": ("paper", "boost", {}),
+    "adapter + boost and resample": ("paper", "boost", {"resample": 3}),
+    "dual adapter + sdedit": ("dual", "sdedit", {}),
+    "dual adapter + clean": ("dual", "clean", {}),
+    "dual adapter + clean, resample 1": ("dual", "clean", {"resample": 1}),
+    "dual adapter + clean, cached": ("isolated", "clean", {}),
 }
+"""Ways to complete sets."""
 
-MAKING: dict[str, Arm] = {
-    "base": Arm("", {}),
-    "base, resample 3": Arm("", {"resample": 3}),
-    "paper's adapter": Arm("paper", {}),
-    "paper's adapter, resample 1": Arm("paper", {"resample": 1}),
-    "paper's adapter, resample 3": Arm("paper", {"resample": 3}),
-    "dual adapter": Arm("dual", {}),
-    "dual adapter, resample 1": Arm("dual", {"resample": 1}),
-    "isolated adapter": Arm("isolated", {}),
+MAKING: dict[str, _Way] = {
+    "base": ("", None, {}),
+    "base, resample 3": ("", None, {"resample": 3}),
+    "paper's adapter": ("paper", None, {}),
+    "paper's adapter, resample 1": ("paper", None, {"resample": 1}),
+    "paper's adapter, resample 3": ("paper", None, {"resample": 3}),
+    "dual adapter": ("dual", None, {}),
+    "dual adapter, resample 1": ("dual", None, {"resample": 1}),
+    "isolated adapter": ("isolated", None, {}),
 }
-
+"""Ways to make sets from words."""
 
 _SEEDS = 3
 """Sets made from each prompt."""
 
 
-def estimate(score: Score, figure: str, seeds: int = 1) -> Estimate:
-    """A figure's mean over sets, with its interval; of `seeds` sets in a row one was the prompt."""
-    rows = [row[figure] for row in score.rows]
-    return bootstrap(rows, groups=[n // seeds for n in range(len(rows))])
-
-
-def difference(one: Score, other: Score, figure: str, seeds: int = 1) -> Estimate | None:
-    """`other` minus `one`, set by set: both were asked for the same ones."""
-    a, b = ({str(n): row[figure] for n, row in enumerate(s.rows)} for s in (one, other))
-    return compare(a, b, groups={name: int(name) // seeds for name in a})
-
-
-def _said(found: Estimate | None) -> str:
-    if found is None or found.low is None or found.high is None:
-        return ""
-    return f"{found.mean:.0%} ({found.low:.0%} to {found.high:.0%})"
-
-
-def table(completed: Mapping[str, Score], generated: Mapping[str, Score]) -> str:
+def table(completed: Table | None, generated: Table | None) -> str:
     """One recipe's figures as Markdown, with 95% intervals."""
     parts = (
         _completing(completed) if completed else [],
@@ -102,43 +79,53 @@ def table(completed: Mapping[str, Score], generated: Mapping[str, Score]) -> str
     return "\n".join("\n".join(lines) + "\n" for lines in parts if lines)
 
 
-def _completing(scores: Mapping[str, Score]) -> list[str]:
-    figures = [name for score in scores.values() for name in score.figures]
-    traits = [n for n in dict.fromkeys(figures) if n not in ("carried all", "seconds")]
+def _compared(found: Table, figure: str, arm: str, first: str) -> list[str]:
+    """The cells of one arm: the figure, and its difference to another arm."""
+    row = found.rows[f"toyland {figure}"]
+    less = row.difference(arm, first) if arm != first and first in row.values else None
+    return [_said(row.estimate(arm)), _said(less)]
+
+
+def _said(found: Estimate | None) -> str:
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{found.mean:.0%} ({found.low:.0%} to {found.high:.0%})"
+
+
+def _completing(found: Table) -> list[str]:
+    arms = list(found.rows["toyland carried all"].values)
+    traits = [name for name in means(found, arms[0], "carried") if name != "carried all"]
     heads = [name.removeprefix("carried ") for name in traits]
     lines = [
         "| completing | all | less adapter + sdedit | " + " | ".join(heads) + " | s a set |",
         "|---|---|---|" + "---|" * len(heads) + "---|",
     ]
-    plain = scores.get("adapter + sdedit")
-    for name, score in scores.items():
-        gain = difference(plain, score, "carried all") if plain and plain is not score else None
-        cells = [_said(estimate(score, "carried all")), _said(gain)]
-        cells += [f"{score.figures[trait]:.0%}" for trait in traits]
-        lines.append(f"| {name} | {' | '.join(cells)} | {score.figures['seconds']:.2f} |")
+    for arm in arms:
+        cells = _compared(found, "carried all", arm, "adapter + sdedit")
+        shares = means(found, arm, "carried")
+        cells += [f"{shares[trait]:.0%}" for trait in traits]
+        seconds = found.rows["seconds"].estimate(arm) if "seconds" in found.rows else None
+        lines.append(
+            f"| {arm} | {' | '.join(cells)} | {f'{seconds.mean:.2f}' if seconds else ''} |"
+        )
     return lines
 
 
-def _generating(scores: Mapping[str, Score]) -> list[str]:
+def _generating(found: Table) -> list[str]:
     lines = [
         "| generating | same all | less paper's adapter | stated | diversity |",
         "|---|---|---|---|---|",
     ]
-    plain = scores.get("paper's adapter")
-    for name, score in scores.items():
-        gain = (
-            difference(plain, score, "same all", _SEEDS) if plain and plain is not score else None
-        )
-        stated = [v for k, v in score.figures.items() if k.startswith("stated")]
+    for arm in found.rows["toyland same all"].values:
+        cells = _compared(found, "same all", arm, "paper's adapter")
+        stated = means(found, arm, "stated").values()
+        spread = means(found, arm, "diversity")["diversity"]
         told = f"{min(stated):.0%}" if stated else ""
-        lines.append(
-            f"| {name} | {_said(estimate(score, 'same all', _SEEDS))} | {_said(gain)} "
-            f"| {told} | {score.figures['diversity']:.0%} |"
-        )
+        lines.append(f"| {arm} | {' | '.join(cells)} | {told} | {spread:.0%} |")
     return lines
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures")
@@ -150,59 +137,52 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     for name in args.task:
-        text = _measure(name, args)
+        text = _measure(TASKS[name], args)
         write_text(args.out / name / "table.md", text)
         print(f"{name}\n{text}", flush=True)
 
 
-def _measure(name: str, args: argparse.Namespace) -> str:
-    task, out = TASKS[name], args.out / name
-    model = load_model("toyland", dtype=args.dtype)
-    adapters: dict[str, Adapter | None] = {"": None}
-    completed: dict[str, Score] = {}
-    generated: dict[str, Score] = {}
-
-    def adapter(kind: str) -> Adapter | None:
-        if kind not in adapters:
-            file = out / kind / "run" / "adapter.safetensors"
-            if file.is_file():
-                adapters[kind] = Adapter.load(file)
-            else:
-                adapters[kind], seconds = tune(
-                    model, task, out / kind, steps=args.steps, **ADAPTERS[kind]
-                )
-                print(f"{name}: {kind} tuned in {seconds:.0f} s", flush=True)
-        return adapters[kind]
-
-    def keep(where: dict[str, Score], arm: str, score: Score, began: float, count: int) -> None:
-        score.figures["seconds"] = round((time.monotonic() - began) / count, 3)
-        where[arm] = score
-        write_png(out / f"{arm}.png".replace(" ", "-"), sheet(score.pictures[:24]))
-        kept = {
-            f"{n} {'completing' if w is completed else 'generating'}": s.rows
-            for w in (completed, generated)
-            for n, s in w.items()
-        }
-        write_text(out / "rows.json", json.dumps(kept) + "\n")
-        print(name, arm, json.dumps(score.figures), flush=True)
-
+def _measure(task: Task, args: argparse.Namespace) -> str:
+    out, model = args.out / task.recipe, load_model("toyland", dtype=args.dtype)
     wanted = args.arm or [*ARMS, *MAKING]
+    adapters: dict[str, Adapter | None] = {"": None}
     for arm in wanted:
-        way, completes = (ARMS | MAKING)[arm], arm in ARMS
-        tuned = adapter(way.adapter)
-        began = time.monotonic()
-        if completes:
-            score = complete_sets(model, task, args.count, args.sampling_steps, tuned, **way.how)
-            keep(completed, arm, score, began, args.count)
-        else:
-            score = generate_sets(
-                model, task, args.prompts, _SEEDS, args.sampling_steps, tuned, **way.how
-            )
-            keep(generated, arm, score, began, _SEEDS * args.prompts)
-    return table(completed, generated)
+        kind = (ARMS | MAKING)[arm][0]
+        if kind not in adapters:
+            adapters[kind] = _adapter(model, task, out / kind, args.steps, kind)
+    found: dict[str, Table] = {}
+
+    def measure(what: str, ways: Mapping[str, _Way], cases: list[Case], first: str) -> None:
+        arms = [
+            Arm(name, adapters[kind], mode, own)
+            for name, (kind, mode, own) in ways.items()
+            if name in wanted
+        ]
+        if not arms:
+            return
+        sampling = SampleSettings(steps=args.sampling_steps)
+        setup, found[what] = measure_arms(model, task, arms, cases, out / what, sampling)
+        write_text(out / f"{what}.json", json.dumps(found[what].to_json(first)) + "\n")
+        for arm in arms:
+            write_png(out / f"{arm.folder}.png", sheet(pictures(setup, arm)[:24]))
+            print(task.recipe, what, arm.name, json.dumps(means(found[what], arm.name)), flush=True)
+
+    measure("completing", ARMS, given_cases(task, args.count), "adapter + sdedit")
+    measure("generating", MAKING, prompt_cases(task, args.prompts, _SEEDS), "paper's adapter")
+    return table(found.get("completing"), found.get("generating"))
+
+
+def _adapter(model: DiffusionModel, task: Task, folder: Path, steps: int, kind: str) -> Adapter:
+    """The adapter of this kind: read if it was tuned before."""
+    file = folder / "run" / "adapter.safetensors"
+    if file.is_file():
+        return Adapter.load(file)
+    adapter, seconds = tune(model, task, folder, steps=steps, **ADAPTERS[kind])
+    print(f"{task.recipe}: {kind} tuned in {seconds:.0f} s", flush=True)
+    return adapter
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from iclora.files import write_text
 from iclora.making.story import Story, extend
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
+from iclora.progress import Progress
 from iclora.sets.caption import JointCaption
 from iclora.settings import MakeSettings, settings_of
 from iclora.toyland.judge import read
@@ -34,7 +35,6 @@ from iclora.toyland.world import Canvas, Panel, draw_traits
 __all__ = ["draw_story", "measure", "plot", "summary"]
 
 TASK = TASKS["film-storyboard"]
-Progress = Callable[[int, int], None]
 
 
 def draw_story(number: int, images: int) -> tuple[Story, Panel]:
@@ -67,7 +67,7 @@ def draw_story(number: int, images: int) -> tuple[Story, Panel]:
 
 
 def kept(images: Sequence[Image.Image], truth: Panel) -> list[bool]:
-    """Whether each image shows the identity of the true first one."""
+    """For each image: True if it shows the identity of the true first one."""
     found = [read(image, TASK.topic, style="flat", weather="clear") for image in images]
     return [all(seen[t] == truth.traits[t] for t in TASK.relation) for seen in found]
 
@@ -81,15 +81,15 @@ def measure(
     images: int = 12,
     steps: int = 20,
     given: bool = True,
-    on_story: Progress | None = None,
+    progress: Progress | None = None,
     **how: Any,
 ) -> list[list[bool]]:
     """Extend stories and judge every image; what a stopped run made is taken.
 
     Args:
-        given: whether the true first image is given; else the first that is made sets the looks.
+        given: give the true first image; else the first that is made decides the looks.
         how: mode and its settings; see `iclora.making.story.extend`.
-    Returns: for each story, whether each image shows the identity.
+    Returns: for each story and image, True if it shows the identity.
     """
     rows = []
     recipe = TASK.small_recipe
@@ -110,8 +110,8 @@ def measure(
             seen = read(made[0], TASK.topic, style="flat", weather="clear")
             truth = Panel(TASK.topic, {**first.traits, **seen}, 0)
         rows.append(kept(made, truth))
-        if on_story:
-            on_story(number + 1, stories)
+        if progress:
+            progress("stories", number + 1, stories)
     return rows
 
 
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps=args.sampling_steps,
         given=not args.free,
         **how,
-        on_story=lambda done, count: print(f"story {done} of {count}", flush=True),
+        progress=Progress(lambda e: print(f"story {e.done} of {e.total}", flush=True)),
     )
     found = summary(rows)
     settings = {**vars(args), "out": str(args.out), "adapter": str(args.adapter or "")}

@@ -1,25 +1,28 @@
 """How many sets, what rank, how many steps: `python -m workshop.toyland.sweep --out DIR`.
 
-Each is varied alone around what `iclora demo` uses, on the embedded base, and judged as
-`evaluate` does; DIR/sweep.png shows it. A sweep that was stopped goes on where it was.
+Each is varied alone around the settings of `iclora demo`, on the embedded base, and judged as in
+`figures`; DIR/sweep.png shows it. A sweep that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from iclora.evaluate.setup import Arm
 from iclora.files import write_text
 from iclora.models import load_model
-from iclora.toyland.evaluate import complete_sets, generate_sets, tune
+from iclora.settings import SampleSettings
+from iclora.toyland.measuring import given_cases, means, measure_arms, prompt_cases
 from iclora.toyland.tasks import TASKS, Task
+from iclora.toyland.tuning import tune
 
-__all__ = ["AXES", "plot"]
+__all__ = ["AXES", "DEFAULT", "fresh", "key", "plot", "run"]
 
 DEFAULT = {"sets": 40, "rank": 16, "steps": 300}
 AXES: dict[str, tuple[int, ...]] = {
@@ -27,11 +30,12 @@ AXES: dict[str, tuple[int, ...]] = {
     "rank": (2, 4, 16),
     "steps": (75, 150, 300, 600),
 }
-"""What is varied, and over which values."""
+"""The settings that are varied, and their values."""
 _TITLES = {"sets": "sets tuned on", "rank": "LoRA rank", "steps": "optimizer steps"}
 
 
-def _key(settings: Mapping[str, int]) -> str:
+def key(settings: Mapping[str, int]) -> str:
+    """A point's name, such as "sets=40 rank=16 steps=300"."""
     return " ".join(f"{name}={settings[name]}" for name in DEFAULT)
 
 
@@ -41,30 +45,36 @@ def run(task: Task, out: Path, prompts: int, seeds: int, **tuning: Any) -> dict[
     figures: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     wanted = [{**DEFAULT, axis: value} for axis, values in AXES.items() for value in values]
     for settings in [DEFAULT, *wanted]:
-        key = _key(settings)
-        if key in figures:
+        point = key(settings)
+        if point in figures:
             continue
-        model = load_model("toyland", dtype="bf16")
+        place = fresh(out / "points" / point.replace(" ", "-"))
         adapter, seconds = tune(
-            model,
+            load_model("toyland", dtype="bf16"),
             task,
-            _fresh(out / "tuning" / key.replace(" ", "-")),
+            place / "tuning",
             sets=settings["sets"],
             rank=settings["rank"],
             alpha=float(settings["rank"]),
             steps=settings["steps"],
             **tuning,
         )
-        model = load_model("toyland")
-        row = generate_sets(model, task, prompts, seeds, 20, adapter).figures
-        row |= complete_sets(model, task, prompts * seeds, 20, adapter).figures
-        figures[key] = {**row, "seconds": round(seconds, 1)}
+        model, arm = load_model("toyland"), Arm(point, adapter)
+        row: dict[str, float] = {}
+        for what, cases, begins in (
+            ("made", prompt_cases(task, prompts, seeds), ("same", "stated", "diversity")),
+            ("completed", given_cases(task, prompts * seeds), ("carried",)),
+        ):
+            sampling = SampleSettings(steps=20)
+            _, found = measure_arms(model, task, [arm], cases, place / what, sampling)
+            row |= means(found, point, *begins)
+        figures[point] = {**row, "seconds": round(seconds, 1)}
         write_text(path, json.dumps(figures, indent=2) + "\n")
-        print(key, json.dumps(figures[key]), flush=True)
+        print(point, json.dumps(figures[point]), flush=True)
     return figures
 
 
-def _fresh(folder: Path) -> Path:
+def fresh(folder: Path) -> Path:
     """A folder of this name, or with a number behind it, that does not exist yet."""
     number = 0
     while (found := folder.with_name(f"{folder.name}-{number}")).exists():
@@ -83,7 +93,7 @@ def plot(task: Task, figures: Mapping[str, Mapping[str, float]], path: Path) -> 
         page.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True
     ):
         for name in lines:
-            shares = [100 * figures[_key({**DEFAULT, axis: value})][name] for value in values]
+            shares = [100 * figures[key({**DEFAULT, axis: value})][name] for value in values]
             dashed = "--" if name == "diversity" else ":" if name.startswith("carried") else "-"
             axes.plot(values, shares, dashed, marker="o", markersize=4, label=name)
         axes.set_xscale("log", base=2)
@@ -97,7 +107,7 @@ def plot(task: Task, figures: Mapping[str, Mapping[str, float]], path: Path) -> 
     page.savefig(path, dpi=90)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and plot")
@@ -105,7 +115,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="held-out prompts")
     parser.add_argument("--seeds", type=int, default=3, help="seeds per prompt")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     task = TASKS[args.task]

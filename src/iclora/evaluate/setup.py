@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -34,6 +35,8 @@ class Arm:
     """None for the base alone."""
     mode: Mode | None = None
     """How panels are made around given ones; None for what `prepare` takes by itself."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Settings in which it differs from the others, such as {"resample": 3}."""
 
     @property
     def folder(self) -> str:
@@ -174,7 +177,7 @@ def set_up(
         for arm in arms:
             request, said = prepare(
                 model,
-                wish.model_copy(update={"mode": arm.mode}),
+                settings.wish(case.prompt, seed=case.seed, mode=arm.mode, **arm.own),
                 recipe=recipe,
                 adapter=arm.adapter,
                 layout=first.layout,

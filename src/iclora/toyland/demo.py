@@ -3,110 +3,139 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from iclora.errors import StorageError
+from iclora.evaluate.figures import Table
+from iclora.evaluate.setup import Arm, Setup
 from iclora.files import write_text
-from iclora.models import load_model
+from iclora.models import DiffusionModel, load_model
 from iclora.pages.page import data_url, render
 from iclora.progress import Progress
+from iclora.settings import SampleSettings
 from iclora.toyland.captions import Captioned, caption_sets
-from iclora.toyland.evaluate import Score, complete_sets, generate_sets, tune
+from iclora.toyland.measuring import given_cases, means, measure_arms, pictures, prompt_cases
 from iclora.toyland.tasks import TASKS, Task
+from iclora.toyland.tuning import tune
+from iclora.toyland.verb import DemoSettings
 from iclora.vlm import load_vision_model
 
 __all__ = ["run_demo"]
 
 CONDITIONAL = 0.5
-"""Half of what the adapter learns from has given panels: one adapter then makes sets from words,
-and completes them in clean mode. Which of the two it does better by: docs/completing.md."""
+"""Half of the adapter's samples have given panels: one adapter then makes sets from words, and
+completes them in clean mode. Which of the two it does better by: docs/completing.md."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How much is drawn, tuned and judged."""
+
+    sets: int = 40
+    tuning: int = 300
+    prompts: int = 8
+    seeds: int = 3
+    steps: int = 20
+
+
+_QUICK = _Size(sets=4, tuning=3, prompts=2, seeds=2, steps=2)
 
 
 def run_demo(
-    out: Path,
-    task_name: str = "film-storyboard",
-    *,
-    quick: bool = False,
-    say: Callable[[str], None],
-    bar: Progress,
+    settings: DemoSettings, say: Callable[[str], None], progress: Progress | None = None
 ) -> Path:
-    """The whole method: sets captioned from pixels, an adapter, what it makes, how good that is.
+    """Caption sets from pixels, tune an adapter on them, make sets with it, judge them.
 
     Args:
-        out: a new folder.
-        quick: a smoke run: few sets, steps and pictures, whose figures mean nothing.
-        say: called with what is being done.
+        say: called with the heading of every part, and with the figures.
     Returns: the page.
     Raises: StorageError if `out` exists.
     """
+    out, size = Path(settings.out), _QUICK if settings.quick else _Size()
     if out.exists():
         raise StorageError(f"{out} exists already", "Choose another `out`, or remove it.", "out")
-    task = TASKS[task_name]
-    sets, tuning, prompts, seeds, steps = (6, 6, 2, 2, 4) if quick else (40, 300, 8, 3, 20)
+    task = TASKS[settings.task]
     began = time.monotonic()
-    say(f"1. drawing {sets} sets of {task_name}; toyland's captioner looks at them and writes")
+    say(f"1. drawing {size.sets} sets of {task.recipe}; toyland's captioner looks and writes")
     model = load_model("toyland", device="cpu")
-    told = caption_sets(
-        task,
-        out / "tuning" / "sets",
-        sets,
-        0,
-        load_vision_model("toyland", device="cpu"),
-        model,
-        progress=bar,
-    )
+    captioner = load_vision_model("toyland", device="cpu")
+    place = out / "tuning"
+    told = caption_sets(task, place / "sets", size.sets, 0, captioner, model, progress)
     say(f"   {told.whole} of {told.drawn} captioned, {told.true:.0%} of what they state is true")
     say("2. composing them, tuning an adapter on them")
     adapter, seconds = tune(
-        model, task, out / "tuning", sets=sets, steps=tuning, conditional=CONDITIONAL, progress=bar
+        model,
+        task,
+        place,
+        sets=size.sets,
+        progress=progress,
+        steps=size.tuning,
+        conditional=CONDITIONAL,
     )
-    scores: dict[str, Score] = {}
-    for number, (name, lora) in enumerate((("base", None), ("adapter", adapter)), 3):
-        say(
-            f"{number}. {name}: {prompts} held-out prompts with {seeds} seeds each, then completing"
-        )
-        scores[name] = generate_sets(model, task, prompts, seeds, steps, lora)
-        known = complete_sets(model, task, prompts * seeds, steps, lora)
-        scores[f"{name} completing"] = known
-    page = out / "report.html"
+    arms = (Arm("base"), Arm("adapter", adapter))
+    made, completed = _judged(model, task, arms, size, out, say, progress)
     facts = (
-        f"{sets} sets, {tuning} steps, {seconds:.0f} s of tuning, "
-        f"{time.monotonic() - began:.0f} s in all; {prompts * seeds} sets judged an arm"
+        f"{size.sets} sets, {size.tuning} steps, {seconds:.0f} s of tuning, "
+        f"{time.monotonic() - began:.0f} s in all; {size.prompts * size.seeds} sets judged an arm"
     )
-    write_text(page, _page(task, scores, told, facts, out, quick))
-    say("\n" + "\n".join("  ".join(f"{c:<22}" for c in row) for row in _rows(scores)))
+    rows = _rows(made[1], completed[1])
+    page = out / "report.html"
+    shown = {
+        name: {arm.name: _urls(pictures(setup, arm)) for arm in arms}
+        for name, (setup, _) in (("made", made), ("completed", completed))
+    }
+    write_text(
+        page, _page(task, place, told, facts=facts, quick=settings.quick, rows=rows, **shown)
+    )
+    say("\n" + "\n".join("  ".join(f"{cell:<22}" for cell in row) for row in rows))
     return page
 
 
-def _rows(scores: Mapping[str, Score]) -> list[tuple[str, str, str]]:
-    """The table: what, base alone, with the adapter."""
+def _judged(
+    model: DiffusionModel,
+    task: Task,
+    arms: tuple[Arm, ...],
+    size: _Size,
+    out: Path,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> tuple[tuple[Setup, Table], tuple[Setup, Table]]:
+    """Measure sets made from prompts, then sets completed, by base and adapter."""
+    sampling = SampleSettings(steps=size.steps)
+    prompts, count = prompt_cases(task, size.prompts, size.seeds), size.prompts * size.seeds
+    say(f"3. {size.prompts} held-out prompts with {size.seeds} seeds each, by both")
+    made = measure_arms(model, task, arms, prompts, out / "made", sampling, progress)
+    say(f"4. {count} sets completed from a true first panel, by both")
+    given = given_cases(task, count)
+    return made, measure_arms(model, task, arms, given, out / "completed", sampling, progress)
+
+
+def _rows(made: Table, completed: Table) -> list[tuple[str, str, str]]:
+    """The table: figure, base alone, with the adapter."""
     rows = [("", "base alone", "with the adapter")]
-    for kind in ("", " completing"):
-        plain, tuned = scores[f"base{kind}"].figures, scores[f"adapter{kind}"].figures
+    for table, begins in ((made, ("same", "stated", "diversity")), (completed, ("carried",))):
+        plain, tuned = (means(table, arm, *begins) for arm in ("base", "adapter"))
         rows += [(name, f"{share:.0%}", f"{tuned[name]:.0%}") for name, share in plain.items()]
     return rows
 
 
-def _page(
-    task: Task, scores: Mapping[str, Score], told: Captioned, facts: str, out: Path, quick: bool
-) -> str:
-    loss = Image.open(out / "tuning" / "run" / "loss.png").convert("RGB")
-    both = ("base", "adapter")
-    files = sorted((out / "tuning" / "data").glob("*.png"))[:12]
+def _page(task: Task, place: Path, told: Captioned, **values: object) -> str:
+    """The page as HTML.
+
+    Args:
+        place: the folder with the composites and the run.
+        values: names of the template that need nothing else.
+    """
+    loss = Image.open(place / "run" / "loss.png").convert("RGB")
+    files = sorted((place / "data").glob("*.png"))[:12]
     return render(
         "demo",
         recipe=task.recipe,
         relation=task.relation,
-        quick=quick,
-        facts=facts,
-        rows=_rows(scores),
-        made={name: _urls(scores[name].pictures) for name in both},
-        completed={
-            name: _urls(scores[f"{name} completing"].pictures) for name in ("base", "adapter")
-        },
         conditional=CONDITIONAL,
         composites=_urls(Image.open(file).convert("RGB") for file in files),
         whole=told.whole,
@@ -116,8 +145,9 @@ def _page(
         loss=data_url(loss, max(loss.size), lossless=True),
         loss_width=loss.width // 2,
         example=task.small_recipe.example,
+        **values,
     )
 
 
-def _urls(pictures: Iterable[Image.Image]) -> list[str]:
-    return [data_url(each, max(each.size), lossless=True) for each in pictures]
+def _urls(composites: Iterable[Image.Image]) -> list[str]:
+    return [data_url(each, max(each.size), lossless=True) for each in composites]

@@ -22,7 +22,7 @@ __all__ = ["Toyland", "open_toyland"]
 class Toyland(Metric):
     """Whether panels agree, show what they are told, and carry over what is given.
 
-    It reads every trait from the pixels; the same figures as `iclora.toyland.evaluate`'s.
+    It reads every trait from the pixels.
     """
 
     name = "toyland"
@@ -30,6 +30,7 @@ class Toyland(Metric):
     figures: ClassVar[Mapping[str, str]] = {
         "same all": "share of sets whose panels agree in all they should share",
         "carried all": "share of made panels with all of a given panel's identity",
+        "carried all but pose": "the same without the pose, which toyland's base cannot copy",
         "diversity": "share of the identity in which the first made panel differs between seeds",
         **{f"same {t}": f"share of sets whose panels agree in {t}" for t in TRAITS},
         **{f"carried {t}": f"share of made panels with a given panel's {t}" for t in TRAITS},
@@ -49,21 +50,16 @@ class Toyland(Metric):
     def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         for made in sets:
             task = TASKS[made.recipe.name]
-            found = [_read(panel, task, n) for n, panel in enumerate(made.panels)]
-            same = agreement(found, task.relation)
+            seen = [_read(panel, task, n) for n, panel in enumerate(made.panels)]
+            same = agreement(seen, task.relation)
             figures = {f"same {trait}": float(value) for trait, value in same.items()}
-            told = {*task.stated, *task.says_fixed}
             if made.words:
-                said = [
-                    {t: v for t, v in traits_said(made.words[n], task.topic).items() if t in told}
-                    for n in made.own
-                ]
-                right = stated_right(said, [found[n] for n in made.own])
+                said = [traits_said(made.words[n], task.topic) for n in made.own]
+                right = stated_right(said, [seen[n] for n in made.own])
                 figures |= {f"stated {t}": float(np.mean(v)) for t, v in right.items()}
             if made.given:
-                truth = found[min(made.given) - 1]
-                carried = {t: [found[n][t] == truth[t] for n in made.own] for t in task.relation}
-                carried["all"] = [all(row) for row in zip(*carried.values(), strict=True)]
+                truth = seen[min(made.given) - 1]
+                carried = _carried(task, truth, [seen[n] for n in made.own])
                 figures |= {f"carried {t}": float(np.mean(v)) for t, v in carried.items()}
             yield figures
 
@@ -83,3 +79,16 @@ def _read(panel: Image.Image, task: Task, number: int) -> dict[str, str]:
     """What the judge sees; style and weather are taken as the task has them."""
     fixed = task.fixed[number]
     return read(panel, task.topic, **{k: v for k, v in fixed.items() if k in ("style", "weather")})
+
+
+def _carried(
+    task: Task, truth: Mapping[str, str], seen: Sequence[Mapping[str, str]]
+) -> dict[str, list[bool]]:
+    """For each trait of the relation: True for each panel that has the given one's."""
+    right = {t: [panel[t] == truth[t] for panel in seen] for t in task.relation}
+    rest = [right[t] for t in task.relation if t != "pose"]
+    found = {**right, "all": [all(row) for row in zip(*right.values(), strict=True)]}
+    if "pose" in right:
+        # The base copies no pose (docs/toyland.md), which would hide the rest.
+        found["all but pose"] = [all(row) for row in zip(*rest, strict=True)]
+    return found

@@ -5,7 +5,6 @@ It loads nothing heavy before it runs: `iclora --help` reads its summary.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from iclora.progress import Console
@@ -44,7 +43,5 @@ def demo(settings: DemoSettings, console: Console) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     with console.progress() as progress:
-        page = run_demo(
-            Path(settings.out), settings.task, quick=settings.quick, say=console.say, bar=progress
-        )
+        page = run_demo(settings, console.say, progress)
     console.say(f"\nwrote {page}; open it in a browser")

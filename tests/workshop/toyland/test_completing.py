@@ -2,26 +2,31 @@
 
 import json
 
-from iclora.toyland.evaluate import Score
+from iclora.evaluate.figures import Table
 from workshop.toyland import completing
-from workshop.toyland.completing import ARMS, MAKING, difference, table
+from workshop.toyland.completing import ARMS, MAKING, table
 
 
-def score(*right):
-    rows = [{"carried all": r, "carried kind": 1.0} for r in right]
-    mean = sum(right) / len(right)
-    return Score({"carried all": mean, "carried kind": 1.0, "seconds": 0.5}, [], rows)
+def entered(**arms):
+    """A table with these shares of what each set carried, by arm."""
+    found = Table()
+    for arm, right in arms.items():
+        for number, value in enumerate(right):
+            key = f"set {number}"
+            found.add("toyland carried all", "", arm.replace("_", " "), key, key, value)
+            found.add("toyland carried kind", "", arm.replace("_", " "), key, key, 1.0)
+    return found
 
 
 def test_an_arm_is_compared_with_sdedit_set_by_set():
-    plain, clean = score(0.0, 1.0, 0.0, 1.0), score(1.0, 1.0, 1.0, 1.0)
-    gain = difference(plain, clean, "carried all")
-    assert gain.mean == 0.5
-    assert difference(clean, plain, "carried all").mean == -0.5
-    text = table({"adapter + sdedit": plain, "dual adapter + clean": clean}, {})
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if "+" in line}
-    assert rows["adapter + sdedit"].split("|")[3].strip() == ""
-    assert rows["dual adapter + clean"].split("|")[3].strip().startswith("50% (")
+    shares = {"adapter + sdedit": (0.0, 1.0, 0.0, 1.0), "dual adapter + clean": (1.0,) * 4}
+    text = table(entered(**shares), None)
+    rows = {
+        line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if "+" in line
+    }
+    assert rows["adapter + sdedit"][3].strip() == ""
+    assert rows["dual adapter + clean"][3].strip().startswith("50% (")
+    assert rows["dual adapter + clean"][4].strip() == "100%"
 
 
 def test_arms_have_names_of_their_own():
@@ -29,34 +34,20 @@ def test_arms_have_names_of_their_own():
 
 
 def test_the_command_measures_the_arms_that_are_asked_for(tmp_path, capsys):
-    completing.main(
-        [
-            "--out",
-            str(tmp_path),
-            "--task",
-            "sandstorm-effect",
-            "--count",
-            "2",
-            "--prompts",
-            "1",
-            "--sampling-steps",
-            "2",
-            "--threads",
-            "1",
-            "--arm",
-            "base + sdedit",
-            "--arm",
-            "base",
-        ]
-    )
+    words = "--task sandstorm-effect --count 2 --prompts 1 --sampling-steps 1 --threads 1"
+    arms = ("--arm", "base + sdedit", "--arm", "base")
+    completing.main(["--out", str(tmp_path), *words.split(), *arms])
     home = tmp_path / "sandstorm-effect"
-    kept = json.loads((home / "rows.json").read_text())
-    assert {name: len(rows) for name, rows in kept.items()} == {
-        "base + sdedit completing": 2,
-        "base generating": 3,
-    }
-    for row in kept["base + sdedit completing"]:
-        assert row["carried all"] <= row["carried all but pose"]
+    carried, same = (
+        json.loads((home / f"{name}.json").read_text()) for name in ("completing", "generating")
+    )
+    all_of, rest = (
+        carried[f"toyland carried {name}"]["arms"]["base + sdedit"]["values"]
+        for name in ("all", "all but pose")
+    )
+    assert len(all_of) == 2
+    assert all(all_of[key] <= rest[key] for key in all_of)
+    assert len(same["toyland same all"]["arms"]["base"]["values"]) == 3
     assert "base + sdedit" in capsys.readouterr().out
     assert (home / "base-+-sdedit.png").is_file()
     assert "| base |" in (home / "table.md").read_text()

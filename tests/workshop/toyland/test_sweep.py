@@ -15,7 +15,7 @@ TASK = TASKS["film-storyboard"]
 def figures():
     wanted = [{**sweep.DEFAULT, a: v} for a, values in sweep.AXES.items() for v in values]
     names = [*(f"same {t}" for t in (*TASK.relation, "all")), "carried all", "diversity"]
-    return {sweep._key(settings): dict.fromkeys(names, 0.5) for settings in wanted}
+    return {sweep.key(settings): dict.fromkeys(names, 0.5) for settings in wanted}
 
 
 def test_every_axis_holds_the_default_so_that_the_plots_meet():
@@ -29,9 +29,9 @@ def test_figures_that_are_there_are_not_made_again(figures, tmp_path):
 
 
 def test_a_tuning_folder_of_a_killed_sweep_is_left_alone(tmp_path):
-    first = sweep._fresh(tmp_path / "sets")
+    first = sweep.fresh(tmp_path / "sets")
     first.mkdir()
-    assert sweep._fresh(tmp_path / "sets") != first
+    assert sweep.fresh(tmp_path / "sets") != first
 
 
 def test_the_plot_is_a_picture_of_all_axes(figures, tmp_path):
