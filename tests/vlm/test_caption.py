@@ -238,6 +238,29 @@ def test_an_answer_that_was_cut_off_or_empty_is_asked_again(bare, serve):
     assert all(m["content"] for m in server.bodies[2]["messages"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (completion("I\u2019m sorry, but I can\u2019t assist with that."), "can\u2019t assist"),
+        (completion(""), "answer is empty"),
+        (completion(" \n"), "answer is empty"),
+    ],
+)
+def test_a_refusal_or_no_answer_at_all_is_not_argued_with(bare, serve, answer, said):
+    server = serve(lambda body: (200, answer))
+    summary = caption(bare(2), server)
+    assert len(server.bodies) == len(summary.failed) == 2
+    assert all(said in failed.problem for failed in summary.failed)
+
+
+def test_an_answer_that_is_always_cut_off_is_asked_for_twice(bare, serve):
+    cut = completion(good()).replace(b'"stop"', b'"length"')
+    server = serve(lambda body: (200, cut))
+    (failed,) = caption(bare(1), server).failed
+    assert "cut off before its end, twice" in failed.problem
+    assert len(server.bodies) == 2
+
+
 def test_an_archive_is_refused_with_advice(official, serve):
     server = serve(lambda body: (200, completion(good())))
     with pytest.raises(DatasetError, match="captions are written beside the images"):

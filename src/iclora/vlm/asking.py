@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import Image
 
 from iclora.errors import CaptionError
 from iclora.sets.caption import JointCaption, check_budget, has_markers
 from iclora.sets.recipe import Recipe
+from iclora.vlm.answers import (
+    clean,
+    final_words,
+    find_object,
+    is_refusal,
+    label_inside,
+    on_one_line,
+    split_at_marks,
+    without_labels,
+    without_preface,
+    without_remarks,
+)
 from iclora.vlm.base import Ask
 
-__all__ = ["ask_about", "ask_for_prompt", "read_answer", "shrink"]
+__all__ = ["Unanswerable", "ask_about", "ask_for_prompt", "read_answer", "shrink"]
 
 _LONGEST_ANSWER = 20_000
 """Characters; a caption of 512 tokens has some 2,000."""
 _WORDS_PER_TOKEN = 0.7
 """English, as T5 cuts it; rather too low than too high."""
 _ALIKE = 0.92
-_REFUSALS = re.compile(
-    r"(?:^|[.!?]\s+)(?:sorry, |(?:but )?unfortunately,? )*"
-    r"(?:i(?:'m| am) (?:sorry|afraid|unable|not able)\b|as an ai\b|"
-    r"i (?:can(?:'|no)t|am unable to|won't|will not) (?:help|assist|describe|identify|provide|do|"
-    r"see|view|comply|fulfil|process|generate|create)\b|cannot assist|sorry, )",
-    re.IGNORECASE,
-)
-"""The beginning of a sentence of refusal; a robot "posing as an AI" is none."""
+
+
+class Unanswerable(CaptionError):
+    """An answer that asking again would not better: a refusal in prose, or nothing at all."""
 
 
 def shrink(picture: Image.Image, longest: int) -> Image.Image:
@@ -85,36 +93,35 @@ def read_answer(
     """Turn an answer into a joint caption.
 
     Args:
-        text: a JSON object as `Ask.schema` has it, or marked text; a code fence around it and
-            thoughts before it are forgiven.
+        text: a JSON object as `Ask.schema` has it, or marked text, wherever in the answer it
+            stands and however its markers are spelt; what `answers` knows of is taken off.
         count_tokens: of the base that will read the caption.
         limit: tokens that base reads.
-    Raises: CaptionError for an answer that cannot be used; its problem can be told to the model.
+    Raises: Unanswerable if it is a refusal in prose; CaptionError for any other answer that cannot
+        be used; its problem can be told to the model.
     """
     if len(text) > _LONGEST_ANSWER:
         raise CaptionError(
             f"the answer is {len(text):,} characters long", "Write one short caption."
         )
-    # Some models think aloud before they answer.
-    text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL)
-    if text.lstrip().startswith("<think>"):
-        raise CaptionError("the answer never got beyond its thoughts", "Answer at once.")
-    text = re.sub(r"^\s*```\w*\s*|\s*```\s*$", "", text).strip()
-    overview, panels = (_from_json if text.startswith("{") else _from_marks)(text, recipe)
+    text = final_words(text)
+    if not re.search(r"\w", clean(text)):
+        raise CaptionError("the answer is empty", "Write the caption.")
+    overview, panels = _parts(text, recipe)
     if any("\ud800" <= sign <= "\udfff" for sign in "".join([overview, *panels])):
         raise CaptionError("the answer holds half a character", "Write plain text.")
-    if _REFUSALS.search(" ".join([overview, *panels])[:400].replace("\u2019", "'")):
+    if is_refusal(" ".join([overview, *panels])):
         raise CaptionError(
-            f'the answer is a refusal ("{text[:80]}")', "Describe what is to be seen."
+            f'the answer is a refusal ("{_quoted(overview)}")', "Describe what is to be seen."
         )
     for number, words in enumerate(panels, 1):
-        if has_markers(words, recipe.markers):
+        if has_markers(words, recipe.markers) or label_inside(words):
             raise CaptionError(
                 f"the text of panel {number} holds a marker", "Write words without markers."
             )
-    if has_markers(overview, recipe.markers):
+    if has_markers(overview, recipe.markers) or label_inside(overview):
         raise CaptionError("the overview holds a marker", "Write words without markers.")
-    if not overview.strip():
+    if not re.search(r"\w", overview):
         raise CaptionError("there is no overview", "Begin with what all panels share.")
     _refuse_twins(panels)
     caption = JointCaption.join(overview, panels, recipe.markers, recipe.prefix)
@@ -122,44 +129,98 @@ def read_answer(
     return caption
 
 
-def _from_json(text: str, recipe: Recipe) -> tuple[str, list[str]]:
-    try:
-        value = json.loads(text)
-        overview, panels = value["overview"], value["panels"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+def _parts(text: str, recipe: Recipe) -> tuple[str, list[str]]:
+    """The overview and the panels' texts of an answer, clean."""
+    value = find_object(text, "overview")
+    if value is None and re.match(
+        r"\s*(?:```\w*\s*)?[{]|.*[\"\u201c](?:overview|panels)[\"\u201d]\s*:", text, re.S
+    ):
         raise CaptionError(
-            f"the answer is not a whole JSON object with overview and panels ({error})",
+            "the answer is not a whole JSON object with overview and panels",
             "Write it again, whole.",
-        ) from error
-    if not isinstance(overview, str) or not isinstance(panels, list):
+        )
+    if value is None:
+        overview, texts = _from_marks(text, recipe)
+    else:
+        overview, texts = _from_json(value, recipe)
+    overview = without_preface(_without_prefix(clean(overview), recipe))
+    texts = without_labels([clean(words) for words in texts], recipe.markers)
+    texts[-1] = without_remarks(texts[-1])
+    return _tidy(_without_prefix(overview, recipe)), [_tidy(words) for words in texts]
+
+
+def _from_json(value: dict[str, Any], recipe: Recipe) -> tuple[str, list[str]]:
+    overview, texts = value["overview"], value.get("panels")
+    if texts is None:
+        # Some name each panel by its marker.
+        named = {_canonical(key): held for key, held in value.items()}
+        texts = [named.get(_canonical(marker)) for marker in recipe.markers]
+        if None in texts:
+            raise CaptionError(
+                "the answer is not a whole JSON object with overview and panels",
+                "Write it again, whole.",
+            )
+    elif isinstance(texts, dict):
+        texts = list(texts.values())
+    if not isinstance(overview, str) or not isinstance(texts, list):
         raise CaptionError("overview must be a string, panels a list", "Mind their types.")
-    if not all(isinstance(panel, str) for panel in panels):
+    if not all(isinstance(panel, str) for panel in texts):
         raise CaptionError("a panel's text is not a string", "Write plain strings.")
-    texts = list(panels)
     if len(texts) != len(recipe.markers):
         raise CaptionError(
             f"{len(texts)} panel texts for {len(recipe.markers)} panels",
             "Write one for each panel.",
         )
-    # Models like to repeat a marker in front of the text it stands for; that does no harm.
-    bare = [
-        re.sub(rf"^\s*{re.escape(m)}\s*:?", "", t)
-        for m, t in zip(recipe.markers, texts, strict=True)
-    ]
-    return _without_prefix(overview, recipe), [_tidy(t) for t in bare]
+    return overview, texts
 
 
 def _from_marks(text: str, recipe: Recipe) -> tuple[str, list[str]]:
-    caption = JointCaption.parse(re.sub(r"\s+", " ", text), recipe.markers)
-    return _without_prefix(caption.overview, recipe), [_tidy(words) for words in caption.panels]
+    fences = re.findall(r"```[ \t]*\w*[ \t]*\n(.*?)```", text, re.DOTALL)
+    for part in [*fences, text]:
+        words = clean(part)
+        if all(marker in words for marker in recipe.markers):
+            caption = JointCaption.parse(_flat(words), recipe.markers)
+            # Cut again where its lines still stand, which tell remarks from captions.
+            if parts := split_at_marks(words, recipe.markers):
+                return parts
+            return caption.overview, list(caption.panels)
+        if parts := split_at_marks(words, recipe.markers):
+            return parts
+    words = clean(text)
+    if is_refusal(words):
+        raise Unanswerable(
+            f'the model refuses: "{_quoted(words)}"',
+            "Look at the set's pictures, or use another `captioner`.",
+            setting="captioner",
+        )
+    caption = JointCaption.parse(_flat(words), recipe.markers)
+    return caption.overview, list(caption.panels)
+
+
+def _canonical(tag: str) -> str:
+    return re.sub(r"[^0-9a-z]+", "", tag.lower())
+
+
+def _flat(words: str) -> str:
+    return re.sub(r"\s+", " ", words)
+
+
+def _quoted(words: str) -> str:
+    return _flat(words).strip()[:160]
 
 
 def _tidy(words: str) -> str:
-    return re.sub(r"\s+", " ", words.strip().removeprefix(":")).strip()
+    # Chat tokens and markdown may have been torn apart by labels and lines.
+    return on_one_line(clean(on_one_line(words)))
 
 
 def _without_prefix(overview: str, recipe: Recipe) -> str:
-    return _tidy(overview.strip().removeprefix(recipe.prefix))
+    """The overview behind the recipe's prefix, which we write, in whatever spelling."""
+    if not recipe.prefix.strip():
+        return overview
+    words = re.findall(r"\w+", recipe.prefix)
+    sign = r"[\s_-]*".join(map(re.escape, words))
+    return re.split(rf"[\[(]?\b{sign}\b[\])]?:?", overview, flags=re.IGNORECASE)[-1]
 
 
 def _refuse_twins(panels: Sequence[str]) -> None:

@@ -23,6 +23,8 @@ class Turn:
 
     answer: str
     objection: str
+    whole: bool = True
+    """False if the answer was cut off at the most tokens allowed."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from iclora.sets.caption import TOKEN_LIMIT, estimate_tokens
 from iclora.sets.check import training_layouts
 from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path
 from iclora.sets.recipe import Recipe
-from iclora.vlm.asking import ask_about, ask_for_prompt, read_answer, shrink
+from iclora.vlm.asking import Unanswerable, ask_about, ask_for_prompt, read_answer, shrink
 from iclora.vlm.base import Answer, Ask, Turn, VisionModel
 
 __all__ = ["FAILURES", "Outcome", "Summary", "caption_dataset", "write_prompt"]
@@ -254,20 +254,57 @@ def _until_good(
             summary.read += reply.read
             summary.wrote += reply.written
             try:
-                if not reply.whole:
-                    raise CaptionError("the answer was cut off before its end", "Write less.")
-                yield Outcome(name, judge(reply.text), tries=tries)
+                yield Outcome(name, judge(_whole(reply, tries, asks[name])), tries=tries)
+            except Unanswerable as error:
+                # An empty answer to the question itself is as good as none.
+                silence = VisionModelError(error.problem, error.advice, error.setting)
+                yield Outcome(
+                    name,
+                    None,
+                    error.problem,
+                    reply.text[:_KEPT],
+                    tries,
+                    None if reply.text.strip() else silence,
+                )
             except CaptionError as error:
                 text = reply.text[:_KEPT]
                 objection = f"That cannot be used: {error.problem}. {error.advice}"
                 # Some servers refuse a turn without words.
-                turn = Turn(text if text.strip() else "(nothing)", objection)
+                turn = Turn(text if text.strip() else "(nothing)", objection, reply.whole)
                 again[name] = replace(asks[name], earlier=(turn,))
                 if tries == _TRIES:
                     yield Outcome(name, None, error.problem, text, tries)
         asks = again
         if not asks:
             return
+
+
+def _whole(reply: Answer, tries: int, ask: Ask) -> str:
+    """The text of an answer that came to its end.
+
+    Raises: Unanswerable if asking again will not help; CaptionError if it may.
+    """
+    if not reply.text.strip():
+        spent = f", after {reply.written:,} tokens" if reply.written > 1 else ""
+        problem = f"the answer is empty{spent}"
+        if tries == 1:
+            raise Unanswerable(
+                problem,
+                "If the model thinks before it answers, switch that off on its server; or use "
+                "another `captioner`.",
+                setting="captioner",
+            )
+        raise CaptionError(problem, "Write the caption.")
+    if not reply.whole:
+        problem = "the answer was cut off before its end"
+        if ask.earlier and not ask.earlier[-1].whole:
+            raise Unanswerable(
+                f"{problem}, twice",
+                "If the model thinks before it answers, switch that off on its server.",
+                setting="captioner",
+            )
+        raise CaptionError(problem, "Write less.")
+    return reply.text
 
 
 def _pictures(panels: PanelSet, recipe: Recipe, send: Send, longest: int) -> list[Image.Image]:

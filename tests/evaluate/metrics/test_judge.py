@@ -27,6 +27,13 @@ from tests.evaluate.metrics.test_base import figures_of, made_of
         ("<think>Panel 1 and 2 ... 3 cats</think>\n5", 5),
         ('{"score": 4.0}', 4),
         ("The score is 4, since 4 it must be", 4),
+        ("Panels 1 to 3 agree.\n</think>\n4", 4),
+        ('Sure! ```json\n{"score": 2}\n``` as 3 panels differ', 2),
+        ('<|begin_of_box|>{"score": "5"}<|end_of_box|>', 5),
+        ("1. Hair: the same.\n2. Coat: another.\n**Score:** 3", 3),
+        ("\\boxed{4}", 4),
+        ("4<|im_end|></s>", 4),
+        ('{"score": "4/5"}', 4),
     ],
 )
 def test_a_mark_is_read_in_every_usual_form(text, mark):
@@ -50,6 +57,11 @@ def test_a_mark_is_read_in_every_usual_form(text, mark):
         '{"mark": 3}',
         "[4]]{ 3 5",
         "<think>4",
+        "4</think>",
+        '{"score": NaN}',
+        '{"score": 1e999}',
+        '{"score": [4]}',
+        '{"score":' * 20_000,
     ],
 )
 def test_what_is_no_mark_is_not_taken_for_one(text):

@@ -5,15 +5,16 @@ Small ones judge worse than plain likeness; a judge's figures are an opinion bes
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
 
+from iclora.errors import CaptionError
 from iclora.evaluate.metrics.base import Figures, Made, Metric
 from iclora.vlm import VisionModel, load_vision_model
+from iclora.vlm.answers import clean, final_words, find_object
 from iclora.vlm.asking import shrink
 from iclora.vlm.base import Answer, Ask, Turn
 
@@ -26,6 +27,8 @@ _LONGEST = 768
 """Px; no picture sent has a longer side."""
 _LONGEST_ANSWER = 256
 """Tokens; a number, after thoughts perhaps."""
+_LONGEST_TEXT = 20_000
+"""Characters of an answer that are looked at, from its end."""
 _QUESTION = (
     "You see {count} pictures, in order: the panels of one set. What the set should be: {summary}\n"
     "Do the panels share what such a set has to share: the same subject, or the same design? Judge "
@@ -59,26 +62,33 @@ class ScoreAsk(Ask):
 def read_score(text: str) -> int | None:
     """The number an answer gives, or None if it gives none, or more than one.
 
-    A JSON object, "4", "4/5", "4 out of 5" and "Score: 4." are all understood; thoughts before the
-    answer and a code fence around it are forgiven.
+    A JSON object anywhere in it, "4", "4/5", "4 out of 5" and "Score: 4." are all understood, with
+    whatever `iclora.vlm.answers` knows to stand around an answer.
     """
-    text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL)
-    if text.lstrip().startswith("<think>"):
+    try:
+        text = final_words(text[-_LONGEST_TEXT:])
+    except CaptionError:
         return None
-    text = re.sub(r"^\s*```\w*\s*|\s*```\s*$", "", text).strip()
-    if text.startswith("{"):
-        try:
-            score = json.loads(text)["score"]
-        except (ValueError, KeyError, TypeError):
-            return None
+    value = find_object(text, "score")
+    if value is not None:
+        score = value["score"]
+        if isinstance(score, str):
+            return _score_in(score)
         whole = isinstance(score, int | float) and score in (1, 2, 3, 4, 5)
         return int(score) if whole and not isinstance(score, bool) else None
+    text = clean(re.sub(r"\\boxed\{(.*?)\}", r"\1", text)).strip()
+    return None if text.startswith("{") else _score_in(text)
+
+
+def _score_in(text: str) -> int | None:
+    """The one number a text names, or names as its score."""
     text = re.sub(r"(?:/|\bout of|\bof)\s*5\b", " ", text, flags=re.IGNORECASE)
-    numbers = set(re.findall(r"-?\d+(?:[.,]\d+)?", text))
-    if len(numbers) != 1:
-        return None
-    number = numbers.pop()
-    return int(number) if number in ("1", "2", "3", "4", "5") else None
+    for pattern in (r"", r"(?:score|mark|rating|answer|grade)\b\s*(?:is|of|[:=])*\s*"):
+        numbers = set(re.findall(rf"{pattern}(?<![\w.,])(-?\d+(?:[.,]\d+)?)", text, re.IGNORECASE))
+        if len(numbers) == 1:
+            number = numbers.pop()
+            return int(number) if number in ("1", "2", "3", "4", "5") else None
+    return None
 
 
 class Judge(Metric):
@@ -116,7 +126,7 @@ class Judge(Metric):
             for place, reply in self._captioner.answer([asks[number] for number in left]):
                 if not isinstance(reply, Answer):
                     continue
-                number, mark = left[place], read_score(reply.text)
+                number, mark = left[place], read_score(reply.text) if reply.whole else None
                 if mark is not None:
                     marks[number] = mark
                 else:
