@@ -11,7 +11,7 @@ from iclora.toyland.shipped import base_folder, captioner_folder, open_captioner
 from iclora.toyland.verb import demo
 from iclora.vlm.registry import CAPTIONERS
 
-BELOW = ("models", "vlm", "sets", "train", "making", "adapter", "evaluate")
+BELOW = ("models", "vlm", "sets", "train", "making", "adapter", "evaluate", "cli")
 
 
 def test_base_captioner_and_verb_are_registered():

@@ -1,8 +1,8 @@
-"""Whether a long story keeps its character: `python -m workshop.toyland.drift --out DIR`.
+"""How long a story keeps its character: `python -m workshop.toyland.drift --out DIR`.
 
 Stories of an identity held out of tuning are extended image by image from a true first one, as
-`iclora extend` does; the judge says of each image whether kind, colour and headwear are still those
-of the first. OUT/drift.png shows the rate per image, OUT/drift.json holds it.
+`iclora extend` does; the judge compares each image's kind, colour and headwear with those of the
+first. OUT/drift.png shows the rate per image, OUT/drift.json holds it.
 """
 
 from __future__ import annotations

@@ -386,7 +386,7 @@ def traits_said(text: str, topic: str) -> dict[str, str]:
             found.setdefault(trait, value)
             # Or "wearing a red bow" would also be a red character.
             text = re.sub(pattern, "-", text)
-    return found
+    return {trait: found[trait] for trait in TOPICS[topic] if trait in found}
 
 
 @lru_cache(maxsize=1)

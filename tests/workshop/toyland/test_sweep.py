@@ -28,6 +28,15 @@ def test_figures_that_are_there_are_not_made_again(figures, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
+def test_a_point_that_is_missing_is_tuned_and_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "DEFAULT", {"sets": 3, "rank": 2, "steps": 1})
+    monkeypatch.setattr(sweep, "AXES", {"rank": (2,)})
+    found = sweep.run(TASKS["visual-identity"], tmp_path, 1, 2, batch=1, micro_batch=1)
+    assert list(found) == ["sets=3 rank=2 steps=1"]
+    assert {"same all", "diversity", "carried all", "seconds"} <= set(*found.values())
+    assert json.loads((tmp_path / "sweep.json").read_text()) == found
+
+
 def test_a_tuning_folder_of_a_killed_sweep_is_left_alone(tmp_path):
     first = sweep.fresh(tmp_path / "sets")
     first.mkdir()

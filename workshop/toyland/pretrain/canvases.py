@@ -113,7 +113,7 @@ def draw_levels(rng: torch.Generator, count: int, panel: Tensor) -> tuple[Tensor
     the higher level, and only those at it count in the loss: so it learns to look at the panels
     it can read to paint the ones it cannot, which equal noise hardly ever asks for. Most of the
     lower levels are close below the higher: reading a panel as noisy as one's own, as SDEdit needs,
-    is learnt from its neighbours. (The base of 5,200 steps knew lower levels far below alone. Of
+    is learned from its neighbours. (The base of 5,200 steps knew lower levels far below alone. Of
     24 given panels SDEdit carried 10%; with the given panel ahead by a logit of 0.5, 1 and 2 it
     carried 27%, 79% and 100%.)
 

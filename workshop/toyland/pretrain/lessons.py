@@ -126,8 +126,8 @@ def ask_for_idea(rng: random.Random, task: Task) -> tuple[Ask, str]:
 def _in_order(task: Task, rng: random.Random) -> Canvas:
     """A set whose panels differ in the first trait they state, in the order of its values.
 
-    Inventions are decoded greedily: had it learnt from panels in any order, the likeliest scene
-    would be the likeliest in every panel. In order, the next is never one that was there.
+    Inventions are decoded greedily. A captioner that was trained on panels in any order finds the
+    same scene likeliest in every panel; in order, the next is never one that was there.
     """
     canvas, _ = draw_set(task, rng)
     if not task.stated:

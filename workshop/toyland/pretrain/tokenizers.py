@@ -104,7 +104,7 @@ def _pieces_of(word: str) -> list[str]:
 
 
 def _clip_tokenizer(corpus: Sequence[str]) -> Any:
-    """A byte-level BPE as CLIP's, learnt on the corpus."""
+    """A byte-level BPE as CLIP's, trained on the corpus."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     pattern = (
@@ -124,8 +124,8 @@ def _clip_tokenizer(corpus: Sequence[str]) -> Any:
         vocab_size=1400, initial_alphabet=alphabet, show_progress=False, end_of_word_suffix="</w>"
     )
     learner.train_from_iterator((text.lower() for text in corpus), trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
+    trained = json.loads(learner.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
     tokens = dict.fromkeys([*alphabet, *ends, *("".join(m) for m in merges)])
     vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return transformers.CLIPTokenizer(vocabulary, merges=merges, model_max_length=77)
