@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from iclora.errors import IcloraError, SettingsError, StorageError
-from iclora.files import append_line, cache_home, digest, inside, natural_key, replacing, write_text
+from iclora.files import (
+    append_line,
+    cache_home,
+    check_file,
+    check_folder,
+    clear_leftovers,
+    digest,
+    inside,
+    natural_key,
+    replacing,
+    work_folder,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -84,3 +96,90 @@ def test_every_error_says_what_is_wrong_and_what_to_do():
     error = IcloraError("the door is shut", "Open it.")
     assert str(error) == "the door is shut\nOpen it."
     assert (error.problem, error.advice) == ("the door is shut", "Open it.")
+
+
+def test_numbers_in_names_may_have_any_length_and_any_script():
+    names = ["a²", "1²", "9" * 5000, "\u0663", "08", "8", "007"]
+    assert sorted(names, key=natural_key)[:3] == ["1²", "007", "08"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there are no devices")
+def test_a_device_is_never_replaced_by_a_file(tmp_path):
+    with pytest.raises(StorageError, match="not a regular file"):
+        write_text(Path("/dev/full"), "x")
+    (tmp_path / "link").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="not a regular file"):
+        check_file(tmp_path / "link")
+
+
+def test_a_name_of_255_bytes_is_written(tmp_path):
+    path = tmp_path / ("é" * 127 + "x")
+    write_text(path, "x")
+    assert path.read_text() == "x"
+    with pytest.raises(StorageError):
+        write_text(tmp_path / ("x" * 256), "x")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_tried_before_anything_is_computed_and_stays_as_it_was(tmp_path):
+    check_folder(tmp_path / "new" / "deep")
+    (tmp_path / "file").write_text("x")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "x", "/dev/null", "/proc/x", "a\0b"):
+        with pytest.raises(StorageError) as refused:
+            check_folder(wrong, "out")
+    assert refused.value.setting == "out"
+    with pytest.raises(StorageError, match="is a folder"):
+        check_file(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_home_is_an_error_of_ours(monkeypatch):
+    for name in ("ICLORA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(StorageError, match="no home"):
+        cache_home()
+
+
+def aged(path: Path) -> Path:
+    os.utime(path, (1, 1))
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    dead = [tmp_path / ".a.txt.0123456789ab.tmp", tmp_path / ".0001-0123456789ab.tmp"]
+    dead[0].write_text("half")
+    dead[1].mkdir()
+    (dead[1] / "x").write_text("half")
+    others = [tmp_path / ".mine.tmp", tmp_path / "a.0123456789ab.tmp"]
+    for path in (*dead, *others):
+        if not path.exists():
+            path.write_text("")
+        aged(path)
+    with replacing(tmp_path / "new.txt") as writing, work_folder(tmp_path / "0002") as work:
+        (work / "x").write_text("whole")
+        writing.write_text("whole")
+        aged(work)
+        aged(writing)
+        clear_leftovers(tmp_path)
+    found = {p.name for p in tmp_path.iterdir()}
+    assert found == {"new.txt", "0002", *(p.name for p in others)}
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    def killed():
+        with work_folder(tmp_path / "a") as work:
+            (work / "x").write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        killed()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    with pytest.raises(StorageError, match="exists"), work_folder(tmp_path / "a"):
+        pass

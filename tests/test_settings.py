@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from iclora.errors import SettingsError
-from iclora.settings import TrainSettings, read_settings
+from iclora.settings import (
+    EvaluateSettings,
+    GenerateSettings,
+    RerollSettings,
+    TrainSettings,
+    read_settings,
+    settings_of,
+)
 
 NEEDED = {"base": "tiny", "data": "d", "out": "o"}
 
@@ -68,3 +77,115 @@ def test_a_run_file_without_its_table_is_refused(tmp_path, text):
 def test_a_missing_run_file_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"none\.toml"):
         read_settings(TrainSettings, tmp_path / "none.toml", NEEDED)
+
+
+@pytest.mark.parametrize("digits", ["nan", "inf", "-inf", "1e300", "\u0663", "\u00b2", "9" * 5000])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (m, n)
+        for m in (TrainSettings, GenerateSettings, RerollSettings, EvaluateSettings)
+        for n, field in m.model_fields.items()
+        if re.search(r"\b(int|float)\b", repr(field.annotation))
+    ],
+)
+def test_no_number_may_be_endless_or_spelt_in_other_digits(model, name, digits):
+    for value in (digits, [digits], f"{digits}x64", {"1": digits}):
+        with pytest.raises(SettingsError, match=f"`{name}`"):
+            settings_of(model, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"size": "64x100000"}, "`size`"),
+        ({"size": "16384x16384"}, "megapixels"),
+        ({"count": 1_000_000}, "`count`: must be at most 10000"),
+        ({"count": 5000, "best_of": 5000, "score": "toyland"}, "10,000 are the most"),
+        ({"seed": 2**64}, "`seed`"),
+        ({"seed": 2**63 - 1, "count": 2}, "64 bits"),
+        ({"strength": "1e300"}, "`strength`: must be at most 100"),
+        ({"steps": True}, "neither true nor false"),
+        ({"prompt": ["a\ud800"]}, "half characters"),
+        ({"prompt": [" \u200b\n"]}, "blank"),
+        ({"prompt": ["a boat --ar 16:9"]}, '"--ar 16:9" is an option of another tool'),
+        ({"prompt": ["a boat <lora:x:0.8>"]}, "<lora:x:0.8>"),
+    ],
+)
+def test_what_would_hang_or_paint_nothing_is_refused(values, says):
+    with pytest.raises(SettingsError, match=says):
+        settings_of(GenerateSettings, values)
+
+
+def test_dashes_between_words_are_no_options():
+    text = "a calm -- almost still --harbour, at 7-11 -- and a dog"
+    assert settings_of(GenerateSettings, {"prompt": [text]}).prompt == (text,)
+
+
+@pytest.mark.parametrize("values", [{"rank": 10**9}, {"vram": "inf"}, {"micro_tokens": 10**19}])
+def test_a_run_has_bounds(values):
+    with pytest.raises(SettingsError, match=next(iter(values))):
+        settings_of(TrainSettings, {**NEEDED, **values})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("learning_rate", "lr"),
+        ("network_dim", "rank"),
+        ("Steps", "steps"),
+        ("micro-batch", "micro_batch"),
+        ("stepz", "steps"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_the_one_that_is_meant(theirs, ours):
+    with pytest.raises(SettingsError, match=f'did you mean "{ours}"'):
+        settings_of(TrainSettings, {**NEEDED, theirs: 1})
+
+
+def test_a_missing_setting_is_asked_for_with_an_example():
+    with pytest.raises(SettingsError, match="`panel`, for instance to 2"):
+        settings_of(RerollSettings, {"set": "out/0001"})
+
+
+PATHS = {"out", "data", "base", "recipe", "validation", "cache"}
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("~nobody-of-that-name/x", "no home folder"),
+        ("a\0b", "null character"),
+        ("n" * 256, "longer than"),
+        ("n/" * 3000, "longer than"),
+        ("loop/x", "leads back"),
+        ("a\udcff", "not UTF-8"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused(tmp_path, monkeypatch, name, path, says):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=says):
+        settings_of(TrainSettings, {**NEEDED, name: path})
+
+
+def test_a_home_is_expanded_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = settings_of(TrainSettings, {n: f"~/{n}" for n in PATHS})
+    assert {getattr(found, n) for n in PATHS} == {f"/home/me/{n}" for n in PATHS}
+    words = {"set": "~/s", "panel": [1], "adapter": "~/a"}
+    assert settings_of(RerollSettings, words).adapter == "/home/me/a"
+    told = {"metric": ["clip:~/m"], "adapter": ["a=~/b", "~/c"], "given": ["1=~/d", "2"]}
+    told = settings_of(EvaluateSettings, told)
+    assert told.metric == ("clip:/home/me/m",)
+    assert told.adapter == ("a=/home/me/b", "/home/me/c")
+    assert told.given == ("1=/home/me/d", "2")
+    (tmp_path / "run.toml").write_text("[train]\nbase='tiny'\ndata='d'\nout='~/r'\n")
+    assert read_settings(TrainSettings, tmp_path / "run.toml", {}).out == "/home/me/r"
+
+
+@pytest.mark.parametrize("given", ["0", "\u00b2", "100", "1=", "x"])
+def test_a_given_panel_has_a_number_that_there_can_be(given):
+    with pytest.raises(SettingsError, match="not of the form PANEL"):
+        settings_of(EvaluateSettings, {"given": [given]})

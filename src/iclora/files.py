@@ -6,23 +6,43 @@ import errno
 import hashlib
 import os
 import re
+import shutil
+import stat
+import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
-from iclora.errors import StorageError
+from iclora.errors import IcloraError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; what a killed process left stays there.
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "Refusal",
     "append_line",
     "cache_home",
+    "check_file",
+    "check_folder",
+    "clear_leftovers",
     "digest",
     "inside",
     "natural_key",
+    "place",
     "replacing",
     "storage_error",
+    "work_folder",
     "write_bytes",
     "write_text",
 ]
+
+Refusal: TypeAlias = Callable[[str, str], IcloraError]
+"""Makes the error to raise from (problem, advice), such as SettingsError."""
 
 
 def digest(*parts: bytes | str) -> str:
@@ -36,38 +56,200 @@ def digest(*parts: bytes | str) -> str:
 
 
 def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
-    """Sort key under which panel-2 comes before panel-10."""
-    pieces = re.findall(r"\d+|\D+", name.lower())
-    return tuple((not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in pieces)
+    """Sort key under which panel-2 comes before panel-10; numbers may have any length."""
+    found = []
+    for piece in re.findall(r"[0-9]+|[^0-9]+", name.lower()):
+        number = piece[0] in "0123456789"
+        plain = piece.lstrip("0") if number else ""
+        found.append((not number, len(plain), f"{plain}\0{piece}"))
+    return tuple(found)
 
 
 def cache_home() -> Path:
     """The folder for things that can be made again: $ICLORA_CACHE, or ~/.cache/iclora."""
     own = os.environ.get("ICLORA_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(shared, "iclora")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    if shared:
+        return Path(shared, "iclora")
+    try:
+        return Path.home() / ".cache" / "iclora"
+    except RuntimeError as error:  # Users of containers often have no home at all.
+        raise StorageError(
+            "there is no home folder to keep downloads and caches in",
+            "Set the environment variable ICLORA_CACHE to a folder you may write to.",
+        ) from error
+
+
+# -- paths and places -----------------------------------------------------------------------------
+
+
+def place(path: str) -> str:
+    """A path as people write it, `~` expanded.
+
+    Raises: ValueError in plain words for a path that no file can have: an unknown user's home, a
+        null character, a loop of links, a name that is too long.
+    """
+    if "\0" in path:
+        raise ValueError("the path holds a null character")
+    if path.startswith("~"):
+        home = os.path.expanduser(path)  # noqa: PTH111 (Path's own raises RuntimeError)
+        if home.startswith("~"):
+            user = path.split("/", 1)[0]
+            raise ValueError(
+                f'there is no home folder "{user}"; write ./{user} for a file so named'
+            )
+        path = home
+    try:
+        os.stat(path)  # noqa: PTH116 (a string that may be no path at all)
+    except UnicodeEncodeError:
+        raise ValueError("the name is not UTF-8; rename the file") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError("the path is longer than this system allows") from None
+        if error.errno == errno.ELOOP:
+            raise ValueError("the path is a link that leads back to itself") from None
+    return path
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+def check_folder(path: str | Path, setting: str | None = None) -> None:
+    """Find out whether things can be written into a folder that may not be there yet.
+
+    Nothing is left behind.
+
+    Args:
+        setting: the one that names it.
+    Raises: StorageError.
+    """
+    path = Path(path)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # Names that no file can have are refused here.
+        near = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+        if not near.is_dir():
+            what = "a file" if near.is_file() else "not a folder"
+            raise StorageError(f"{near} is {what}", "Choose a folder you may write to.", setting)
+        with tempfile.TemporaryFile(dir=near):
+            pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise StorageError(
+            f"cannot write into {path}: {why}", "Choose a folder you may write to.", setting
+        ) from error
+
+
+def check_file(path: str | Path, setting: str | None = None) -> None:
+    """Find out whether a file can be written or replaced.
+
+    Args:
+        setting: the one that names it.
+    Raises: StorageError, for folders and devices too.
+    """
+    path = Path(path)
+    check_folder(path.parent, setting)
+    _refuse_special(path, setting)
+
+
+def _refuse_special(path: Path, setting: str | None = None) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise StorageError(f"{path} is {what}", "Choose another file.", setting)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.
 
-    A killed process or a full disk leaves the old file, or none, never half a file.
+    A killed process or a full disk leaves the old file, or none, never half a file; what a killed
+    process left beside it, `clear_leftovers` removes.
 
-    Raises: StorageError if the disk is full or the folder cannot be written.
+    Raises: StorageError if the disk is full, the folder cannot be written, or `path` is a device.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Its own name counts for little: it is cut so that a name of 255 bytes can be written too. The
+    # number of a process is not unique among containers that share a folder.
+    own = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+    temporary = path.with_name(f".{own}.{uuid.uuid4().hex[:12]}.tmp")
+    held = -1
     try:
+        _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        _lock(held)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if os.name == "nt":  # An open file is not renamed there.
+            os.close(held)
+            held = -1
         temporary.replace(path)
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
+        if held != -1:
+            os.close(held)
         with suppress(OSError):  # it was renamed, or its folder could not even be made
             temporary.unlink()
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside `folder`; rename it to `folder` if the block succeeds.
+
+    Raises: StorageError if `folder` exists or cannot be written.
+    """
+    work = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}.tmp")
+    held = -1
+    try:
+        if os.path.lexists(folder):
+            raise FileExistsError(errno.EEXIST, "it exists already")
+        work.mkdir(parents=True)
+        if fcntl:
+            held = os.open(work, os.O_RDONLY)
+            _lock(held)
+        yield work
+        work.rename(folder)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    finally:
+        if held != -1:
+            os.close(held)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder; what is being written stays.
+
+    Every writer holds a lock on what it writes, which ends with its process.
+    """
+    if not fcntl or not folder.is_dir():
+        return
+    for path in folder.glob(".*.tmp"):
+        if not re.search(r"[.-][0-9a-f]{12}\.tmp$", path.name) or path.is_symlink():
+            continue
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < 1:
+                continue  # It may be another process's, not locked yet.
+            held = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+            finally:
+                os.close(held)
+
+
+def _lock(held: int) -> None:
+    """Show others that this is being written; the lock ends with the process, however that ends."""
+    if fcntl:
+        with suppress(OSError):  # Some network disks know no locks.
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -109,7 +291,10 @@ def inside(folder: Path, name: str, refuse: Callable[[str, str], Exception]) -> 
         refuse: makes the error to raise from (problem, advice).
     Raises: whatever `refuse` returns, if the name is absolute or leads out of the folder.
     """
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise refuse(f'"{name}" is no name of a file: {error}', "Use another name.") from error
     if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
         raise refuse(f'"{name}" leads out of {folder}', "Use a name inside that folder.")
     return path

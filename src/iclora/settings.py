@@ -13,6 +13,7 @@ know stands in the field's JSON schema:
     many      of settings with several values: "list" if one option takes them all, else the
               option is repeated
     metavar   what stands for its value in help
+    example   a value to name where one is missing
 
 A verb is such a model and a function that is told it: `@verb(CheckSettings)`.
 
@@ -21,18 +22,27 @@ No torch is needed here.
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from iclora.documents import read_toml
 from iclora.errors import SettingsError
+from iclora.files import place
+from iclora.findings import by_setting, problems_of
 from iclora.progress import Console
 
 __all__ = [
@@ -63,6 +73,7 @@ __all__ = [
     "Verb",
     "Wish",
     "about",
+    "foreign_words",
     "problems_of",
     "read_settings",
     "settings_of",
@@ -106,6 +117,7 @@ def _field(
     position: bool = False,
     many: Literal["list"] | None = None,
     metavar: str | None = None,
+    example: str | None = None,
     **limits: Any,
 ) -> Any:
     """A field with what doors have to know of it; see the head of this file."""
@@ -117,6 +129,7 @@ def _field(
         "position": position,
         "many": many,
         "metavar": metavar,
+        "example": example,
     }
     extra = {key: value for key, value in known.items() if value}
     return Field(default, json_schema_extra=extra or None, **limits)
@@ -138,6 +151,15 @@ def _size(value: Any) -> Any:
     return int(match[1]), int(match[2])
 
 
+def _paintable(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > _MOST_PIXELS:
+        raise ValueError(
+            f"{size[0]}x{size[1]} is {size[0] * size[1] / 1e6:.0f} megapixels; bases paint a few, "
+            f"and {_MOST_PIXELS / 1e6:.0f} are the most"
+        )
+    return size
+
+
 def _pairs(value: Any) -> Any:
     """{1: "a.png"} of ["1=a.png"], as the command line gives it."""
     if not isinstance(value, list | tuple):
@@ -153,20 +175,93 @@ def _pairs(value: Any) -> Any:
     return found
 
 
+def _written(text: str) -> str:
+    """The text, if there is anything in it to read. Raises: ValueError."""
+    if not any(c.isprintable() and not c.isspace() for c in text):
+        raise ValueError("the text is blank")
+    return text
+
+
+def _of_this_tool(text: str) -> str:
+    """A prompt without what other tools read as options. Raises: ValueError naming it."""
+    found = foreign_words(text)
+    if found:
+        raise ValueError(
+            f'"{found}" is an option of another tool and would be read as words; leave it out'
+        )
+    return _written(text)
+
+
+def foreign_words(text: str) -> str | None:
+    """What other tools would read as an option in a prompt: --ar 16:9, --w 64, <lora:x:1>."""
+    match = re.search(
+        r"<(?:lora|lyco|lycoris|hypernet|embedding):[^<>]*>"
+        r"|(?<![\w-])(?:--|\u2013|\u2014)(?:[a-z]|ar|aspect|chaos|seed|stylize|style|quality|niji|no|iw"
+        r"|sref|cref|tile|stop|raw|weird|cfg|steps|negative|neg|width|height|am|ow|sp|pc)"
+        r"(?![\w-])(?:[ =][^\s,]+)?",
+        text,
+        re.IGNORECASE,
+    )
+    return match[0] if match else None
+
+
+def _model(text: str) -> str:
+    """local:~/model with its folder's path expanded. Raises: ValueError."""
+    kind, colon, path = text.partition(":")
+    return kind + colon + (place(path) if path else "")
+
+
+def _arm(text: str) -> str:
+    """NAME=~/file with the file's path expanded. Raises: ValueError."""
+    name, equals, path = text.partition("=")
+    return f"{name}={place(path)}" if equals and "/" not in name else place(text)
+
+
+def _given_panel(text: str) -> str:
+    """PANEL or PANEL=FILE. Raises: ValueError."""
+    match = re.fullmatch(r"([1-9][0-9]?)(=(.+))?", text, re.DOTALL)
+    if not match:
+        raise ValueError(f'"{text}" is not of the form PANEL or PANEL=FILE; panels count from 1')
+    return f"{match[1]}={place(match[3])}" if match[2] else text
+
+
+# Every range has a reason: beyond it the number is a slip, and would end as a traceback, a hang or
+# a picture of nothing.
+_MOST_PIXELS = 2**26
+"""Of a canvas: 262,000 tokens, some 50 times what bases were trained on."""
 Side = Annotated[int, Field(ge=64, le=4096)]
-"""px"""
+"""px; bases paint nothing on less than a few tokens, and fall apart far below 4096."""
 Panel = Annotated[int, Field(ge=1, le=99)]
-"""Counted from 1."""
+"""Counted from 1; words for 100 panels are more than any base reads."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""64 bits, as torch's generators take."""
 Count = Annotated[int, Field(ge=1, le=10_000)]
+"""Of what is made: more sets than somebody can look at."""
+Steps = Annotated[int, Field(ge=1, le=1000)]
+"""Schedules of rectified flow gain nothing above some 100."""
+Guidance = Annotated[float, Field(ge=0, le=100)]
+"""Pictures are burnt from 10 on."""
+Strength = Annotated[float, Field(ge=-100, le=100)]
+"""Far outside -2 to 2 there is only noise."""
+Boost = Annotated[float, Field(gt=0, le=1000)]
+"""A factor on attention; its logarithm is added to scores."""
+Resample = Annotated[int, Field(ge=0, le=100)]
+"""Each is one more pass of the base for every early step."""
+Sigma = Annotated[float, Field(ge=0, le=1)]
+"""Noise levels of rectified flow lie between 0 and 1."""
+Prompt = Annotated[str, Field(max_length=100_000), AfterValidator(_written)]
+"""No base reads a hundredth of its longest."""
 _Number = Annotated[int, Field(ge=1, le=10**9)]
+"""Steps: at ten a second a billion take three years."""
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _Edge = Annotated[int, Field(ge=16, le=16_384)]
-_Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size)]
-_GivenFiles = Annotated[dict[Panel, str], BeforeValidator(_pairs)]
+_Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size), AfterValidator(_paintable)]
+_Device = Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")]
+_Path = Annotated[str, Field(min_length=1), AfterValidator(place)]
+_GivenFiles = Annotated[dict[Panel, _Path], BeforeValidator(_pairs)]
 _PanelSeeds = Annotated[dict[Panel, Seed], BeforeValidator(_pairs)]
-_Words = tuple[str, ...]
-_Path = Annotated[str, Field(min_length=1)]
+_Words = tuple[Annotated[Prompt, AfterValidator(_of_this_tool)], ...]
+_Model = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_model)]
 
 
 class Settings(BaseModel):
@@ -183,13 +278,21 @@ class Settings(BaseModel):
         populate_by_name=True,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Refuse true and false for numbers; pydantic would take them for 1 and 0."""
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and field.annotation is not bool:
+                raise ValueError(f"`{name}`: it is neither true nor false")
+        return values
+
 
 class Machine(Settings):
     """Where a base computes, and in which numbers."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")] = _field(
-        "auto", resume="differs"
-    )
+    device: _Device = _field("auto", resume="differs")
     """auto, cuda, cuda:N, mps or cpu"""
     dtype: Dtype = _field("auto", decided=True)
     """number format of the base; auto is bf16, on a CPU fp32"""
@@ -204,13 +307,13 @@ class Machine(Settings):
 class TrainSettings(Machine):
     """A training run. Defaults are those of the paper's released configuration."""
 
-    base: _Path
+    base: _Path = _field(example="toyland")
     """base model: a folder in diffusers' layout, a hub id, toyland or tiny"""
-    data: _Path
+    data: _Path = _field(example="my-sets")
     """dataset: a folder or zip archive of image sets"""
-    out: _Path
+    out: _Path = _field(example="my-run")
     """new run folder"""
-    recipe: str | None = None
+    recipe: _Path | None = None
     """recipe name or TOML path; by default the one the dataset names"""
 
     steps: _Number = _field(5000, resume="free")
@@ -219,14 +322,14 @@ class TrainSettings(Machine):
     """sets per optimizer step"""
     micro_batch: Count = _field(1, resume="differs")
     """most sets of equal size in one pass; more is faster, needs more memory, learns the same"""
-    micro_tokens: Annotated[int, Field(ge=0)] = _field(0, resume="differs")
+    micro_tokens: Annotated[int, Field(ge=0, le=10**7)] = _field(0, resume="differs")
     """sets of equal size are computed together up to this many tokens, text included, if that is
     more than micro_batch"""
     lr: Annotated[float, Field(gt=0, le=1)] = _field(1e-4, resume="differs")
     """learning rate of AdamW"""
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
     """AdamW's weight decay"""
-    grad_clip: Annotated[float, Field(gt=0)] = _field(1.0, resume="differs")
+    grad_clip: Annotated[float, Field(gt=0, le=1e6)] = _field(1.0, resume="differs")
     """largest norm of a step's gradient"""
     ema: _Share = 0.99
     """decay of the averaged weights that become the adapter; 0 takes the last weights"""
@@ -244,7 +347,7 @@ class TrainSettings(Machine):
     """enlarge sets that are smaller than a resolution"""
     caption_dropout: _Share = 0.05
     """share of samples trained with an empty text"""
-    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
+    guidance: Guidance = 1.0
     """value of the guidance embedding in training; 1, not the 3.5 of sampling"""
     sigma_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
     """mean of the normal draw whose sigmoid is the noise level; above 0 favours noise"""
@@ -279,14 +382,14 @@ class TrainSettings(Machine):
 
     held_out: _Share = 0.0
     """share of the sets that is not trained on but measured at every checkpoint; 0.1 is usual"""
-    validation: str | None = None
+    validation: _Path | None = None
     """folder or zip archive of further sets to measure on, instead of a share"""
 
     save_every: _Number = _field(250, resume="free")
     """steps between checkpoints"""
     keep: Count = _field(4, resume="free")
     """checkpoints kept, the newest, and the best if sets are held out"""
-    preview_every: Annotated[int, Field(ge=0)] = _field(250, resume="free")
+    preview_every: Annotated[int, Field(ge=0, le=10**9)] = _field(250, resume="free")
     """steps between preview grids; 0 makes none"""
     preview_prompts: _Words = _field((), resume="free", many="list")
     """joint prompts to preview; by default the recipe's example"""
@@ -296,7 +399,7 @@ class TrainSettings(Machine):
         ("tensorboard",), resume="free", many="list"
     )
     """where losses are also shown: tensorboard (if it is installed), wandb, trackio"""
-    cache: str | None = None
+    cache: _Path | None = None
     """folder for latents and prompt embeddings; by default inside the run folder"""
 
     @model_validator(mode="after")
@@ -340,7 +443,7 @@ class TrainSettings(Machine):
 
 
 class _RunFile(TrainSettings):
-    run_file: str | None = _field(None, position=True)
+    run_file: _Path | None = _field(None, position=True)
     """TOML run file with a [train] table"""
 
     def training(self) -> TrainSettings:
@@ -353,14 +456,14 @@ class _RunFile(TrainSettings):
 class RunSettings(_RunFile):
     """Settings of the verb `train`: a new training run, or one to resume."""
 
-    resume: str | None = _field(None, metavar="RUN")
+    resume: _Path | None = _field(None, metavar="RUN")
     """resume the run in this folder"""
 
 
 class PlanSettings(_RunFile):
     """Settings of the verb `plan`: a training run, and a file for the choice."""
 
-    write: str | None = _field(None, metavar="FILE")
+    write: _Path | None = _field(None, metavar="FILE")
     """write a run file with the choice"""
 
 
@@ -370,26 +473,26 @@ class PlanSettings(_RunFile):
 class SampleSettings(Settings):
     """How sets are sampled, whatever they show."""
 
-    recipe: str | None = _field(None, decided=True)
+    recipe: _Path | None = _field(None, decided=True)
     """recipe name or TOML path; by default the adapter's"""
     size: _Size | None = _field(None, decided=True, metavar="WxH")
     """canvas in px; by default the adapter's or the recipe's"""
     seed: Seed = _field(0, decided=True)
     """decides the noise of all panels"""
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = _field(None, decided=True)
+    steps: Steps | None = _field(None, decided=True)
     """Euler steps; by default the recipe's, else the base's"""
-    guidance: Annotated[float, Field(ge=0, le=100)] | None = _field(None, decided=True)
+    guidance: Guidance | None = _field(None, decided=True)
     """guidance value; by default the recipe's, else the base's"""
     negative: Annotated[str, Field(max_length=100_000)] = _field("", decided=True, metavar="TEXT")
     """what the unguided pass reads, for bases that are guided by two passes"""
-    strength: Annotated[float, Field(ge=-100, le=100)] = _field(1.0, decided=True)
+    strength: Strength = _field(1.0, decided=True)
     """factor on the adapter's update"""
-    boost: Annotated[float, Field(gt=0, le=1000)] = _field(2.0, decided=True)
+    boost: Boost = _field(2.0, decided=True)
     """mode boost: factor on the attention that given panels get"""
-    resample: Annotated[int, Field(ge=0, le=100)] | None = _field(None, decided=True, metavar="N")
+    resample: Resample | None = _field(None, decided=True, metavar="N")
     """take every early step N times more from new noise: panels agree better, and it takes longer;
     by default 0, in mode resample 3"""
-    resample_from: Annotated[float, Field(ge=0, le=1)] = _field(0.6, decided=True, metavar="SIGMA")
+    resample_from: Sigma = _field(0.6, decided=True, metavar="SIGMA")
     """steps below this noise level are taken once"""
 
     def wish(self, prompt: str, **more: Any) -> Wish:
@@ -412,7 +515,7 @@ class MakeSettings(SampleSettings):
 class Wish(MakeSettings):
     """One set that is asked for, or several that differ in their seed alone."""
 
-    prompt: str = _field(decided=True)
+    prompt: Prompt = _field(decided=True)
     """a joint prompt in the recipe's form"""
     given: _GivenFiles = _field({}, decided=True, also=("known",), metavar="PANEL=FILE")
     """a given panel, counted from 1; repeat for more"""
@@ -420,7 +523,7 @@ class Wish(MakeSettings):
     """sets, with seeds one apart"""
     best_of: Count | None = _field(None, decided=True, metavar="N")
     """make N of each set, keep the best by `score`"""
-    score: str | None = _field(None, decided=True, metavar="METRIC")
+    score: _Model | None = _field(None, decided=True, metavar="METRIC")
     """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
 
     @model_validator(mode="after")
@@ -431,44 +534,51 @@ class Wish(MakeSettings):
 
 
 class _Base(Machine):
-    base: str | None = None
+    base: _Path | None = None
     """base model; by default the one the adapter was trained on"""
 
 
 class _Captioning(Settings):
-    captioner: str | None = _field(None, decided=True)
+    captioner: _Model | None = _field(None, decided=True)
     """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
     local:PATH for a transformers model on this machine, toyland for the small one that ships"""
     api: str | None = _field(None, metavar="URL", decided=True)
     """the server's base URL; by default $OPENAI_BASE_URL"""
-    model_device: str = "auto"
+    model_device: _Device = "auto"
     """where a local captioner or metric runs"""
 
 
 class GenerateSettings(MakeSettings, _Base, _Captioning):
     """What `generate` is told."""
 
-    request: str | None = _field(None, position=True)
+    request: _Path | None = _field(None, position=True)
     """a request.json to repeat exactly"""
     prompt: _Words = _field((), decided=True)
     """a joint prompt; repeat for more sets"""
-    prompts: str | None = _field(None, decided=True, metavar="FILE")
+    prompts: _Path | None = _field(None, decided=True, metavar="FILE")
     """text file with one joint prompt per line"""
     idea: _Words = _field((), decided=True)
     """one line that a captioner turns into a joint prompt; repeat for more"""
-    adapter: str | None = None
+    adapter: _Path | None = None
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
     count: Count = _field(1, decided=True)
     """sets per prompt, with seeds one apart"""
     best_of: Count | None = _field(None, decided=True, metavar="N")
     """make N of each set, keep the best by `score`"""
-    score: str | None = _field(None, decided=True, metavar="METRIC")
+    score: _Model | None = _field(None, decided=True, metavar="METRIC")
     """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
-    out: str = "out"
+    out: _Path = "out"
     """folder for what is made"""
 
     @model_validator(mode="after")
     def _score_and_best_of(self) -> GenerateSettings:
+        sets = self.count * (self.best_of or 1)
+        if sets > 10_000:
+            raise ValueError(
+                f"`count`: {sets:,} sets per prompt with `best_of`; 10,000 are the most"
+            )
+        if self.seed + sets > 2**63:
+            raise ValueError("`seed`: seeds of further sets would exceed 64 bits")
         if (self.best_of is None) != (self.score is None):
             raise ValueError("`best_of`: give it together with `score`, or neither")
         return self
@@ -492,30 +602,30 @@ class CompleteSettings(GenerateSettings):
 class RerollSettings(_Base):
     """What `reroll` is told; what is not set is as the set was made."""
 
-    set: str = _field(position=True)
+    set: _Path = _field(position=True)
     """folder of a set that generate or complete wrote"""
-    panel: tuple[Panel, ...] = _field(min_length=1)
+    panel: tuple[Panel, ...] = _field(min_length=1, example="2")
     """a panel to make again, counted from 1; repeat for more"""
     seed: Seed = 1
     """of its new noise"""
-    adapter: str | None = None
+    adapter: _Path | None = None
     """adapter file; by default the one the set was made with"""
     mode: Mode | None = None
     """how the panels are made around those that stay; by default as the set was made"""
-    boost: Annotated[float, Field(gt=0, le=1000)] | None = None
+    boost: Boost | None = None
     """mode boost: factor on the attention that the panels that stay get"""
-    resample: Annotated[int, Field(ge=0, le=100)] | None = _field(None, metavar="N")
+    resample: Resample | None = _field(None, metavar="N")
     """take every early step N times more from new noise"""
-    resample_from: Annotated[float, Field(ge=0, le=1)] | None = _field(None, metavar="SIGMA")
+    resample_from: Sigma | None = _field(None, metavar="SIGMA")
     """steps below this noise level are taken once"""
-    out: str = "out"
+    out: _Path = "out"
     """folder for what is made"""
 
 
 class ExtendSettings(MakeSettings, _Base):
     """What `extend` is told."""
 
-    story: str = _field(position=True)
+    story: _Path = _field(position=True)
     """text file: what all images share, then a line for each image"""
     anchor: tuple[Panel, ...] = (1,)
     """an image of the first canvas that stays in view; repeat for more"""
@@ -523,9 +633,9 @@ class ExtendSettings(MakeSettings, _Base):
     """new images on each further canvas; by default a third of its panels"""
     given: _GivenFiles = _field({}, also=("known",), metavar="PANEL=FILE")
     """a given image of the first canvas, counted from 1; repeat for more"""
-    adapter: str | None = None
+    adapter: _Path | None = None
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
-    out: str = "out"
+    out: _Path = "out"
     """folder for what is made"""
 
 
@@ -534,29 +644,31 @@ class EvaluateSettings(SampleSettings, _Base):
 
     prompt: _Words = ()
     """a joint prompt; repeat for more"""
-    prompts: str | None = _field(None, metavar="FILE")
+    prompts: _Path | None = _field(None, metavar="FILE")
     """text file with one joint prompt per line"""
-    data: str | None = None
+    data: _Path | None = None
     """folder or zip of image sets, whose captions are the prompts"""
-    given: _Words = _field((), also=("known",), metavar="PANEL[=FILE]")
+    given: tuple[Annotated[str, AfterValidator(_given_panel)], ...] = _field(
+        (), also=("known",), metavar="PANEL[=FILE]"
+    )
     """a given panel, counted from 1: of each set of `data`, or a file; repeat for more"""
     seeds: Count = 1
     """seeds per prompt, the same in every arm"""
-    adapter: _Words = _field((), metavar="[NAME=]FILE")
+    adapter: tuple[Annotated[str, AfterValidator(_arm)], ...] = _field((), metavar="[NAME=]FILE")
     """adapter file; repeat for more arms"""
     mode: tuple[Mode, ...] = ()
     """how panels are made around given ones; repeat for more arms"""
-    metric: _Words = ()
+    metric: tuple[_Model, ...] = ()
     """dino:MODEL or clip:MODEL (a folder or hub id), openai:MODEL or local:MODEL (a
     vision-language model as the judge), toyland (knows the truth of toyland's sets); repeat for
     more"""
-    model_device: str = "auto"
+    model_device: _Device = "auto"
     """where the models of metrics run"""
     api: str | None = _field(None, metavar="URL")
     """the server's base URL, for openai:"""
     together: Count = 1
     """sets in one batch"""
-    out: str = "evaluation"
+    out: _Path = "evaluation"
     """folder for what is made"""
 
 
@@ -566,18 +678,18 @@ class EvaluateSettings(SampleSettings, _Base):
 class RecipesSettings(Settings):
     """What `recipes` is told."""
 
-    name: str | None = _field(None, position=True)
+    name: _Path | None = _field(None, position=True)
     """show this recipe (a name or a TOML file) in full"""
 
 
 class ComposeSettings(Settings):
     """What `compose` is told."""
 
-    source: str = _field(position=True)
+    source: _Path = _field(position=True)
     """folder or zip archive of image sets"""
-    recipe: str | None = None
+    recipe: _Path | None = None
     """recipe name or TOML path; by default the source's own"""
-    out: str
+    out: _Path = _field(example="out")
     """new folder for the composites"""
     resolution: Side = 1536
     """largest canvas, px: side of a square of the same area"""
@@ -586,11 +698,11 @@ class ComposeSettings(Settings):
 class CaptionSettings(_Captioning):
     """What `caption` is told."""
 
-    data: str = _field(position=True)
+    data: _Path = _field(position=True)
     """folder of image sets"""
-    recipe: str | None = None
+    recipe: _Path | None = None
     """recipe name or TOML path; by default the dataset's own"""
-    captioner: str = _field()
+    captioner: _Model = _field(example="openai:gpt-4o-mini")
     """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
     local:PATH for a transformers model on this machine, toyland for the small one that ships"""
     answer_schema: bool = _field(True, option="schema")
@@ -603,31 +715,31 @@ class CaptionSettings(_Captioning):
     """requests at the same time; by default 4"""
     overwrite: bool = False
     """also replace captions that are there"""
-    base: str | None = None
+    base: _Path | None = None
     """count tokens as this base does"""
 
 
 class ReviewSettings(Settings):
     """What `review` is told."""
 
-    data: str = _field(position=True)
+    data: _Path = _field(position=True)
     """folder or zip archive of image sets"""
-    recipe: str | None = None
+    recipe: _Path | None = None
     """recipe name or TOML path; by default the dataset's own"""
-    base: str | None = None
+    base: _Path | None = None
     """count tokens as this base does"""
-    out: str | None = None
+    out: _Path | None = None
     """HTML file; by default DATA-review.html beside the dataset"""
 
 
 class CheckSettings(Settings):
     """What `check` is told."""
 
-    data: str = _field(position=True)
+    data: _Path = _field(position=True)
     """folder or zip archive of image sets"""
-    recipe: str | None = None
+    recipe: _Path | None = None
     """recipe name or TOML path; by default the dataset's own"""
-    base: str | None = None
+    base: _Path | None = None
     """count tokens as this base does"""
     resolutions: tuple[Side, ...] = _field(RESOLUTIONS, min_length=1, many="list")
     """training resolutions to judge by"""
@@ -636,36 +748,36 @@ class CheckSettings(Settings):
 class PromptSettings(_Captioning):
     """What `prompt` is told."""
 
-    idea: str = _field(position=True)
+    idea: Prompt = _field(position=True)
     """one line, such as: a shy boy at a carnival"""
-    recipe: str
+    recipe: _Path = _field(example="film-storyboard")
     """recipe name or TOML path"""
-    captioner: str = _field()
+    captioner: _Model = _field(example="openai:gpt-4o-mini")
     """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
     local:PATH for a transformers model on this machine, toyland for the small one that ships"""
     answer_schema: bool = _field(True, option="schema")
     """hold a server's answers to a JSON schema, if it can"""
-    base: str | None = None
+    base: _Path | None = None
     """count tokens as this base does"""
 
 
 class InfoSettings(Settings):
     """What `info` is told."""
 
-    file: str = _field(position=True)
+    file: _Path = _field(position=True)
     """an adapter (a file, a folder, an id of the hub), a request.json or a run folder"""
 
 
 class ExportSettings(Settings):
     """What `export` is told."""
 
-    adapter: str = _field(position=True)
+    adapter: _Path = _field(position=True)
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
-    format: str = _field()
+    format: str = _field(example="comfyui")
     """diffusers, comfyui, kohya (for sd-scripts) or peft (a folder)"""
-    out: str
+    out: _Path = _field(example="out")
     """new file; for peft a new folder"""
-    base: str | None = None
+    base: _Path | None = None
     """base model; by default the one the adapter was trained on"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """number format of the weights"""
@@ -725,10 +837,10 @@ def settings_of(
             named = [f"`{name}`" for name in missing]
             raise SettingsError(
                 f"{' and '.join(named)} must be given",
-                f"Set {'it' if len(named) == 1 else 'them'} and run it again.",
+                f"{_example(model, missing)} and run it again.",
                 setting=missing[0],
             ) from error
-        found = _by_setting(error, model)
+        found = by_setting(error, model)
         concerned = re.match(r"`(\w+)`", found[0])
         raise SettingsError(
             f"invalid setting{'s' if len(found) > 1 else ''}: {'; '.join(found)}",
@@ -755,9 +867,9 @@ def read_settings(
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(f"run file {path} cannot be read: {error}", "Check it.") from error
+            found = read_toml(place(str(path)), SettingsError, "run file")
+        except ValueError as error:
+            raise SettingsError(f"run file {path}: {error}", "Check the path.") from error
         unknown = sorted(set(found) - {table})
         if unknown or not isinstance(found.get(table), dict):
             raise SettingsError(
@@ -769,32 +881,8 @@ def read_settings(
     return settings_of(model, {**values, **overrides}, defaults)
 
 
-def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> str:
-    """Pydantic's findings as "setting: problem" in one line.
-
-    Args:
-        model: names the nearest of its fields beside an unknown one.
-    """
-    found = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
-        message = _message(item, model)
-        found.append(f"{place}: {message}" if place else message)
-    return "; ".join(found)
-
-
-def _by_setting(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Pydantic's findings, one a setting: the alternatives of a union make one finding."""
-    found: dict[str, list[str]] = {}
-    for item in error.errors():
-        place = f"`{item['loc'][0]}`: " if item["loc"] else ""
-        found.setdefault(place, []).append(_message(item, model))
-    return [place + " or ".join(dict.fromkeys(messages)) for place, messages in found.items()]
-
-
-def _message(item: Mapping[str, Any], model: type[BaseModel] | None) -> str:
-    if item["type"] == "extra_forbidden":
-        name = str(item["loc"][-1])
-        near = difflib.get_close_matches(name, model.model_fields if model else (), 1)
-        return "there is no such setting" + (f'; did you mean "{near[0]}"?' if near else "")
-    return str(item["msg"]).removeprefix("Value error, ")
+def _example(model: type[BaseModel], missing: list[str]) -> str:
+    """How to set what is missing, by example."""
+    known = {name: about(model, name).get("example") for name in missing}
+    ways = [f"`{name}`" + (f", for instance to {e}," if e else "") for name, e in known.items()]
+    return f"Set {' and '.join(ways)}"

@@ -140,10 +140,10 @@ def test_the_old_word_for_full_precision_is_still_read():
     ("words", "says"),
     [
         (["--size", "12"], '`size`: "12" is not WIDTHxHEIGHT'),
-        (["--count", "0"], "`count`: Input should be greater than or equal to 1"),
+        (["--count", "0"], "`count`: must be at least 1, not 0"),
         (["--panel-seed", "1"], "`panel_seeds`: .*not of the form PANEL="),
         (["--panel-seed", "1=2", "--panel-seed", "1=3"], "`panel_seeds`: panel 1 is named twice"),
-        (["--mode", "magic"], "`mode`: Input should be 'sdedit'"),
+        (["--mode", "magic"], "`mode`: must be 'sdedit'"),
         (["--count", "0", "--steps", "x"], "invalid settings: `(count|steps)`: .*; `"),
     ],
 )

@@ -94,7 +94,7 @@ def test_settings_without_effect_are_said_to_have_none(clean):
         ({"steps": 0}, SettingsError, "steps"),
         ({"steps": -3}, SettingsError, "steps"),
         ({"guidance": float("nan")}, SettingsError, "guidance"),
-        ({"prompt": "  "}, CaptionError, "empty"),
+        ({"prompt": "  "}, SettingsError, "blank"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [SCENE-2] two"}, CaptionError, "SCENE-3"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [LEFT] two"}, CaptionError, "LEFT"),
         ({"prompt": CAPTION + " word" * 600}, CaptionError, "reads 512"),

@@ -95,7 +95,7 @@ def test_an_unknown_recipe_lists_those_there_are(tmp_path):
     with pytest.raises(RecipeError, match=r"no recipe \"storybord\"[^\n]*\n.*film-storyboard"):
         load_recipe("storybord")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="is not UTF-8"):
         load_recipe(tmp_path / "b.toml")
 
 

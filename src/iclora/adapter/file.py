@@ -21,6 +21,7 @@ from iclora import __version__
 from iclora.adapter import layers
 from iclora.adapter.formats import read_file
 from iclora.adapter.locate import locate
+from iclora.documents import parse_json
 from iclora.errors import AdapterError
 from iclora.files import write_bytes
 from iclora.models.base import DiffusionModel
@@ -116,7 +117,8 @@ def _info(metadata: Mapping[str, str], path: Path) -> AdapterInfo | None:
     if _NAME not in metadata:
         return None
     try:
-        return AdapterInfo.model_validate_json(metadata[_NAME])
+        about = parse_json(metadata[_NAME], f"the metadata of {path}", AdapterError)
+        return AdapterInfo.model_validate(about)
     except ValidationError as error:
         raise AdapterError(
             f"the metadata of {path} is not what iclora writes ({error.error_count()} problems)",

@@ -8,7 +8,6 @@ that of the stored A, whatever a configuration says.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from iclora.documents import parse_json
 from iclora.errors import AdapterError
 
 __all__ = ["PeftConfig", "alpha_of", "peft_config"]
@@ -179,10 +179,7 @@ def _number(value: object, source: str) -> float:
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        _damaged(source, type(error).__name__)
+    found = parse_json(text, source, AdapterError)
     if not isinstance(found, dict):
         _damaged(source, "it is no table")
     return found

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from iclora import __version__
 from iclora.adapter import Adapter
+from iclora.documents import read_json
 from iclora.errors import AdapterError, SettingsError
 from iclora.files import digest, inside
 from iclora.making.given import GivenPanel, describe_given, fitting_latents
@@ -34,7 +35,20 @@ from iclora.sets.caption import check_budget
 from iclora.sets.images import open_image
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe, load_recipe
-from iclora.settings import Mode, Precision, Wish, problems_of
+from iclora.settings import (
+    Boost,
+    Guidance,
+    Mode,
+    Precision,
+    Prompt,
+    Resample,
+    Seed,
+    Sigma,
+    Steps,
+    Strength,
+    Wish,
+    problems_of,
+)
 
 __all__ = [
     "Note",
@@ -60,7 +74,7 @@ _NO_PIXELS = frozenset({"base", "adapter", "recipe", "versions"})
 class Request(BaseModel):
     """Everything that decides the pixels of a set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     base: str
     """Path or hub id; the fingerprint decides."""
@@ -74,17 +88,17 @@ class Request(BaseModel):
     adapter: str | None = None
     """Where the adapter's file lay; the hash decides."""
     adapter_sha256: str = ""
-    strength: float = 1.0
+    strength: Strength = 1.0
     """Factor on the adapter's update."""
     recipe: str
-    prompt: str
-    negative: str = ""
+    prompt: Prompt
+    negative: Annotated[str, Field(max_length=100_000)] = ""
     """What the unguided pass reads, for bases that are guided by two passes."""
     layout: Layout
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     """One per panel: changing one makes the noise of that panel alone again."""
-    steps: Annotated[int, Field(ge=1, le=1000)]
-    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    steps: Steps
+    guidance: Guidance
     given: Annotated[
         dict[int, GivenPanel], Field(validation_alias=AliasChoices("given", "known"))
     ] = {}
@@ -92,11 +106,11 @@ class Request(BaseModel):
     mode: Mode = "sdedit"
     isolate_given: bool = False
     """In clean mode: given panels attend to themselves alone, as the adapter was trained."""
-    boost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
+    boost: Boost = 2.0
     """In boost mode, the factor on attention."""
-    resample: Annotated[int, Field(ge=0, le=100)] = 0
+    resample: Resample = 0
     """How often an early step is repeated from new noise; in any mode, given panels or none."""
-    resample_from: Annotated[float, Field(ge=0, le=1)] = 0.6
+    resample_from: Sigma = 0.6
     """The lowest noise level from which steps are repeated."""
     versions: dict[str, str] = {}
 
@@ -123,15 +137,11 @@ class Request(BaseModel):
         """
         path = Path(path)
         try:
-            request = cls.model_validate_json(path.read_text(encoding="utf-8"))
+            request = cls.model_validate(read_json(path, SettingsError, "request"))
         except ValidationError as error:
             raise SettingsError(
                 f"{path} is not a request: {problems_of(error)}",
                 "Use what `iclora generate` or `iclora complete` wrote.",
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"request {path} cannot be read: {error}", "Check the path."
             ) from error
         given = {}
         for number, panel in request.given.items():

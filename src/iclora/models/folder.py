@@ -7,7 +7,7 @@ transformer/ vae/ text_encoder/ tokenizer/ ...   config.json, and weights as saf
 from __future__ import annotations
 
 import gc
-import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
+from iclora.documents import read_json
 from iclora.errors import ModelError
 from iclora.files import digest
 from iclora.models.base import DiffusionModel, Part
@@ -51,7 +52,8 @@ def files_read(folder: Path) -> list[Path]:
 
     Hidden files, backups, pickles and other variants of the weights lie there unread.
 
-    Raises: OSError if the folder or an index cannot be read; ValueError for a damaged index.
+    Raises: OSError if the folder cannot be read; ModelError for an index that is damaged or leads
+        to other files than safetensors beside it.
     """
     names = {path.name for path in folder.iterdir() if path.is_file()}
     found = names & set(_SETTINGS)
@@ -59,12 +61,24 @@ def files_read(folder: Path) -> list[Path]:
         found |= names & {f"{stem}.safetensors"}
         index = f"{stem}.safetensors.index.json"
         if index in names:
-            try:
-                shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-                found |= {index, *(names & set(shards.values()))}
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{index} is damaged") from error
+            found |= {index, *(names & _shards(folder / index))}
     return [folder / name for name in sorted(found)]
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names. Raises: ModelError."""
+    read = read_json(index, ModelError, "index")
+    shards = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(shards, dict):
+        raise ModelError(f"{index} is damaged", "Download the model again.")
+    for name in shards.values():
+        # Loaders follow whatever it names: a pickle, or a file elsewhere.
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+\.safetensors", name):
+            raise ModelError(
+                f"{index} names {name!r}, which is no safetensors file beside it",
+                "Download the model again from a place you trust.",
+            )
+    return set(shards.values())
 
 
 class FolderModel(DiffusionModel):
@@ -103,15 +117,18 @@ class FolderModel(DiffusionModel):
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """The settings of a subfolder. Raises: ModelError if they cannot be read."""
-        path = self.folder / part / file
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            config = read_json(self.folder / part / file, ModelError, "settings")
+        except ModelError as error:
             raise ModelError(
-                f"{self.name} lacks a readable {part}/{file} ({error})",
+                f"{self.name} lacks a readable {part}/{file} ({error.problem})",
                 "Download the model again, whole and in diffusers' layout.",
             ) from error
-        assert isinstance(config, dict)
+        if not isinstance(config, dict):
+            raise ModelError(
+                f"{part}/{file} of {self.name} holds no settings",
+                "Download the model again, whole and in diffusers' layout.",
+            )
         return config
 
     def load(self, part: str, cls: Any, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import huggingface_hub
 import torch
 from huggingface_hub import errors as hub
 
+from iclora.documents import read_json
 from iclora.errors import ModelError, SettingsError
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.models.quantize import KINDS, check_precision
@@ -137,8 +137,8 @@ def load_model(
             "model's whole repository, for instance with `hf download`.",
         )
     try:
-        pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+        pipeline = read_json(index, ModelError, "model index")["_class_name"]
+    except (KeyError, TypeError) as error:
         raise ModelError(f"{index} is damaged ({error!r})", "Download the model again.") from error
     if pipeline not in FAMILIES:
         raise ModelError(

@@ -13,9 +13,7 @@ A zip archive of either works as well; it is read in place and never unpacked.
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from iclora import files
+from iclora.documents import parse_json, parse_toml
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
 from iclora.sets.canvas import find_panels, split
 from iclora.sets.caption import has_markers
@@ -173,7 +172,7 @@ def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layou
     if text is None:
         return None
     try:
-        layout = Layout.from_json(json.loads(text))
+        layout = Layout.from_json(parse_json(text, "layout", LayoutError))
     except (LayoutError, ValueError):
         return None
     fits = layout.size == picture.size and layout.panels == recipe.canvas.panels
@@ -224,10 +223,10 @@ def _manifest_recipe(path: Path, listing: Files, root: PurePosixPath) -> Recipe:
             setting="recipe",
         )
     try:
-        recipe = tomllib.loads(listing[name]().decode("utf-8"))["recipe"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        recipe = parse_toml(listing[name](), f"{path}/{name}", DatasetError)["recipe"]
+    except KeyError as error:
         raise DatasetError(
-            f"{path}/{name} names no recipe ({error!r})",
+            f"{path}/{name} names no recipe",
             'It needs one line such as recipe = "film-storyboard".',
         ) from error
     own = (root / str(recipe)).as_posix()

@@ -7,7 +7,6 @@ works wherever a recipe's name does.
 from __future__ import annotations
 
 import re
-import tomllib
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from iclora.documents import parse_toml, read_words
 from iclora.errors import CaptionError, IcloraError, RecipeError
 from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.layout import Layout
@@ -167,12 +167,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if name in recipe_names():
         text = (files("iclora") / "sets" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     elif Path(name).is_file():
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"recipe {name} cannot be read: {error}", "Check the file."
-            ) from error
+        text = read_words(name, RecipeError, "recipe")
     else:
         raise RecipeError(
             f'there is no recipe "{name}", nor a file of that name',
@@ -184,11 +179,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 def read_recipe(text: str, source: str) -> Recipe:
     """A recipe from TOML text; `source` names it in errors. Raises: RecipeError."""
     try:
-        return Recipe.model_validate(_tuples(tomllib.loads(text)))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(
-            f"recipe {source} is not valid TOML: {error}", "Fix that line."
-        ) from error
+        return Recipe.model_validate(_tuples(parse_toml(text, f"recipe {source}", RecipeError)))
     except ValidationError as error:
         raise RecipeError(
             f"recipe {source} does not fit together: {problems_of(error)}",

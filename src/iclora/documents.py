@@ -1,0 +1,196 @@
+"""Documents that people and other tools write: text, TOML and JSON, read with bounds.
+
+Every TOML and JSON of the program passes `parse_toml` or `parse_json`. They refuse in plain words
+what no document of ours holds: NaN, numbers of thousands of digits, keys that stand twice, nests.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from iclora.files import Refusal
+
+__all__ = [
+    "decode",
+    "parse_json",
+    "parse_toml",
+    "read_bytes",
+    "read_json",
+    "read_toml",
+    "read_words",
+]
+
+_MOST_BYTES = 16 * 2**20
+"""Of a document that people write; the largest tokenizer files have 20 MB and are not read here."""
+_DEEPEST = 64
+"""Levels of lists and tables; our own documents have six."""
+_LONGEST_NUMBER = 400
+"""Digits; a float has 309 before its point at most, and Python takes quadratic time for more."""
+
+
+def read_bytes(path: str | Path, refuse: Refusal, what: str, limit: int = _MOST_BYTES) -> bytes:
+    """A regular file's bytes.
+
+    Args:
+        refuse: makes the error.
+        what: what to call the file in it, such as "run file".
+        limit: most bytes it may have.
+    Raises: what `refuse` makes, for a file that is missing, unreadable, a device or too large.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 (both kinds of path)
+        if stat.S_ISDIR(status.st_mode):
+            raise refuse(f"{what} {path} is a folder", "Give a file.")
+        if not stat.S_ISREG(status.st_mode):
+            # Reading from a pipe or a device might never end.
+            raise refuse(f"{what} {path} is not a regular file", "Give a file.")
+        with Path(path).open("rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise refuse(f"{what} {path} cannot be read: {why}", "Check the path.") from error
+    if len(data) > limit:
+        raise refuse(
+            f"{what} {path} has more than {limit / 2**20:.0f} MB", f"Check that it is a {what}."
+        )
+    return data
+
+
+def decode(data: bytes, source: str, refuse: Refusal) -> str:
+    """Text of UTF-8, or of UTF-16 with a byte order mark, as Windows' Notepad writes it.
+
+    Raises: what `refuse` makes, for other encodings.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise refuse(
+            f"{source} is not UTF-8 text (line {line})", "Save it again as UTF-8."
+        ) from error
+
+
+def read_words(path: str | Path, refuse: Refusal, what: str) -> str:
+    """The text of a file that people write, byte order marks removed.
+
+    Raises: what `refuse` makes; see `read_bytes` and `decode`.
+    """
+    return decode(read_bytes(path, refuse, what), f"{what} {path}", refuse)
+
+
+def read_toml(path: str | Path, refuse: Refusal, what: str) -> dict[str, Any]:
+    """A TOML file. Raises: what `refuse` makes; see `parse_toml`."""
+    return parse_toml(read_bytes(path, refuse, what), f"{what} {path}", refuse)
+
+
+def read_json(path: str | Path, refuse: Refusal, what: str) -> Any:
+    """A JSON file. Raises: what `refuse` makes; see `parse_json`."""
+    return parse_json(read_bytes(path, refuse, what), f"{what} {path}", refuse)
+
+
+def parse_toml(data: bytes | str, source: str, refuse: Refusal) -> dict[str, Any]:
+    """A TOML document.
+
+    Args:
+        source: what to call it in an error.
+    Raises: what `refuse` makes, for text that is not TOML, NaN and infinity, numbers of more than
+        400 digits, and more than 64 levels.
+    """
+    text = decode(data, source, refuse) if isinstance(data, bytes) else data
+    _check_numbers(text, source, refuse)
+    if text.lstrip().startswith("{"):
+        raise refuse(f"{source} is JSON, not TOML", "Write a line for each setting: steps = 1000.")
+    try:
+        found = tomllib.loads(text)
+    except RecursionError as error:
+        raise refuse(f"{source} is nested too deeply", "Check the file.") from error
+    except ValueError as error:
+        raise refuse(f"{source} is not valid TOML: {error}", _advise(text, str(error))) from error
+    _check_values(found, source, refuse)
+    return found
+
+
+def parse_json(data: bytes | str, source: str, refuse: Refusal) -> Any:
+    """A JSON document.
+
+    Args:
+        source: what to call it in an error.
+    Raises: what `refuse` makes, for text that is not JSON, a key that stands twice in one object,
+        NaN and infinity, numbers of more than 400 digits, and more than 64 levels.
+    """
+    text = decode(data, source, refuse) if isinstance(data, bytes) else data.removeprefix("\ufeff")
+    _check_numbers(text, source, refuse)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, _ in pairs if sum(k == key for k, _ in pairs) > 1)
+            raise refuse(f'{source} has "{twice}" twice in one object', "Keep one of them.")
+        return found
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except RecursionError as error:
+        raise refuse(f"{source} is nested too deeply", "Check the file.") from error
+    except ValueError as error:
+        raise refuse(f"{source} is not valid JSON: {error}", "Check that line.") from error
+    _check_values(found, source, refuse)
+    return found
+
+
+def _check_numbers(text: str, source: str, refuse: Refusal) -> None:
+    """Refuse long rows of digits before a parser takes minutes for them.
+
+    Inside quotes nobody reads them as a number, and they stay.
+    """
+    for row in re.finditer(rf"[0-9_]{{{_LONGEST_NUMBER + 1},}}", text):
+        before = text[text.rfind("\n", 0, row.start()) + 1 : row.start()]
+        if (before.count('"') - before.count('\\"')) % 2 == 0 and before.count("'") % 2 == 0:
+            raise refuse(
+                f"{source} has a number of {len(row[0])} digits", "Write a number that counts."
+            )
+
+
+def _check_values(found: Any, source: str, refuse: Refusal) -> None:
+    """Refuse what no setting can be; without recursion, so that depth itself can be refused."""
+    level, depth = [found], 0
+    while level:
+        if depth > _DEEPEST:
+            raise refuse(f"{source} is nested more than {_DEEPEST} levels deep", "Check the file.")
+        deeper: list[Any] = []
+        for value in level:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise refuse(f"{source} has the number {value}", "Write a finite number.")
+            if isinstance(value, dict):
+                deeper += value.values()
+            elif isinstance(value, list):
+                deeper += value
+        level, depth = deeper, depth + 1
+
+
+def _advise(text: str, said: str) -> str:
+    """What to do about text that is not TOML."""
+    number = re.search(r"at line (\d+)", said)
+    lines = text.splitlines()
+    line = lines[int(number[1]) - 1] if number and int(number[1]) <= len(lines) else ""
+    if "\\" in line and '"' in line:
+        return (
+            "A backslash in double quotes begins an escape: write paths with forward slashes, or "
+            "in single quotes."
+        )
+    yaml = re.compile(r"\s*(- )?[\w.-]+:(\s|$)|---\s*$")
+    if sum(bool(yaml.match(each)) for each in lines) * 2 > len([x for x in lines if x.strip()]):
+        return (
+            "This looks like YAML, as ai-toolkit's or another trainer's configuration: "
+            "write TOML, NAME = VALUE in each line."
+        )
+    return "Fix that line: NAME = VALUE, and text in quotes."
