@@ -138,8 +138,9 @@ def load_model(
         )
     try:
         pipeline = read_json(index, ModelError, "model index")["_class_name"]
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{index} is damaged ({error!r})", "Download the model again.") from error
+    except (KeyError, TypeError, ModelError) as error:
+        why = error.problem if isinstance(error, ModelError) else "it names no pipeline"
+        raise ModelError(f"{index} is damaged: {why}", "Download the model again.") from error
     if pipeline not in FAMILIES:
         raise ModelError(
             f"{name} is a {pipeline}, a family iclora does not know yet",
