@@ -179,7 +179,10 @@ def _number(value: object, source: str) -> float:
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
-    found = parse_json(text, source, AdapterError)
+    def refuse(problem: str, advice: str) -> AdapterError:
+        return AdapterError(f"{problem}; the adapter's strength is unknown", advice)
+
+    found = parse_json(text, source, refuse)
     if not isinstance(found, dict):
         _damaged(source, "it is no table")
     return found
