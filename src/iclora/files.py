@@ -11,7 +11,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -31,6 +31,7 @@ __all__ = [
     "check_folder",
     "clear_leftovers",
     "digest",
+    "digest_each",
     "inside",
     "natural_key",
     "place",
@@ -47,6 +48,11 @@ Refusal: TypeAlias = Callable[[str, str], IcloraError]
 
 def digest(*parts: bytes | str) -> str:
     """SHA-256 over length-prefixed parts, as 64 hex digits; ("ab", "c") and ("a", "bc") differ."""
+    return digest_each(parts)
+
+
+def digest_each(parts: Iterable[bytes | str]) -> str:
+    """The `digest` of parts that come one at a time, so that only one is in memory."""
     sha = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part

@@ -14,7 +14,7 @@ from functools import partial
 
 from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError
 from iclora.sets.caption import TOKEN_LIMIT, check_budget, estimate_tokens
-from iclora.sets.dataset import Dataset, ImageSet, PanelSet, Problem
+from iclora.sets.dataset import Dataset, ImageSet, Measured, PanelSet, Problem
 from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
 from iclora.sets.recipe import Recipe
 from iclora.settings import RESOLUTIONS
@@ -103,7 +103,7 @@ def check_dataset(
         pictures: list[Problem] = []
         found = None
         try:
-            panels = image_set.load(dataset.recipe)
+            panels = image_set.measure(dataset.recipe)
             layouts = training_layouts(
                 dataset.recipe.canvas, panels.sizes, resolutions, grid, upscale
             )
@@ -193,7 +193,7 @@ def _judge_twins(image_set: ImageSet, seen: dict[str, str]) -> Iterator[Problem]
         )
 
 
-def _judge_sizes(panels: PanelSet, layouts: Sequence[Layout], least: int) -> Iterator[Problem]:
+def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Iterator[Problem]:
     if panels.unseen_seams:
         yield Problem(
             panels.name,

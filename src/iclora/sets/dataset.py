@@ -14,8 +14,6 @@ A zip archive of either works as well; it is read in place and never unpacked.
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,11 +24,12 @@ from iclora import files
 from iclora.documents import parse_json, parse_toml
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
 from iclora.sets.canvas import find_panels, split
-from iclora.sets.caption import has_markers
+from iclora.sets.finding import find_sets, is_image
 from iclora.sets.images import IMAGE_SUFFIXES, png_text, read_image
 from iclora.sets.layout import Layout, Size
 from iclora.sets.listing import Files, Problem, list_files
 from iclora.sets.recipe import Recipe, load_recipe, read_recipe, recipe_names
+from iclora.sets.words import Words
 
 __all__ = [
     "LAYOUT_KEY",
@@ -47,6 +46,7 @@ MANIFEST = "iclora.toml"
 LAYOUT_KEY = "iclora:layout"
 _CAPTION = "caption.txt"
 _HERE = PurePosixPath()
+_MANIFEST_SIZE = 2**20
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,6 @@ class PanelSet:
     def sizes(self) -> list[Size]:
         return [panel.size for panel in self.panels]
 
-    @property
-    def area(self) -> int:
-        """Pixels the set really has; a canvas beyond it would be made up by enlarging."""
-        return sum(width * height for width, height in self.sizes)
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -80,9 +75,14 @@ class ImageSet:
     """File names inside the dataset, in panel order."""
     composite: bool
     """True if its one image holds all panels; otherwise every image is a panel."""
-    caption_file: str | None
-    """Name of its caption file, None if it has none."""
+    words: Words | None
+    """Its caption, unread; None if it has none."""
     _files: Files = field(repr=False)
+
+    @property
+    def caption_file(self) -> str | None:
+        """Name of the file its caption is read from, the first of several; None without one."""
+        return self.words.files[0] if self.words else None
 
     def load(self, recipe: Recipe, found: Layout | None = None) -> PanelSet:
         """Read its panels; a composite is split by the recipe's layout, along its own seams.
@@ -92,50 +92,85 @@ class ImageSet:
         Raises: ImageError for a picture that cannot be read; DatasetError for missing or
             surplus panels; LayoutError for a composite too small to hold them.
         """
-        data = [self._files[name]() for name in self.images]
-        pictures = [read_image(d, name) for d, name in zip(data, self.images, strict=True)]
         if self.composite:
-            layout, unseen = found or _recorded_layout(data[0], pictures[0], recipe), 0
+            data = self._files[self.images[0]].read()
+            picture = read_image(data, self.images[0])
+            layout, unseen = found or _recorded_layout(data, picture, recipe), 0
             if layout is None:
-                layout, unseen = find_panels(recipe.canvas, pictures[0])
-            return PanelSet(self.name, tuple(split(layout, pictures[0])), layout, unseen)
-        if len(pictures) != recipe.canvas.panels:
+                layout, unseen = find_panels(recipe.canvas, picture)
+            return PanelSet(self.name, tuple(split(layout, picture)), layout, unseen)
+        # Before any is decoded: a folder of many large pictures is no set.
+        self._check_count(recipe)
+        return PanelSet(self.name, tuple(read_image(self._files[n].read(), n) for n in self.images))
+
+    def measure(self, recipe: Recipe) -> Measured:
+        """Read its panels one at a time, and keep their sizes alone. Raises: as `load` does."""
+        if self.composite:
+            panels = self.load(recipe)
+            return Measured(self.name, tuple(panels.sizes), panels.found, panels.unseen_seams)
+        self._check_count(recipe)
+        sizes = tuple(read_image(self._files[n].read(), n).size for n in self.images)
+        return Measured(self.name, sizes)
+
+    def _check_count(self, recipe: Recipe) -> None:
+        """Raises: DatasetError unless there is one picture a panel."""
+        if len(self.images) != recipe.canvas.panels:
+            names = [PurePosixPath(n).name for n in self.images]
+            rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
             raise DatasetError(
-                f'set "{self.name}" has {len(pictures)} images; "{recipe.name}" has '
+                f'set "{self.name}" has {len(self.images)} images; "{recipe.name}" has '
                 f"{recipe.canvas.panels} panels ({' '.join(recipe.markers)})",
                 "Add the missing panels, or remove the surplus ones: "
-                + ", ".join(PurePosixPath(n).name for n in self.images),
+                + ", ".join(names[:12])
+                + rest,
             )
-        return PanelSet(self.name, tuple(pictures))
 
     def caption(self) -> str:
         """Its caption's text, without a byte-order mark and outer white space.
 
         Raises: DatasetError if there is none; CaptionError if it is empty or not UTF-8.
         """
-        if self.caption_file is None:
+        if self.words is None:
             wanted = f"{self.name}.txt" if self.composite else f"{self.name}/{_CAPTION}"
             raise DatasetError(f'set "{self.name}" has no caption', f"Write {wanted}.")
-        try:
-            text = self._files[self.caption_file]().decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise CaptionError(
-                f"caption {self.caption_file} is not UTF-8 text ({error.reason} at byte "
-                f"{error.start})",
-                "Save it as UTF-8.",
-            ) from error
+        text = self.words.read()
         if not text:
             raise CaptionError(f"caption {self.caption_file} is empty", "Write a joint caption.")
         return text
 
     def caption_bytes(self) -> bytes:
         """The content of its caption file; nothing if there is none."""
-        return b"" if self.caption_file is None else self._files[self.caption_file]()
+        if self.words is None:
+            return b""
+        if self.words.own:
+            return self._files[self.words.files[0]].read()
+        try:
+            return self.words.read().encode()
+        except (CaptionError, DatasetError):
+            return b""
 
     @cached_property
     def digest(self) -> str:
         """Content hash of its image files, in order."""
-        return files.digest(*(self._files[name]() for name in self.images))
+        return files.digest_each(self._files[name].read() for name in self.images)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The panels of a set without their pixels."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    """Width and height of each panel, px."""
+    found: Layout | None = None
+    """The panels' places in the composite they were split from; None for single files."""
+    unseen_seams: int = 0
+    """Borders between panels of a composite that were assumed, since none shows."""
+
+    @property
+    def area(self) -> int:
+        """Pixels the set really has; a canvas beyond it would be made up by enlarging."""
+        return sum(width * height for width, height in self.sizes)
 
 
 @dataclass(frozen=True)
@@ -159,9 +194,9 @@ class Dataset:
 
 def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:
     """The path of a set's caption, there or not, in a dataset that is a folder."""
-    if image_set.caption_file is not None:
+    if image_set.words is not None and image_set.words.own:
         # Perhaps 0001.TXT, which some disks take for the same file as 0001.txt.
-        return dataset.path / image_set.caption_file
+        return dataset.path / image_set.words.files[0]
     image = dataset.path / image_set.images[0]
     return image.with_suffix(".txt") if image_set.composite else image.parent / _CAPTION
 
@@ -194,14 +229,40 @@ def open_dataset(path: str | Path, recipe: str | Path | None = None) -> Dataset:
     listing, unlisted = list_files(path)
     root = _common_folder(listing)
     chosen = load_recipe(recipe) if recipe is not None else _manifest_recipe(path, listing, root)
-    sets, problems = _find_sets(listing, root, chosen)
-    if not sets:
+    own = [PurePosixPath(n) for n in listing if PurePosixPath(n).suffix.lower() == ".toml"]
+    found, problems = find_sets(listing, root, chosen, [p.as_posix() for p in own])
+    problems = [*unlisted, *_other_manifests(listing, root, chosen), *problems]
+    if not found:
         raise DatasetError(
-            "; ".join([f"{path} holds no image sets", *map(str, unlisted)]),
+            "; ".join([f"{path} holds no image sets", *map(str, problems)]),
             "Give a folder or zip with NAME.png + NAME.txt pairs, or with one folder of panels "
             f"per set. Images are {' '.join(IMAGE_SUFFIXES)}.",
         )
-    return Dataset(path, chosen, tuple(sets), (*unlisted, *problems))
+    sets = [ImageSet(f.name, f.images, f.composite, f.words, listing) for f in found]
+    return Dataset(path, chosen, tuple(sets), tuple(problems))
+
+
+def _other_manifests(listing: Files, root: PurePosixPath, chosen: Recipe) -> list[Problem]:
+    """Folders below the root that say they are a dataset of another recipe."""
+    problems = []
+    for name in map(PurePosixPath, listing):
+        if name.name != MANIFEST or name.parent == root or not name.is_relative_to(root):
+            continue
+        try:
+            data = listing[name.as_posix()].read(_MANIFEST_SIZE)
+            own = parse_toml(data, name.as_posix(), DatasetError)["recipe"]
+        except (KeyError, DatasetError):
+            own = "?"
+        if own != chosen.name:
+            problems.append(
+                Problem(
+                    name.as_posix(),
+                    f'this folder has an {MANIFEST} of its own, for the recipe "{own}", and its '
+                    f'sets are read as "{chosen.name}"',
+                    "Open that folder by itself, or remove the file.",
+                )
+            )
+    return problems
 
 
 def _common_folder(listing: Files) -> PurePosixPath:
@@ -210,7 +271,7 @@ def _common_folder(listing: Files) -> PurePosixPath:
     if manifests:
         return min(manifests, key=lambda p: len(p.parts)).parent
     # "x" makes every path relative to one folder, which commonpath demands.
-    folders = [f"x/{PurePosixPath(n).parent}" for n in listing if _is_image(n)]
+    folders = [f"x/{PurePosixPath(n).parent}" for n in listing if is_image(n)]
     return PurePosixPath(os.path.commonpath(folders)).relative_to("x") if folders else _HERE
 
 
@@ -223,7 +284,9 @@ def _manifest_recipe(path: Path, listing: Files, root: PurePosixPath) -> Recipe:
             setting="recipe",
         )
     try:
-        recipe = parse_toml(listing[name](), f"{path}/{name}", DatasetError)["recipe"]
+        recipe = parse_toml(listing[name].read(_MANIFEST_SIZE), f"{path}/{name}", DatasetError)[
+            "recipe"
+        ]
     except KeyError as error:
         raise DatasetError(
             f"{path}/{name} names no recipe",
@@ -231,7 +294,9 @@ def _manifest_recipe(path: Path, listing: Files, root: PurePosixPath) -> Recipe:
         ) from error
     own = (root / str(recipe)).as_posix()
     if recipe not in recipe_names() and own in listing:
-        return read_recipe(listing[own]().decode("utf-8", "replace"), f"{path}/{own}")
+        return read_recipe(
+            listing[own].read(_MANIFEST_SIZE).decode("utf-8-sig", "replace"), f"{path}/{own}"
+        )
     if recipe not in recipe_names():
         # Not a path elsewhere: a dataset must not make its reader open other files.
         raise RecipeError(
@@ -240,68 +305,3 @@ def _manifest_recipe(path: Path, listing: Files, root: PurePosixPath) -> Recipe:
             f"Use one of {', '.join(recipe_names())}, or put the TOML file into the dataset.",
         )
     return load_recipe(str(recipe))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _find_sets(
-    listing: Files, root: PurePosixPath, recipe: Recipe
-) -> tuple[list[ImageSet], list[Problem]]:
-    folders: dict[PurePosixPath, list[str]] = defaultdict(list)
-    for name in sorted(listing, key=files.natural_key):
-        if PurePosixPath(name).is_relative_to(root):
-            folders[PurePosixPath(name).parent].append(name)
-    sets: list[ImageSet] = []
-    problems: list[Problem] = []
-    for folder, names in folders.items():
-        images = [n for n in names if _is_image(n)]
-        # In this order 0001.txt wins over 0001.TXT.
-        written = sorted(n for n in names if n.lower().endswith(".txt"))
-        texts = {n.rsplit(".", 1)[0]: n for n in written}
-        joint = next((n for n in texts.values() if PurePosixPath(n).name.lower() == _CAPTION), None)
-        paired = [n for n in images if n.rsplit(".", 1)[0] in texts]
-        if images and (joint or (folder != root and len(images) > 1 and not paired)):
-            name = _set_name(folder, root) or "set"
-            sets.append(ImageSet(name, tuple(images), False, joint, listing))
-            continue
-        if folder == root and len(images) == recipe.canvas.panels > 1 and not paired:
-            problems.append(_perhaps_one_set(images))
-        for image in images:
-            stem = image.rsplit(".", 1)[0]
-            name = _set_name(PurePosixPath(stem), root)
-            sets.append(ImageSet(name, (image,), True, texts.get(stem), listing))
-        captioned = {s.caption_file for s in sets}
-        for text in sorted(set(texts.values()) - captioned):
-            words = listing[text]().decode("utf-8", "replace")
-            problems.append(
-                Problem(
-                    text,
-                    "a caption without an image",
-                    "Add the image or remove the text.",
-                    "error" if has_markers(words, recipe.markers) else "warning",
-                    caption=True,
-                )
-            )
-    counts = Counter(s.name for s in sets)
-    problems += [
-        Problem(name, "more than one image set of this name", "Rename or remove the others.")
-        for name, count in counts.items()
-        if count > 1
-    ]
-    return sets, problems
-
-
-def _perhaps_one_set(images: Sequence[str]) -> Problem:
-    return Problem(
-        PurePosixPath(images[0]).name,
-        f"{len(images)} images without captions lie side by side, as many as a set has panels; "
-        "each is taken for a whole composite",
-        "If they are the panels of one set, put them into a folder of their own.",
-        "warning",
-    )
-
-
-def _set_name(path: PurePosixPath, root: PurePosixPath) -> str:
-    return "-".join(path.relative_to(root).parts)

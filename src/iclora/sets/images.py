@@ -14,9 +14,28 @@ from PIL.PngImagePlugin import PngInfo
 from iclora.errors import ImageError
 from iclora.files import write_bytes
 
-__all__ = ["IMAGE_SUFFIXES", "encode_png", "open_image", "png_text", "read_image", "write_png"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "encode_png",
+    "open_image",
+    "picture_size",
+    "png_text",
+    "read_image",
+    "write_png",
+]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".jfif",
+    ".jpe",
+    ".dib",
+)
 # Only these decoders run: a dataset is other people's files, and Pillow has some 40 more.
 # (JPEG covers MPO, the two-picture JPEG of many phones.)
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -65,6 +84,11 @@ def png_text(data: bytes, key: str) -> str | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return value if isinstance(value, str) else None
+
+
+def picture_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height in px by a picture's header, as it lies there. Raises: ImageError."""
+    return _open(data, name).size
 
 
 def open_image(path: Path) -> Image.Image:

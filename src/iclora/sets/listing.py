@@ -1,28 +1,50 @@
 """The files of a folder or a zip archive by name, read in place and never unpacked.
 
-Both are other people's: names that lead out of an archive, files of absurd size and folders that
-lead back to themselves are refused or left out, never without a word.
+Both are other people's: names that lead out of them, links to files elsewhere, pipes and devices,
+files of absurd size and folders that lead back to themselves are left out or refused, never
+without a word.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os import scandir
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import IO, Literal
 
 from iclora.errors import DatasetError
 
-__all__ = ["Files", "Problem", "list_files"]
-
-Files = Mapping[str, Callable[[], bytes]]
-"""A reader for every file, by its path in the folder or archive, with slashes."""
+__all__ = ["File", "Files", "Problem", "list_files", "open_regular"]
 
 _LARGEST_FILE = 512 * 2**20
-_CLUTTER = ("__macosx", "thumbs.db", "desktop.ini")
+# Left by systems, sharing services and editors; compared in lower case.
+_CLUTTER = {
+    "__macosx",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "@recycle",
+    "@recently-snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "network trash folder",
+    "temporary items",
+    "__pycache__",
+    "picasa.ini",
+    "zbthumbnail.info",
+}
 
 
 @dataclass(frozen=True)
@@ -41,42 +63,121 @@ class Problem:
         return f"{self.subject}: {self.text}. {self.advice}"
 
 
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a listing, unread."""
+
+    name: str
+    """Its path in the folder or archive, with slashes."""
+    _open: Callable[[], IO[bytes]]
+
+    def read(self, most: int = _LARGEST_FILE) -> bytes:
+        """Its content. Raises: DatasetError if it cannot be read, or has over `most` bytes."""
+        data = self._start(most + 1)
+        if len(data) > most:
+            size = f"{most >> 20} MiB" if most >> 20 else f"{most} bytes"
+            raise DatasetError(
+                f'"{self.name}" is larger than {size}', "Nothing that large is read; remove it."
+            )
+        return data
+
+    def head(self, size: int) -> bytes:
+        """Its first bytes. Raises: DatasetError if it cannot be read."""
+        return self._start(size)
+
+    def _start(self, size: int) -> bytes:
+        try:
+            with self._open() as file:
+                return file.read(size)
+        except DatasetError:
+            raise
+        except Exception as error:
+            # Damaged archives make zipfile raise almost anything, zlib.error among it.
+            why = getattr(error, "strerror", None) or error
+            raise DatasetError(
+                f'"{self.name}" cannot be read: {why}', "Copy it, or make the archive, again."
+            ) from error
+
+
+Files = Mapping[str, File]
+"""Every file by its path in the folder or archive, with slashes."""
+
+
+def open_regular(path: Path, most: int = _LARGEST_FILE) -> IO[bytes]:
+    """Open a regular file for reading; never wait for a pipe or a device.
+
+    Raises: OSError, also for what is no regular file or has more than `most` bytes.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        file.close()
+        raise OSError(0, "it is not a regular file, but a folder, pipe, socket or device")
+    if found.st_size > most:
+        file.close()
+        size = found.st_size / 2**20
+        raise OSError(0, f"it is of {size:,.0f} MiB, more than {most / 2**20:,.0f}")
+    return file
+
+
 def list_files(path: Path) -> tuple[Files, list[Problem]]:
     """List the files of a folder or zip archive, without what systems leave in them.
 
     Returns: the files, and what could not be listed.
     Raises: DatasetError if there is neither, or if the archive is damaged or unsafe.
     """
-    if path.is_file():
-        return _list_zip(path), []
-    if not path.is_dir():
-        raise DatasetError(f"there is no folder or zip archive {path}", "Check the path.")
     problems: list[Problem] = []
+    try:
+        if path.is_file():
+            found = _list_zip(path, problems)
+        elif path.is_dir():
+            real = path.resolve()
+            found = [
+                (name, partial(open_regular, place))
+                for name, place in _walk(path, "", (real,), (real,), problems)
+            ]
+        else:
+            raise DatasetError(f"there is no folder or zip archive {path}", "Check the path.")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{str(path)!a} cannot be read: {error}", "Check the path.") from error
     files = {}
-    for file in _walk(path, "", (path.resolve(),), problems):
-        relative = file.relative_to(path).as_posix()
-        if any(sign < " " or "\ud800" <= sign <= "\udfff" for sign in relative):
-            raise DatasetError(
-                f"{path} holds a file with an unreadable name, {relative!a}", "Rename it."
+    for name, opener in found:
+        if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
+            problems.append(
+                Problem(
+                    ascii(name)[1:-1],
+                    "a file with an unreadable name is not read",
+                    "Rename it, to letters of UTF-8.",
+                )
             )
-        files[relative] = partial(_read_file, file)
+        else:
+            files[name] = File(name, opener)
     return files, problems
 
 
 def _is_clutter(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return any((p.startswith(".") and p != "..") or p.lower() in _CLUTTER for p in parts)
+    return (name.startswith(".") and name != "..") or name.lower() in _CLUTTER
+
+
+# -- folders ------------------------------------------------------------------------------------
 
 
 def _walk(
-    folder: Path, inside: str, above: tuple[Path, ...], problems: list[Problem]
-) -> Iterator[Path]:
-    """Yield every file below a folder; links to files and folders are followed.
+    folder: Path,
+    inside: str,
+    above: tuple[Path, ...],
+    homes: tuple[Path, ...],
+    problems: list[Problem],
+) -> Iterator[tuple[str, Path]]:
+    """Yield the name and place of every regular file below a folder; linked folders are followed.
 
     Args:
-        inside: the folder as problems name it.
+        inside: the folder as names and problems call it.
         above: the real paths of this folder and of those that hold it.
-        problems: gets the folders that cannot be read, and the links that lead back up.
+        homes: the real paths of the dataset and of the linked folders followed to here; a link to
+            a file outside them is not read.
+        problems: gets what cannot be read, and links that lead back up or out.
     """
     try:
         with scandir(folder) as entries:
@@ -90,55 +191,92 @@ def _walk(
         place, shown = folder / entry.name, f"{inside}/{entry.name}".lstrip("/")
         try:
             is_folder = entry.is_dir()
+            is_plain = entry.is_file(follow_symlinks=False)
         except OSError as error:  # a link to a place that must not be looked at
             problems.append(_unreadable(shown, error))
             continue
-        if not is_folder:
-            yield place
-            continue
-        real = place.resolve()
-        if real in above:
-            problems.append(
-                Problem(
-                    shown,
-                    "this link leads back to a folder that holds it",
-                    "Remove it; it is not followed.",
-                    "warning",
+        if is_folder:
+            real = place.resolve()
+            if real in above:
+                problems.append(
+                    Problem(
+                        shown,
+                        "this link leads back to a folder that holds it",
+                        "Remove it; it is not followed.",
+                        "warning",
+                    )
                 )
+                continue
+            own = (*homes, real) if entry.is_symlink() else homes
+            yield from _walk(place, shown, (*above, real), own, problems)
+        elif is_plain or _is_ours(entry, place, shown, homes, problems):
+            yield shown, place
+
+
+def _is_ours(
+    entry: os.DirEntry[str],
+    place: Path,
+    shown: str,
+    homes: tuple[Path, ...],
+    problems: list[Problem],
+) -> bool:
+    """True for a link to a file inside the dataset; of all else that is not plain, say why not."""
+    if not entry.is_symlink():
+        problems.append(
+            Problem(
+                shown,
+                "it is a pipe, a socket or a device and not a regular file, so it is not read",
+                "Move it out of the dataset.",
             )
-            continue
-        yield from _walk(place, shown, (*above, real), problems)
+        )
+        return False
+    try:
+        real = place.resolve()
+        is_odd = real.exists() and not real.is_file()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        problems.append(_unreadable(shown, error))
+        return False
+    if is_odd or not any(real.is_relative_to(home) for home in homes):
+        problems.append(
+            Problem(
+                shown,
+                f"this link leads to {'something that is no file' if is_odd else 'a file'} outside "
+                "the dataset and is not read",
+                "Put a copy of the file there; `cp -rL` copies a folder with what its links mean.",
+            )
+        )
+        return False
+    return True
 
 
-def _unreadable(name: str, error: OSError) -> Problem:
+def _unreadable(name: str, error: Exception) -> Problem:
+    why = getattr(error, "strerror", None) or error
     return Problem(
         name,
-        f"it cannot be read ({error.strerror or error}), so what it holds is missing here",
+        f"it cannot be read ({why}), so what it holds is missing here",
         "Change its permissions, or move it out of the dataset.",
     )
 
 
-def _read_file(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror}", "Check it.") from error
+# -- archives -----------------------------------------------------------------------------------
 
 
-def _list_zip(path: Path) -> Files:
+def _list_zip(path: Path, problems: list[Problem]) -> list[tuple[str, Callable[[], IO[bytes]]]]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [
-                m for m in archive.infolist() if not m.is_dir() and not _is_clutter(m.filename)
-            ]
+        # Opened once: its directory grows with its members, and each of them is opened.
+        archive = zipfile.ZipFile(path)
+        members = [(_plain_name(m.filename), m) for m in archive.infolist() if not m.is_dir()]
     except Exception as error:
         raise DatasetError(
             f"{path} is not a zip archive, or a damaged one ({error})",
             "Give a folder or a zip archive of image sets.",
         ) from error
-    for member in members:
-        name = PurePosixPath(member.filename)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
+    found: dict[str, Callable[[], IO[bytes]]] = {}
+    # As many older tools write folders: a backslash at the end, no content.
+    members = [(n, m) for n, m in members if not (m.filename.endswith("\\") and not m.file_size)]
+    members = [(n, m) for n, m in members if not any(map(_is_clutter, n.split("/")))]
+    for name, member in members:
+        if ".." in PurePosixPath(name).parts or not name:
             raise DatasetError(
                 f'{path} holds the unsafe name "{member.filename}", which leads out of the archive',
                 "Do not trust this archive; make it again from the images.",
@@ -150,15 +288,22 @@ def _list_zip(path: Path) -> Files:
                 f'"{name}" in {path} unpacks to {member.file_size / 2**20:.0f} MiB',
                 f"Files of more than {_LARGEST_FILE // 2**20} MiB are refused.",
             )
-    return {member.filename: partial(_read_member, path, member.filename) for member in members}
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            problems.append(
+                Problem(name, "it is a link and not a file, so it is not read", "Pack the file.")
+            )
+            continue
+        found[name] = partial(archive.open, member)
+    problems += [
+        Problem(name, f"{count} files of this name lie in the archive", "Make the archive again.")
+        for name, count in Counter(name for name, _ in members).items()
+        if count > 1
+    ]
+    return list(found.items())
 
 
-def _read_member(path: Path, name: str) -> bytes:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
-            return member.read(_LARGEST_FILE)
-    except Exception as error:
-        # Damaged archives make zipfile raise almost anything, zlib.error among it.
-        raise DatasetError(
-            f'"{name}" in {path} cannot be read: {error}', "Make the archive again."
-        ) from error
+def _plain_name(name: str) -> str:
+    """A member's name with slashes between its folders, and none, nor a drive, before them."""
+    parts = re.sub(r"^[A-Za-z]:(?=[\\/])", "", name.replace("\\", "/")).split("/")
+    return "/".join(part for part in parts if part not in ("", "."))

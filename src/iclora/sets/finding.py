@@ -1,0 +1,215 @@
+"""Sets among files: which pictures belong together, which words tell of them, what is left over."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from iclora import files
+from iclora.documents import parse_json
+from iclora.errors import CaptionError, DatasetError, ImageError
+from iclora.sets.caption import has_markers
+from iclora.sets.images import IMAGE_SUFFIXES, picture_size
+from iclora.sets.listing import Files, Problem
+from iclora.sets.recipe import Recipe
+from iclora.sets.unread import name_unread
+from iclora.sets.words import MOST_TEXT, TEXT_SUFFIXES, Library, Words, read_text
+
+__all__ = ["Found", "find_sets", "is_image"]
+
+_LONGEST_NAME = 180
+"""Bytes of a set's name at most, so that files can be called by it: disks take 255."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One set among the files of a dataset."""
+
+    name: str
+    images: tuple[str, ...]
+    composite: bool
+    """True if its one image holds all panels."""
+    words: Words | None
+
+
+def is_image(name: str) -> bool:
+    """True if a file is read as a picture."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def find_sets(
+    listing: Files, root: PurePosixPath, recipe: Recipe, ours: Sequence[str]
+) -> tuple[list[Found], list[Problem]]:
+    """Find the sets below a folder of a listing.
+
+    Args:
+        root: the folder that holds them all.
+        ours: names of files that are read for something else, such as the manifest.
+    Returns: the sets, and everything that is not read, with the reason.
+    """
+    folders: dict[PurePosixPath, list[str]] = defaultdict(list)
+    for name in sorted(listing, key=files.natural_key):
+        if is_image(name) and PurePosixPath(name).is_relative_to(root):
+            folders[PurePosixPath(name).parent].append(name)
+    library = Library(listing, recipe)
+    sets: list[Found] = []
+    problems: list[Problem] = []
+    for folder, images in folders.items():
+        sets += _sets_of_folder(listing, library, folder, images, root, recipe, problems)
+    used = {
+        *ours,
+        *library.used,
+        *(p.subject for p in library.problems),
+        *(image for found in sets for image in found.images),
+    }
+    left = [name for name in listing if name not in used]
+    orphans = [n for n in left if n.lower().endswith((".txt", ".caption"))]
+    problems += library.problems
+    problems += [_orphan(listing, name, recipe) for name in orphans]
+    problems += name_unread(listing, [n for n in left if n not in orphans], root)
+    counts = Counter(found.name for found in sets)
+    problems += [
+        Problem(name, "more than one image set of this name", "Rename or remove the others.")
+        for name, count in counts.items()
+        if count > 1
+    ]
+    joined = [f.name for f in sets if f.words and len(f.words.files) >= recipe.canvas.panels]
+    if joined:
+        problems.append(
+            Problem(
+                joined[0],
+                "the texts beside its panels are joined behind the markers of the recipe"
+                + (f", as in {len(joined) - 1} other sets" if len(joined) > 1 else ""),
+                "Look at the joint captions with `iclora review`; one overview in caption.txt, of "
+                "what all panels share, teaches more.",
+                "warning",
+                caption=True,
+            )
+        )
+    return sets, problems
+
+
+def _sets_of_folder(
+    listing: Files,
+    library: Library,
+    folder: PurePosixPath,
+    images: list[str],
+    root: PurePosixPath,
+    recipe: Recipe,
+    problems: list[Problem],
+) -> list[Found]:
+    place = "" if folder == PurePosixPath() else folder.as_posix()
+    request = f"{place}/request.json".lstrip("/")
+    if request in listing and (made := _made_set(listing, request, images)):
+        library.used.update({request, *images})
+        return [Found(_set_name(folder, root), *made)]
+    if _is_one_set(listing, library, folder, images, root, recipe):
+        words = library.use(library.of_folder(place, images))
+        return [Found(_set_name(folder, root), tuple(images), False, words)]
+    told = any(library.has_text(image) for image in images)
+    if folder == root and len(images) == recipe.canvas.panels > 1 and not told:
+        problems.append(_perhaps_one_set(images))
+    return [
+        Found(
+            _set_name(PurePosixPath(image.rsplit(".", 1)[0]), root),
+            (image,),
+            True,
+            library.use(library.beside(image)),
+        )
+        for image in images
+    ]
+
+
+def _is_one_set(
+    listing: Files,
+    library: Library,
+    folder: PurePosixPath,
+    images: Sequence[str],
+    root: PurePosixPath,
+    recipe: Recipe,
+) -> bool:
+    """True if the pictures of a folder are the panels of one set, and not composites."""
+    if library.is_told("" if folder == PurePosixPath() else folder.as_posix()):
+        return True
+    told = [image for image in images if library.has_text(image)]
+    if len(images) == 1 or any(map(library.has_joint_text, told)):
+        return False
+    whole = [image for image in images if library.has_joint_text(image)]
+    if len(whole) == len(images):
+        return False
+    if folder != root:
+        # A text beside some: of panels if they are as many as panels, or numbered as panels are.
+        numbered = all(re.fullmatch(r"\D*\d\d?", PurePosixPath(i).stem) for i in images)
+        return not told or len(images) == recipe.canvas.panels or numbered
+    if len(images) != recipe.canvas.panels or len(told) not in (0, len(images)):
+        return False
+    like = _like_panels(listing, images, recipe)
+    # Squares in a square: a folder of its own speaks for one set.
+    return like if like is not None else root != PurePosixPath()
+
+
+def _like_panels(listing: Files, images: Sequence[str], recipe: Recipe) -> bool | None:
+    """True if pictures have the shapes of panels, False if those of composites, None if neither."""
+    canvas = math.log(recipe.canvas.width / recipe.canvas.height)
+    lean = 0.0
+    for image, (width, height) in zip(images, recipe.canvas.sizes, strict=True):
+        try:
+            wide, high = picture_size(listing[image].read(), image)
+        except (ImageError, DatasetError):
+            continue
+        own = math.log(wide / high)
+        lean += abs(own - canvas) - abs(own - math.log(width / height))
+    return lean > 0 if abs(lean) > 0.2 * len(images) else None
+
+
+def _made_set(
+    listing: Files, request: str, images: Sequence[str]
+) -> tuple[tuple[str, ...], bool, Words] | None:
+    """A set that iclora made: its panels, without their composite, and its prompt."""
+    panels = [n for n in images if re.fullmatch(r"panel-\d+\.png", PurePosixPath(n).name)]
+    try:
+        data = listing[request].read(16 * MOST_TEXT)
+        prompt = parse_json(data, request, DatasetError)["prompt"]
+    except (DatasetError, TypeError, KeyError):
+        return None
+    if not panels or not isinstance(prompt, str):
+        return None
+    return tuple(panels), False, Words((request,), False, lambda: prompt.strip())
+
+
+def _orphan(listing: Files, name: str, recipe: Recipe) -> Problem:
+    try:
+        told = has_markers(read_text(listing[name]), recipe.markers)
+    except (CaptionError, DatasetError):
+        told = False
+    images = ", ".join(TEXT_SUFFIXES)
+    return Problem(
+        name,
+        "a caption without an image",
+        "Add the image or remove the text. A caption has the name of its image "
+        f"({images}), or lies as caption.txt in a folder of panels.",
+        "error" if told else "warning",
+        caption=True,
+    )
+
+
+def _perhaps_one_set(images: Sequence[str]) -> Problem:
+    return Problem(
+        PurePosixPath(images[0]).name,
+        f"{len(images)} images without captions lie side by side, as many as a set has panels; "
+        "each is taken for a whole composite",
+        "If they are the panels of one set, put them into a folder of their own.",
+        "warning",
+    )
+
+
+def _set_name(path: PurePosixPath, root: PurePosixPath) -> str:
+    name = "-".join(path.relative_to(root).parts) or root.name or "set"
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    start = name.encode()[: _LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{start}-{files.digest(name)[:8]}"

@@ -1,0 +1,114 @@
+"""What lies in a dataset and is not read, by kind, each with its reason and the way out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import Literal
+
+from iclora.errors import DatasetError
+from iclora.sets.images import IMAGE_SUFFIXES
+from iclora.sets.listing import Files, Problem
+
+__all__ = ["name_unread"]
+
+_PICTURES = (
+    "heic heif hif avif gif jxl jp2 j2k jpf jpx psd psb xcf kra svg eps ai tga exr hdr dds ico dib",
+    "raw cr2 cr3 nef arw dng orf rw2 raf pef qoi ppm pgm pnm pcx apng clip procreate",
+)
+_TABLES = ("parquet arrow feather tfrecord tfrecords lance h5 hdf5 npz lmdb mdb beton sqlite db",)
+_ARCHIVES = ("tar tgz gz bz2 xz zst zip 7z rar cbz cbr pdf",)
+_FILMS = ("mp4 mov webm mkv avi m4v",)
+# Documents, programs and what iclora itself writes beside sets.
+_QUIET = ("md rst html htm py ipynb sh license gitattributes cff",)
+_QUIET_NAMES = ("readme readme.txt license license.txt licence licence.txt caption-failures.json",)
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (8, b"WEBP", "WebP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"GIF8", "GIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypavif", "AVIF"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+)
+_READ = ("PNG", "JPEG", "WebP", "TIFF")
+
+Kind = tuple[str, str, Literal["error", "warning"]]
+
+
+def name_unread(listing: Files, names: Iterable[str], root: PurePosixPath) -> list[Problem]:
+    """Say of files that nothing reads what they are and what to do, once a folder and kind.
+
+    Args:
+        names: of the files.
+        root: the folder whose pictures are read.
+    """
+    groups: dict[tuple[str, Kind], list[str]] = defaultdict(list)
+    for name in names:
+        kind = _kind(listing, name, root)
+        if kind is not None:
+            groups[PurePosixPath(name).parent.as_posix(), kind].append(name)
+    problems = []
+    for (folder, (what, advice, severity)), members in groups.items():
+        subject = members[0] if len(members) == 1 or folder == "." else folder
+        several = f"{len(members)} {what}" if len(members) > 1 else f"one {what}"
+        several = several.replace("{s}", "s" if len(members) > 1 else "")
+        told = ", ".join(PurePosixPath(m).name for m in members[:4])
+        told += ", ..." if len(members) > 4 else ""
+        verb = "are" if len(members) > 1 else "is"
+        problems.append(Problem(subject, f"{several} {verb} not read ({told})", advice, severity))
+    return problems
+
+
+def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
+    path = PurePosixPath(name)
+    if _is_one_of(path.name.lower(), _QUIET_NAMES):
+        return None
+    ending = path.suffix.lower().lstrip(".")
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        where = f'outside "{root}", the folder of its iclora.toml'
+        return _of(f"picture{{s}} {where}", f"Open one dataset at a time: {path.parts[0]}.")
+    if _is_one_of(ending, _PICTURES):
+        return _of(f"{ending.upper()} picture{{s}}", "Export as PNG or JPEG, or remove.")
+    if _is_one_of(ending, _TABLES):
+        return _of(
+            f".{ending} file{{s}} of a dataset in another form",
+            "Write its pictures into files and its texts beside them, or into metadata.jsonl.",
+        )
+    if _is_one_of(ending, _ARCHIVES):
+        return _of(f".{ending} archive{{s}}", "Unpack, or give a zip archive by itself, or remove.")
+    found = _sniff(listing, name)
+    if found in _READ:
+        right = "Give it the ending of its kind, " + ", ".join(IMAGE_SUFFIXES[:3]) + " or .tif."
+        return _of(f"{found} picture{{s}} with the ending {path.suffix or '(none)'}", right)
+    if found:
+        return _of(f"{found} picture{{s}}", "Export as PNG or JPEG, or remove.")
+    if _is_one_of(ending, _QUIET):
+        return None
+    if _is_one_of(ending, _FILMS):
+        return _of("film{s}", "Save the frames you mean as PNG, or remove it.", "warning")
+    what = f"file{{s}} with the ending {path.suffix}" if ending else "file{s} without an ending"
+    return _of(what, "Remove what does not belong here.", "warning")
+
+
+def _is_one_of(word: str, lists: Sequence[str]) -> bool:
+    return any(word in words.split() for words in lists)
+
+
+def _of(what: str, advice: str, severity: Literal["error", "warning"] = "error") -> Kind:
+    return what, advice, severity
+
+
+def _sniff(listing: Files, name: str) -> str | None:
+    """The kind of a picture by its first bytes."""
+    try:
+        head = listing[name].head(16)
+    except DatasetError:
+        return None
+    return next((kind for at, sign, kind in _MAGIC if head[at : at + len(sign)] == sign), None)
