@@ -264,12 +264,12 @@ def test_surplus_pictures_are_counted_before_any_is_decoded(tmp_path, monkeypatc
 def test_one_picture_at_a_time_is_in_memory_during_a_check(make_dataset, monkeypatch):
     import iclora.sets.dataset as room
 
-    read, pictures, most = room.read_image, weakref.WeakSet(), []
+    read, pictures, most = room.read_image, [], []
 
     def counted(data, name):
-        most.append(len(pictures))
+        most.append(sum(picture() is not None for picture in pictures))
         image = read(data, name)
-        pictures.add(image)
+        pictures.append(weakref.ref(image))
         return image
 
     dataset = open_dataset(make_dataset(sets=2))

@@ -7,6 +7,8 @@ without a word.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import stat
@@ -261,10 +263,37 @@ def _unreadable(name: str, error: Exception) -> Problem:
 # -- archives -----------------------------------------------------------------------------------
 
 
+class _Place(io.RawIOBase):
+    """A file that is open only while it is read, so that nobody has to close it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = (0, self._at, self._path.stat().st_size if whence == 2 else 0)[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "before the first byte")
+        self._at = start + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            data = file.read(-1 if size is None else size)
+        self._at += len(data)
+        return data
+
+
 def _list_zip(path: Path, problems: list[Problem]) -> list[tuple[str, Callable[[], IO[bytes]]]]:
     try:
-        # Opened once: its directory grows with its members, and each of them is opened.
-        archive = zipfile.ZipFile(path)
+        # Its directory is read once, for it grows with its members, and each of them is opened.
+        archive = zipfile.ZipFile(_Place(path))
         members = [(_plain_name(m.filename), m) for m in archive.infolist() if not m.is_dir()]
     except Exception as error:
         raise DatasetError(
