@@ -17,7 +17,8 @@ know stands in the field's JSON schema:
 
 A verb is such a model and a function that is told it: `@verb(CheckSettings)`.
 
-No torch is needed here.
+Long on purpose: whoever looks for a setting, or for what one verb shares with another, has one file
+to read, and most of it is the settings' own help. No torch is needed here.
 """
 
 from __future__ import annotations
