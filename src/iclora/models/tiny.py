@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -48,70 +49,14 @@ def write_tiny(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> 
     Args:
         guidance_embeds: True as in -dev, False as in -schnell.
     """
+    pieces, vocabulary = _t5_pieces(), _clip_vocabulary()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = diffusers.FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=1,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=64,
-            pooled_projection_dim=32,
-            guidance_embeds=guidance_embeds,
-            axes_dims_rope=(8, 12, 12),
-        )
-        vae = diffusers.AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 16, 32, 32),
-            norm_num_groups=8,
-            latent_channels=16,
-            layers_per_block=1,
-            sample_size=1024,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            shift_factor=0.1159,
-            scaling_factor=0.3611,
-        )
-        pieces = _t5_pieces()
-        t5 = transformers.T5EncoderModel(
-            transformers.T5Config(
-                vocab_size=len(pieces) + 100,
-                d_model=64,
-                d_kv=32,
-                d_ff=128,
-                num_layers=1,
-                num_heads=2,
-                feed_forward_proj="gated-gelu",
-                tie_word_embeddings=False,
-                use_cache=False,
-            )
-        )
-        vocabulary = _clip_vocabulary()
-        clip = transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(
-                vocab_size=len(vocabulary),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                projection_dim=32,
-                max_position_embeddings=77,
-                bos_token_id=vocabulary["<|startoftext|>"],
-                eos_token_id=vocabulary["<|endoftext|>"],
-            )
-        )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-        shift=3.0 if guidance_embeds else 1.0,
-        use_dynamic_shifting=guidance_embeds,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-    )
+        # In this order: each draws its weights from the one generator.
+        transformer, vae = _transformer(guidance_embeds), _vae()
+        t5, clip = _t5(len(pieces)), _clip(vocabulary)
     pipeline = diffusers.FluxPipeline(
-        scheduler=scheduler,
+        scheduler=_scheduler(dynamic=guidance_embeds),
         vae=vae,
         transformer=transformer,
         text_encoder=clip,
@@ -123,6 +68,77 @@ def write_tiny(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> 
         # Else transformers writes no weights in any process of a group but the first.
         encoder.should_save_on_this_rank = lambda *_: True
     pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _transformer(guidance_embeds: bool) -> Any:
+    return diffusers.FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        pooled_projection_dim=32,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def _vae() -> Any:
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 32, 32),
+        norm_num_groups=8,
+        latent_channels=16,
+        layers_per_block=1,
+        sample_size=1024,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.1159,
+        scaling_factor=0.3611,
+    )
+
+
+def _t5(pieces: int) -> Any:
+    config = transformers.T5Config(
+        vocab_size=pieces + 100,
+        d_model=64,
+        d_kv=32,
+        d_ff=128,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    return transformers.T5EncoderModel(config)
+
+
+def _clip(vocabulary: dict[str, int]) -> Any:
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=32,
+        max_position_embeddings=77,
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+    )
+    return transformers.CLIPTextModel(config)
+
+
+def _scheduler(dynamic: bool) -> Any:
+    return diffusers.FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if dynamic else 1.0,
+        use_dynamic_shifting=dynamic,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
 
 
 def _t5_pieces() -> list[tuple[str, float]]:
