@@ -33,9 +33,9 @@ from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.models.quantize import quantize
 from iclora.models.registry import pick_device
 from iclora.settings import TrainSettings, read_settings
+from iclora.train.canvases import find_canvases
 from iclora.train.costs import Costs, Kernels
 from iclora.train.loop import apply_step
-from iclora.train.plan import find_canvases
 from iclora.train.state import TrainState
 
 GB = 10**9

@@ -31,12 +31,20 @@ def test_a_file_of_more_than_400_lines_says_why_in_its_head():
     assert silent == []
 
 
-def test_no_function_is_longer_than_60_lines():
+def length(function: ast.FunctionDef) -> int:
+    """Lines without the docstring, which is read where the function is called."""
+    first = function.body[0]
+    said = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    spared = first.end_lineno - first.lineno + 1 if said else 0
+    return function.end_lineno - function.lineno + 1 - spared
+
+
+def test_no_function_is_longer_than_a_screen_of_60_lines():
     found = [
-        f"{path}: {node.name} has {node.end_lineno - node.lineno + 1}"
+        f"{path}: {node.name} has {length(node)}"
         for path, tree in trees()
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60
+        if isinstance(node, ast.FunctionDef) and length(node) > 60
     ]
     assert found == []
 

@@ -15,9 +15,10 @@ from iclora.models.flux.model import FluxModel
 from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.settings import TrainSettings, read_settings
 from iclora.toyland.tasks import TASKS, write_sets
+from iclora.train.canvases import find_canvases
 from iclora.train.card import GB, Card
 from iclora.train.costs import Costs
-from iclora.train.plan import choose, find_canvases, plan_run
+from iclora.train.plan import choose, plan_run
 from iclora.train.run import train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -20,15 +19,13 @@ from iclora.errors import SettingsError
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
 from iclora.models.outline import Batch, outline_of, shipped_outline
-from iclora.sets.check import TrainingSet, check_dataset, training_layouts
-from iclora.sets.dataset import Dataset, open_dataset
-from iclora.sets.recipe import load_recipe
 from iclora.settings import Precision, TrainSettings
+from iclora.train.canvases import Canvases, CanvasesOf, canvases_of_sets, find_canvases
 from iclora.train.card import GB, Card, find_card, speed_of
 from iclora.train.costs import Costs
 from iclora.train.data import RunData, find_data
 
-__all__ = ["Canvases", "Plan", "choose", "find_canvases", "plan_run"]
+__all__ = ["Plan", "choose", "plan_run"]
 
 # How much of the speed of a large matrix product a training step reaches. Assumed: public FLUX.1
 # trainers reach 26% (torchtitan, all weights, not compiled); nothing here was measured on a GPU.
@@ -36,21 +33,6 @@ _EFFICIENCY = (0.25, 0.6)
 
 _ORDER: tuple[Precision, ...] = ("full", "int8", "nf4")
 """From the most exact to the smallest; fp8 needs a card that has it, so only who asks gets it."""
-
-
-@dataclass(frozen=True)
-class Canvases:
-    """The canvases a run trains at."""
-
-    sets: tuple[tuple[tuple[int, int], ...], ...]
-    """Of each set its (width, height) in px."""
-    source: str
-    """Where they are from, in words."""
-
-    @property
-    def distinct(self) -> list[tuple[int, int]]:
-        """All sizes once, by area, the largest last."""
-        return sorted({size for sizes in self.sets for size in sizes}, key=lambda s: s[0] * s[1])
 
 
 @dataclass(frozen=True)
@@ -159,59 +141,6 @@ def plan_run(
         canvases = find_canvases(settings, model.grid)
     found = choose(settings, model, card, canvases)
     return replace(found, built_in=outline is not None, data=data)
-
-
-CanvasesOf = Callable[[TrainSettings], Canvases]
-"""Finds the canvases of a run with other resolutions."""
-
-
-def find_canvases(settings: TrainSettings, grid: int) -> CanvasesOf:
-    """Find the canvases of the dataset; before it is there those of the recipe, or squares.
-
-    Sets with problems count as well, if their pictures can be read.
-
-    Raises: DatasetError, RecipeError; SettingsError if no set can be read.
-    """
-    if Path(settings.data).exists():
-        dataset = open_dataset(settings.data, settings.recipe)
-        sides, upscale = settings.resolutions, settings.upscale
-        reports = check_dataset(dataset, resolutions=sides, upscale=upscale, grid=grid)
-        sets = [report.set for report in reports if report.set]
-        if not sets:
-            raise SettingsError(
-                f"{settings.data} holds no set that can be read", "`iclora check` it.", "data"
-            )
-        return canvases_of_sets(sets, dataset, grid)
-    missing = f"for {settings.data} is not there yet"
-    if settings.recipe:
-        canvas, source = load_recipe(settings.recipe).canvas, f"of {settings.recipe}, {missing}"
-
-        def of_recipe(other: TrainSettings) -> Canvases:
-            layouts = training_layouts(canvas, canvas.sizes, other.resolutions, grid, upscale=True)
-            return Canvases((tuple(layout.size for layout in layouts),), source)
-
-        return of_recipe
-
-    def squares(other: TrainSettings) -> Canvases:
-        sizes = tuple((round(r / grid) * grid,) * 2 for r in sorted(set(other.resolutions)))
-        return Canvases((sizes,), f"squares, {missing}")
-
-    return squares
-
-
-def canvases_of_sets(sets: Sequence[TrainingSet], dataset: Dataset, grid: int) -> CanvasesOf:
-    """Find the canvases of checked sets; no picture is decoded again for other resolutions."""
-
-    def canvases(settings: TrainSettings) -> Canvases:
-        sizes = []
-        for each in sets:
-            layouts = training_layouts(
-                dataset.recipe.canvas, each.sizes, settings.resolutions, grid, settings.upscale
-            )
-            sizes.append(tuple(layout.size for layout in layouts))
-        return Canvases(tuple(sizes), f"{len(sets)} sets of {settings.data}")
-
-    return canvases
 
 
 # -- the choice ---------------------------------------------------------------------------------

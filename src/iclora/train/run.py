@@ -86,26 +86,19 @@ def train(
         the folder holds another run, there is nothing to resume, or the loss is not finite;
         StorageError; Cancelled before the first step.
     """
-    if settings.vram is not None:
-        raise SettingsError(
-            "vram is a wish, and the settings that meet it are still to be chosen",
-            "Train with the settings of `iclora.train.plan.plan_run(settings, here=True)`.",
-            setting="vram",
-        )
+    _refuse_vram(settings)
     workers = Workers(model.device)
     _check_shares(settings, workers)
-    if not (workers.main and warn):
-        warn = _silent
-    if not (workers.main and progress):
-        progress = Progress()
-    if not workers.main and not settings.shard:
-        make_preview = None
-    if not resume and workers.main:
+    if not workers.main:
+        # The first process speaks; the others draw only if the base is spread over all.
+        warn, progress = None, None
+        make_preview = make_preview if settings.shard else None
+    elif not resume:
         _refuse_taken(Path(settings.out))
+    warn, progress = warn or _silent, progress or Progress()
     data = data or find_data(settings, model, warn)
-    preview = None
-    if make_preview and settings.preview_every:
-        preview = make_preview(data.dataset.recipe)
+    draw = make_preview if settings.preview_every else None
+    preview = draw(data.dataset.recipe) if draw else None
     info = _describe(settings, model, data)
     run = RunFolder(settings, info, data.dataset.digest, model.identity())
     if workers.main:
@@ -117,19 +110,24 @@ def train(
         _tell_shapes(encoded, warn)
     state = _start(run, model, workers, resume, warn)
     validation = Validation.of(settings, held, encoded.sets, run.measures)
-    with (
-        interruptible() as interrupted,
-        tracking(settings, run.path, state.step, workers.main) as track,
-    ):
-        loop = Loop(
-            run, model, encoded, state, workers, validation, preview, track, interrupted, progress
-        )
+    with interruptible() as stop, tracking(settings, run.path, state.step, workers.main) as track:
+        loop = Loop(run, model, encoded, state, workers, validation, preview, track, stop, progress)
         finished = loop.run_to_end()
     if finished and workers.main:
         run.finish(state)
     workers.wait()
     workers.close()
     return RunResult(run.path, state.step, finished, run.best_step())
+
+
+def _refuse_vram(settings: TrainSettings) -> None:
+    """Refuse a wish that a plan must first turn into settings."""
+    if settings.vram is not None:
+        raise SettingsError(
+            "vram is a wish, and the settings that meet it are still to be chosen",
+            "Train with the settings of `iclora.train.plan.plan_run(settings, here=True)`.",
+            setting="vram",
+        )
 
 
 def _silent(_: str) -> None:
