@@ -202,6 +202,24 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
             "Look at it; a folder with one file per panel leaves no doubt.",
             "warning",
         )
+    if panels.bars:
+        yield Problem(
+            panels.name,
+            f"bars of one colour, up to {panels.bars} px wide, lie around or between its panels; "
+            "it is cut inside them",
+            "Look at the panels with `iclora review`.",
+            "warning",
+        )
+    for number, edges in enumerate(panels.edges, 1):
+        if any(edges):
+            wide = [f"{w} px {side}" for side, w in edges._asdict().items() if w]
+            yield Problem(
+                panels.name,
+                f"panel {number} has bars of one colour at its edges ({', '.join(wide)}), which "
+                "would be trained",
+                "Crop them off, alike in all sets, unless they belong to the picture.",
+                "warning",
+            )
     worst = max(max(layout.stretch(panels.sizes)) for layout in layouts)
     if worst > MOST_STRETCH:
         yield Problem(

@@ -14,6 +14,7 @@ A zip archive of either works as well; it is read in place and never unpacked.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,8 @@ from PIL import Image
 from iclora import files
 from iclora.documents import parse_json, parse_toml
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
-from iclora.sets.canvas import find_panels, split
+from iclora.sets.bars import Edges, find_edges
+from iclora.sets.canvas import Panels, find_panels, split
 from iclora.sets.finding import find_sets, is_image
 from iclora.sets.images import IMAGE_SUFFIXES, png_text, read_image
 from iclora.sets.layout import Layout, Size
@@ -59,6 +61,8 @@ class PanelSet:
     """The panels' places in the composite they were split from; None for single files."""
     unseen_seams: int = 0
     """Borders between panels of a composite that were assumed, since none shows."""
+    bars: int = 0
+    """Width of the widest bar around or between panels of a composite that was cut off, px."""
 
     @property
     def sizes(self) -> list[Size]:
@@ -95,10 +99,10 @@ class ImageSet:
         if self.composite:
             data = self._files[self.images[0]].read()
             picture = read_image(data, self.images[0])
-            layout, unseen = found or _recorded_layout(data, picture, recipe), 0
-            if layout is None:
-                layout, unseen = find_panels(recipe.canvas, picture)
-            return PanelSet(self.name, tuple(split(layout, picture)), layout, unseen)
+            layout = found or _recorded_layout(data, picture, recipe)
+            seen = Panels(layout) if layout else find_panels(recipe.canvas, picture)
+            panels = tuple(split(seen.layout, picture))
+            return PanelSet(self.name, panels, seen.layout, seen.unseen, seen.bars)
         # Before any is decoded: a folder of many large pictures is no set.
         self._check_count(recipe)
         return PanelSet(self.name, tuple(read_image(self._files[n].read(), n) for n in self.images))
@@ -107,10 +111,23 @@ class ImageSet:
         """Read its panels one at a time, and keep their sizes alone. Raises: as `load` does."""
         if self.composite:
             panels = self.load(recipe)
-            return Measured(self.name, tuple(panels.sizes), panels.found, panels.unseen_seams)
+            sizes = tuple(panels.sizes)
+            return Measured(self.name, sizes, panels.found, panels.unseen_seams, panels.bars)
         self._check_count(recipe)
-        sizes = tuple(read_image(self._files[n].read(), n).size for n in self.images)
-        return Measured(self.name, sizes)
+        found: list[tuple[Size, Edges]] = []
+
+        def each() -> Iterator[bytes]:
+            for name in self.images:
+                data = self._files[name].read()
+                picture = read_image(data, name)
+                found.append((picture.size, find_edges(picture)))
+                del picture
+                yield data
+
+        # Every file is read once for both.
+        self.__dict__["digest"] = files.digest_each(each())
+        sizes, edges = tuple(size for size, _ in found), tuple(bars for _, bars in found)
+        return Measured(self.name, sizes, edges=edges)
 
     def _check_count(self, recipe: Recipe) -> None:
         """Raises: DatasetError unless there is one picture a panel."""
@@ -166,6 +183,10 @@ class Measured:
     """The panels' places in the composite they were split from; None for single files."""
     unseen_seams: int = 0
     """Borders between panels of a composite that were assumed, since none shows."""
+    bars: int = 0
+    """Width of the widest bar around or between panels of a composite that was cut off, px."""
+    edges: tuple[Edges, ...] = ()
+    """Bars in single files at each panel's edges; nothing cuts them off."""
 
     @property
     def area(self) -> int:

@@ -1,0 +1,175 @@
+"""Bars: the gutters, borders and letterboxes around pictures, recognised in their pixels.
+
+A bar is a band of one colour across a whole picture that ends at once: just behind its last line
+nearly everything is of another colour. A dark or bright part of a picture ends gradually, or for
+a part of its width only, and so is never taken for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+__all__ = ["Edges", "colour_name", "find_edges", "find_gutter"]
+
+Pixels = NDArray[np.float32]
+
+_FLAT = 7.0
+"""Mean deviation of a line from its own mean colour, in 256 levels; JPEG stays below it."""
+_OTHER = 14.0
+"""Difference of a pixel from the bar's colour that shows."""
+_ENDS = 0.7
+"""Share of the line behind a bar that has to be of another colour."""
+_THINNEST = 2
+_MOST = 0.3
+"""Share of a side that a bar at its edge takes at most."""
+
+
+class Edges(NamedTuple):
+    """Widths of the bars at a picture's four edges, px."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+
+def find_edges(picture: Image | Pixels) -> Edges:
+    """Find the bars around a picture: a border, a letterbox, a pillarbox.
+
+    Args:
+        picture: RGB, or its pixels (height, width, 3).
+    """
+    if not isinstance(picture, np.ndarray):
+        if min(picture.size) < 8 or not _may_have_bars(picture):
+            return Edges()
+        pixels = np.asarray(picture, dtype=np.float32)
+    else:
+        pixels = picture
+    top = bottom = left = right = 0
+    for _ in range(2):  # again, for what stands between bars at the sides ends at once only then
+        inner = pixels[top : len(pixels) - bottom, left : pixels.shape[1] - right]
+        top += _at_start(inner)
+        bottom += _at_start(inner[::-1])
+        inner = pixels[top : len(pixels) - bottom, left : pixels.shape[1] - right]
+        across = inner.transpose(1, 0, 2)
+        more = _at_start(across), _at_start(across[::-1])
+        left, right = left + more[0], right + more[1]
+        if not any(more):
+            break
+    return Edges(left, top, right, bottom)
+
+
+def _may_have_bars(picture: Image) -> bool:
+    """True if some outermost line of a picture is of one colour; most end in many colours."""
+    right, bottom = picture.width - 1, picture.height - 1
+    rims = ((0, 0, right, 0), (0, bottom, right, bottom), (0, 0, 0, bottom))
+    for rim in (*rims, (right, 0, right, bottom)):
+        ends: list[Any] = [picture.getpixel(rim[:2]), picture.getpixel(rim[2:])]
+        if any(abs(a - b) > 48 for a, b in zip(*ends, strict=True)):
+            continue
+        line = picture.crop((rim[0], rim[1], rim[2] + 1, rim[3] + 1))
+        if _is_flat(np.asarray(line, dtype=np.float32).reshape(1, -1, 3))[0]:
+            return True
+    return False
+
+
+def _at_start(pixels: Pixels) -> int:
+    """Width of the bar at the first line, px; 0 if there is none."""
+    if not _is_flat(pixels[:1])[0]:
+        return 0
+    end = _flat_from(pixels[: int(len(pixels) * _MOST) + 3])
+    if end < _THINNEST or end > len(pixels) * _MOST:
+        return 0
+    colour = pixels[:end].mean(axis=(0, 1))
+    return _sharp_end(pixels, end, colour)
+
+
+def find_gutter(
+    pixels: Pixels, low: int, high: int, width: int | None = None
+) -> tuple[int, int] | None:
+    """Find the gutter between two pictures: its first line, and the first one behind it.
+
+    Args:
+        pixels: (height, width, 3), the pictures one above the other.
+        low, high: the gutter's middle lies between these lines.
+        width: of the gutters between pictures beside them. One that is as wide may end at once on
+            one side only, where a picture of its colour begins on the other.
+    """
+    reach = max(4, (high - low) // 2)
+    start, end = max(0, low - reach), min(len(pixels), high + reach)
+    flat = _is_flat(pixels[start:end])
+    best: tuple[int, int] | None = None
+    at = 0
+    while at < len(flat):
+        if not flat[at]:
+            at += 1
+            continue
+        first, length = start + at, _flat_from(pixels[start + at : end])
+        at += max(1, length)
+        last = first + length
+        if length < _THINNEST or not low <= (first + last) / 2 <= high:
+            continue
+        colour = pixels[first:last].mean(axis=(0, 1))
+        above = _sharp_end(pixels[:last][::-1], length, colour)
+        below = _sharp_end(pixels[first:], length, colour)
+        if above and below:
+            found = last - above, first + below
+        elif width and (above or below) and length >= width - 2:
+            start_at = last - above if above else first + below - width
+            found = start_at, start_at + width
+        else:
+            continue
+        if best is None or length > best[1] - best[0]:
+            best = found
+    return best
+
+
+def _is_flat(lines: Pixels) -> NDArray[np.bool_]:
+    """Which lines are of one colour."""
+    lines = _sampled(lines)
+    off = np.abs(lines - lines.mean(axis=1, keepdims=True)).mean(axis=(1, 2))
+    found: NDArray[np.bool_] = off < _FLAT
+    return found
+
+
+def _flat_from(pixels: Pixels) -> int:
+    """How many lines from the first are flat and of its colour."""
+    flat = _is_flat(pixels)
+    means = _sampled(pixels).mean(axis=1)
+    same = flat & (np.abs(means - np.median(means[:3], axis=0)).max(axis=1) < 6)
+    return int(np.argmin(same)) if not same.all() else len(same)
+
+
+def _sharp_end(pixels: Pixels, end: int, colour: NDArray[np.float32]) -> int:
+    """The first line behind a bar, past those that compression has blended; 0 if it fades out."""
+    # JPEG blends within blocks of 8.
+    behind = _sampled(pixels[end - 1 : end + 8])
+    if len(behind) < 2:
+        return 0
+    away = np.abs(behind - colour)
+    other = (away.max(axis=2) > _OTHER).mean(axis=1)
+    if other.max(initial=0) < _ENDS:
+        return 0
+    off = away.mean(axis=(1, 2))
+    # A blended line lies between the bar and the picture; what fades takes many lines.
+    if (off[2:] - off[:-2]).max(initial=0) < 0.5 * off.max():
+        return 0
+    return end - 1 + int(np.argmax(off > 0.6 * off.max()))
+
+
+def _sampled(lines: Pixels) -> Pixels:
+    # Some 200 samples across judge a line as well as all of them do.
+    return lines[:, :: max(1, lines.shape[1] // 200)]
+
+
+def colour_name(colour: Sequence[float]) -> str:
+    """Black, white, grey or coloured."""
+    if max(colour) - min(colour) > 24:
+        return "coloured"
+    middle = sum(colour) / len(colour)
+    return "black" if middle < 40 else "white" if middle > 215 else "grey"
