@@ -261,6 +261,93 @@ def test_an_answer_that_is_always_cut_off_is_asked_for_twice(bare, serve):
     assert len(server.bodies) == 2
 
 
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_key_that_a_server_echoes_is_neither_stored_nor_shown(bare, serve, monkeypatch, escaped):
+    key = "sk-Secret-123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    said, root = [], bare(3)
+    # Bold signs within it, which come off only when the answer is read.
+    echo = "sk-Secret**-**123456789" if escaped else key
+    # Asked in rounds: every set once, then again those without a good answer.
+    first = [good(f"bay {echo}"), f"no idea, {key}", f"I'm sorry, {key}, I can't help."]
+    answers = iter([*first, *[f"no idea, {key}"] * 3])
+    server = serve(lambda body: (200, completion(next(answers))))
+    summary = caption(root, server, together=1, warn=said.append)
+    assert (len(summary.written), len(summary.failed)) == (1, 2)
+    stored = [f.read_text() for f in root.rglob("*") if f.suffix in (".txt", ".json", ".jsonl")]
+    assert not [text for text in [*stored, *said, str(summary)] if key in text]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 500_000,
+        b'{"a":' * 500_000,
+        b'{"choices": ' + b"9" * 6000 + b"}",
+        b'{"choices": [{"message": {"content": 3}}]}',
+        b'{"choices": [[]]}',
+        b'{"choices": {"a": 1}, "usage": []}',
+        b'{"choices": [{"message": {"content": [{"type": 4, "text": []}]}}], "usage": {}}',
+        b"\xff\xfe\x00",
+        b"null",
+    ],
+)
+def test_a_body_of_no_use_costs_its_set_alone(bare, serve, body):
+    answers = iter([body])
+    server = serve(lambda _: (200, next(answers, completion(good()))))
+    summary = caption(bare(2), server, together=1)
+    assert summary.written == ["0002"]
+    assert summary.failed[0].problem
+
+
+@pytest.mark.parametrize("count", ['"12"', "[1]", "null", "1e400", "-4", "true", '{"a": 1}'])
+def test_token_counts_that_are_no_numbers_count_for_nothing(bare, serve, count):
+    odd = completion(good()).replace(b'"prompt_tokens": 7', b'"prompt_tokens": ' + count.encode())
+    summary = caption(bare(1), serve(lambda body: (200, odd)))
+    assert (summary.written, summary.read, summary.wrote) == (["0001"], 0, 3)
+
+
+def test_a_run_that_does_not_overwrite_leaves_the_journal_of_one_that_does(make_dataset, serve):
+    root = make_dataset(3)
+    answers = iter([good(), "no", good(), "no", "no", "no"])
+    server = serve(lambda body: (200, completion(next(answers, good()))))
+    assert len(caption(root, server, together=1, overwrite=True).failed) == 1
+    assert not caption(root, server).written
+    # A caption that somebody removed meanwhile is written again.
+    (root / "0001" / "caption.txt").unlink()
+    after = caption(root, server, overwrite=True)
+    assert (after.kept, sorted(after.written)) == (["0003"], ["0001", "0002"])
+
+
+def test_a_journal_that_somebody_damaged_is_read_as_far_as_it_goes(make_dataset, serve):
+    root = make_dataset(2)
+    server = serve(lambda body: (200, completion("no")))
+    caption(root, server, overwrite=True)
+    (journal,) = root.glob(".iclora-captioning*")
+    with journal.open("ab") as file:
+        file.write(b'"0002"\n[1]\nnull\n{"a": 1}\n\xff\n' + b"[" * 9000 + b"\n4")
+    server = serve(lambda body: (200, completion(good())))
+    assert caption(root, server, overwrite=True).kept == ["0002"]
+
+
+def test_captions_that_a_disk_may_take_for_one_file_are_refused(tmp_path, serve):
+    for name in ("a.png", "A.jpg"):
+        Image.new("RGB", (64, 96), (40, 90, len(name))).save(tmp_path / name)
+    (tmp_path / "iclora.toml").write_text('recipe = "film-storyboard"\n')
+    with pytest.raises(DatasetError, match="ignores case"):
+        caption(tmp_path, serve(lambda body: (200, completion(good()))))
+
+
+def test_a_caption_in_other_letters_that_came_meanwhile_is_kept(bare, serve):
+    root = bare(1)
+
+    def behave(body):
+        (root / "0001" / "Caption.TXT").write_text("mine")
+        return 200, completion(good())
+
+    assert caption(root, serve(behave)).kept == ["0001"]
+
+
 def test_an_archive_is_refused_with_advice(official, serve):
     server = serve(lambda body: (200, completion(good())))
     with pytest.raises(DatasetError, match="captions are written beside the images"):

@@ -1,6 +1,7 @@
 """The openai captioner against a real HTTP server that misbehaves as servers do."""
 
 import base64
+import gzip
 import io
 import json
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -42,7 +44,7 @@ def completion(text):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers as `behave(body)` says: (status, bytes), or with a pause before it."""
+    """Answers as `behave(body)` says: (status, bytes), and perhaps a pause, or headers."""
 
     daemon_threads = True
 
@@ -70,14 +72,16 @@ class _Handler(BaseHTTPRequestHandler):
             server.headers.append({k.lower(): v for k, v in self.headers.items()})
             server.now += 1
             server.most = max(server.most, server.now)
-        status, data, *pause = server.behave(body)
-        time.sleep(pause[0] if pause else 0)
+        status, data, *more = server.behave(body)
+        headers = next((part for part in more if isinstance(part, dict)), {})
+        time.sleep(sum(part for part in more if not isinstance(part, dict)))
         with server.lock:
             server.now -= 1
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("Retry-After", "0.01")
+        for name, value in ({"Retry-After": "0.01"} | headers).items():
+            self.send_header(name, value)
         self.end_headers()
         # "cut" stands for a connection that breaks in the middle.
         self.wfile.write(data[: len(data) // 2] if status == 299 else data)
@@ -307,6 +311,200 @@ def test_a_wrong_key_or_model_ends_the_run_and_the_key_is_not_told(
         list(captioner.answer([ask(), ask(), ask()]))
     assert "secret" not in str(refused.value)
     assert len(server.bodies) < 3
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says", "setting"),
+    [
+        (
+            400,
+            {"object": "error", "message": "At most 1 image(s) may be provided"},
+            "At most 1",
+            "send",
+        ),
+        (500, {"error": "too many images: only one image per prompt"}, "only one image", "send"),
+        (
+            200,
+            {"error": "Unexpected endpoint or method. (POST /chat/completions)"},
+            "Unexpected",
+            "api",
+        ),
+        (404, {"detail": "Not Found"}, "Not Found", "captioner"),
+        (405, {"detail": "Method Not Allowed"}, "Not Allowed", "api"),
+        (404, {"error": 'model "m" not found, try pulling it first'}, "try pulling", "captioner"),
+        (
+            400,
+            {"error": {"message": "The model `m` does not exist"}},
+            "does not exist",
+            "captioner",
+        ),
+        (200, {"error": {"message": "No models loaded", "code": 400}}, "No models", "captioner"),
+        (
+            400,
+            [{"error": {"message": "m does not support image input"}}],
+            "image input",
+            "captioner",
+        ),
+        (401, {"message": "Unauthorized"}, "Unauthorized", None),
+        (402, {"error": {"message": "Payment due"}}, "Payment due", None),
+        (
+            200,
+            {"error": {"message": "You exceeded your current quota", "code": 429}},
+            "quota",
+            None,
+        ),
+    ],
+)
+def test_what_meets_every_ask_ends_the_run_at_once_with_the_servers_words(
+    serve, status, error, says, setting
+):
+    server = serve(lambda body: (status, json.dumps(error).encode()))
+    with pytest.raises(VisionModelError) as refused:
+        list(OpenAIModel("m", server.url, together=1).answer([ask()] * 5))
+    assert says in refused.value.problem
+    assert refused.value.setting == setting
+    assert len(server.bodies) == 1
+
+
+def test_one_picture_a_set_is_advised_if_a_server_takes_no_more(serve):
+    error = b'{"message": "At most 1 image(s) may be provided in one prompt."}'
+    with pytest.raises(VisionModelError) as refused:
+        list(OpenAIModel("m", serve(lambda body: (400, error)).url).answer([ask()]))
+    assert "`send` composite" in refused.value.advice
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [
+        (200, {"error": {"message": "The server is sad"}}, "is sad"),
+        (200, {"choices": [{"error": {"message": "provider down", "code": 400}}]}, "provider down"),
+        (400, {"error": {"message": "maximum context length is 4096 tokens"}}, "maximum context"),
+        (413, {"detail": [{"msg": "body too large"}]}, "body too large"),
+        (503, {"error": {"message": "\x1b[31mloading"}}, "loading"),
+    ],
+)
+def test_what_concerns_one_ask_costs_that_alone_with_the_servers_words(serve, status, error, says):
+    def behave(body):
+        bad = "Bad." in body["messages"][0]["content"][-1]["text"]
+        return (status, json.dumps(error).encode()) if bad else (200, completion("ok"))
+
+    server = serve(behave)
+    replies = dict(OpenAIModel("m", server.url, retries=0).answer([ask("Bad."), ask("Good.")]))
+    assert says in replies[0].problem
+    assert "\x1b" not in replies[0].problem
+    assert replies[1].text == "ok"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": "a "}, {"type": "text", "text": "gull"}],
+        [{"type": "thinking", "text": "Hm"}, {"type": "output_text", "text": "a gull"}],
+        ["a ", "gull"],
+        {"type": "text", "text": "a gull"},
+    ],
+)
+def test_an_answer_in_parts_is_joined(serve, content):
+    assert (
+        only(OpenAIModel("m", serve(lambda body: (200, completion(content))).url), ask()).text
+        == "a gull"
+    )
+
+
+def test_an_answer_among_the_thoughts_is_found_and_thoughts_alone_are_none(serve):
+    def message(**fields):
+        whole = json.loads(completion(None))
+        whole["choices"][0]["message"] |= fields
+        return json.dumps(whole).encode()
+
+    given = {"overview": "Sea.", "panels": ["a", "b", "c"]}
+    answers = iter(
+        [
+            message(reasoning_content=f"So: {json.dumps(given)}"),
+            message(reasoning_content="hm"),
+            message(refusal="Not this one."),
+        ]
+    )
+    captioner = OpenAIModel("m", serve(lambda body: (200, next(answers))).url)
+    assert json.loads(only(captioner, ask()).text) == given
+    assert not only(captioner, ask()).text
+    refusal = only(captioner, ask())
+    assert (refusal.text, refusal.refused) == ("Not this one.", True)
+
+
+def test_pictures_do_not_follow_a_redirect(serve):
+    other = serve(lambda body: (200, completion("x")))
+
+    def behave(body):
+        return 307, b"", {"Location": f"http://me:hush@127.0.0.1:{other.server_port}/v1?key=hush"}
+
+    server = serve(behave)
+    with pytest.raises(VisionModelError, match="redirects to http://127") as refused:
+        list(OpenAIModel("m", server.url).answer([ask()]))
+    assert "hush" not in str(refused.value)
+    assert not other.bodies
+
+
+@pytest.mark.parametrize("packed", ["gzip", "deflate", "br", "gzip, gzip"])
+def test_a_small_body_that_unpacks_to_a_huge_one_is_not_unpacked(serve, packed):
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31 if packed == "gzip" else 15)
+    bomb = b"".join(packer.compress(b" " * (1 << 20)) for _ in range(64)) + packer.flush()
+    server = serve(lambda body: (200, bomb, {"Content-Encoding": packed}))
+    reply = only(OpenAIModel("m", server.url), ask())
+    assert "cannot be read" in reply.problem
+    assert len(server.bodies) == 1
+
+
+def test_a_packed_answer_is_read_all_the_same(serve):
+    body = gzip.compress(completion("sea"))
+    server = serve(lambda _: (200, body, {"Content-Encoding": "gzip"}))
+    assert only(OpenAIModel("m", server.url), ask()).text == "sea"
+
+
+@pytest.mark.parametrize("pause", ["3600", "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_a_pause_nobody_would_wait_for_is_told_at_once(serve, pause):
+    server = serve(lambda body: (429, b'{"error": "slow"}', {"Retry-After": pause}))
+    with pytest.raises(VisionModelError, match=r"asks to wait \d+ (minutes|hours).*slow"):
+        list(OpenAIModel("m", server.url, together=1).answer([ask()] * 3))
+    assert len(server.bodies) == 1
+
+
+def test_a_server_that_never_answers_in_time_ends_the_run(serve):
+    server = serve(lambda body: (200, completion("late"), 1.0))
+    captioner = OpenAIModel("m", server.url, timeout=0.05, together=1)
+    with pytest.raises(VisionModelError, match="3 times in a row"):
+        list(captioner.answer([ask()] * 9))
+
+
+@pytest.mark.parametrize(
+    ("url", "is_shown"),
+    [
+        ("https://host.example/sk-abcdef123456/v1", "https://host.example/.../v1"),
+        ("https://me:hush-hush@host.example/v1#hush-hush", "https://host.example/v1"),
+        ("https://host.example/openai/v1?api_key=hush-hush", "https://host.example/openai/v1"),
+    ],
+)
+def test_a_key_in_an_address_is_never_shown(serve, url, is_shown):
+    captioner = OpenAIModel("m", url)
+    assert captioner.notices == [f"pictures and instructions are sent to {is_shown} (model m)"]
+    for secret in ("sk-abcdef123456", "hush-hush"):
+        if secret in url:
+            assert captioner.without_secrets(f"x {secret} y") == "x *** y"
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("localhost:8000/v1", "Write http://localhost:8000/v1."),
+        ("api.example.com/v1", "Write https://api.example.com/v1."),
+        ("me:hush@api.example.com/v1", "Write https://api.example.com/v1."),
+    ],
+)
+def test_an_address_without_a_scheme_is_refused_with_the_whole_one(url, advice):
+    with pytest.raises(VisionModelError, match="does not begin with http") as refused:
+        OpenAIModel("m", url)
+    assert (refused.value.advice, refused.value.setting) == (advice, "api")
+    assert "hush" not in str(refused.value)
 
 
 def test_a_server_that_is_gone_ends_the_run_with_advice(serve):

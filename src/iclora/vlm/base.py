@@ -87,6 +87,8 @@ class Answer:
     """Tokens of the answer; 0 if the server does not say."""
     whole: bool = True
     """False if it was cut off at the most tokens allowed."""
+    refused: bool = False
+    """True if the server says that this is a refusal, or was filtered."""
 
 
 @dataclass
@@ -104,6 +106,10 @@ class VisionModel(ABC):
 
     def free(self) -> None:  # noqa: B027 (most have nothing to free)
         """Give back the device's memory; it is taken again at the next answer."""
+
+    def without_secrets(self, text: str) -> str:
+        """A text that may be printed and stored: without the key, if one is used."""
+        return text
 
     @abstractmethod
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | VisionModelError]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +35,8 @@ _KEPT = 2000
 """Characters of an answer that are shown to the model again, or to its user."""
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 """White space, and a byte-order mark."""
+_LARGEST_JOURNAL = 64 << 20
+"""Bytes; some hundred thousand names."""
 _AT_ONCE = 16
 """Least sets held in memory together."""
 _SILENCE = 8
@@ -110,7 +114,9 @@ def caption_dataset(
     # Not the address: a server may come back at another.
     key = digest(captioner.name, recipe, str(limit), send, str(longest))
     journal = _Journal(dataset.path / _JOURNAL, key)
-    done = journal.begin() if overwrite else {s.name for s in dataset.sets if _has_words(s)}
+    done = {s.name for s in dataset.sets if _has_words(s)}
+    if overwrite:
+        done &= journal.begin()
     summary.kept += [s.name for s in dataset.sets if s.name in done]
     todo = {s.name: s for s in dataset.sets if s.name not in done}
     try:
@@ -128,7 +134,7 @@ def caption_dataset(
         ) from error
     finally:
         _list_failures(dataset.path / FAILURES, summary.failed)
-    if not summary.failed:
+    if overwrite and not summary.failed:
         journal.end()
     return summary
 
@@ -146,6 +152,17 @@ def _refuse_unwritable(dataset: Dataset) -> None:
         raise DatasetError(
             f"more than one image set is called {', '.join(twice)}", "Rename or remove the others."
         )
+    # Some disks take a.txt and A.txt for one file; folders that differ so prove that this is none.
+    files: dict[str, str] = {}
+    for image_set in dataset.sets:
+        path = str(caption_path(dataset, image_set))
+        other = files.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if other != path and image_set.composite:
+            raise DatasetError(
+                f"{Path(other).name} and {Path(path).name} would be the same caption on a disk "
+                "that ignores case",
+                "Rename one of their images.",
+            )
 
 
 def _keep(
@@ -154,7 +171,7 @@ def _keep(
     """Write one caption, if there is one and nobody else wrote one, and note it."""
     if outcome.caption is None:
         summary.failed.append(outcome)
-    elif not overwrite and place.is_file() and place.read_bytes().strip(_BLANK):
+    elif not overwrite and _written_meanwhile(place):
         # Somebody wrote one while the model was at it.
         summary.kept.append(outcome.name)
     else:
@@ -162,6 +179,15 @@ def _keep(
         summary.written.append(outcome.name)
         if overwrite:
             journal.note(outcome.name)
+
+
+def _written_meanwhile(place: Path) -> bool:
+    """True if there are words at a path, or where a disk that ignores case looks for it."""
+    names = {place.name}
+    with suppress(OSError):
+        names |= {n for n in os.listdir(place.parent) if n.casefold() == place.name.casefold()}  # noqa: PTH208 (names)
+    there = [place.with_name(name) for name in names]
+    return any(path.is_file() and path.read_bytes().strip(_BLANK) for path in there)
 
 
 def _all_outcomes(
@@ -242,6 +268,7 @@ def _until_good(
     Args:
         judge: makes a caption of an answer, or raises CaptionError.
     """
+    free = captioner.without_secrets
     for tries in range(1, _TRIES + 1):
         names = list(asks)
         again: dict[str, Ask] = {}
@@ -253,27 +280,21 @@ def _until_good(
                 continue
             summary.read += reply.read
             summary.wrote += reply.written
+            text = free(reply.text[:_KEPT])
             try:
-                yield Outcome(name, judge(_whole(reply, tries, asks[name])), tries=tries)
+                yield Outcome(name, free(judge(_whole(reply, tries, asks[name]))), tries=tries)
             except Unanswerable as error:
                 # An empty answer to the question itself is as good as none.
-                silence = VisionModelError(error.problem, error.advice, error.setting)
-                yield Outcome(
-                    name,
-                    None,
-                    error.problem,
-                    reply.text[:_KEPT],
-                    tries,
-                    None if reply.text.strip() else silence,
-                )
+                problem = free(error.problem)
+                silence = VisionModelError(problem, error.advice, error.setting)
+                yield Outcome(name, None, problem, text, tries, None if text.strip() else silence)
             except CaptionError as error:
-                text = reply.text[:_KEPT]
                 objection = f"That cannot be used: {error.problem}. {error.advice}"
                 # Some servers refuse a turn without words.
                 turn = Turn(text if text.strip() else "(nothing)", objection, reply.whole)
                 again[name] = replace(asks[name], earlier=(turn,))
                 if tries == _TRIES:
-                    yield Outcome(name, None, error.problem, text, tries)
+                    yield Outcome(name, None, free(error.problem), text, tries)
         asks = again
         if not asks:
             return
@@ -295,6 +316,13 @@ def _whole(reply: Answer, tries: int, ask: Ask) -> str:
                 setting="captioner",
             )
         raise CaptionError(problem, "Write the caption.")
+    if reply.refused:
+        words = " ".join(reply.text.split())[:160]
+        raise Unanswerable(
+            f'the model or its server refuses: "{words}"',
+            "Look at the set's pictures, or use another `captioner`.",
+            setting="captioner",
+        )
     if not reply.whole:
         problem = "the answer was cut off before its end"
         if ask.earlier and not ask.earlier[-1].whole:
@@ -329,18 +357,19 @@ class _Journal:
 
     def begin(self) -> set[str]:
         """Names that are done already; none if the last run ended, or was another."""
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            lines = []
+        lines: list[str] = []
+        if self._path.is_file() and self._path.stat().st_size <= _LARGEST_JOURNAL:
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
         if lines and lines[0] == json.dumps(self._settings):
             # The last line may be cut short by a kill; then its set is done once more.
             done = set()
             for line in lines[1:]:
-                with suppress(ValueError):
-                    done.add(json.loads(line))
+                with suppress(ValueError, RecursionError):
+                    name = json.loads(line)
+                    done |= {name} if isinstance(name, str) else set()
             # Written again, or the next name would join the torn line.
-            write_text(self._path, "".join(json.dumps(x) + "\n" for x in [self._settings, *done]))
+            rows = [self._settings, *sorted(done)]
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
             return done
         write_text(self._path, json.dumps(self._settings) + "\n")
         return set()

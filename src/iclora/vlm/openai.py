@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from PIL import Image
 
 from iclora.errors import VisionModelError
 from iclora.sets.images import encode_png
+from iclora.vlm.answers import find_object
 from iclora.vlm.base import Answer, Ask, VisionModel
+from iclora.vlm.complaints import EndsTheRun, complaint, is_about_form, status_of, words_of
+from iclora.vlm.wire import Broken, Late, Reply, Unreadable, Wire
 
 __all__ = ["OpenAIModel", "open_openai"]
 
@@ -26,8 +29,15 @@ _FORMS = ((True, True), (True, False), (False, True), (False, False))
 reasoning models refuse the other two."""
 _LARGEST_PNG = 300_000
 """Bytes; above it a picture travels as JPEG."""
-_PATIENCE = 20.0
+_PATIENCE = 10.0
 """Seconds that answers under way are waited for once no other ask can be answered."""
+_BRIEF = 1.0
+"""The same, if those under way will be refused as well."""
+_LONGEST_PAUSE = 60.0
+"""Seconds; a server that asks for a longer one is left alone."""
+_BUSY = (408, 409, 425, 429)
+_LONGEST_THOUGHTS = 20_000
+"""Characters of thoughts, from their end, in which an answer is looked for."""
 
 
 class OpenAIModel(VisionModel):
@@ -37,12 +47,11 @@ class OpenAIModel(VisionModel):
         model: the server's name for it.
         url: the endpoint's base URL; by default $OPENAI_BASE_URL, else OpenAI's own.
         together: requests at the same time.
-        retries: of one request after 429, 5xx, a timeout or a broken connection, each after a
-            longer pause.
+        retries: of one request after 429, 5xx or a broken connection, each after a longer pause.
         timeout: seconds to wait for one answer.
         schema: whether to begin with a JSON schema. A server that ignores it without a word may
             be better off without.
-    Raises: VisionModelError if the openai package is missing, or a key is needed and there is none.
+    Raises: VisionModelError if the address is none, or a key is needed and there is none.
     """
 
     def __init__(
@@ -55,13 +64,6 @@ class OpenAIModel(VisionModel):
         timeout: float = 180,
         schema: bool = True,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise VisionModelError(
-                "captions from a server need the openai package",
-                "Install it: pip install 'iclora[openai]'.",
-            ) from error
         url = url or os.environ.get("OPENAI_BASE_URL") or _HOSTED
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and (key.isprintable() or not key)):
@@ -74,108 +76,117 @@ class OpenAIModel(VisionModel):
                 "Set it, or name another server by `api` or $OPENAI_BASE_URL.",
                 setting="api",
             )
-        _refuse_odd(url)
         super().__init__(f"openai:{model}", together)
-        self._model, self._url, self._retries = model, url, retries
-        self._client = openai.OpenAI(
-            base_url=url, api_key=key or "none", max_retries=retries, timeout=timeout
-        )
-        self._errors = openai
+        self._wire = Wire(url, key, timeout)
+        self._model, self._retries, self._timeout = model, retries, timeout
         self._form = 0 if schema else 2
         self._form_works = False
-        self.notices = [f"pictures and instructions are sent to {_bare(url)} (model {model})"]
+        self._lock = threading.Lock()
+        self._late = 0
+        self._answered = False
+        self.notices = [f"pictures and instructions are sent to {self._wire.shown} (model {model})"]
 
     def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | VisionModelError]]:
         yield from _as_they_come(self._one, asks, self.together)
 
-    def _one(self, ask: Ask) -> Answer | VisionModelError:
-        """One answer, or what came instead.
+    def without_secrets(self, text: str) -> str:
+        return self._wire.free(text)
 
+    def _one(self, ask: Ask, over: threading.Event) -> Answer | VisionModelError:
+        """One answer, or what came instead: in the form that worked last, or in the next.
+
+        Args:
+            over: set if nobody wants an answer any more.
         Raises: VisionModelError if no other ask would fare better.
         """
-        api = self._errors
-        try:
-            return self._readable(ask)
-        except (api.AuthenticationError, api.PermissionDeniedError) as error:
-            raise VisionModelError(
-                f"{_bare(self._url)} refuses the key (status {error.status_code})",
-                "Check $OPENAI_API_KEY.",
-            ) from None
-        except api.NotFoundError:
-            raise VisionModelError(
-                f"{_bare(self._url)} knows no model {self._model}, or speaks no chat completions",
-                "Check the model's name and `api`, which usually ends in /v1.",
-                setting="api",
-            ) from None
-        except api.APITimeoutError:
-            return VisionModelError("the server did not answer in time", "Try again later.")
-        except api.RateLimitError as error:
-            if error.code == "insufficient_quota":
-                raise VisionModelError(
-                    f"{_bare(self._url)} says that the account's quota is used up",
-                    "Settle that with its provider.",
-                ) from None
-            return VisionModelError(
-                f"the server refused with status 429: {_short(error.message)}",
-                "Ask for fewer at a time by `together`, or try later.",
-                setting="together",
-            )
-        except api.APIConnectionError as error:
-            raise VisionModelError(
-                f"there is no connection to {_bare(self._url)} ({error.__cause__ or error})",
-                "Start the server, or check `api`; then run the same command again.",
-                setting="api",
-            ) from None
-        except api.APIStatusError as error:
-            return VisionModelError(
-                f"the server refused with status {error.status_code}: {_short(error.message)}",
-                "See the server's log.",
-            )
-
-    def _readable(self, ask: Ask) -> Answer | VisionModelError:
-        """Ask again if a server breaks off in the middle, or answers something else."""
-        for retry in range(self._retries + 1):
-            try:
-                return self._request(ask)
-            except self._errors.APIError:
-                raise
-            except (
-                self._errors.OpenAIError,
-                ValueError,
-                AttributeError,
-                TypeError,
-                IndexError,
-            ) as error:
-                unread = str(error)
-            time.sleep(min(8.0, 0.5 * 2**retry) if retry < self._retries else 0)
-        return VisionModelError(
-            f"the server's answer cannot be read ({_short(unread)})", "Try again."
-        )
-
-    def _request(self, ask: Ask) -> Answer:
-        """Ask in the form that worked last, and in the next if the server refuses it."""
-        for form in range(self._form, len(_FORMS)):
-            try:
-                reply = self._client.chat.completions.create(**self._body(ask, *_FORMS[form]))
+        form = self._form
+        while True:
+            reply = self._exchange(self._body(ask, *_FORMS[form]), over)
+            if isinstance(reply, VisionModelError):
+                return reply
+            if form == len(_FORMS) - 1 or not is_about_form(reply):
                 break
-            except (self._errors.BadRequestError, self._errors.UnprocessableEntityError):
-                if form == len(_FORMS) - 1:
-                    raise
+            form += 1
+        answer = _answer_in(reply.data, ask)
+        if answer is None or status_of(reply) >= 300:
+            failed = complaint(reply, self._wire.shown, self._model, len(ask.pictures))
+            if isinstance(failed, EndsTheRun):
+                raise failed
+            return failed
         if not self._form_works:
             # Once one form has worked, a refusal is about that set alone.
             self._form, self._form_works = form, True
-        if isinstance(reply, str) or not reply.choices:
-            raise ValueError("no choices in it")
-        usage = reply.usage
-        text = reply.choices[0].message.content or reply.choices[0].message.refusal or ""
-        if not isinstance(text, str):
-            raise ValueError("its content is not text")
-        return Answer(
-            text,
-            (usage.prompt_tokens or 0) if usage else 0,
-            (usage.completion_tokens or 0) if usage else 0,
-            whole=reply.choices[0].finish_reason != "length",
-        )
+        return answer
+
+    def _exchange(self, body: dict[str, Any], over: threading.Event) -> Reply | VisionModelError:
+        """Send a request, and again while the server is busy or breaks off.
+
+        Raises: VisionModelError if no other request would fare better.
+        """
+        for retry in range(self._retries + 1):
+            if over.is_set():
+                return VisionModelError("the run has ended", "Run it again.")
+            last = retry == self._retries
+            pause = min(8.0, 0.5 * 2**retry)
+            try:
+                reply = self._wire.post("chat/completions", body)
+            except Late:
+                if last or retry or not self._answered:
+                    return self._too_late()
+            except Broken as error:
+                if last:
+                    raise VisionModelError(
+                        f"there is no connection to {self._wire.shown} ({error})",
+                        "Start the server, or check `api`; then run the same command again.",
+                        setting="api",
+                    ) from None
+            except Unreadable as error:
+                return VisionModelError(
+                    f"the server's answer cannot be read ({error})", "See the server's log."
+                )
+            else:
+                self._late = 0
+                self._answered = True
+                if not self._again(reply, retry):
+                    return reply
+                if reply.pause is not None:
+                    pause = reply.pause
+            over.wait(0 if last else pause)
+        return reply
+
+    def _again(self, reply: Reply, retry: int) -> bool:
+        """True if the same request may fare better after a pause.
+
+        Raises: VisionModelError if the server asks for a pause nobody would wait for.
+        """
+        status = status_of(reply)
+        if status < 300:
+            broken = not isinstance(reply.data, dict) or not reply.data.get("choices")
+            # Once, as it may have been paid for.
+            return broken and retry == 0 < self._retries
+        known = complaint(reply, self._wire.shown, self._model, 2)
+        if (status not in _BUSY and status < 500) or isinstance(known, EndsTheRun):
+            return False
+        if reply.pause is not None and reply.pause > _LONGEST_PAUSE:
+            raise VisionModelError(
+                f"{self._wire.shown} asks to wait {_span(reply.pause)} (status {status}: "
+                f"{words_of(reply)})",
+                "Wait as long, then run the same command again.",
+            )
+        return retry < self._retries
+
+    def _too_late(self) -> VisionModelError:
+        """Raises: VisionModelError if ask after ask was not answered in time."""
+        with self._lock:
+            self._late += 1
+            late = self._late
+        problem = f"the server did not answer in time ({self._timeout:g} s)"
+        advice = "Ask for fewer at a time by `together`, or use a faster model."
+        if late > self.together + 1:
+            raise VisionModelError(
+                f"{problem}, {late} times in a row", advice, setting="together"
+            ) from None
+        return VisionModelError(problem, advice, setting="together")
 
     def _body(self, ask: Ask, structured: bool, plain: bool) -> dict[str, Any]:
         content: list[dict[str, Any]] = [
@@ -196,13 +207,70 @@ class OpenAIModel(VisionModel):
         return body
 
 
+def _answer_in(data: Any, ask: Ask) -> Answer | None:
+    """The answer a completion holds, of whatever types; None if it holds none."""
+    choices = data.get("choices") if isinstance(data, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        return None
+    content = message.get("content")
+    if not isinstance(content, str | list | dict | None):
+        return None
+    text, refused = _text_of(content), choice.get("finish_reason") == "content_filter"
+    if not text.strip():
+        # Some servers put the answer among the thoughts, or a refusal in a place of its own.
+        thoughts = _text_of(message.get("reasoning_content") or message.get("reasoning"))
+        found = find_object(thoughts[-_LONGEST_THOUGHTS:], *ask.schema["required"])
+        text = json.dumps(found) if found else _text_of(message.get("refusal"))
+        refused = refused or (bool(text.strip()) and not found)
+    usage = data.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    return Answer(
+        text,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        whole=choice.get("finish_reason") != "length",
+        refused=refused,
+    )
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message's content: a string, or parts of which some are text."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("type", "text") in ("text", "output_text"):
+            part = part.get("text")
+        if isinstance(part, str):
+            texts.append(part)
+    return "".join(texts)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens, 0 for anything else."""
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
+    return value if good else 0
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
+
+
 def _as_they_come(
-    one: Callable[[Ask], Answer | VisionModelError], asks: Sequence[Ask], together: int
+    one: Callable[[Ask, threading.Event], Answer | VisionModelError],
+    asks: Sequence[Ask],
+    together: int,
 ) -> Iterator[tuple[int, Answer | VisionModelError]]:
     """Answer `asks`, `together` at a time, and yield what is done.
 
     After an error that ends the run, what is under way is waited for a little, then the error is
-    raised. The threads are daemons: a caller that gives up, or Ctrl-C, waits for no server.
+    raised; hardly at all if it would be refused as well. The threads are daemons: a caller that
+    gives up, or Ctrl-C, waits for no server.
     """
     waiting: queue.SimpleQueue[tuple[int, Ask]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Answer | VisionModelError | BaseException]]
@@ -218,7 +286,7 @@ def _as_they_come(
             except queue.Empty:
                 return
             try:
-                done.put((number, one(ask)))
+                done.put((number, one(ask, over)))
             except BaseException as error:
                 over.set()
                 done.put((-1, error))
@@ -230,16 +298,20 @@ def _as_they_come(
     try:
         while left:
             try:
-                number, reply = done.get(timeout=until - time.monotonic() if fatal else None)
-            except (queue.Empty, ValueError):
-                break
+                # In short turns: on Windows an endless wait does not hear Ctrl-C.
+                number, reply = done.get(timeout=0.5)
+            except queue.Empty:
+                if fatal and time.monotonic() > until:
+                    break
+                continue
             left -= 1
             if number >= 0:
                 assert isinstance(reply, Answer | VisionModelError)
                 yield number, reply
             elif fatal is None:
                 assert isinstance(reply, BaseException)
-                fatal, until = reply, time.monotonic() + _PATIENCE
+                patience = _BRIEF if isinstance(reply, EndsTheRun) else _PATIENCE
+                fatal, until = reply, time.monotonic() + patience
                 # What nobody has taken up yet never will be.
                 left -= _drain(waiting)
     finally:
@@ -257,30 +329,6 @@ def _drain(waiting: queue.SimpleQueue[tuple[int, Ask]]) -> int:
         except queue.Empty:
             return count
         count += 1
-
-
-def _refuse_odd(url: str) -> None:
-    """Raises: VisionModelError for anything but a base URL."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise VisionModelError(
-            f'"{_bare(url)}" is not the base URL of a server',
-            "It looks like http://localhost:8000/v1.",
-        )
-
-
-def _bare(url: str) -> str:
-    """A URL without what people put a password into."""
-    scheme, mark, rest = url.rpartition("://")
-    return f"{scheme}{mark}{rest.split('?')[0].rpartition('@')[2]}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _data_url(picture: Image.Image) -> str:

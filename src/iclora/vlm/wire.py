@@ -1,0 +1,285 @@
+"""Requests to a server that is not trusted.
+
+What comes back is read to a bound, no redirect is followed, since pictures must not travel on, and
+everything the server says is freed of the key and of what an address may hide, before anybody else
+sees it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import re
+import time
+import zlib
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
+
+from iclora.errors import VisionModelError
+
+__all__ = ["Broken", "Late", "Reply", "Unreadable", "Wire", "shown"]
+
+_LARGEST = 16 << 20
+"""Bytes of a body, packed or not; an answer has some thousands."""
+_DEEPEST = 64
+"""Brackets within brackets in a body; a completion has six."""
+_CONNECT = 20.0
+"""Seconds until there is a connection."""
+_USUAL = re.compile(
+    r"(?:api|openai|compat(?:ible)?(?:-mode)?|inference|serve|engines?|models?|chat|completions"
+    r"|llm|proxy|gateway|paas|deployments|v\d{1,2}(?:beta\d?|alpha)?)?",
+    re.IGNORECASE,
+)
+"""Parts of a path that are surely no key."""
+
+
+class Late(Exception):
+    """No answer within the time allowed."""
+
+
+class Broken(Exception):
+    """There is no connection, or it broke off."""
+
+
+class Unreadable(Exception):
+    """A body that is too large, too deep or packed in a way nobody asked for."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A server's answer, freed of secrets."""
+
+    status: int
+    data: Any
+    """Its body as JSON; None if it is none."""
+    text: str
+    """The beginning of its body."""
+    pause: float | None = None
+    """Seconds it asks to wait before the next request."""
+    elsewhere: str = ""
+    """The address it redirects to, as it may be shown."""
+
+
+class Wire:
+    """A client of one server.
+
+    Args:
+        url: its base URL.
+        key: sent as a bearer token; may be empty.
+        timeout: seconds for one answer, whole.
+    Raises: VisionModelError for anything but a base URL.
+    """
+
+    def __init__(self, url: str, key: str, timeout: float) -> None:
+        url = url.strip()
+        _refuse_odd(url)
+        self.shown = shown(url)
+        self._timeout = timeout
+        parts = urlsplit(url)
+        path = parts.path.rstrip("/").removesuffix("/chat/completions")
+        host = parts.netloc.rpartition("@")[2]
+        self._url = urlunsplit((parts.scheme, host, path + "/{}", parts.query, ""))
+        self._secrets = _pattern([key, *_secrets_of(url)])
+        self._headers = {
+            "Authorization": _basic(url) or f"Bearer {key or 'none'}",
+            "Content-Type": "application/json",
+            # Nothing to unpack, where a server heeds it.
+            "Accept-Encoding": "identity",
+            "User-Agent": "iclora",
+        }
+        for name, variable in (
+            ("OpenAI-Organization", "OPENAI_ORG_ID"),
+            ("OpenAI-Project", "OPENAI_PROJECT_ID"),
+        ):
+            value = os.environ.get(variable, "").strip()
+            if value and value.isascii() and value.isprintable():
+                self._headers[name] = value
+        # The usual opener less its redirects, and less its view that a status is an exception.
+        self._opener = OpenerDirector()
+        for handler in (ProxyHandler(), _Http(), _Https()):
+            self._opener.add_handler(handler)
+
+    def free(self, text: str) -> str:
+        """A text without the key and without what the address hides."""
+        return self._secrets.sub("***", text) if self._secrets else text
+
+    def post(self, path: str, body: dict[str, Any]) -> Reply:
+        """Send a JSON body. Raises: Late, Broken, Unreadable."""
+        late = time.monotonic() + self._timeout
+        url = self._url.replace("{}", path, 1)
+        try:
+            request = Request(url, json.dumps(body).encode(), self._headers)  # noqa: S310
+            with self._opener.open(request, timeout=self._timeout) as response:
+                raw = bytearray()
+                while chunk := response.read1(1 << 16):
+                    raw += chunk
+                    if len(raw) > _LARGEST:
+                        raise Unreadable(f"it is larger than {_LARGEST >> 20} MB")
+                    if time.monotonic() > late:
+                        raise Late
+                if response.length:
+                    raise Broken("it broke off")
+        except TimeoutError:
+            raise Late from None
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise Broken(self.free(str(reason))[:200] or type(error).__name__) from None
+        headers = response.headers
+        text = _unpacked(bytes(raw), headers.get("Content-Encoding", "")).decode("utf-8", "replace")
+        elsewhere = headers.get("Location", "")
+        return Reply(
+            response.status,
+            self._freed(_parsed(text)),
+            self.free(text[:2000]),
+            _pause(headers.get("Retry-After", "")),
+            self.free(shown(elsewhere)) if elsewhere else "",
+        )
+
+    def _freed(self, value: Any) -> Any:
+        """A JSON value with every string free of secrets, also those that were escaped."""
+        if isinstance(value, str):
+            return self.free(value)
+        if isinstance(value, list):
+            return [self._freed(item) for item in value]
+        if isinstance(value, dict):
+            return {self.free(key): self._freed(item) for key, item in value.items()}
+        return value
+
+
+class _Prompt:
+    """A connection that is made soon or not at all; what comes over it may take longer."""
+
+    def connect(self: Any) -> None:
+        patience, self.timeout = self.timeout, min(self.timeout, _CONNECT)
+        super().connect()  # type: ignore[misc]
+        self.sock.settimeout(patience)
+
+
+class _HttpConnection(_Prompt, HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Prompt, HTTPSConnection):
+    pass
+
+
+class _Http(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_HttpConnection, req)
+
+
+class _Https(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_HttpsConnection, req)
+
+
+def shown(url: str) -> str:
+    """A URL as it may be shown: no user, no query, and of its path what is surely no key."""
+    scheme, mark, rest = url.rpartition("://")
+    scheme = scheme.rpartition("@")[2][-10:]
+    host, slash, path = re.split(r"[?#]", rest.strip())[0].partition("/")
+    host = host.rpartition("@")[2]
+    if "@" in path:  # A password with a slash.
+        host, slash, path = path.rpartition("@")[2].partition("/")
+    parts = [p if _USUAL.fullmatch(p) else "..." for p in path.split("/")]
+    text = f"{scheme}{mark}{host}{slash}{'/'.join(parts)}"
+    return "".join(sign for sign in text if sign.isprintable())[:200]
+
+
+def _refuse_odd(url: str) -> None:
+    """Raises: VisionModelError for anything but a base URL."""
+    advice = "It looks like http://localhost:8000/v1."
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    why = ""
+    if "://" not in url:
+        why = ": it does not begin with http:// or https://"
+        if re.fullmatch(r"[\w.:@-]+(?:/.*)?", url):
+            here = re.match(r"(?:.*@)?(?:localhost|127\.|10\.|192\.168\.|\[)", url)
+            advice = f"Write {'http' if here else 'https'}://{shown(url)}."
+    elif not url.isprintable() or " " in url:
+        good = False
+    if not good or why:
+        raise VisionModelError(
+            f'"{shown(url)}" is not the base URL of a server{why}', advice, setting="api"
+        )
+
+
+def _secrets_of(url: str) -> list[str]:
+    """What an address holds that is not shown."""
+    parts = urlsplit(url)
+    hidden = [parts.password or "", parts.fragment]
+    if parts.username:
+        hidden += [_basic(url).partition(" ")[2], "" if parts.password else parts.username]
+    hidden += [value.partition("=")[2] or value for value in parts.query.split("&")]
+    return hidden + [part for part in parts.path.split("/") if not _USUAL.fullmatch(part)]
+
+
+def _basic(url: str) -> str:
+    """The header for a user and password in an address; nothing without."""
+    parts = urlsplit(url)
+    if not parts.username:
+        return ""
+    both = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Basic {base64.b64encode(both.encode()).decode()}"
+
+
+def _pattern(secrets: list[str]) -> re.Pattern[str] | None:
+    """Finds secrets in any of their spellings; words as short as "none" or "ollama" are none."""
+    found = set()
+    for secret in secrets:
+        if len(secret) >= 8 or secret.startswith("sk-"):
+            found |= {secret, quote(secret, safe=""), unquote(secret), json.dumps(secret)[1:-1]}
+    ordered = sorted(found, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)), re.IGNORECASE) if ordered else None
+
+
+def _unpacked(raw: bytes, how: str) -> bytes:
+    """A body as it was before it was packed. Raises: Unreadable, also above the bound."""
+    if how.strip().lower() in ("", "identity"):
+        return raw
+    if how.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        raise Unreadable("it is packed in a way that was not asked for")
+    try:
+        unpacker = zlib.decompressobj(47)
+        data = unpacker.decompress(raw, _LARGEST + 1)
+    except zlib.error:
+        raise Unreadable("it cannot be unpacked") from None
+    if len(data) > _LARGEST:
+        raise Unreadable(f"it is larger than {_LARGEST >> 20} MB once unpacked")
+    return data
+
+
+def _parsed(text: str) -> Any:
+    """A body as JSON; None if it is none. Raises: Unreadable if it is nested too deeply."""
+    if text.count("[") + text.count("{") > _DEEPEST:
+        depth = 0
+        for sign in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"', "", text)):
+            depth += 1 if sign in "[{" else -1
+            if depth > _DEEPEST:
+                raise Unreadable(f"it is nested more than {_DEEPEST} deep")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _pause(value: str) -> float | None:
+    """Seconds of a Retry-After, which is a number or a date."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError, OSError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
