@@ -33,6 +33,7 @@ __all__ = [
     "digest",
     "digest_each",
     "inside",
+    "make_cache",
     "natural_key",
     "place",
     "replacing",
@@ -165,6 +166,21 @@ def _refuse_special(path: Path, setting: str | None = None) -> None:
         if not stat.S_ISREG(path.stat().st_mode):
             what = "a folder" if path.is_dir() else "not a regular file"
             raise StorageError(f"{path} is {what}", "Choose another file.", setting)
+
+
+def make_cache() -> Path:
+    """`cache_home`, made if it was not there. Raises: StorageError."""
+    home = cache_home()
+    try:
+        check_folder(home)
+        home.mkdir(parents=True, exist_ok=True)
+    except (OSError, StorageError) as error:
+        why = error.problem if isinstance(error, StorageError) else str(error)
+        raise StorageError(
+            f"nothing can be kept between runs: {why}",
+            "Set the environment variable ICLORA_CACHE to a folder you may write to.",
+        ) from error
+    return home
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.progress import Progress as Bars
@@ -118,3 +119,58 @@ def test_a_note_names_options_and_a_result_stays_as_it_is(capsys):
     said = capsys.readouterr()
     assert said.err == "note: --micro-batch has no effect\n"
     assert said.out == "`micro_batch`\n"
+
+
+def run_verb(words: list[str], **env: str) -> subprocess.CompletedProcess[bytes]:
+    full = {**os.environ, "PYTHONUTF8": "0", **env}
+    code = "import sys; from iclora.cli.main import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, env=full)
+
+
+@pytest.mark.parametrize("coding", ["cp1252", "gbk", "ascii"])
+def test_a_name_that_a_terminal_cannot_print_is_escaped(tmp_path, coding):
+    done = run_verb(["recipes", "\u6d77\u6e2f-\u00e9-\u20ac"], PYTHONIOENCODING=coding)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"there is no recipe" in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_stops_nothing(closed):
+    code = "import sys; from iclora.cli.main import main; sys.exit(main(['recipes', 'none']))"
+    assert (
+        subprocess.run(["sh", "-c", f"'{sys.executable}' -c \"{code}\" {closed}"]).returncode == 2
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there are no devices")
+def test_output_that_finds_a_full_disk_is_said():
+    code = "import sys; from iclora.cli.main import main; sys.exit(main(['recipes']))"
+    words = ["sh", "-c", f"'{sys.executable}' -c \"{code}\" > /dev/full"]
+    done = subprocess.run(words, capture_output=True)
+    assert done.returncode == 2
+    assert b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+EVIL = "set\x1b]0;owned\x07\x1b[2J\r\x9b1m\u202egnp.exe"
+
+
+def test_control_characters_of_names_are_shown_and_never_sent(capsys):
+    console = Terminal(RunSettings)
+    console.say(EVIL)
+    console.warn(EVIL)
+    show_error(EVIL, EVIL)
+    show_table(("set",), [(EVIL,)])
+    with console.progress() as progress:
+        progress("reading", 1, 1, EVIL)
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert "\\x1b]0;owned\\x07" in text.replace("\n", "")
+        assert not set(text) & set("\x1b\x07\r\x9b\u202e")
+
+
+def test_names_in_a_bar_are_no_markup_and_no_commands():
+    shown = in_a_terminal(BAR.replace("loss 0.5", "[bold]x[/bold]\\x1b[2J"))
+    assert "[bold]x[/bold]" in shown
+    assert "\\x1b[2J" in shown

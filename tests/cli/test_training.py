@@ -128,3 +128,22 @@ def test_what_is_ignored_of_a_foreign_adapter_is_said_by_every_verb(clean, lora,
         status, _, err = run(*words)
         assert status == 0
         assert "text encoders" in err
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT"),
+        ({"LOCAL_RANK": "0"}, "Unset LOCAL_RANK"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is no number"),
+        ({"RANK": "\u00b2"}, "RANK is no number"),
+    ],
+)
+def test_variables_that_a_launcher_left_behind_are_named(run, monkeypatch, env, says):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = run("train", "--base", "tiny", "--data", "d", "--out", "o")
+    assert status == 2
+    assert says in err

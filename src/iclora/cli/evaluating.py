@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iclora.cli.data import show_problems
-from iclora.cli.making import open_base, open_metric
+from iclora.cli.making import check_at_once, open_base, open_metric
 from iclora.errors import SettingsError
 from iclora.progress import Cancelled, Console
 from iclora.settings import CompleteSettings, EvaluateSettings, settings_of, verb
@@ -21,6 +21,7 @@ __all__ = ["evaluate"]
 @verb(EvaluateSettings)
 def evaluate(settings: EvaluateSettings, console: Console) -> None:
     """Measure what a base and adapters make of the same prompts and seeds, side by side."""
+    check_at_once(settings, console)
     from iclora.evaluate.report import as_text
     from iclora.evaluate.run import evaluate as run_evaluation
     from iclora.evaluate.setup import arms_of, set_up
@@ -56,12 +57,16 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
 def _cases(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Case]]:
     """The cases that every arm is asked for, and their recipe. Raises: IcloraError."""
     from iclora.evaluate.setup import cases_of_data, cases_of_prompts
-    from iclora.making.asks import open_given, read_lines
+    from iclora.making.asks import open_given
     from iclora.making.request import recipe_of
+    from iclora.making.words import read_prompts
     from iclora.sets.dataset import open_dataset
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    prompts = [*settings.prompt, *(read_lines(settings.prompts) if settings.prompts else ())]
+    prompts = [
+        *settings.prompt,
+        *(read_prompts(settings.prompts).lines if settings.prompts else ()),
+    ]
     if settings.data:
         if prompts:
             raise SettingsError(

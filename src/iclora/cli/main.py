@@ -7,13 +7,21 @@ that `--help`, `recipes`, `compose` and `check` start at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
 from typing import Any
 
 from iclora.cli.options import list_verbs, verb_parser
-from iclora.cli.output import Terminal, as_options, option_of, quiet_libraries, show_error
+from iclora.cli.output import (
+    Terminal,
+    as_options,
+    open_streams,
+    option_of,
+    quiet_libraries,
+    show_error,
+)
 from iclora.errors import IcloraError, SettingsError
 from iclora.progress import Cancelled
 from iclora.registry import Registry
@@ -51,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         the output any more, as of any program in a pipe.
     Raises: SystemExit after help, and for options that there are not.
     """
+    open_streams()
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv)
@@ -59,6 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return 141
+    except OSError as error:
+        # Of a file it would name it; this is the output itself: a full disk behind ">".
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            raise
+        _drop_output()
+        show_error(f"the output cannot be written: {error.strerror}", "Send it elsewhere.")
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iclora.cli.output import quiet_loading
+from iclora.documents import read_json
 from iclora.errors import SettingsError
+from iclora.files import check_folder
+from iclora.making.words import Story, plan_windows, read_prompts
 from iclora.progress import Console
+from iclora.sets.recipe import Recipe, load_recipe
 from iclora.settings import (
     CompleteSettings,
+    EvaluateSettings,
     ExtendSettings,
     GenerateSettings,
     Machine,
@@ -21,9 +26,8 @@ if TYPE_CHECKING:
     from iclora.evaluate.metrics.base import Metric
     from iclora.making.made import GeneratedSet
     from iclora.models import DiffusionModel
-    from iclora.sets.recipe import Recipe
 
-__all__ = ["complete", "extend", "generate", "open_base", "open_metric", "reroll"]
+__all__ = ["check_at_once", "complete", "extend", "generate", "open_base", "open_metric", "reroll"]
 
 
 @verb(GenerateSettings)
@@ -41,6 +45,8 @@ def complete(settings: CompleteSettings, console: Console) -> None:
 @verb(RerollSettings)
 def reroll(settings: RerollSettings, console: Console) -> None:
     """Make panels of a set again; the others stay, pixel for pixel."""
+    check_folder(settings.out, "out")
+    read_json(Path(settings.set, "request.json"), SettingsError, "request")
     from iclora.making.asks import machine_for
     from iclora.making.made import GeneratedSet
     from iclora.making.request import load_adapter_of
@@ -68,16 +74,26 @@ def reroll(settings: RerollSettings, console: Console) -> None:
 @verb(ExtendSettings)
 def extend(settings: ExtendSettings, console: Console) -> None:
     """Make a story of any length, a canvas at a time, in view of what was made before."""
+    check_folder(settings.out, "out")
+    story = Story.read(settings.story)
+    from iclora.sets.images import open_image
+
+    given = {number: open_image(Path(file)) for number, file in settings.given.items()}
+
+    def plan(recipe: Recipe) -> None:
+        plan_windows(story, recipe.canvas.panels, settings.anchor, settings.fresh, given)
+
+    if settings.recipe:
+        plan(load_recipe(settings.recipe))
     from iclora.adapter import Adapter
-    from iclora.making.asks import base_of, machine_for, open_given
-    from iclora.making.story import Story
+    from iclora.making.asks import base_of, machine_for
+    from iclora.making.request import recipe_of
     from iclora.making.story import extend as make_story
 
-    story = Story.read(settings.story)
-    given = open_given(settings.given)
     adapter = Adapter.load(settings.adapter) if settings.adapter else None
     for note in adapter.notes if adapter else ():
         console.warn(note)
+    plan(recipe_of(settings.recipe, adapter))
     model = open_base(base_of(settings.base, adapter), machine_for(settings))
     out = Path(settings.out)
     with console.progress() as progress:
@@ -96,14 +112,13 @@ def extend(settings: ExtendSettings, console: Console) -> None:
 
 
 def _make(settings: GenerateSettings, console: Console) -> None:
+    check_at_once(settings, console)
     from iclora.evaluate.making import scorer
     from iclora.making.asks import asks_of, open_sources
     from iclora.making.best import best_of
     from iclora.making.session import Session
 
     out = Path(settings.out)
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"{out} is a file", "Give a folder for `out`.", setting="out")
     sources = open_sources(settings)
     for note in sources.adapter.notes if sources.adapter else ():
         console.warn(note)
@@ -136,6 +151,33 @@ def _make(settings: GenerateSettings, console: Console) -> None:
             shown = ", ".join("-" if score is None else f"{score:.3f}" for score in best.scores)
             console.say(f"{metric.name} {metric.main} of {len(best.scores)} sets: {shown}")
             keep(best.made)
+
+
+def check_at_once(settings: GenerateSettings | EvaluateSettings, console: Console) -> None:
+    """Check what can be known before torch is imported. Raises: IcloraError."""
+    check_folder(settings.out, "out")
+    prompts = list(settings.prompt)
+    if settings.prompts:
+        read = read_prompts(settings.prompts)
+        prompts += read.lines
+        for note in read.notes:
+            console.warn(note)
+    if isinstance(settings, GenerateSettings):
+        if settings.request:
+            read_json(settings.request, SettingsError, "request")
+        elif isinstance(settings, CompleteSettings):
+            from iclora.sets.images import open_image
+
+            for file in settings.given.values():
+                open_image(Path(file))
+        if not settings.request and not prompts and not settings.idea:
+            raise SettingsError(
+                "there is no prompt", "Set `prompt`, `prompts` or `idea`.", setting="prompt"
+            )
+    if settings.recipe:
+        recipe = load_recipe(settings.recipe)
+        for prompt in prompts:
+            recipe.prompt(prompt)
 
 
 def open_base(base: str, machine: Machine) -> DiffusionModel:

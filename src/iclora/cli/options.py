@@ -7,7 +7,6 @@ takes long: `--help` starts at once.
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import re
 import types
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from iclora import __version__
 from iclora.cli.output import as_options, option_of, show_error
+from iclora.findings import nearest
 from iclora.settings import Verb, about
 
 __all__ = ["list_verbs", "options_of", "verb_parser"]
@@ -30,9 +30,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+        names = {flag.lstrip("-").replace("-", "_"): flag for flag in known}
+        near = nearest(unknown[1].lstrip("-"), names) if unknown else None
         if near:
-            message += f"; did you mean {near[0]}?"
+            message += f"; did you mean {names[near]}?"
         show_error(message, f"`{self.prog} --help` lists what there is.")
         self.exit(2)
 

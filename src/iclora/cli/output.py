@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -22,14 +24,18 @@ __all__ = [
     "Terminal",
     "as_options",
     "bar_mover",
+    "open_streams",
     "option_of",
     "quiet_libraries",
     "quiet_loading",
     "show_error",
     "show_table",
     "tell",
+    "visible",
 ]
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and marks that turn the direction of writing; not tabs and line ends."""
 _COLOURS = {"error": "1;31", "warning": "1;33", "note": "1;33", "hint": "1;36"}
 
 
@@ -48,7 +54,7 @@ class Terminal:
     def say(self, text: str) -> None:
         """A result, or what is going on."""
         if not self.silent:
-            print(text, flush=True)
+            print(visible(text), flush=True)
 
     def warn(self, text: str) -> None:
         """What a person should know, although the work goes on."""
@@ -65,6 +71,30 @@ class Terminal:
         else:
             with _bars() as bars:
                 yield Progress(bar_mover(bars))
+
+
+def open_streams() -> None:
+    """Let output be written whatever it is connected to.
+
+    Names that a terminal's encoding lacks (cp1252, GBK, ASCII) are escaped, where Python would
+    raise; a stream that was closed goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Open as long as the program runs.
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are shown as escapes: \\x1b for the one that begins colours.
+
+    Names and captions come from other people's files; sent to a terminal, such characters could
+    rewrite what stands there.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def option_of(model: type[BaseModel], name: str) -> str:
@@ -102,7 +132,7 @@ def tell(role: str, text: str) -> None:
         sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
     shown = f"\x1b[{_COLOURS[role]}m{role}:\x1b[0m" if colourful else f"{role}:"
-    print(f"{shown} {text}", file=sys.stderr, flush=True)
+    print(f"{shown} {visible(text)}", file=sys.stderr, flush=True)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 0) -> None:
@@ -119,7 +149,9 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: 
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number < whole)
     for row in rows:
-        table.add_row(*map(Text, row))  # Text: names may hold brackets, which are not markup.
+        table.add_row(
+            *(Text(visible(cell)) for cell in row)
+        )  # Text: names may hold brackets, which are not markup.
     console = Console()
     with console.capture() as shown:  # Printed by us: rich ends the program on a closed pipe.
         console.print(table)
@@ -146,10 +178,10 @@ def _bars() -> Bars:
     from rich import progress
 
     return progress.Progress(
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[note]}"),
+        progress.TextColumn("{task.fields[note]}", markup=False),
         progress.TextColumn("{task.fields[rate]}"),
         progress.TimeRemainingColumn(elapsed_when_finished=True),
     )
@@ -170,7 +202,9 @@ def bar_mover(bars: Bars) -> Callable[[Event], None]:
             bars.reset(known, total=event.total, completed=max(event.done - 1, 0))
         speed = bars.tasks[known].speed
         rate = "" if not speed else f"{speed:.2f}/s" if speed >= 1 else f"{1 / speed:.2f} s each"
-        bars.update(known, completed=event.done, total=event.total, note=event.note, rate=rate)
+        bars.update(
+            known, completed=event.done, total=event.total, note=visible(event.note), rate=rate
+        )
 
     return show
 
@@ -192,6 +226,7 @@ def _line_printer() -> Callable[[Event], None]:
         last = now
         each = (now - start) / max(done - first, 1)
         left = f", {each:.2f} s each, {each * (total - done):.0f} s left" if done > first else ""
-        print(f"{what} {done}/{total} {event.note}{left}".replace(" ,", ","), flush=True)
+        note = visible(event.note)
+        print(f"{what} {done}/{total} {note}{left}".replace(" ,", ","), flush=True)
 
     return show

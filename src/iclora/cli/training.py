@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclora.cli.output import Terminal, as_options, quiet_loading
-from iclora.errors import SettingsError
+from iclora.errors import DatasetError, RunError, SettingsError
+from iclora.files import check_file, check_folder
 from iclora.progress import Cancelled, Console
+from iclora.sets.recipe import load_recipe
 from iclora.settings import (
     ExportSettings,
     InfoSettings,
@@ -19,6 +22,7 @@ from iclora.settings import (
     read_settings,
     verb,
 )
+from iclora.train.trackers import find_trackers
 
 if TYPE_CHECKING:
     from iclora.models import DiffusionModel
@@ -37,6 +41,8 @@ def _read_plan(given: dict[str, Any], _: Console) -> PlanSettings:
 @verb(PlanSettings, _read_plan)
 def plan(settings: PlanSettings, console: Console) -> None:
     """Choose the settings with which a run fits a card, and say what it will take."""
+    if settings.write:
+        check_file(settings.write, "write")
     from iclora.files import write_text
     from iclora.train.plan import plan_run
 
@@ -49,6 +55,7 @@ def plan(settings: PlanSettings, console: Console) -> None:
 
 def _read_run(given: dict[str, Any], console: Console) -> RunSettings:
     """Settings of a new run, or those of the run in the folder `resume`."""
+    _check_launcher()
     folder = given.get("resume")
     if folder is None:
         return read_settings(RunSettings, given.get("run_file"), given)
@@ -65,6 +72,7 @@ def _read_run(given: dict[str, Any], console: Console) -> RunSettings:
 @verb(RunSettings, _read_run)
 def train(settings: RunSettings, console: Console) -> int:
     """Tune a LoRA on a dataset, or go on with a run."""
+    _check_at_once(settings)
     from iclora.models import load_model
     from iclora.train.plan import plan_run
 
@@ -129,6 +137,44 @@ def _train(
             warn=console.warn,
             progress=progress,
         )
+
+
+def _check_at_once(settings: TrainSettings) -> None:
+    """Check what can be known of a run before torch is imported. Raises: IcloraError."""
+    check_folder(settings.out, "out")
+    if settings.cache:
+        check_folder(settings.cache, "cache")
+    find_trackers(settings)
+    for name, path in (("data", settings.data), ("validation", settings.validation)):
+        if path and not Path(path).exists():
+            raise DatasetError(
+                f"there is no folder or zip archive {path}", "Check the path.", setting=name
+            )
+    if settings.recipe:
+        recipe = load_recipe(settings.recipe)
+        for prompt in settings.preview_prompts:
+            recipe.prompt(prompt)
+
+
+def _check_launcher() -> None:
+    """Raises: RunError for variables of a launcher that did not start this process.
+
+    They stay in shells and containers after a run, and this one would wait for others for hours.
+    """
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    wrong = [name for name, value in found.items() if not re.fullmatch(r"[0-9]{1,6}", value)]
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    lacking = [name for name in needed if not os.environ.get(name)]
+    shared = found.get("WORLD_SIZE", "1") != "1" or "LOCAL_RANK" in found
+    if not wrong and not (shared and lacking):
+        return
+    stand = " and ".join(f"{name}={value}" for name, value in found.items())
+    raise RunError(
+        f"{stand} in the environment say that several processes share this run, but "
+        + (f"{wrong[0]} is no number" if wrong else f"{' and '.join(lacking)} say not where"),
+        f"Unset {' '.join(found)}, or start the run by `accelerate launch`.",
+    )
 
 
 def _first(console: Console) -> Console:

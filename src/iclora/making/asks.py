@@ -20,6 +20,7 @@ from iclora.errors import SettingsError
 from iclora.making.made import given_latents, read_latents
 from iclora.making.request import Request, check_base, load_adapter_of, prepare, recipe_of
 from iclora.making.session import Ask
+from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
 from iclora.sets.images import open_image
 from iclora.sets.recipe import Recipe
@@ -27,15 +28,7 @@ from iclora.settings import CompleteSettings, GenerateSettings, Machine
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
 
-__all__ = [
-    "Sources",
-    "asks_of",
-    "base_of",
-    "machine_for",
-    "open_given",
-    "open_sources",
-    "read_lines",
-]
+__all__ = ["Sources", "asks_of", "base_of", "machine_for", "open_given", "open_sources"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,10 @@ def open_sources(settings: GenerateSettings) -> Sources:
     given = open_given(files)
     adapter = Adapter.load(settings.adapter) if settings.adapter else None
     base = base_of(settings.base, adapter)
-    prompts = [*settings.prompt, *(read_lines(settings.prompts) if settings.prompts else ())]
+    prompts = [
+        *settings.prompt,
+        *(read_prompts(settings.prompts).lines if settings.prompts else ()),
+    ]
     if not prompts and not settings.idea:
         raise SettingsError(
             "there is no prompt", "Set `prompt`, `prompts` or `idea`.", setting="prompt"
@@ -139,17 +135,6 @@ def base_of(base: str | None, *adapters: Adapter | None) -> str:
 def open_given(files: Mapping[int, str]) -> dict[int, Image.Image]:
     """The pictures of given panels. Raises: ImageError."""
     return {number: open_image(Path(file)) for number, file in files.items()}
-
-
-def read_lines(path: str) -> list[str]:
-    """The lines of a text file that are not empty. Raises: SettingsError."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"prompts {path} cannot be read: {error}", "Check the file.", setting="prompts"
-        ) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def asks_of(

@@ -26,6 +26,7 @@ from iclora.making.request import (
     repetitions,
 )
 from iclora.making.session import Ask, Session
+from iclora.making.words import Story, Window, plan_windows, windows
 from iclora.models.base import DiffusionModel
 from iclora.progress import Progress
 from iclora.sets.caption import JointCaption
@@ -121,88 +122,6 @@ def _latents(
 # -- stories ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Story:
-    """The words of a row of pictures."""
-
-    overview: str
-    """What they share."""
-    images: tuple[str, ...]
-    """Each one's own words."""
-
-    @classmethod
-    def read(cls, path: str | Path) -> Story:
-        """A text file: the overview in the first line, then a line for every image.
-
-        Raises: SettingsError.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"story {path} cannot be read: {error}", "Check the file."
-            ) from error
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if len(lines) < 2:
-            raise SettingsError(
-                f"story {path} has {len(lines)} lines",
-                "Write what all images share into the first line, then a line for each image.",
-            )
-        return cls(lines[0], tuple(lines[1:]))
-
-
-@dataclass(frozen=True)
-class Window:
-    """One canvas of a story."""
-
-    images: tuple[int, ...]
-    """The image that each panel shows, counted from 1."""
-    made: int
-    """How many of them, the last ones, are made here; the others are given."""
-
-    @property
-    def given(self) -> dict[int, int]:
-        """Given images by panel number."""
-        return dict(enumerate(self.images[: len(self.images) - self.made], 1))
-
-
-def windows(count: int, panels: int, anchors: Sequence[int], fresh: int) -> list[Window]:
-    """Slide a canvas of `panels` over `count` images.
-
-    The first canvas is made whole; each further one shows the anchors, the latest images that fit,
-    and `fresh` new ones.
-
-    Args:
-        anchors: images of the first canvas that stay in view, counted from 1.
-    Raises: SettingsError if they do not fit together.
-    """
-    if count < panels:
-        raise SettingsError(
-            f"the story has {count} images and the canvas {panels} panels",
-            "Write more lines, or use a recipe with fewer panels.",
-        )
-    if not 1 <= fresh < panels:
-        raise SettingsError(
-            f"{fresh} new images on a canvas of {panels} panels", f"Use 1 to {panels - 1}."
-        )
-    anchors = sorted(set(anchors))
-    if any(not 1 <= n <= panels for n in anchors) or len(anchors) > panels - fresh:
-        raise SettingsError(
-            f"anchors {anchors} on a canvas of {panels} panels with {fresh} new ones",
-            f"Name at most {panels - fresh} of the images 1 to {panels}.",
-        )
-    found = [Window(tuple(range(1, panels + 1)), panels)]
-    done = panels
-    while done < count:
-        new = min(fresh, count - done)
-        others = [n for n in range(1, done + 1) if n not in anchors]
-        latest = others[len(others) - (panels - new - len(anchors)) :]
-        shown = (*sorted((*anchors, *latest)), *range(done + 1, done + new + 1))
-        found.append(Window(shown, new))
-        done += new
-    return found
-
-
 def extend(
     model: DiffusionModel,
     story: Story,
@@ -234,14 +153,7 @@ def extend(
     task = recipe_of(settings.recipe, adapter, recipe)
     panels = task.canvas.panels
     given = dict(given or {})
-    plan = windows(len(story.images), panels, anchors, fresh or max(1, panels // 3))
-    for number in sorted(given):
-        if not 1 <= number <= panels:
-            raise SettingsError(
-                f"image {number} is given, and the first canvas shows images 1 to {panels}",
-                "Give images of the first canvas alone.",
-                setting="given",
-            )
+    plan = plan_windows(story, panels, anchors, fresh, given)
     teller = _Teller(model, task, adapter, settings, out, Session(model, progress))
     prompts = [_prompt(story, window, task) for window in plan]
     # Every text is checked before the first picture is made, and encoded once.

@@ -18,7 +18,7 @@ import diffusers
 import torch
 import transformers
 
-from iclora.files import cache_home, digest
+from iclora.files import cache_home, digest, make_cache
 from iclora.sets.recipe import load_recipe, recipe_names
 
 __all__ = ["tiny_folder", "write_tiny"]
@@ -29,8 +29,7 @@ def tiny_folder() -> Path:
     key = digest(Path(__file__).read_bytes(), diffusers.__version__, transformers.__version__)
     folder = cache_home() / f"tiny-{key[:12]}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny-"))
+        work = Path(tempfile.mkdtemp(dir=make_cache(), prefix=".tiny-"))
         try:
             write_tiny(work)
             work.rename(folder)

@@ -11,17 +11,33 @@ from typing import Any
 from iclora.errors import RunError
 from iclora.settings import TrainSettings
 
-__all__ = ["Track", "tracking"]
+__all__ = ["Track", "find_trackers", "tracking"]
 
 Track = Callable[[dict[str, float], int], None]
 """Sends numbers by name, and the step they belong to, to every tracker."""
 
 
+def find_trackers(settings: TrainSettings) -> list[str]:
+    """The trackers of a run that are installed.
+
+    TensorBoard is left out if it is not: it is the default, and optional.
+
+    Raises: RunError naming another that is not installed.
+    """
+    there = {name: importlib.util.find_spec(name) is not None for name in settings.trackers}
+    missing = [name for name, found in there.items() if not found and name != "tensorboard"]
+    if missing:
+        raise RunError(
+            f"{', '.join(missing)} is not installed",
+            f"pip install {' '.join(missing)}.",
+            setting="trackers",
+        )
+    return [name for name, found in there.items() if found]
+
+
 @contextmanager
 def tracking(settings: TrainSettings, folder: Path, step: int, main: bool) -> Iterator[Track]:
-    """Open the trackers that `settings.trackers` names, through accelerate.
-
-    TensorBoard is left out if it is not installed: it is the default, and optional.
+    """Open the trackers that `find_trackers` finds, through accelerate.
 
     Args:
         folder: of the run; TensorBoard's files go into it.
@@ -29,21 +45,10 @@ def tracking(settings: TrainSettings, folder: Path, step: int, main: bool) -> It
         main: False opens none; of several processes the first one reports.
     Raises: RunError naming a tracker that is not installed.
     """
-    names = [
-        name
-        for name in settings.trackers
-        if name != "tensorboard" or importlib.util.find_spec("tensorboard")
-    ]
+    names = find_trackers(settings)
     if not names or not main:
         yield lambda _values, _step: None
         return
-    missing = [name for name in names if not importlib.util.find_spec(name)]
-    if missing:
-        raise RunError(
-            f"{', '.join(missing)} is not installed",
-            f"pip install {' '.join(missing)}.",
-            setting="trackers",
-        )
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     trackers: list[Any] = [

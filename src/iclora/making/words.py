@@ -1,0 +1,177 @@
+"""The words of sets as people write them: files of prompts, and stories.
+
+No torch is needed here: what is wrong with words is said before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iclora.documents import read_words
+from iclora.errors import SettingsError
+from iclora.settings import foreign_words
+
+__all__ = ["Prompts", "Story", "Window", "plan_windows", "read_prompts", "windows"]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The lines of a file that are prompts."""
+
+    lines: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was left out of the file."""
+
+
+def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
+    """A text file with a prompt in each line that is neither empty nor a comment.
+
+    Comments begin with # or //. Numbers before lines are left out if they count: 1. 2. 3.
+
+    Args:
+        setting: the one that names the file.
+    Raises: SettingsError, also for options of other tools, which would be painted as words.
+    """
+
+    def refuse(problem: str, advice: str) -> SettingsError:
+        return SettingsError(problem, advice, setting)
+
+    text = read_words(path, refuse, setting)
+    rows = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    kept = [(n, line) for n, line in rows if not re.match(r"#(?!\w)|#\s*\w|//", line)]
+    notes = []
+    if len(kept) < len(rows):
+        count = len(rows) - len(kept)
+        notes.append(f"{path}: {count} comment line{'s' * (count > 1)} left out")
+    bare = [_unnumbered(line) for _, line in kept]
+    numbers = [number for number, _ in bare if number is not None]
+    counts = list(range(numbers[0], numbers[0] + len(kept))) if numbers else []
+    if numbers and numbers == counts:
+        kept = [(n, line) for (n, _), (_, line) in zip(kept, bare, strict=True)]
+        notes.append(f"{path}: the numbers before the lines are left out")
+    for n, line in kept:
+        found = foreign_words(line)
+        if found:
+            raise refuse(
+                f'{setting} {path}, line {n}: "{found}" is an option of another tool and would be '
+                "painted as words",
+                "Leave it out; `size`, `seed`, `steps`, `guidance`, `negative` and `adapter` are "
+                "settings here.",
+            )
+    return Prompts(tuple(line for _, line in kept), tuple(notes))
+
+
+def _unnumbered(line: str) -> tuple[int | None, str]:
+    """The number that a line begins with, such as 1. or (2), and what follows it."""
+    match = re.match(r"[(\[]?([0-9]{1,4})[.):\]]+\s+(?=\S)", line)
+    return (int(match[1]), line[match.end() :]) if match else (None, line)
+
+
+# -- stories ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Story:
+    """The words of a row of pictures."""
+
+    overview: str
+    """What they share."""
+    images: tuple[str, ...]
+    """Each one's own words."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Story:
+        """A text file: the overview in the first line, then a line for every image.
+
+        Raises: SettingsError, also for options of other tools; see `read_prompts`.
+        """
+        lines = read_prompts(path, "story").lines
+        if len(lines) < 2:
+            raise SettingsError(
+                f"story {path} has {len(lines)} lines",
+                "Write what all images share into the first line, then a line for each image.",
+            )
+        return cls(lines[0], tuple(lines[1:]))
+
+
+@dataclass(frozen=True)
+class Window:
+    """One canvas of a story."""
+
+    images: tuple[int, ...]
+    """The image that each panel shows, counted from 1."""
+    made: int
+    """How many of them, the last ones, are made here; the others are given."""
+
+    @property
+    def given(self) -> dict[int, int]:
+        """Given images by panel number."""
+        return dict(enumerate(self.images[: len(self.images) - self.made], 1))
+
+
+def windows(count: int, panels: int, anchors: Sequence[int], fresh: int) -> list[Window]:
+    """Slide a canvas of `panels` over `count` images.
+
+    The first canvas is made whole; each further one shows the anchors, the latest images that fit,
+    and `fresh` new ones.
+
+    Args:
+        anchors: images of the first canvas that stay in view, counted from 1.
+    Raises: SettingsError if they do not fit together.
+    """
+    if count < panels:
+        raise SettingsError(
+            f"the story has {count} images and the canvas {panels} panels",
+            "Write more lines, or use a recipe with fewer panels.",
+        )
+    if not 1 <= fresh < panels:
+        raise SettingsError(
+            f"{fresh} new images on a canvas of {panels} panels", f"Use 1 to {panels - 1}."
+        )
+    anchors = sorted(set(anchors))
+    if any(not 1 <= n <= panels for n in anchors) or len(anchors) > panels - fresh:
+        raise SettingsError(
+            f"anchors {anchors} on a canvas of {panels} panels with {fresh} new ones",
+            f"Name at most {panels - fresh} of the images 1 to {panels}.",
+        )
+    found = [Window(tuple(range(1, panels + 1)), panels)]
+    done = panels
+    while done < count:
+        new = min(fresh, count - done)
+        others = [n for n in range(1, done + 1) if n not in anchors]
+        latest = others[len(others) - (panels - new - len(anchors)) :]
+        shown = (*sorted((*anchors, *latest)), *range(done + 1, done + new + 1))
+        found.append(Window(shown, new))
+        done += new
+    return found
+
+
+def plan_windows(
+    story: Story,
+    panels: int,
+    anchors: Sequence[int] = (1,),
+    fresh: int | None = None,
+    given: Collection[int] = (),
+) -> list[Window]:
+    """The canvases of a story; see `windows`.
+
+    Args:
+        panels: of a canvas.
+        fresh: new images on each further canvas; by default a third of its panels, at least 1.
+        given: numbers of images whose pictures are given.
+    Raises: SettingsError, also if one is given that the first canvas does not show.
+    """
+    plan = windows(len(story.images), panels, anchors, fresh or max(1, panels // 3))
+    for number in sorted(given):
+        if not 1 <= number <= panels:
+            raise SettingsError(
+                f"image {number} is given, and the first canvas shows images 1 to {panels}",
+                "Give images of the first canvas alone.",
+                setting="given",
+            )
+    if len(set(given)) == panels == len(story.images):
+        raise SettingsError("all images are given", "Leave one out.", setting="given")
+    return plan

@@ -1,0 +1,80 @@
+"""What can be known at the start is said before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import picture
+
+STORY = ["--base", "tiny", "--recipe", "film-storyboard"]
+RUN = ["train", "--base", "tiny", "--data", "d", "--steps", "1"]
+CASES = [
+    (["train", "run.toml"], 'did you mean "lr"'),
+    (["train", "ai.yml"], "looks like YAML"),
+    (["plan", "run.toml"], 'did you mean "lr"'),
+    ([*RUN, "--out", "file"], "file is a file (--out)"),
+    ([*RUN, "--out", "r", "--cache", "file/x"], "--cache"),
+    ([*RUN, "--out", "r", "--trackers", "wandb"], "wandb is not installed"),
+    ([*RUN[:3], "--data", "nowhere", "--out", "r"], "no folder or zip archive nowhere"),
+    ([*RUN, "--out", "r", "--recipe", "none"], 'no recipe "none"'),
+    (["plan", "--write", "d"], "d is a folder"),
+    (["generate", *STORY, "--prompt", "x", "--out", "/dev/full"], "not a folder"),
+    (["generate", *STORY, "--prompt", "x", "--out", "file/x"], "file is a file"),
+    (["generate", *STORY, "--prompt", "[SCENE-9] x"], "[SCENE-9]"),
+    (["generate", *STORY, "--prompts", "p.txt"], 'line 1: "--ar 16:9"'),
+    (["generate", "bad.json"], "not valid JSON"),
+    (["generate", *STORY, "--idea", "x", "--steps", "nan"], "--steps"),
+    (["complete", *STORY, "--prompt", "x", "--given", "1=none.png"], "none.png"),
+    (["reroll", "d", "--panel", "1"], "request.json"),
+    (["extend", "story.txt", *STORY, "--given", "4=panel.png"], "image 4 is given"),
+    (["extend", "p.txt", *STORY], "line 1"),
+    (["extend", "story.txt", *STORY, "--anchor", "9"], "anchors [9]"),
+    (["evaluate", *STORY, "--prompt", "x", "--out", "file"], "file is a file"),
+    (["evaluate", *STORY, "--prompts", "p.txt"], "line 1"),
+]
+CODE = """
+import contextlib, io, json, sys
+from iclora.cli.main import main
+for words in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(words)
+    print(json.dumps([status, said.getvalue(), "torch" in sys.modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Each command's status, its words, and whether torch was imported by then."""
+    import json
+
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "run.toml").write_text("[train]\nlearning_rate = 1\n")
+    (folder / "ai.yml").write_text("job: extension\nconfig:\n  name: x\n")
+    (folder / "file").write_text("")
+    (folder / "d").mkdir()
+    (folder / "p.txt").write_text("a boat --ar 16:9\n")
+    (folder / "bad.json").write_text("{")
+    (folder / "story.txt").write_text("a day\none\ntwo\nthree\n")
+    picture(32, 32).save(folder / "panel.png")
+    before = sorted(folder.rglob("*"))
+    told = json.dumps([words for words, _ in CASES])
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], input=told, capture_output=True, text=True, cwd=folder
+    )
+    assert sorted(folder.rglob("*")) == before, "nothing is left behind"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there are no devices")
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_what_can_be_known_at_the_start_is_said_before_torch_is_imported(answers, number):
+    words, says = CASES[number]
+    status, said, torch = answers[number]
+    assert status == 2, words
+    assert says in said
+    assert not torch

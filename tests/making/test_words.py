@@ -1,0 +1,64 @@
+"""Files of prompts and stories: what is meant for people or for other tools is never painted."""
+
+from __future__ import annotations
+
+import pytest
+
+from iclora.errors import SettingsError
+from iclora.making.words import Story, plan_windows, read_prompts
+
+
+def write(tmp_path, text, coding="utf-8"):
+    (tmp_path / "p.txt").write_bytes(text.encode(coding))
+    return tmp_path / "p.txt"
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_comments_are_left_out_with_a_word(tmp_path, coding):
+    text = "# my prompts\n\n a boat \n//another\n#3\n[TAG] two boats\r\n"
+    read = read_prompts(write(tmp_path, text, coding))
+    assert read.lines == ("a boat", "[TAG] two boats")
+    assert "3 comment lines left out" in read.notes[0]
+
+
+@pytest.mark.parametrize("form", ["{}. ", "{}) ", "({}) ", "[{}] ", "{}: "])
+def test_numbers_that_count_the_lines_are_left_out(tmp_path, form):
+    text = "".join(form.format(n) + f"boat {n}\n" for n in (1, 2, 3))
+    read = read_prompts(write(tmp_path, text))
+    assert read.lines == ("boat 1", "boat 2", "boat 3")
+    assert "numbers" in read.notes[0]
+
+
+def test_a_number_that_belongs_to_a_prompt_stays(tmp_path):
+    lines = ("3 boats at sea", "7. symphony", "2 dogs")
+    assert read_prompts(write(tmp_path, "\n".join(lines))).lines == lines
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--w 64",
+        "--ar 16:9",
+        "--n bad hands",
+        "--niji",
+        "<lora:style:0.8>",
+        "--seed=3",
+        "\u2014ar 3:2",
+    ],
+)
+@pytest.mark.parametrize("read", [read_prompts, Story.read])
+def test_options_of_other_tools_are_refused_by_line(tmp_path, option, read):
+    path = write(tmp_path, f"# note\na boat\na boat at sea {option}\n")
+    with pytest.raises(SettingsError, match=r"line 3: .* is an option of another tool"):
+        read(path)
+
+
+def test_a_story_reads_its_lines_as_prompts_are_read(tmp_path):
+    story = Story.read(write(tmp_path, "# a story\nA day\n// one\nshe wakes\nshe sleeps"))
+    assert (story.overview, story.images) == ("A day", ("she wakes", "she sleeps"))
+
+
+@pytest.mark.parametrize("given", [[4], [0, 1], [1, 2, 3]])
+def test_images_that_cannot_be_given_are_known_from_the_words_alone(given):
+    with pytest.raises(SettingsError, match="given"):
+        plan_windows(Story("", ("a", "b", "c")), 3, given=given)
