@@ -72,7 +72,17 @@ def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_
         (["--data", "x", "--known", "1=a.png"], "Name the panel alone"),
         (["--prompt", CAPTION, "--recipe", "film-storyboard", "--mode", "clean"], "no panel is"),
         (["--prompt", CAPTION, "--recipe", "film-storyboard", "--metric", "what"], "no metric"),
-        (["--prompt", CAPTION, "--recipe", "couple-profile", "--metric", "toyland"], "toyland has"),
+        (
+            [
+                "--prompt",
+                "[LEFT] a, [RIGHT] b",
+                "--recipe",
+                "couple-profile",
+                "--metric",
+                "toyland",
+            ],
+            "toyland has",
+        ),
     ],
 )
 def test_evaluate_says_what_is_wrong_before_it_makes_anything(clean, words, says, tmp_path, run):
