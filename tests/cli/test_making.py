@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -125,3 +127,31 @@ def test_the_best_of_several_sets_is_kept_and_its_request_makes_it_again(clean, 
     status, _, err = run(*words, "--best-of", 3)
     assert status == 2
     assert "give it together with --score" in err
+
+
+def test_a_stopped_command_goes_on_with_what_is_missing(clean, tmp_path, run):
+    out = tmp_path / "o"
+    words = ["generate", "--base", "tiny", "--recipe", "film-storyboard", "--prompt", CAPTION]
+    words += ["--size", "48x96", "--steps", "1", "--count", 3, "--out", out]
+    assert run(*words)[0] == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    shutil.rmtree(out / "0003")
+    leftover = out / ".0003-0123456789ab.tmp"
+    leftover.mkdir()
+    (leftover / "composite.png").write_bytes(b"half")
+    os.utime(leftover, (1, 1))
+    status, said, _ = run(*words)
+    assert status == 0
+    assert said.count("kept") == 2
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert len(list(out.iterdir())) == 3
+
+
+def test_the_best_that_was_chosen_is_kept(clean, tmp_path, run):
+    words = ["generate", "--base", "tiny", "--recipe", "film-storyboard", "--prompt", CAPTION]
+    words += ["--size", "48x96", "--steps", "1", "--out", tmp_path / "o"]
+    words += ["--best-of", 2, "--score", "toyland"]
+    assert run(*words)[0] == 0
+    status, said, _ = run(*words)
+    assert (status, "kept" in said, "wrote" in said) == (0, True, False)
+    assert [p.name for p in (tmp_path / "o").iterdir()] == ["0001"]

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from iclora.errors import CaptionError, LayoutError, SettingsError, StorageError
-from iclora.making.made import GeneratedSet, given_latents, next_folder, read_latents
+from iclora.making.made import (
+    Choice,
+    GeneratedSet,
+    find_kept,
+    given_latents,
+    next_folder,
+    read_latents,
+)
 from iclora.making.request import Request, check_base
 from iclora.making.session import complete, generate
 from iclora.sets.images import open_image
+from iclora.sets.layout import Layout
 from tests.conftest import CAPTION, picture
 from tests.making.helpers import prepared, run, told
 
@@ -244,3 +254,48 @@ def test_every_picture_of_a_set_is_read_once(clean, tmp_path, monkeypatch):
     request, given = Request.load(folder / "request.json")
     assert given_latents(request, folder, given)[1].equal(latents[1])
     assert opened == ["panel-1.png"]
+
+
+def test_a_composite_says_to_other_tools_how_it_was_made(clean, tmp_path):
+    made = generate(clean, CAPTION, **told(steps=1, seed=3))
+    secret = made.request.model_copy(update={"adapter": "/home/me/my.safetensors"})
+    secret = secret.model_copy(update={"adapter_sha256": "0123456789abcdef", "negative": "mud"})
+    replace(made, request=secret).save(tmp_path / "0001")
+    text = Image.open(tmp_path / "0001" / "composite.png").text
+    lines = text["parameters"].split("\n")
+    assert lines[:2] == [CAPTION, "Negative prompt: mud"]
+    size = "{}x{}".format(*made.composite.size)
+    assert lines[2] == (
+        f"Steps: 1, Sampler: Euler, CFG scale: {secret.guidance:g}, Seed: {secret.seeds[0]}, "
+        f'Size: {size}, Model: tiny, Lora hashes: "my: 0123456789ab"'
+    )
+    again = Request.model_validate_json(text["iclora:request"])
+    assert again.same_pixels(secret)
+    assert not any("/home/me" in value for value in text.values())
+    layout = Layout.from_json(json.loads(text["iclora:layout"]))
+    assert layout == secret.layout
+
+
+def test_whole_sets_of_the_same_request_are_kept_and_no_others(clean, tmp_path):
+    made = generate(clean, CAPTION, **told(steps=1))
+    other = generate(clean, CAPTION, **told(steps=1, seed=5))
+    made.save(tmp_path / "0001")
+    made.save(tmp_path / "0002")
+    wishes = [[other.request], [made.request], [made.request]]
+    assert find_kept(tmp_path, wishes) == {1: tmp_path / "0001", 2: tmp_path / "0002"}
+    file = tmp_path / "0001" / "panel-2.png"
+    file.write_bytes(file.read_bytes()[:-30])
+    assert find_kept(tmp_path, wishes) == {1: tmp_path / "0002"}
+    newer = made.request.model_copy(update={"versions": {"torch": "9"}})
+    assert find_kept(tmp_path, [[newer]]) == {}
+    assert find_kept(tmp_path / "none", wishes) == {}
+
+
+def test_the_best_of_several_is_kept_only_for_the_same_choice(clean, tmp_path):
+    made = generate(clean, CAPTION, **told(steps=1))
+    made.save(tmp_path / "0001", Choice("toyland", 2))
+    made.save(tmp_path / "0002")
+    pair = [made.request, made.request]
+    assert find_kept(tmp_path, [pair], "toyland") == {0: tmp_path / "0001"}
+    assert find_kept(tmp_path, [pair], "dino:x") == {}
+    assert find_kept(tmp_path, [[*pair, made.request]], "toyland") == {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from iclora.cli.output import quiet_loading
 from iclora.documents import read_json
 from iclora.errors import SettingsError
-from iclora.files import check_folder
+from iclora.files import check_folder, clear_leftovers
 from iclora.making.words import Story, plan_windows, read_prompts
 from iclora.progress import Console
 from iclora.sets.recipe import Recipe, load_recipe
@@ -116,6 +116,7 @@ def _make(settings: GenerateSettings, console: Console) -> None:
     from iclora.evaluate.making import scorer
     from iclora.making.asks import asks_of, open_sources
     from iclora.making.best import best_of
+    from iclora.making.made import Choice, find_kept
     from iclora.making.session import Session
 
     out = Path(settings.out)
@@ -131,9 +132,21 @@ def _make(settings: GenerateSettings, console: Console) -> None:
         say=lambda prompt: console.say(f"prompt: {prompt}"),
     )
 
+    clear_leftovers(out)
+    of = settings.best_of or 1
+    if not settings.request:
+        wishes = [[ask.request for ask in asks[at : at + of]] for at in range(0, len(asks), of)]
+        kept = find_kept(out, wishes, settings.score)
+        for folder in kept.values():
+            console.say(f"kept {folder}: it is what would be made")
+        asks = [ask for number, ask in enumerate(asks) if number // of not in kept]
+        if not asks:
+            return
+    choice = Choice(settings.score, of) if settings.score else None
+
     def keep(made: GeneratedSet) -> None:
         console.say(
-            f"wrote {made.save_next(out)}: composite.png, panel-1.png to "
+            f"wrote {made.save_next(out, choice)}: composite.png, panel-1.png to "
             f"panel-{len(made.panels)}.png, request.json"
         )
 

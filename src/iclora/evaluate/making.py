@@ -9,7 +9,7 @@ from PIL import Image
 
 from iclora.evaluate.metrics.base import Made, Metric
 from iclora.evaluate.setup import Arm, Setup
-from iclora.files import append_line
+from iclora.files import append_line, clear_leftovers
 from iclora.making.made import Cost, GeneratedSet
 from iclora.making.session import Ask, Session
 from iclora.models.base import DiffusionModel
@@ -30,6 +30,8 @@ def make_sets(
         together: sets in one batch, if canvas and given panels are alike.
         progress: hears of every set that is there, beside what a session reports.
     """
+    for folder in (setup.out, *(setup.out / arm.folder for arm in setup.arms)):
+        clear_leftovers(folder)
     missing = [
         (arm, number)
         for arm in setup.arms

@@ -3,17 +3,16 @@
 OUT/0001/composite.png
 OUT/0001/panel-1.png ...
 OUT/0001/request.json        run again, it makes the same set
+OUT/0001/choice.json         what it is the best of, if it is
 OUT/0001/latents.safetensors of its panels: a panel that is given to another set does not drift
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -21,15 +20,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from iclora.errors import SettingsError, StorageError
-from iclora.files import digest, inside, storage_error, write_bytes, write_text
+from iclora.documents import read_json
+from iclora.errors import IcloraError, SettingsError, StorageError
+from iclora.files import digest, inside, natural_key, work_folder, write_bytes, write_text
 from iclora.making.given import hash_latents
 from iclora.making.request import Request
+from iclora.sets.dataset import LAYOUT_KEY
 from iclora.sets.images import open_image, write_png
 
-__all__ = ["Cost", "GeneratedSet", "given_latents", "next_folder", "read_latents"]
+__all__ = [
+    "Choice",
+    "Cost",
+    "GeneratedSet",
+    "find_kept",
+    "given_latents",
+    "next_folder",
+    "read_latents",
+]
 
 _LATENTS = "latents.safetensors"
+_CHOICE = "choice.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,16 @@ class Cost:
     memory: int
     """The most that was in use, bytes: of the GPU's memory if it was made on one, else of the
     whole process since it began."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a set is the best of."""
+
+    score: str
+    """Who chose it."""
+    of: int
+    """Sets there were to choose from."""
 
 
 @dataclass(frozen=True)
@@ -77,36 +97,54 @@ class GeneratedSet:
         composite = open_image(folder / "composite.png")
         return cls(composite, tuple(panels), request, latents, whole[0][1] if latents else "")
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, choice: Choice | None = None) -> Path:
         """Write composite.png, panel-1.png ... and request.json, all or none of them.
 
+        Args:
+            choice: what it is the best of; choice.json.
         Returns: the folder. Raises: StorageError if it exists or cannot be written.
         """
         folder = Path(folder)
-        # A name of its own: another process may be writing a set beside this one.
-        work = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-        try:
-            if folder.exists():
-                raise FileExistsError(errno.EEXIST, "it exists already")
-            write_png(work / "composite.png", self.composite)
+        with work_folder(folder) as work:
+            write_png(work / "composite.png", self.composite, self._text())
             for number, panel in enumerate(self.panels, 1):
                 write_png(work / f"panel-{number}.png", panel)
             write_text(work / "request.json", self.request.model_dump_json(indent=2) + "\n")
             if self.latents:
                 write_bytes(work / _LATENTS, self._latents())
-            work.rename(folder)
-        except OSError as error:
-            raise storage_error(folder, error) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if choice:
+                write_text(work / _CHOICE, json.dumps(asdict(choice)) + "\n")
         return folder
+
+    def _text(self) -> dict[str, str]:
+        """What other tools read in a composite: A1111's parameters; and what we do."""
+        request = self.request.shared()
+        words = " ".join(request.prompt.split())
+        lines = [words, f"Negative prompt: {request.negative}"] if request.negative else [words]
+        values = {
+            "Steps": request.steps,
+            "Sampler": "Euler",
+            "CFG scale": f"{request.guidance:g}",
+            "Seed": request.seeds[0],
+            "Size": "{}x{}".format(*self.composite.size),
+            "Model": request.base,
+        }
+        if request.adapter_sha256:
+            name = Path(request.adapter or "adapter").stem
+            values["Lora hashes"] = f'"{name}: {request.adapter_sha256[:12]}"'
+        lines.append(", ".join(f"{key}: {value}" for key, value in values.items()))
+        return {
+            "parameters": "\n".join(lines),
+            "iclora:request": request.model_dump_json(),
+            LAYOUT_KEY: json.dumps(request.layout.to_json()),
+        }
 
     def _latents(self) -> bytes:
         tensors = {f"panel-{n}": t.contiguous() for n, t in enumerate(self.latents, 1)}
         pixels = {f"panel-{n}": digest(p.tobytes()) for n, p in enumerate(self.panels, 1)}
         return save(tensors, {"iclora": json.dumps({"vae": self.vae, "pixels": pixels})})
 
-    def save_next(self, out: str | Path) -> Path:
+    def save_next(self, out: str | Path, choice: Choice | None = None) -> Path:
         """`save` under the next free number of a folder: OUT/0001, OUT/0002 and on.
 
         Returns: the new folder. Raises: StorageError.
@@ -114,11 +152,49 @@ class GeneratedSet:
         while True:
             folder = next_folder(Path(out))
             try:
-                return self.save(folder)
+                return self.save(folder, choice)
             except StorageError:
                 # Somebody else took that number meanwhile; every other reason stands.
                 if not folder.exists():
                     raise
+
+
+def find_kept(
+    out: Path, wishes: Sequence[Sequence[Request]], score: str | None = None
+) -> dict[int, Path]:
+    """Sets of a folder that would be made again: those that an earlier, stopped command left.
+
+    Args:
+        wishes: for each set that is wanted the requests it is the best of, or the one.
+        score: who chooses, if it is the best of several.
+    Returns: whole sets by the number of their wish, from 0; each stands for one wish.
+    """
+    there = {}
+    for folder in sorted(out.glob("[0-9]*"), key=lambda path: natural_key(path.name)):
+        try:
+            made = GeneratedSet.load(folder)
+            chosen = read_json(folder / _CHOICE, SettingsError, "choice") if score else {}
+            whole = made.composite.size == made.request.layout.size
+            sizes = tuple(panel.size for panel in made.panels)
+            whole &= all(
+                size == box or number in made.request.given
+                for number, (size, box) in enumerate(
+                    zip(sizes, made.request.layout.sizes, strict=True), 1
+                )
+            )
+        except IcloraError:
+            continue  # Not a whole set; it is left alone, and made again beside it.
+        if whole and isinstance(chosen, dict):
+            there[folder] = made.request, chosen
+    kept: dict[int, Path] = {}
+    for number, requests in enumerate(wishes):
+        for folder, (request, chosen) in there.items():
+            same = any(request.same_pixels(r) and request.versions == r.versions for r in requests)
+            if same and (not score or chosen == {"score": score, "of": len(requests)}):
+                kept[number] = folder
+                del there[folder]
+                break
+    return kept
 
 
 def read_latents(panel: Path, image: Image.Image) -> tuple[Tensor, str] | None:
@@ -173,5 +249,7 @@ def given_latents(
 
 def next_folder(out: Path) -> Path:
     """OUT/0001, or the number after the highest there: nothing is overwritten."""
-    taken = [int(p.name) for p in out.glob("[0-9]*") if p.name.isdigit()] if out.is_dir() else []
+    names = [p.name for p in out.glob("[0-9]*")] if out.is_dir() else []
+    # Longer numbers are no counting of ours.
+    taken = [int(name) for name in names if re.fullmatch(r"[0-9]{1,9}", name)]
     return out / f"{max(taken, default=0) + 1:04d}"

@@ -128,6 +128,12 @@ class Request(BaseModel):
         mine, theirs = (each.model_dump(exclude=set(_NO_PIXELS)) for each in (self, other))
         return mine == theirs
 
+    def shared(self) -> Request:
+        """The same request without the folders of this machine, for files that are passed on."""
+        names = {"base": self.base, "adapter": self.adapter}
+        own = {n: Path(path).name for n, path in names.items() if path and Path(path).is_absolute()}
+        return self.model_copy(update=own)
+
     @classmethod
     def load(cls, path: str | Path) -> tuple[Request, dict[int, Image.Image]]:
         """Read a request.json and the given panels it names, which must lie beside it.

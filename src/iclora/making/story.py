@@ -14,6 +14,7 @@ from torch import Tensor
 
 from iclora.adapter import Adapter
 from iclora.errors import SettingsError
+from iclora.files import clear_leftovers
 from iclora.making.given import describe_given
 from iclora.making.made import GeneratedSet
 from iclora.making.request import (
@@ -154,6 +155,8 @@ def extend(
     panels = task.canvas.panels
     given = dict(given or {})
     plan = plan_windows(story, panels, anchors, fresh, given)
+    clear_leftovers(out)
+    clear_leftovers(out / "windows")
     teller = _Teller(model, task, adapter, settings, out, Session(model, progress))
     prompts = [_prompt(story, window, task) for window in plan]
     # Every text is checked before the first picture is made, and encoded once.
