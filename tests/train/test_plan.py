@@ -151,11 +151,15 @@ def test_where_nothing_fits_it_is_told_how_much_is_lacking_and_what_would_fit(as
     assert error.value.advice == "Use smaller canvases: `resolutions` 256 512 fits."
 
 
-def test_encoders_that_do_not_fit_are_named():
-    with pytest.raises(SettingsError, match=r"captions alone take 9\.9 GB(.|\n)*text encoders"):
-        plan_run(
-            read_settings(TrainSettings, None, {**DEV, "vram": 8, "resolutions": [512]}), here=False
-        )
+def test_encoders_that_do_not_fit_are_named_with_the_card_that_holds_them():
+    def ask(vram, sides):
+        told = {**DEV, "vram": vram, "resolutions": sides, "preview_every": 0}
+        return plan_run(read_settings(TrainSettings, None, told), here=False)
+
+    with pytest.raises(SettingsError, match=r"captions alone take 9\.9 GB(.|\n)*11 GB") as refused:
+        ask(8, [512, 1536])
+    assert "resolutions" not in refused.value.advice
+    assert ask(11, [512]).settings.resolutions == (512,)
 
 
 # -- canvases and cards -------------------------------------------------------------------------

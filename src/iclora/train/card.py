@@ -39,6 +39,11 @@ class Card:
         """Bytes that tensors may fill."""
         return int(self.memory * (1 - _UNUSED) - _CONTEXT)
 
+    @staticmethod
+    def memory_for(tensors: int) -> float:
+        """Bytes that a card needs for some bytes of tensors."""
+        return (tensors + _CONTEXT) / (1 - _UNUSED)
+
 
 def find_card(settings: TrainSettings, here: bool) -> Card:
     """Find the card that `settings.vram` and `settings.device` speak of.

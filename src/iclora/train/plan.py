@@ -319,9 +319,14 @@ def _nothing_fits(trial: _Trial, canvases_of: CanvasesOf) -> SettingsError:
     have = f"the {_gb(card.usable)} GB that {card.memory / GB:.4g} GB leave for tensors"
     name, most = max(trial.beside.items(), key=lambda item: item[1])
     takes = trial.peak()
-    if most > max(card.usable, takes):
+    words = trial.beside["captions"]
+    if words > card.usable:  # Smaller canvases would be of no use.
+        name, most = "captions", words
+    if most > card.usable and (name == "captions" or most > takes):
+        least = math.ceil(card.memory_for(words) / GB)
         advice = {
-            "captions": "The text encoders need that much whatever is trained: use a larger card.",
+            "captions": "The text encoders need that much whatever is trained: use a card of "
+            f"{least} GB or more, and `iclora plan` for it.",
             "pictures": "Use smaller `resolutions`.",
             "previews": "Use a smaller `preview_resolution`, or `preview_every` 0.",
         }
