@@ -171,18 +171,22 @@ def test_a_path_that_no_file_can_have_is_refused(tmp_path, monkeypatch, name, pa
 
 
 def test_a_home_is_expanded_in_every_path(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", "/home/me")
+    home = str(tmp_path)
+    monkeypatch.setenv("HOME", home)
     found = settings_of(TrainSettings, {n: f"~/{n}" for n in PATHS})
-    assert {getattr(found, n) for n in PATHS} == {f"/home/me/{n}" for n in PATHS}
+    assert {getattr(found, n) for n in PATHS} == {f"{home}/{n}" for n in PATHS}
     words = {"set": "~/s", "panel": [1], "adapter": "~/a"}
-    assert settings_of(RerollSettings, words).adapter == "/home/me/a"
+    assert settings_of(RerollSettings, words).adapter == f"{home}/a"
     told = {"metric": ["clip:~/m"], "adapter": ["a=~/b", "~/c"], "given": ["1=~/d", "2"]}
     told = settings_of(EvaluateSettings, told)
-    assert told.metric == ("clip:/home/me/m",)
-    assert told.adapter == ("a=/home/me/b", "/home/me/c")
-    assert told.given == ("1=/home/me/d", "2")
+    assert told.metric == (f"clip:{home}/m",)
+    assert told.adapter == (f"a={home}/b", f"{home}/c")
+    assert told.given == (f"1={home}/d", "2")
     (tmp_path / "run.toml").write_text("[train]\nbase='tiny'\ndata='d'\nout='~/r'\n")
-    assert read_settings(TrainSettings, tmp_path / "run.toml", {}).out == "/home/me/r"
+    assert read_settings(TrainSettings, tmp_path / "run.toml", {}).out == f"{home}/r"
+    monkeypatch.setenv("HOME", f"{home}/none")
+    with pytest.raises(SettingsError, match="is not there"):
+        settings_of(RerollSettings, words)
 
 
 @pytest.mark.parametrize("given", ["0", "\u00b2", "100", "1=", "x"])

@@ -107,6 +107,9 @@ def place(path: str) -> str:
             raise ValueError(
                 f'there is no home folder "{user}"; write ./{user} for a file so named'
             )
+        folder = os.path.expanduser(path.split("/", 1)[0])  # noqa: PTH111
+        if not Path(folder).is_dir():
+            raise ValueError(f"the home folder {folder} is not there")
         path = home
     try:
         os.stat(path)  # noqa: PTH116 (a string that may be no path at all)

@@ -584,13 +584,17 @@ class GenerateSettings(MakeSettings, _Base, _Captioning):
             raise ValueError("`best_of`: give it together with `score`, or neither")
         return self
 
-    def decided(self) -> list[str]:
-        """Settings that were given although a request.json decides them."""
-        return [
-            n
-            for n in type(self).model_fields
-            if n in self.model_fields_set and about(type(self), n).get("decided")
-        ]
+    def check_decided(self) -> None:
+        """Raises: SettingsError if settings were given although a request.json decides them."""
+        own = type(self)
+        names = [n for n in own.model_fields if n in self.model_fields_set]
+        decided = [n for n in names if about(own, n).get("decided")]
+        if self.request and decided:
+            raise SettingsError(
+                f"{self.request} already decides what {', '.join(f'`{n}`' for n in decided)} would",
+                "Repeat it without, or write a new prompt instead of it.",
+                setting=decided[0],
+            )
 
 
 class CompleteSettings(GenerateSettings):

@@ -176,6 +176,7 @@ def check_at_once(settings: GenerateSettings | EvaluateSettings, console: Consol
         for note in read.notes:
             console.warn(note)
     if isinstance(settings, GenerateSettings):
+        settings.check_decided()
         if settings.request:
             read_json(settings.request, SettingsError, "request")
         elif isinstance(settings, CompleteSettings):

@@ -85,13 +85,7 @@ def open_sources(settings: GenerateSettings) -> Sources:
 
 
 def _of_request(settings: GenerateSettings, path: Path) -> Sources:
-    decided = settings.decided()
-    if decided:
-        raise SettingsError(
-            f"{path} already decides what {', '.join(f'`{name}`' for name in decided)} would",
-            "Repeat it without, or write a new prompt instead of it.",
-            setting=decided[0],
-        )
+    settings.check_decided()
     request, given = Request.load(path)
     adapter = load_adapter_of(request, settings.adapter)
     latents = given_latents(request, path.parent, given)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from iclora.documents import read_bytes
 from iclora.errors import ImageError
 from iclora.files import write_bytes
 
@@ -41,6 +42,8 @@ IMAGE_SUFFIXES = (
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 # 12,000 x 12,000: far above any panel, far below what exhausts 24 GB when decoded.
 _MOST_PIXELS = 144_000_000
+_MOST_BYTES = 2**30
+"""Of a file: an uncompressed picture of the most pixels in 16 bits has 0.9 GB."""
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -93,13 +96,7 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
 
 def open_image(path: Path) -> Image.Image:
     """`read_image` of a file. Raises: ImageError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(
-            f'image "{path}" cannot be read: {error.strerror}', "Check the path."
-        ) from error
-    return read_image(data, str(path))
+    return read_image(read_bytes(path, ImageError, "image", _MOST_BYTES), str(path))
 
 
 def read_image(data: bytes, name: str) -> Image.Image:
