@@ -28,6 +28,7 @@ _PLAIN = {
     "string_unicode": "holds half characters or bytes that are not UTF-8",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length}",
     "literal_error": 'must be {expected}, not "{input}"',
     "missing": "must be given",
 }
@@ -124,8 +125,12 @@ def problems_of(error: ValidationError, model: type[BaseModel] | None = None) ->
 def by_setting(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Pydantic's findings, one a setting: the alternatives of a union make one finding."""
     found: dict[str, list[str]] = {}
-    for item in error.errors():
+    items = error.errors()
+    inner = {item["loc"][0] for item in items if len(item["loc"]) > 1}
+    for item in items:
         place = f"`{item['loc'][0]}`: " if item["loc"] else ""
+        if item["type"] == "too_short" and item["loc"][0] in inner:
+            continue  # Too short only because its values are wrong.
         found.setdefault(place, []).append(_message(item, model))
     return [place + " or ".join(dict.fromkeys(messages)) for place, messages in found.items()]
 
