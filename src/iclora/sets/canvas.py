@@ -14,9 +14,9 @@ from PIL import Image
 from iclora.errors import LayoutError
 from iclora.sets.bars import Edges, find_edges, find_gutter
 from iclora.sets.layout import Layout
-from iclora.sets.seams import find_seams
+from iclora.sets.seams import find_seams, shows
 
-__all__ = ["Panels", "compose", "find_panels", "split"]
+__all__ = ["Panels", "compose", "find_panels", "is_likely", "split"]
 
 
 def compose(layout: Layout, panels: Sequence[Image.Image]) -> Image.Image:
@@ -146,6 +146,26 @@ def _trim(pixels: NDArray[np.float32], left: int, top: int, width: int, height: 
     own = find_edges(pixels[top : top + height, left : left + width])
     wide, high = width - own.left - own.right, height - own.top - own.bottom
     return _Trimmed(left + own.left, top + own.top, wide, high, max(own))
+
+
+def is_likely(layout: Layout, composite: Image.Image, usual: Layout) -> bool:
+    """False if a recorded layout cuts a composite elsewhere than its pictures end.
+
+    It is believed where its seams show, and where no seam shows anywhere.
+    """
+    if not layout.per_row:
+        return True
+    inner = [box for box in layout.boxes if box.bottom < layout.height]
+    if not inner:
+        lines = np.asarray(composite, dtype=np.float32).transpose(1, 0, 2)
+        ends = {box.right for box in layout.boxes if box.right < layout.width}
+    else:
+        lines = np.asarray(composite, dtype=np.float32)
+        ends = {box.bottom for box in inner}
+    if all(shows(lines, end) for end in ends):
+        return True
+    found = find_panels(usual, composite)
+    return found.unseen > 0 or found.bars > 0
 
 
 def _scaled(layout: Layout, width: int, height: int) -> Layout:

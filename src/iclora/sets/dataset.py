@@ -25,7 +25,7 @@ from iclora import files
 from iclora.documents import parse_json, parse_toml
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
 from iclora.sets.bars import Edges, find_edges
-from iclora.sets.canvas import Panels, find_panels, split
+from iclora.sets.canvas import Panels, find_panels, is_likely, split
 from iclora.sets.finding import find_sets, is_image
 from iclora.sets.images import IMAGE_SUFFIXES, png_text, read_image
 from iclora.sets.layout import Layout, Size
@@ -231,8 +231,8 @@ def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layou
         layout = Layout.from_json(parse_json(text, "layout", LayoutError))
     except (LayoutError, ValueError):
         return None
-    fits = layout.size == picture.size and layout.panels == recipe.canvas.panels
-    return layout if fits else None
+    fits = layout.size == picture.size and layout.has_places_of(recipe.canvas)
+    return layout if fits and is_likely(layout, picture, recipe.canvas) else None
 
 
 # -- opening ------------------------------------------------------------------------------------

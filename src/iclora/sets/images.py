@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from iclora.documents import read_bytes
 from iclora.errors import ImageError
 from iclora.files import write_bytes
+from iclora.sets.damage import Feed, lean_png, zeros_in
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -51,7 +52,8 @@ def _open(data: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             # Our own pixel limit below is the judge, and names the file.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            file = Feed(data) if data[:2] == b"\xff\xd8" else io.BytesIO(data)
+            image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
         what = "is empty" if not data else "is not a PNG, JPEG, WebP, TIFF or BMP image"
         raise ImageError(f'image "{name}" {what}', "Export it again as PNG or JPEG.") from error
@@ -72,7 +74,7 @@ def _too_large(name: str, size: str) -> ImageError:
     )
 
 
-def _damaged(name: str, error: Exception) -> ImageError:
+def _damaged(name: str, error: Exception | str) -> ImageError:
     return ImageError(
         f'image "{name}" is damaged or cut short ({error})',
         "Copy or export it again; a partly read panel is never used.",
@@ -82,7 +84,7 @@ def _damaged(name: str, error: Exception) -> ImageError:
 def png_text(data: bytes, key: str) -> str | None:
     """A PNG's text chunk, as `write_png` puts it there; None if there is none."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(lean_png(data)[0]), formats=("PNG",)) as image:
             value = image.info.get(key)
     except (OSError, SyntaxError, ValueError):
         return None
@@ -112,28 +114,68 @@ def read_image(data: bytes, name: str) -> Image.Image:
     Returns: an RGB image.
     Raises: ImageError naming the image.
     """
+    profile = None
+    if data[:4] == b"\x89PNG":
+        data, profile = lean_png(data)
     image = _open(data, name)
+    source = getattr(image, "fp", None)
+    feed = source if isinstance(source, Feed) else None
+    if zeros_in(data, image.format):
+        raise _damaged(name, "a good part of its data are zeros")
     try:
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if feed and image.format == "JPEG":
+            feed.watch(image)
+        frames = _frames(image)
         image.load()
-        profile = image.info.get("icc_profile")
+        damage = feed.damage() if feed else None
+        profile = profile or image.info.get("icc_profile")
         upright = ImageOps.exif_transpose(image)
     except Exception as error:
         # Damaged files make Pillow raise almost anything: struct.error, TypeError, KeyError ...
         raise _damaged(name, error) from error
+    if damage:
+        raise _damaged(name, damage)
     if frames > 1:
+        many = "more than one frame" if image.format == "TIFF" else f"{frames} frames"
         raise ImageError(
-            f'image "{name}" has {frames} frames', "Export the frame you mean as a single picture."
+            f'image "{name}" has {many}', "Export the frame you mean as a single picture."
         )
-    return _to_srgb(_opaque(_eight_bit(upright)), profile)
+    return _to_srgb(_opaque(_eight_bit(upright, image.format, name)), profile)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+def _frames(image: Image.Image) -> int:
+    """The pictures in a file; of a TIFF two stand for all, since counting reads every page."""
+    if image.format == "MPO":
+        return 1
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1)
+    try:
+        image.seek(1)
+    except EOFError:
+        return 1
+    image.seek(0)
+    return 2
+
+
+def _eight_bit(image: Image.Image, form: str | None, name: str) -> Image.Image:
+    """Raises: ImageError for numbers of which nobody can say which is white."""
+    if image.mode == "F" or (image.mode == "I" and form == "TIFF"):
+        kind = "decimal numbers" if image.mode == "F" else "numbers of 32 bits"
+        raise ImageError(
+            f'image "{name}" has {kind} for pixels, and nothing says which of them is white',
+            "Export it again with 8 or 16 bits a channel.",
+        )
+    if image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
         grey = np.asarray(image).astype(np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(float(grey.max()), 1.0)
-        return Image.fromarray((grey.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+        low, high = float(grey.min()), float(grey.max())
+        if low < high < 1024:
+            raise ImageError(
+                f'image "{name}" has 16 bits a pixel but no number above {high:.0f} of 65535, so '
+                "it would be black",
+                "Export it again with 8 bits a channel, or over the whole range.",
+            )
+        return Image.fromarray((grey.clip(0, 65535.0) * (255.0 / 65535.0)).round().astype(np.uint8))
     return image
 
 

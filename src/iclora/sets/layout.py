@@ -239,6 +239,12 @@ class Layout(BaseModel):
                 "Give one picture for every panel, in reading order.",
             )
 
+    def has_places_of(self, other: Layout) -> bool:
+        """True if panels lie as in the other layout, and only their sizes differ."""
+        if self.per_row or other.per_row:
+            return self.per_row == other.per_row
+        return _ranks(self) == _ranks(other)
+
     def check_number(self, number: int) -> None:
         """Raises: LayoutError if there is no panel of this number, counted from 1."""
         if not 1 <= number <= self.panels:
@@ -362,6 +368,16 @@ class Layout(BaseModel):
             raise LayoutError(
                 f"not a layout: {problems_of(error)}", "Use what iclora wrote."
             ) from error
+
+
+def _ranks(layout: Layout) -> list[tuple[int, ...]]:
+    """The order of every edge of every box among all edges, which sizes do not change."""
+    xs = sorted({0, layout.width, *(x for b in layout.boxes for x in (b.left, b.right))})
+    ys = sorted({0, layout.height, *(y for b in layout.boxes for y in (b.top, b.bottom))})
+    return [
+        (xs.index(b.left), ys.index(b.top), xs.index(b.right), ys.index(b.bottom))
+        for b in layout.boxes
+    ]
 
 
 def token_mask(layout: Layout, panels: Collection[int], grid: int = GRID) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["find_seams"]
+__all__ = ["find_seams", "shows"]
 
 
 def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
@@ -42,3 +42,17 @@ def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list
         seams.append(window[best] if found else expected)
         missed += not found
     return [*seams, height], missed
+
+
+def shows(pixels: NDArray[np.float32], end: int) -> bool:
+    """True if the picture changes at once at a line.
+
+    Args:
+        pixels: (height, width, 3).
+        end: the first line behind the seam.
+    """
+    near = pixels[max(0, end - 8) : end + 8, :: max(1, pixels.shape[1] // 500)]
+    change = np.abs(np.diff(near, axis=0)).mean(axis=2)
+    at = min(end, 8) - 1
+    around = np.median(np.delete(change, slice(max(0, at - 2), at + 3), axis=0), axis=0)
+    return bool((change[at] > 2 * around + 6).mean() >= 0.2)
