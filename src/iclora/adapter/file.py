@@ -21,9 +21,9 @@ from iclora import __version__
 from iclora.adapter import layers
 from iclora.adapter.formats import read_file
 from iclora.adapter.locate import locate
-from iclora.documents import parse_json
 from iclora.errors import AdapterError
 from iclora.files import write_bytes
+from iclora.files.documents import parse_json
 from iclora.models.base import DiffusionModel
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from iclora.documents import parse_json
 from iclora.errors import AdapterError
+from iclora.files.documents import parse_json
 
 __all__ = ["PeftConfig", "alpha_of", "peft_config"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iclora.cli.output import quiet_loading
-from iclora.documents import read_json
 from iclora.errors import SettingsError
 from iclora.files import check_folder, clear_leftovers
+from iclora.files.documents import read_json
 from iclora.making.words import Story, plan_windows, read_prompts
 from iclora.progress import Console
 from iclora.sets.recipe import Recipe, load_recipe

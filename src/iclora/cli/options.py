@@ -18,8 +18,8 @@ from pydantic.fields import FieldInfo
 
 from iclora import __version__
 from iclora.cli.output import as_options, option_of, show_error
-from iclora.findings import nearest
 from iclora.settings import Verb, about
+from iclora.settings.findings import nearest
 
 __all__ = ["list_verbs", "options_of", "verb_parser"]
 

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from iclora.documents import read_json
 from iclora.errors import IcloraError, SettingsError, StorageError
 from iclora.files import digest, inside, natural_key, work_folder, write_bytes, write_text
+from iclora.files.documents import read_json
 from iclora.making.given import hash_latents
 from iclora.making.request import Request
 from iclora.sets.dataset import LAYOUT_KEY

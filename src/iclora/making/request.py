@@ -26,9 +26,9 @@ from torch import Tensor
 
 from iclora import __version__
 from iclora.adapter import Adapter
-from iclora.documents import read_json
 from iclora.errors import AdapterError, SettingsError
 from iclora.files import digest, inside
+from iclora.files.documents import read_json
 from iclora.making.given import GivenPanel, describe_given, fitting_latents
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.sets.caption import check_budget

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iclora.documents import read_words
 from iclora.errors import SettingsError
+from iclora.files.documents import read_words
 from iclora.settings import foreign_words
 
 __all__ = ["Prompts", "Story", "Window", "plan_windows", "read_prompts", "windows"]

@@ -17,9 +17,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from iclora.documents import read_json
 from iclora.errors import ModelError
 from iclora.files import digest
+from iclora.files.documents import read_json
 from iclora.models.base import DiffusionModel, Part
 from iclora.models.quantize import quantize
 from iclora.settings import Precision

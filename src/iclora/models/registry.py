@@ -12,8 +12,8 @@ import huggingface_hub
 import torch
 from huggingface_hub import errors as hub
 
-from iclora.documents import read_json
 from iclora.errors import ModelError, SettingsError
+from iclora.files.documents import read_json
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.models.quantize import KINDS, check_precision
 from iclora.registry import Registry

@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from iclora import files
-from iclora.documents import parse_json, parse_toml
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
+from iclora.files.documents import parse_json, parse_toml
 from iclora.sets.bars import Edges, find_edges
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
 from iclora.sets.finding import find_sets, is_image

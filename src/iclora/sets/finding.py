@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from iclora import files
-from iclora.documents import parse_json
 from iclora.errors import CaptionError, DatasetError, ImageError
+from iclora.files.documents import parse_json
 from iclora.sets.caption import has_markers
 from iclora.sets.images import IMAGE_SUFFIXES, picture_size
 from iclora.sets.listing import Files, Problem

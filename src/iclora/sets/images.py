@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from iclora.documents import read_bytes
 from iclora.errors import ImageError
 from iclora.files import write_bytes
+from iclora.files.documents import read_bytes
 from iclora.sets.damage import Feed, lean_png, zeros_in
 
 __all__ = [

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from iclora.documents import parse_toml, read_words
 from iclora.errors import CaptionError, IcloraError, RecipeError
+from iclora.files.documents import parse_toml, read_words
 from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.layout import Layout
 from iclora.settings import problems_of

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from iclora.documents import parse_json
 from iclora.errors import CaptionError, DatasetError
+from iclora.files.documents import parse_json
 from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.listing import File, Files, Problem
 from iclora.sets.recipe import Recipe

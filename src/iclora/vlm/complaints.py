@@ -144,7 +144,7 @@ def complaint(reply: Reply, server: str, model: str, pictures: int) -> VisionMod
     if pictures and _BLIND.search(words):
         return EndsTheRun(
             f"the model {model} takes no pictures{says}",
-            "Name one that sees by `captioner`; llama.cpp needs its --mmproj file.",
+            "Name one that sees by `captioner`; llama.cpp needs the mmproj file of such a model.",
             setting="captioner",
         )
     if status == 413 or _TOO_LONG.search(words):

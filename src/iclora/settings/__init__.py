@@ -40,11 +40,11 @@ from pydantic import (
     model_validator,
 )
 
-from iclora.documents import read_toml
 from iclora.errors import SettingsError
 from iclora.files import place
-from iclora.findings import by_setting, problems_of
+from iclora.files.documents import read_toml
 from iclora.progress import Console
+from iclora.settings.findings import by_setting, problems_of
 
 __all__ = [
     "PRECISIONS",

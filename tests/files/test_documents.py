@@ -6,8 +6,15 @@ import os
 
 import pytest
 
-from iclora.documents import parse_json, parse_toml, read_bytes, read_json, read_toml, read_words
 from iclora.errors import RecipeError, SettingsError
+from iclora.files.documents import (
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_json,
+    read_toml,
+    read_words,
+)
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
