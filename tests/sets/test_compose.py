@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from iclora.errors import DatasetError
+from iclora.errors import DatasetError, StorageError
 from iclora.progress import Cancelled, Progress
 from iclora.sets.canvas import compose, split
 from iclora.sets.check import check_dataset
@@ -126,3 +126,65 @@ def test_large_originals_are_composed_at_most_at_the_asked_resolution(make_datas
     compose_dataset(open_dataset(root), tmp_path / "out", resolution=256)
     (report,) = check_dataset(open_dataset(tmp_path / "out"))
     assert 0.8 * 256**2 < sum(w * h for w, h in report.sizes) <= 256**2
+
+
+@pytest.mark.parametrize("grid", [32, 64])
+def test_composites_for_other_trainers_lie_on_their_grid(make_dataset, tmp_path, grid):
+    root = make_dataset(sets=2, size=(640, 300))
+    compose_dataset(open_dataset(root), tmp_path / "out", resolution=768, grid=grid)
+    for report in check_dataset(open_dataset(tmp_path / "out")):
+        assert all(side % grid == 0 for size in report.sizes for side in size)
+
+
+def test_a_second_process_that_composes_into_the_same_folder_is_refused(make_dataset, tmp_path):
+    dataset, again = open_dataset(make_dataset(2)), []
+
+    def meanwhile(event):
+        with pytest.raises(DatasetError, match="another process is writing"):
+            compose_dataset(dataset, tmp_path / "out")
+        again.append(event.note)
+
+    compose_dataset(dataset, tmp_path / "out", progress=Progress(meanwhile))
+    assert again == ["0001", "0002"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]
+    with pytest.raises(DatasetError, match="not an empty folder"):
+        compose_dataset(dataset, tmp_path / "out")
+
+
+def test_a_lock_that_a_killed_process_left_behind_locks_nothing(make_dataset, tmp_path):
+    from iclora.files import digest
+
+    (tmp_path / f".{digest('out')[:12]}.lock").touch()
+    compose_dataset(open_dataset(make_dataset(1)), tmp_path / "out")
+    assert (tmp_path / "out" / "0001.png").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_picture_is_read(
+    make_dataset, tmp_path, monkeypatch
+):
+    dataset = open_dataset(make_dataset(1))
+    monkeypatch.setattr("iclora.sets.dataset.read_image", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (
+        tmp_path / "file",
+        tmp_path / "file" / "x",
+        tmp_path / "loop",
+        ".",
+        "/",
+        "/dev/full",
+    ):
+        with pytest.raises((DatasetError, StorageError)):
+            compose_dataset(dataset, out)
+    with pytest.raises(DatasetError, match="is a mount point"):
+        compose_dataset(dataset, "/proc")
+
+
+def test_a_link_to_an_empty_folder_is_written_through(make_dataset, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    compose_dataset(open_dataset(make_dataset(1)), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "0001.png").exists()

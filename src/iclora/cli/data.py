@@ -70,7 +70,11 @@ def compose(settings: ComposeSettings, console: Console) -> None:
     source = open_dataset(settings.source, settings.recipe)
     console.say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
     problems = compose_dataset(
-        source, settings.out, resolution=settings.resolution, progress=Progress(show)
+        source,
+        settings.out,
+        resolution=settings.resolution,
+        grid=settings.grid,
+        progress=Progress(show),
     )
     show_problems(problems)
     console.say(f"wrote {settings.out}; look at it, then `iclora check {settings.out}`")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tomli_w
@@ -16,8 +16,14 @@ from iclora.sets.canvas import compose
 from iclora.sets.check import Problem, TrainingSet, accept, check_dataset
 from iclora.sets.dataset import LAYOUT_KEY, MANIFEST, Dataset, ImageSet
 from iclora.sets.images import write_png
+from iclora.sets.layout import GRID
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.settings import RESOLUTIONS
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there the last rename fails for the second.
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["compose_dataset"]
 
@@ -27,6 +33,7 @@ def compose_dataset(
     out: str | Path,
     *,
     resolution: int = RESOLUTIONS[-1],
+    grid: int = GRID,
     progress: Progress | None = None,
 ) -> list[Problem]:
     """Write every set as one composite with its caption, and a manifest, into a new folder.
@@ -38,35 +45,71 @@ def compose_dataset(
     Args:
         out: a folder that does not exist yet or is empty.
         resolution: side of a square of the largest canvas's area, px.
+        grid: edges of panels and sides of the canvas are multiples of so many px.
         progress: told of each composite as it is written, its name as the note and its layout as
             a value.
     Returns: captions that are missing or do not parse, as problems to fix before training.
     Raises: DatasetError if `out` is not empty or a set cannot be composed, before anything is
         written; StorageError, and nothing is left behind.
     """
-    out, progress = Path(out), progress or Progress()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(
-            f"{out} is not an empty folder", "Choose another `out`, or remove it.", setting="out"
-        )
+    out, progress = _probed(Path(out)), progress or Progress()
     # The smallest usual training size beside it, or every set would count as too small for it.
     sizes = (min(min(RESOLUTIONS), resolution), resolution)
-    reports = list(check_dataset(source, resolutions=sizes))
-    found = accept(source, reports, captions=False)
-    work = out.with_name(f".{out.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        for done, (image_set, checked) in enumerate(zip(source.sets, found, strict=True), 1):
-            layout = checked.layouts[-1]
-            _write_composite(image_set, checked, work)
-            progress("composing", done, len(found), checked.name, layout=layout)
-        _write_manifest(work, source.recipe)
-        work.rename(out)
-    except OSError as error:
-        raise files.storage_error(out, error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with _alone(out):
+        reports = list(check_dataset(source, resolutions=sizes, grid=grid))
+        found = accept(source, reports, captions=False)
+        if out.exists():
+            out.rmdir()  # it is empty
+        with files.work_folder(out) as work:
+            for done, (image_set, checked) in enumerate(zip(source.sets, found, strict=True), 1):
+                layout = checked.layouts[-1]
+                _write_composite(image_set, checked, work)
+                progress("composing", done, len(found), checked.name, layout=layout)
+            _write_manifest(work, source.recipe)
     return [*source.problems, *(p for report in reports for p in report.problems)]
+
+
+def _probed(out: Path) -> Path:
+    """The real path of the folder to write. Raises: DatasetError, StorageError if it cannot be."""
+    problem = None
+    try:
+        real = out.resolve()
+        if real == Path.cwd():
+            problem = f"{out} is the folder you are in"
+        elif real.is_mount():
+            problem = f"{out} is a mount point, which cannot be replaced by a finished folder"
+        elif real.exists() and (not real.is_dir() or any(real.iterdir())):
+            problem = f"{out} is not an empty folder"
+    except (OSError, RuntimeError, ValueError) as error:
+        problem = f"{str(out)!a} cannot be written: {error}"
+    if problem:
+        raise DatasetError(problem, "Choose another `out`, a new folder.", setting="out")
+    files.check_folder(real, "out")
+    return real
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Let one process at a time write a folder; a lock ends with its process.
+
+    Raises: DatasetError if another is at it, or has filled the folder just now.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = out.with_name(f".{files.digest(out.name)[:12]}.lock")
+    with place.open("wb") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DatasetError(
+                f"another process is writing {out} just now",
+                "Wait for it, or choose another `out`.",
+                setting="out",
+            ) from error
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def _write_composite(image_set: ImageSet, checked: TrainingSet, out: Path) -> None:

@@ -698,6 +698,9 @@ class ComposeSettings(Settings):
     """new folder for the composites"""
     resolution: Side = 1536
     """largest canvas, px: side of a square of the same area"""
+    grid: Literal[16, 32, 64] = 16
+    """panels' edges and the canvas's sides are multiples of this, px: 16 for iclora and FLUX.1; 32
+    or 64 to go on in a trainer that crops to its own buckets, such as ai-toolkit or sd-scripts"""
 
 
 class CaptionSettings(_Captioning):
