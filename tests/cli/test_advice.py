@@ -1,0 +1,172 @@
+"""What hints tell people to do is tried: it must lead on."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import iclora
+from iclora import settings as models
+from iclora.cli.main import VERBS, main
+from iclora.settings import Settings
+
+ROOT = Path(iclora.__file__).parent
+STORY = ["--recipe", "film-storyboard"]
+
+
+def examples(err: str) -> list[str]:
+    """The options that a hint sets by example, as words to type."""
+    found = re.findall(r"(--[a-z-]+), for instance to ([^\s,]+),?", err)
+    return [word for pair in found for word in (pair[0], pair[1].rstrip("."))]
+
+
+@pytest.fixture
+def ask(capsys, tmp_path, monkeypatch):
+    """Run a command in an empty folder. Returns: its status and what it says on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words):
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as ended:
+            status = ended.code
+        return status, capsys.readouterr().err
+
+    return typed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reroll", "out/0001"],
+        ["compose", "photos"],
+        ["caption", "sets"],
+        ["prompt", "a day at sea"],
+        ["prompt", "a day at sea", *STORY],
+        ["train"],
+        ["train", "--base", "toyland"],
+        ["export", "a.safetensors"],
+        ["generate", "--base", "tiny", "--prompt", "x"],
+        ["generate", "--prompt", "x", *STORY],
+    ],
+)
+def test_a_setting_that_is_missing_is_asked_for_by_an_example_that_is_taken(ask, words):
+    status, err = ask(*words)
+    assert status == 2
+    assert examples(err), err
+    missing = err.split("\n", 1)[0]
+    again = ask(
+        *words, *examples(err), *(["--device", "toaster"] if words[0] == "generate" else [])
+    )
+    assert missing not in again[1]
+    assert "must be given" not in again[1]
+
+
+def test_a_recipe_that_is_named_instead_is_there(ask):
+    _, err = ask("recipes", "storyboard")
+    names = re.search(r"Use one of (.*), or the path", err)[1].split(", ")
+    assert all(ask("recipes", name)[0] == 0 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "good"),
+    [
+        (["generate", "--guidance-scale", "nan"], "--guidance"),
+        (["plan", "--learning-rate", "nan"], "--lr"),
+        (["plan", "--step", "nan"], "--steps"),
+        (["check", "x", "--resolution", "nan"], "--resolutions"),
+    ],
+)
+def test_an_option_that_is_meant_instead_is_there(ask, words, good):
+    _, err = ask(*words)
+    meant = re.search(r"did you mean (--[a-z-]+)\?", err)
+    if meant:  # argparse takes what begins an option for it.
+        assert meant[1] == good
+    assert (
+        f"invalid setting: {good}:" in ask(*[good if w.startswith("--") else w for w in words])[1]
+    )
+
+
+def test_a_manifest_that_is_told_is_read(ask, make_dataset, tmp_path):
+    data = make_dataset(sets=1)
+    (data / "iclora.toml").unlink(missing_ok=True)
+    status, err = ask("check", data)
+    assert status == 2
+    name, line = re.search(r"write (\S+) with the line (.*)\.", err).groups()
+    (data / name).write_text(line)
+    assert "does not say which recipe" not in ask("check", data)[1]
+
+
+def test_markers_that_are_told_are_taken(ask):
+    words = ["generate", *STORY, "--device", "cpu", "--out", "file/x", "--prompt"]
+    _, err = ask("generate", *STORY, "--prompt", "x [SCENE-9] y")
+    markers = re.search(r"Its markers are (.*)\.", err)[1].split()
+    Path("file").write_text("")
+    assert "file is a file" in ask(*words, " ".join(f"{m} a boat" for m in markers))[1]
+
+
+def test_a_path_written_as_told_is_read(ask, tmp_path):
+    run = tmp_path / "run.toml"
+    run.write_text('[train]\nbase = "tiny"\nout = "o"\ndata = "C:\\Users\\me"\n')
+    _, err = ask("train", run)
+    assert "forward slashes, or in single quotes" in err
+    for line in ('"C:/Users/me"', r"'C:\Users\me'"):
+        run.write_text(f'[train]\nbase = "tiny"\nout = "o"\ndata = {line}\n')
+        assert "no folder or zip archive C:" in ask("train", run)[1]
+
+
+def test_settings_that_a_request_decides_can_be_left_out(ask):
+    _, err = ask("generate", "r.json", "--seed", "3", "--steps", "9")
+    assert "Repeat it without" in err
+    assert "r.json cannot be read" in ask("generate", "r.json")[1]
+
+
+def test_the_cache_goes_where_it_is_told(ask, monkeypatch, tmp_path):
+    from iclora.errors import StorageError
+    from iclora.files import make_cache
+
+    monkeypatch.setenv("ICLORA_CACHE", "/dev/null/x")
+    with pytest.raises(StorageError) as refused:
+        make_cache()
+    monkeypatch.setenv(re.search(r"variable (\w+)", refused.value.advice)[1], str(tmp_path / "c"))
+    assert make_cache() == tmp_path / "c"
+
+
+# -- all of them ----------------------------------------------------------------------------------
+
+
+def texts() -> list[tuple[str, str]]:
+    """Every text of the sources but docstrings, joined where it is written in pieces."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if node in docstrings:
+                continue
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append((path.name, node.value))
+            elif isinstance(node, ast.JoinedStr):
+                parts = [str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values]
+                found.append((path.name, "".join(parts)))
+    return found
+
+
+def test_verbs_that_texts_name_are_there_with_their_options():
+    for file, text in texts():
+        for verb, rest in re.findall(r"`iclora ([a-z]+)([^`]*)`", text):
+            assert verb in VERBS, (file, text)
+            fields = VERBS.load(verb).settings.model_fields
+            for option in re.findall(r"--([a-z-]+)", rest):
+                assert option == "help" or option.replace("-", "_") in fields, (file, text)
+
+
+def test_settings_that_texts_tell_to_set_are_there():
+    kinds = [m for m in vars(models).values() if isinstance(m, type) and issubclass(m, Settings)]
+    fields = {name for kind in kinds for name in kind.model_fields}
+    for file, text in texts():
+        for name in re.findall(r"\b(?:Set|Use|Leave|choose|Choose|smaller|set) `([a-z_]+)`", text):
+            assert name in fields, (file, text)
