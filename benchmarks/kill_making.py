@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-import iclora.evaluate.run  # noqa: F401
+import iclora.evaluate.run
 import iclora.making.story  # noqa: F401 (imported before the first fork)
 from iclora.cli.main import main as run_verb
 from iclora.models import load_model
