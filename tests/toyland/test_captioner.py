@@ -14,7 +14,7 @@ from iclora.toyland.wording import traits_said
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import caption_dataset, write_prompt
 from iclora.vlm.openai import OpenAIModel
-from tests.vlm.test_local import free_port, serving
+from tests.vlm.test_local import free_port, serving, serving_here
 
 SHIPPED = captioner_folder()
 
@@ -38,8 +38,9 @@ def test_sets_go_through_a_server_that_dies_half_way_and_then_on_this_machine(tm
             caption_dataset(data, remote(retries=0), progress=Progress(kill))
     first = {f.parent.name: f.read_text() for f in (tmp_path / "remote").rglob("caption.txt")}
     assert 3 <= len(first) <= 5
-    with serving(SHIPPED, port):
-        summary = caption_dataset(open_dataset(data.path), remote())
+    with serving_here(SHIPPED) as url:
+        again = OpenAIModel(str(SHIPPED), url, together=2, schema=False)
+        summary = caption_dataset(open_dataset(data.path), again)
     assert set(summary.kept) == set(first)
     assert len(summary.written) == 9 - len(first)
     assert not [p for r in check_dataset(open_dataset(data.path)) for p in r.problems if p.caption]

@@ -319,6 +319,14 @@ def test_a_run_that_does_not_overwrite_leaves_the_journal_of_one_that_does(make_
     assert (after.kept, sorted(after.written)) == (["0003"], ["0001", "0002"])
 
 
+def test_an_overwriting_run_with_other_settings_begins_anew(make_dataset, serve):
+    root = make_dataset(2)
+    answers = iter([good(), "no", "no", "no", "no"])
+    server = serve(lambda body: (200, completion(next(answers, good()))))
+    assert len(caption(root, server, together=1, overwrite=True).failed) == 1
+    assert not caption(root, server, overwrite=True, limit=300).kept
+
+
 def test_a_journal_that_somebody_damaged_is_read_as_far_as_it_goes(make_dataset, serve):
     root = make_dataset(2)
     server = serve(lambda body: (200, completion("no")))

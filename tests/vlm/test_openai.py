@@ -53,7 +53,7 @@ class Server(ThreadingHTTPServer):
         self.bodies, self.headers, self.most, self.now = [], [], 0, 0
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self):

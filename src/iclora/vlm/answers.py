@@ -210,7 +210,7 @@ def clean(text: str) -> str:
         text = _UNSEEN.sub("", text.replace("\r", "\n"))
         if text == before:
             break
-    return text
+    return re.sub(r"<\||\|>", " ", text)
 
 
 def on_one_line(words: str) -> str:

@@ -39,7 +39,6 @@ def test_a_metric_whose_model_cannot_be_opened_says_so(tmp_path):
 
 
 def test_a_judge_asks_through_the_captioner_of_that_name(monkeypatch):
-    pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     judge = load_metric("openai:some-model", url="http://localhost:1/v1")
     assert judge.name == "judge"
