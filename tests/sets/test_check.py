@@ -189,3 +189,17 @@ def test_a_dataset_with_errors_is_not_accepted_and_warnings_are_told(make_datase
         accept(dataset, check_dataset(dataset))
     later = accept(dataset, check_dataset(dataset), captions=False)
     assert [s.caption for s in later][1] == ""
+
+
+@pytest.mark.parametrize("words", ["米拉在码头", "Мира ведёт лодку", "ミラは港で手を振る"])
+def test_words_that_the_base_cannot_read_are_warned_of_with_their_share(make_dataset, tiny, words):
+    root = make_dataset(sets=2)
+    text = f"[MOVIE-SHOTS] {words} [SCENE-1] {words} [SCENE-2] {words} [SCENE-3] {words}"
+    (root / "0002" / "caption.txt").write_text(text, encoding="utf-8")
+    found = problems(
+        open_dataset(root), count_tokens=tiny.count_tokens, limit=512, unknown=tiny.unknown_letters
+    )
+    (problem,) = [p for p in found if "cannot read" in p.text]
+    assert (problem.subject, problem.severity) == ("0002", "warning")
+    share = int(problem.text.split("%")[0].split()[-1])
+    assert 20 < share <= 100

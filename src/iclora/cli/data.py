@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,9 @@ def caption(settings: CaptionSettings, console: Console) -> int:
     )
     if summary.failed:
         console.say(f"failed sets are listed in {dataset.path / FAILURES}; run it again for them")
+    if settings.base and summary.written:
+        now = {s.name: s for s in open_dataset(settings.data, settings.recipe).sets}
+        _warn_of_unknown(settings.base, {n: now[n].caption() for n in summary.written}, console)
     console.say(f"look through them: iclora review {dataset.path}")
     return 1 if summary.failed else 0
 
@@ -131,6 +134,8 @@ def review(settings: ReviewSettings, console: Console) -> None:
 
     dataset = open_dataset(settings.data, settings.recipe)
     budget = _token_budget(settings.base)
+    if settings.base:
+        budget["unknown"] = _rules_of(settings.base).unknown_letters
     reports = list(check_dataset(dataset, **budget))
     place = dataset.path.resolve()
     name = place.stem if place.is_file() else place.name
@@ -155,7 +160,10 @@ def prompt(settings: PromptSettings, console: Console) -> None:
     for notice in captioner.notices:
         console.warn(notice.replace("pictures and instructions", "the idea and its instruction"))
     budget = _token_budget(settings.base)
-    console.say(write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget))
+    text = write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget)
+    if settings.base:
+        _warn_of_unknown(settings.base, {"the prompt": text}, console)
+    console.say(text)
 
 
 @verb(CheckSettings)
@@ -171,6 +179,7 @@ def check(settings: CheckSettings, console: Console) -> int:
         how |= {
             "count_tokens": model.count_tokens,
             "limit": model.max_text_tokens,
+            "unknown": model.unknown_letters,
             "grid": model.grid,
         }
     reports = list(check_dataset(dataset, **how))
@@ -213,6 +222,16 @@ def _token_budget(base: str | None) -> dict[str, Any]:
         return {}
     model = _rules_of(base)
     return {"count_tokens": model.count_tokens, "limit": model.max_text_tokens}
+
+
+def _warn_of_unknown(base: str, texts: Mapping[str, str], console: Console) -> None:
+    """Say which of some texts the base's tokenizer cannot read."""
+    from iclora.sets.caption import unknown_note
+
+    unknown = _rules_of(base).unknown_letters
+    for name, text in texts.items():
+        if note := unknown_note(text, unknown):
+            console.warn(f"{name}: {note}")
 
 
 def _rules_of(base: str) -> DiffusionModel:

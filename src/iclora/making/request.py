@@ -31,7 +31,7 @@ from iclora.files import digest, inside
 from iclora.files.documents import read_json
 from iclora.making.given import GivenPanel, describe_given, fitting_latents
 from iclora.models.base import DTYPES, DiffusionModel
-from iclora.sets.caption import check_budget
+from iclora.sets.caption import check_budget, unknown_note
 from iclora.sets.images import open_image
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe, load_recipe
@@ -205,6 +205,9 @@ def prepare(
     notes = [Note(each, "prompt") for each in said]
     # encode_text refuses a long one as well; here it happens before any weights are loaded.
     check_budget(text, model.count_tokens, model.max_text_tokens, "the prompt")
+    unread = unknown_note(text, model.unknown_letters)
+    if unread:
+        notes.append(Note(f"{unread}: write the prompt in English", "prompt"))
     layout = layout or _layout(model, task, adapter, wish.size, given)
     for number in (*given, *wish.panel_seeds):
         layout.check_number(number)

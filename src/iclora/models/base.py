@@ -156,6 +156,10 @@ class DiffusionModel(ABC):
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special tokens included; loads only the tokenizer."""
 
+    def unknown_letters(self, text: str) -> float:  # noqa: ARG002 (families know)
+        """Share of a text's letters that its tokenizer cannot read, 0 to 1."""
+        return 0.0
+
     @abstractmethod
     def text_tokens(self, text: Text) -> int:
         """Tokens that an encoded text takes in a pass; texts of one call have as many each."""

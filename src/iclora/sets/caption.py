@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from iclora.errors import CaptionError
 
-__all__ = ["TOKEN_LIMIT", "JointCaption", "check_budget", "estimate_tokens", "has_markers"]
+__all__ = [
+    "TOKEN_LIMIT",
+    "JointCaption",
+    "check_budget",
+    "estimate_tokens",
+    "has_markers",
+    "unknown_note",
+]
 
 TOKEN_LIMIT = 512
 """Tokens a base reads, if none is at hand to ask: those of FLUX.1-dev."""
@@ -132,6 +139,20 @@ def has_markers(text: str, markers: Sequence[str]) -> bool:
 def estimate_tokens(text: str) -> int:
     """Tokens of a caption if no base's tokenizer is at hand; rather too many."""
     return round(len(text.encode()) / _BYTES_PER_TOKEN)
+
+
+def unknown_note(text: str, unknown: Callable[[str], float]) -> str:
+    """What to say of words that a base cannot read; empty if they do not count.
+
+    Args:
+        unknown: the share of a text's letters that the base's tokenizer does not know.
+    """
+    share = unknown(text)
+    if share < 0.03:
+        return ""
+    return (
+        f"the base's tokenizer cannot read {100 * share:.0f}% of its letters, which all look alike"
+    )
 
 
 def check_budget(text: str, count: Callable[[str], int], limit: int, name: str) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError
-from iclora.sets.caption import TOKEN_LIMIT, check_budget, estimate_tokens
+from iclora.sets.caption import TOKEN_LIMIT, check_budget, estimate_tokens, unknown_note
 from iclora.sets.dataset import Dataset, ImageSet, Measured, PanelSet, Problem
 from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
 from iclora.sets.recipe import Recipe
@@ -81,6 +81,7 @@ def check_dataset(
     *,
     count_tokens: Callable[[str], int] | None = None,
     limit: int = TOKEN_LIMIT,
+    unknown: Callable[[str], float] | None = None,
     resolutions: Sequence[int] = RESOLUTIONS,
     upscale: bool = False,
     grid: int = GRID,
@@ -91,6 +92,7 @@ def check_dataset(
         count_tokens: the base's tokenizer. Without it the number is estimated, and only a caption
             of more words than `limit` is known to be too long: every word is at least one token.
         limit: tokens the base reads.
+        unknown: share of a text's letters that the base's tokenizer does not know.
         resolutions: training resolutions (side of a square of the same area, px).
         upscale: True if sets are enlarged to them.
         grid: token edge of the base, px.
@@ -100,6 +102,10 @@ def check_dataset(
     for image_set in dataset.sets:
         problems: list[Problem] = []
         words, tokens = _judge_caption(dataset.recipe, image_set, count_tokens, limit, problems)
+        note = unknown_note(words, unknown) if unknown and words else ""
+        if note:
+            advice = "Write captions in a language that the base knows; FLUX.1 reads English best."
+            problems.append(Problem(image_set.name, note, advice, "warning", caption=True))
         pictures: list[Problem] = []
         found = None
         try:

@@ -69,6 +69,7 @@ def _check(
         dataset,
         count_tokens=model.count_tokens,
         limit=model.max_text_tokens,
+        unknown=model.unknown_letters,
         resolutions=settings.resolutions,
         upscale=settings.upscale,
         grid=model.grid,

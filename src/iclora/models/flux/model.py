@@ -151,6 +151,16 @@ class FluxModel(FolderModel):
     def count_tokens(self, text: str) -> int:
         return len(self._t5_tokenizer(text, truncation=False, verbose=False).input_ids)
 
+    def unknown_letters(self, text: str) -> float:
+        # T5 knows the letters of English, French, German and Romanian; all others become <unk>.
+        tokenizer, letters = self._t5_tokenizer, sum(map(str.isalpha, text))
+        if not letters or not tokenizer.is_fast:
+            return 0.0
+        read = tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True)
+        pairs = zip(read.input_ids, read.offset_mapping, strict=True)
+        spans = [span for token, span in pairs if token == tokenizer.unk_token_id]
+        return sum(sum(map(str.isalpha, text[a:b])) for a, b in spans) / letters
+
     def text_tokens(self, text: Text) -> int:
         return text["prompt"].shape[0]
 
