@@ -21,7 +21,7 @@ from iclora.vlm.base import Answer, Ask, VisionModel
 from iclora.vlm.complaints import EndsTheRun, complaint, is_about_form, status_of, words_of
 from iclora.vlm.wire import Broken, Late, Reply, Unreadable, Wire
 
-__all__ = ["OpenAIModel", "open_openai"]
+__all__ = ["OpenAIModel", "answer_in", "open_openai"]
 
 _HOSTED = "https://api.openai.com/v1"
 _FORMS = ((True, True), (True, False), (False, True), (False, False))
@@ -107,7 +107,7 @@ class OpenAIModel(VisionModel):
             if form == len(_FORMS) - 1 or not is_about_form(reply):
                 break
             form += 1
-        answer = _answer_in(reply.data, ask)
+        answer = answer_in(reply.data, ask)
         if answer is None or status_of(reply) >= 300:
             failed = complaint(reply, self._wire.shown, self._model, len(ask.pictures))
             if isinstance(failed, EndsTheRun):
@@ -207,7 +207,7 @@ class OpenAIModel(VisionModel):
         return body
 
 
-def _answer_in(data: Any, ask: Ask) -> Answer | None:
+def answer_in(data: Any, ask: Ask) -> Answer | None:
     """The answer a completion holds, of whatever types; None if it holds none."""
     choices = data.get("choices") if isinstance(data, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None

@@ -37,6 +37,7 @@ _USUAL = re.compile(
     re.IGNORECASE,
 )
 """Parts of a path that are surely no key."""
+_SECRET_NAME = re.compile("key|token|secret|auth|sig|pass", re.IGNORECASE)
 
 
 class Late(Exception):
@@ -220,8 +221,16 @@ def _secrets_of(url: str) -> list[str]:
     hidden = [parts.password or "", parts.fragment]
     if parts.username:
         hidden += [_basic(url).partition(" ")[2], "" if parts.password else parts.username]
-    hidden += [value.partition("=")[2] or value for value in parts.query.split("&")]
-    return hidden + [part for part in parts.path.split("/") if not _USUAL.fullmatch(part)]
+    for pair in parts.query.split("&"):
+        name, mark, value = pair.partition("=")
+        if _looks_secret(value if mark else name) or _SECRET_NAME.search(name):
+            hidden.append(value if mark else name)
+    return hidden + [p for p in parts.path.split("/") if _looks_secret(p)]
+
+
+def _looks_secret(part: str) -> bool:
+    """True for what no plain word is, as a word would go missing in captions."""
+    return len(part) >= 20 or bool(re.search(r"\d", part))
 
 
 def _basic(url: str) -> str:
