@@ -248,8 +248,10 @@ def test_an_answer_that_was_cut_off_or_empty_is_asked_again(bare, serve):
 )
 def test_a_refusal_or_no_answer_at_all_is_not_argued_with(bare, serve, answer, said):
     server = serve(lambda body: (200, answer))
-    summary = caption(bare(2), server)
-    assert len(server.bodies) == len(summary.failed) == 2
+    told = []
+    summary = caption(bare(2), server, warn=told.append)
+    assert len(server.bodies) == len(summary.failed) == len(told) == 2
+    assert all("`captioner`" in text for text in told)
     assert all(said in failed.problem for failed in summary.failed)
 
 

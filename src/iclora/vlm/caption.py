@@ -56,6 +56,8 @@ class Outcome:
     tries: int = 0
     silence: VisionModelError | None = None
     """The error, if there was no answer at all."""
+    advice: str = ""
+    """What helps where asking again does not."""
 
 
 @dataclass
@@ -125,7 +127,8 @@ def caption_dataset(
             place = caption_path(dataset, todo[outcome.name])
             _keep(outcome, place, overwrite, journal, summary)
             if outcome.caption is None and warn:
-                warn(f"{outcome.name}: no caption, {outcome.problem}")
+                helps = f"; {outcome.advice}" if outcome.advice else ""
+                warn(f"{outcome.name}: no caption, {outcome.problem}{helps}")
             progress("captioning", count, len(todo), outcome.name, outcome=outcome)
     except VisionModelError as error:
         raise VisionModelError(
@@ -276,7 +279,9 @@ def _until_good(
             name = names[number]
             if not isinstance(reply, Answer):
                 # The captioner has tried again already, with pauses.
-                yield Outcome(name, None, reply.problem, tries=tries, silence=reply)
+                yield Outcome(
+                    name, None, reply.problem, tries=tries, silence=reply, advice=reply.advice
+                )
                 continue
             summary.read += reply.read
             summary.wrote += reply.written
@@ -286,8 +291,9 @@ def _until_good(
             except Unanswerable as error:
                 # An empty answer to the question itself is as good as none.
                 problem = free(error.problem)
-                silence = VisionModelError(problem, error.advice, error.setting)
-                yield Outcome(name, None, problem, text, tries, None if text.strip() else silence)
+                none = not text.strip()
+                silence = VisionModelError(problem, error.advice, error.setting) if none else None
+                yield Outcome(name, None, problem, text, tries, silence, error.advice)
             except CaptionError as error:
                 objection = f"That cannot be used: {error.problem}. {error.advice}"
                 # Some servers refuse a turn without words.
