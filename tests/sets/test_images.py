@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from iclora.errors import ImageError, StorageError
-from iclora.sets.images import encode_png, open_image, png_text, read_image, write_png
+from iclora.sets.images import BLANK, encode_png, open_image, png_text, read_image, write_png
 from tests.conftest import picture
 
 
@@ -154,3 +154,44 @@ def test_writing_into_a_place_that_cannot_be_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot write"):
         write_png(tmp_path / "file" / "a.png", picture(4, 4))
+
+
+def logo(colour):
+    """A square of one colour in the middle of nothing."""
+    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    image.paste(colour, (16, 16, 48, 48))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("colour", "background", "corner", "blank"),
+    [
+        ("white", "white", 255, True),
+        ("#f8f8f8", "white", 255, True),
+        ("black", "white", 255, False),
+        ("black", "black", 0, True),
+        ("white", "auto", 0, False),
+        ("black", "auto", 255, False),
+    ],
+)
+def test_a_transparent_picture_that_does_not_show_is_marked(colour, background, corner, blank):
+    image = read_image(saved(logo(colour)), "p", background)
+    assert image.getpixel((0, 0)) == (corner,) * 3
+    assert (BLANK in image.info) == blank
+    assert BLANK not in read_image(saved(Image.new("RGBA", (8, 8), colour)), "p", background).info
+
+
+def test_a_blank_panel_is_warned_of_and_a_given_one_refused(make_dataset, tmp_path):
+    from iclora.making.asks import open_given
+    from iclora.sets.dataset import open_dataset
+    from tests.sets.test_check import problems
+
+    root = make_dataset(1, size=(64, 64))
+    logo("white").save(root / "0001" / "2.png")
+    assert any("0001/2.png is transparent" in p.text for p in problems(open_dataset(root)))
+    auto = open_dataset(root, background="auto")
+    assert not any("transparent" in p.text for p in problems(auto))
+    assert auto.sets[0].load(auto.recipe).panels[1].getpixel((0, 0)) == (0, 0, 0)
+    with pytest.raises(ImageError, match="nothing of it shows on white"):
+        open_given({1: str(root / "0001" / "2.png")})
+    assert open_given({1: str(root / "0001" / "2.png")}, "auto")[1].size == (64, 64)

@@ -67,7 +67,7 @@ def compose(settings: ComposeSettings, console: Console) -> None:
         sizes = " ".join(f"{w}x{h}" for w, h in layout.sizes)
         console.say(f"  {event.note}  {layout.width}x{layout.height}  panels {sizes}")
 
-    source = open_dataset(settings.source, settings.recipe)
+    source = open_dataset(settings.source, settings.recipe, settings.background)
     console.say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
     problems = compose_dataset(
         source,

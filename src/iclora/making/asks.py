@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.adapter import Adapter
-from iclora.errors import SettingsError
+from iclora.errors import ImageError, SettingsError
 from iclora.making.made import given_latents, read_latents
 from iclora.making.request import Request, check_base, load_adapter_of, prepare, recipe_of
 from iclora.making.session import Ask
 from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
-from iclora.sets.images import open_image
+from iclora.sets.images import BLANK, open_image
 from iclora.sets.recipe import Recipe
 from iclora.settings import CompleteSettings, GenerateSettings, Machine
 from iclora.vlm import load_vision_model
@@ -62,7 +62,8 @@ def open_sources(settings: GenerateSettings) -> Sources:
         raise SettingsError(
             "no panel is given", "Set `given` to at least one picture.", setting="given"
         )
-    given = open_given(files)
+    background = settings.background if isinstance(settings, CompleteSettings) else "white"
+    given = open_given(files, background)
     adapter = Adapter.load(settings.adapter) if settings.adapter else None
     base = base_of(settings.base, adapter)
     prompts = [
@@ -126,9 +127,20 @@ def base_of(base: str | None, *adapters: Adapter | None) -> str:
     return found
 
 
-def open_given(files: Mapping[int, str]) -> dict[int, Image.Image]:
-    """The pictures of given panels. Raises: ImageError."""
-    return {number: open_image(Path(file)) for number, file in files.items()}
+def open_given(files: Mapping[int, str], background: str = "white") -> dict[int, Image.Image]:
+    """The pictures of given panels, transparent parts filled with a colour.
+
+    Raises: ImageError, also for a transparent picture of which nothing shows on that colour.
+    """
+    given = {number: open_image(Path(file), background) for number, file in files.items()}
+    for number, picture in given.items():
+        if BLANK in picture.info:
+            raise ImageError(
+                f'image "{files[number]}" is transparent, and nothing of it shows on {background}',
+                "Choose another `background`, such as auto, or fill it yourself.",
+                setting="background",
+            )
+    return given
 
 
 def asks_of(

@@ -216,6 +216,13 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
             "Look at the panels with `iclora review`.",
             "warning",
         )
+    for name in panels.blank:
+        yield Problem(
+            panels.name,
+            f"image {name} is transparent, and nothing of it shows on its background",
+            "Fill it yourself, or compose the sets with another `background`, such as auto.",
+            "warning",
+        )
     for number, edges in enumerate(panels.edges, 1):
         if any(edges):
             wide = [f"{w} px {side}" for side, w in edges._asdict().items() if w]

@@ -27,7 +27,7 @@ from iclora.files.documents import parse_json, parse_toml
 from iclora.sets.bars import Edges, find_edges
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
 from iclora.sets.finding import find_sets, is_image
-from iclora.sets.images import IMAGE_SUFFIXES, png_text, read_image
+from iclora.sets.images import BLANK, IMAGE_SUFFIXES, png_text, read_image
 from iclora.sets.layout import Layout, Size
 from iclora.sets.listing import Files, Problem, list_files
 from iclora.sets.recipe import Recipe, load_recipe, read_recipe, recipe_names
@@ -82,6 +82,8 @@ class ImageSet:
     words: Words | None
     """Its caption, unread; None if it has none."""
     _files: Files = field(repr=False)
+    background: str = "white"
+    """What transparent parts are filled with."""
 
     @property
     def caption_file(self) -> str | None:
@@ -98,14 +100,16 @@ class ImageSet:
         """
         if self.composite:
             data = self._files[self.images[0]].read()
-            picture = read_image(data, self.images[0])
+            picture = self._picture(data, self.images[0])
             layout = found or _recorded_layout(data, picture, recipe)
             seen = Panels(layout) if layout else find_panels(recipe.canvas, picture)
             panels = tuple(split(seen.layout, picture))
             return PanelSet(self.name, panels, seen.layout, seen.unseen, seen.bars)
         # Before any is decoded: a folder of many large pictures is no set.
         self._check_count(recipe)
-        return PanelSet(self.name, tuple(read_image(self._files[n].read(), n) for n in self.images))
+        return PanelSet(
+            self.name, tuple(self._picture(self._files[n].read(), n) for n in self.images)
+        )
 
     def measure(self, recipe: Recipe) -> Measured:
         """Read its panels one at a time, and keep their sizes alone. Raises: as `load` does."""
@@ -115,19 +119,27 @@ class ImageSet:
             return Measured(self.name, sizes, panels.found, panels.unseen_seams, panels.bars)
         self._check_count(recipe)
         found: list[tuple[Size, Edges]] = []
+        blank: list[str] = []
 
         def each() -> Iterator[bytes]:
             for name in self.images:
                 data = self._files[name].read()
-                picture = read_image(data, name)
+                picture = self._picture(data, name)
                 found.append((picture.size, find_edges(picture)))
+                if BLANK in picture.info:
+                    blank.append(name)
                 del picture
                 yield data
 
         # Every file is read once for both.
         self.__dict__["digest"] = files.digest_each(each())
         sizes, edges = tuple(size for size, _ in found), tuple(bars for _, bars in found)
-        return Measured(self.name, sizes, edges=edges)
+        return Measured(self.name, sizes, edges=edges, blank=tuple(blank))
+
+    def _picture(self, data: bytes, name: str) -> Image.Image:
+        if self.background == "white":
+            return read_image(data, name)
+        return read_image(data, name, self.background)
 
     def _check_count(self, recipe: Recipe) -> None:
         """Raises: DatasetError unless there is one picture a panel."""
@@ -187,6 +199,8 @@ class Measured:
     """Width of the widest bar around or between panels of a composite that was cut off, px."""
     edges: tuple[Edges, ...] = ()
     """Bars in single files at each panel's edges; nothing cuts them off."""
+    blank: tuple[str, ...] = ()
+    """Transparent pictures of which nothing shows on the background."""
 
     @property
     def area(self) -> int:
@@ -238,11 +252,14 @@ def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layou
 # -- opening ------------------------------------------------------------------------------------
 
 
-def open_dataset(path: str | Path, recipe: str | Path | None = None) -> Dataset:
+def open_dataset(
+    path: str | Path, recipe: str | Path | None = None, background: str = "white"
+) -> Dataset:
     """Find the sets in a folder or zip archive.
 
     Args:
         recipe: name or TOML path; by default the manifest's.
+        background: what transparent parts of pictures are filled with; see `read_image`.
     Raises: DatasetError if there is nothing to read, the archive is damaged or unsafe, or no
         recipe is known; RecipeError.
     """
@@ -259,7 +276,7 @@ def open_dataset(path: str | Path, recipe: str | Path | None = None) -> Dataset:
             "Give a folder or zip with NAME.png + NAME.txt pairs, or with one folder of panels "
             f"per set. Images are {' '.join(IMAGE_SUFFIXES)}.",
         )
-    sets = [ImageSet(f.name, f.images, f.composite, f.words, listing) for f in found]
+    sets = [ImageSet(f.name, f.images, f.composite, f.words, listing, background) for f in found]
     return Dataset(path, chosen, tuple(sets), tuple(problems))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from iclora.errors import ImageError
@@ -17,6 +17,7 @@ from iclora.files.documents import read_bytes
 from iclora.sets.damage import Feed, lean_png, zeros_in
 
 __all__ = [
+    "BLANK",
     "IMAGE_SUFFIXES",
     "encode_png",
     "open_image",
@@ -41,6 +42,9 @@ IMAGE_SUFFIXES = (
 # Only these decoders run: a dataset is other people's files, and Pillow has some 40 more.
 # (JPEG covers MPO, the two-picture JPEG of many phones.)
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+BLANK = "iclora:blank"
+"""In `Image.info`: the colour on which a transparent picture does not show."""
+_LEAST_SHOWN = 0.002
 # 12,000 x 12,000: far above any panel, far below what exhausts 24 GB when decoded.
 _MOST_PIXELS = 144_000_000
 _MOST_BYTES = 2**30
@@ -96,22 +100,24 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
     return _open(data, name).size
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, background: str = "white") -> Image.Image:
     """`read_image` of a file. Raises: ImageError."""
-    return read_image(read_bytes(path, ImageError, "image", _MOST_BYTES), str(path))
+    data = read_bytes(path, ImageError, "image", _MOST_BYTES)
+    return read_image(data, str(path), background)
 
 
-def read_image(data: bytes, name: str) -> Image.Image:
+def read_image(data: bytes, name: str, background: str = "white") -> Image.Image:
     """Decode a picture to upright, opaque 8-bit sRGB.
 
-    EXIF orientation is applied, transparency composited on white, CMYK, greyscale, palette and
+    EXIF orientation is applied, transparency filled with a colour, CMYK, greyscale, palette and
     16-bit pixels converted, a colour profile converted to sRGB. Animations are refused, since
     which frame is meant cannot be known.
 
     Args:
         data: the file's bytes.
         name: what to call it in an error.
-    Returns: an RGB image.
+        background: a colour, or auto for the first of white, black and grey that shows the picture.
+    Returns: an RGB image; its `info` has BLANK if nothing of it shows on the background.
     Raises: ImageError naming the image.
     """
     profile = None
@@ -140,7 +146,7 @@ def read_image(data: bytes, name: str) -> Image.Image:
         raise ImageError(
             f'image "{name}" has {many}', "Export the frame you mean as a single picture."
         )
-    return _to_srgb(_opaque(_eight_bit(upright, image.format, name)), profile)
+    return _to_srgb(_opaque(_eight_bit(upright, image.format, name), background), profile)
 
 
 def _frames(image: Image.Image) -> int:
@@ -179,15 +185,26 @@ def _eight_bit(image: Image.Image, form: str | None, name: str) -> Image.Image:
     return image
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def _opaque(image: Image.Image, background: str) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        filled = layer.convert("RGB")
+        # Most pictures that say they may be transparent are not.
+        if layer.getchannel("A").getextrema() == (255, 255):
+            return filled
+        for colour in ("white", "black", "gray") if background == "auto" else (background,):
+            ground = Image.new("RGBA", layer.size, colour)
+            filled = Image.alpha_composite(ground, layer).convert("RGB")
+            off = ImageChops.difference(filled, ground.convert("RGB")).convert("L")
+            if sum(off.histogram()[16:]) > _LEAST_SHOWN * off.width * off.height:
+                return filled
+        filled.info[BLANK] = background
+        return filled
     return image if image.mode in ("RGB", "CMYK") else image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    blank = image.info.get(BLANK)
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -203,6 +220,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     image = image.convert("RGB")
     # A copy without EXIF and profile: both are applied now, and must not be applied again.
     clean = Image.new("RGB", image.size)
+    if blank is not None:
+        clean.info[BLANK] = blank
     clean.paste(image)
     return clean
 

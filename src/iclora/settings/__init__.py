@@ -602,6 +602,8 @@ class CompleteSettings(GenerateSettings):
 
     given: _GivenFiles = _field({}, decided=True, also=("known",), metavar="PANEL=FILE")
     """a given panel, counted from 1; repeat for more"""
+    background: Literal["white", "black", "gray", "auto"] = "white"
+    """fill transparent parts of pictures with it; auto takes the first that shows the picture"""
 
 
 class RerollSettings(_Base):
@@ -701,6 +703,8 @@ class ComposeSettings(Settings):
     grid: Literal[16, 32, 64] = 16
     """panels' edges and the canvas's sides are multiples of this, px: 16 for iclora and FLUX.1; 32
     or 64 to go on in a trainer that crops to its own buckets, such as ai-toolkit or sd-scripts"""
+    background: Literal["white", "black", "gray", "auto"] = "white"
+    """fill transparent parts of pictures with it; auto takes the first that shows the picture"""
 
 
 class CaptionSettings(_Captioning):
