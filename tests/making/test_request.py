@@ -299,3 +299,29 @@ def test_the_best_of_several_is_kept_only_for_the_same_choice(clean, tmp_path):
     assert find_kept(tmp_path, [pair], "toyland") == {0: tmp_path / "0001"}
     assert find_kept(tmp_path, [pair], "dino:x") == {}
     assert find_kept(tmp_path, [[*pair, made.request]], "toyland") == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": True},
+        {"strength": 1e300},
+        {"seeds": [10**30, 1, 2]},
+        {"prompt": " "},
+        {"device": "meta"},
+        {"base": "x" * 5000},
+        {"adapter": "a\0b"},
+        {"layout": {"width": 16000, "height": 48000}},
+    ],
+)
+def test_a_request_has_the_bounds_of_settings(clean, tmp_path, change):
+    request, _ = prepared(clean, CAPTION, **told())
+    data = json.loads(request.model_dump_json())
+    for name, value in change.items():
+        if name == "layout":
+            boxes = [[0, 16000 * n, 16000, 16000] for n in range(3)]
+            value |= {"per_row": [1, 1, 1], "boxes": boxes}
+        data[name] = value
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    with pytest.raises(SettingsError, match=r"r\.json"):
+        Request.load(tmp_path / "r.json")

@@ -13,15 +13,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from torch import Tensor
 
 from iclora import __version__
@@ -36,13 +28,17 @@ from iclora.sets.images import open_image
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe, load_recipe
 from iclora.settings import (
+    MOST_PIXELS,
     Boost,
+    Device,
+    FilePath,
     Guidance,
     Mode,
     Precision,
     Prompt,
     Resample,
     Seed,
+    Settings,
     Sigma,
     Steps,
     Strength,
@@ -71,21 +67,19 @@ _NO_PIXELS = frozenset({"base", "adapter", "recipe", "versions"})
 """Names that decide no pixel: hashes stand beside them."""
 
 
-class Request(BaseModel):
+class Request(Settings):
     """Everything that decides the pixels of a set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    base: str
+    base: FilePath
     """Path or hub id; the fingerprint decides."""
     base_fingerprint: str
-    device: str
+    device: Device
     dtype: Annotated[
         Literal["bf16", "fp32"], BeforeValidator(lambda value: _OLD_DTYPES.get(str(value), value))
     ]
     precision: Precision = "full"
     """How the linear layers of the base's blocks were kept."""
-    adapter: str | None = None
+    adapter: FilePath | None = None
     """Where the adapter's file lay; the hash decides."""
     adapter_sha256: str = ""
     strength: Strength = 1.0
@@ -101,7 +95,7 @@ class Request(BaseModel):
     guidance: Guidance
     given: Annotated[
         dict[int, GivenPanel], Field(validation_alias=AliasChoices("given", "known"))
-    ] = {}
+    ] = {}  # noqa: RUF012 (pydantic copies it)
     """Given panels by number, counted from 1."""
     mode: Mode = "sdedit"
     isolate_given: bool = False
@@ -112,11 +106,15 @@ class Request(BaseModel):
     """How often an early step is repeated from new noise; in any mode, given panels or none."""
     resample_from: Sigma = 0.6
     """The lowest noise level from which steps are repeated."""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = {}  # noqa: RUF012
 
     @model_validator(mode="after")
     def _fits_together(self) -> Request:
         panels = self.layout.panels
+        if self.layout.width * self.layout.height > MOST_PIXELS:
+            raise ValueError(
+                f"a canvas of {self.layout.width}x{self.layout.height} px is too large"
+            )
         if len(self.seeds) != panels:
             raise ValueError(f"{len(self.seeds)} seeds for {panels} panels")
         if not set(self.given) < set(range(1, panels + 1)):

@@ -47,6 +47,7 @@ from iclora.progress import Console
 from iclora.settings.findings import by_setting, problems_of
 
 __all__ = [
+    "MOST_PIXELS",
     "PRECISIONS",
     "RESOLUTIONS",
     "CaptionSettings",
@@ -153,10 +154,10 @@ def _size(value: Any) -> Any:
 
 
 def _paintable(size: tuple[int, int]) -> tuple[int, int]:
-    if size[0] * size[1] > _MOST_PIXELS:
+    if size[0] * size[1] > MOST_PIXELS:
         raise ValueError(
             f"{size[0]}x{size[1]} is {size[0] * size[1] / 1e6:.0f} megapixels; bases paint a few, "
-            f"and {_MOST_PIXELS / 1e6:.0f} are the most"
+            f"and {MOST_PIXELS / 1e6:.0f} are the most"
         )
     return size
 
@@ -228,7 +229,7 @@ def _given_panel(text: str) -> str:
 
 # Every range has a reason: beyond it the number is a slip, and would end as a traceback, a hang or
 # a picture of nothing.
-_MOST_PIXELS = 2**26
+MOST_PIXELS = 2**26
 """Of a canvas: 262,000 tokens, some 50 times what bases were trained on."""
 Side = Annotated[int, Field(ge=64, le=4096)]
 """px; bases paint nothing on less than a few tokens, and fall apart far below 4096."""
@@ -257,9 +258,9 @@ _Number = Annotated[int, Field(ge=1, le=10**9)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _Edge = Annotated[int, Field(ge=16, le=16_384)]
 _Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size), AfterValidator(_paintable)]
-_Device = Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")]
-_Path = Annotated[str, Field(min_length=1), AfterValidator(place)]
-_GivenFiles = Annotated[dict[Panel, _Path], BeforeValidator(_pairs)]
+Device = Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")]
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(place)]
+_GivenFiles = Annotated[dict[Panel, FilePath], BeforeValidator(_pairs)]
 _PanelSeeds = Annotated[dict[Panel, Seed], BeforeValidator(_pairs)]
 _Words = tuple[Annotated[Prompt, AfterValidator(_of_this_tool)], ...]
 _Model = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_model)]
@@ -293,7 +294,7 @@ class Settings(BaseModel):
 class Machine(Settings):
     """Where a base computes, and in which numbers."""
 
-    device: _Device = _field("auto", resume="differs")
+    device: Device = _field("auto", resume="differs")
     """auto, cuda, cuda:N, mps or cpu"""
     dtype: Dtype = _field("auto", decided=True)
     """number format of the base; auto is bf16, on a CPU fp32"""
@@ -308,13 +309,13 @@ class Machine(Settings):
 class TrainSettings(Machine):
     """A training run. Defaults are those of the paper's released configuration."""
 
-    base: _Path = _field(example="toyland")
+    base: FilePath = _field(example="toyland")
     """base model: a folder in diffusers' layout, a hub id, toyland or tiny"""
-    data: _Path = _field(example="my-sets")
+    data: FilePath = _field(example="my-sets")
     """dataset: a folder or zip archive of image sets"""
-    out: _Path = _field(example="my-run")
+    out: FilePath = _field(example="my-run")
     """new run folder"""
-    recipe: _Path | None = None
+    recipe: FilePath | None = None
     """recipe name or TOML path; by default the one the dataset names"""
 
     steps: _Number = _field(5000, resume="free")
@@ -383,7 +384,7 @@ class TrainSettings(Machine):
 
     held_out: _Share = 0.0
     """share of the sets that is not trained on but measured at every checkpoint; 0.1 is usual"""
-    validation: _Path | None = None
+    validation: FilePath | None = None
     """folder or zip archive of further sets to measure on, instead of a share"""
 
     save_every: _Number = _field(250, resume="free")
@@ -400,7 +401,7 @@ class TrainSettings(Machine):
         ("tensorboard",), resume="free", many="list"
     )
     """where losses are also shown: tensorboard (if it is installed), wandb, trackio"""
-    cache: _Path | None = None
+    cache: FilePath | None = None
     """folder for latents and prompt embeddings; by default inside the run folder"""
 
     @model_validator(mode="after")
@@ -444,7 +445,7 @@ class TrainSettings(Machine):
 
 
 class _RunFile(TrainSettings):
-    run_file: _Path | None = _field(None, position=True)
+    run_file: FilePath | None = _field(None, position=True)
     """TOML run file with a [train] table"""
 
     def training(self) -> TrainSettings:
@@ -457,14 +458,14 @@ class _RunFile(TrainSettings):
 class RunSettings(_RunFile):
     """Settings of the verb `train`: a new training run, or one to resume."""
 
-    resume: _Path | None = _field(None, metavar="RUN")
+    resume: FilePath | None = _field(None, metavar="RUN")
     """resume the run in this folder"""
 
 
 class PlanSettings(_RunFile):
     """Settings of the verb `plan`: a training run, and a file for the choice."""
 
-    write: _Path | None = _field(None, metavar="FILE")
+    write: FilePath | None = _field(None, metavar="FILE")
     """write a run file with the choice"""
 
 
@@ -474,7 +475,7 @@ class PlanSettings(_RunFile):
 class SampleSettings(Settings):
     """How sets are sampled, whatever they show."""
 
-    recipe: _Path | None = _field(None, decided=True)
+    recipe: FilePath | None = _field(None, decided=True)
     """recipe name or TOML path; by default the adapter's"""
     size: _Size | None = _field(None, decided=True, metavar="WxH")
     """canvas in px; by default the adapter's or the recipe's"""
@@ -535,7 +536,7 @@ class Wish(MakeSettings):
 
 
 class _Base(Machine):
-    base: _Path | None = None
+    base: FilePath | None = None
     """base model; by default the one the adapter was trained on"""
 
 
@@ -545,22 +546,22 @@ class _Captioning(Settings):
     local:PATH for a transformers model on this machine, toyland for the small one that ships"""
     api: str | None = _field(None, metavar="URL", decided=True)
     """the server's base URL; by default $OPENAI_BASE_URL"""
-    model_device: _Device = "auto"
+    model_device: Device = "auto"
     """where a local captioner or metric runs"""
 
 
 class GenerateSettings(MakeSettings, _Base, _Captioning):
     """What `generate` is told."""
 
-    request: _Path | None = _field(None, position=True)
+    request: FilePath | None = _field(None, position=True)
     """a request.json to repeat exactly"""
     prompt: _Words = _field((), decided=True)
     """a joint prompt; repeat for more sets"""
-    prompts: _Path | None = _field(None, decided=True, metavar="FILE")
+    prompts: FilePath | None = _field(None, decided=True, metavar="FILE")
     """text file with one joint prompt per line"""
     idea: _Words = _field((), decided=True)
     """one line that a captioner turns into a joint prompt; repeat for more"""
-    adapter: _Path | None = None
+    adapter: FilePath | None = None
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
     count: Count = _field(1, decided=True)
     """sets per prompt, with seeds one apart"""
@@ -568,7 +569,7 @@ class GenerateSettings(MakeSettings, _Base, _Captioning):
     """make N of each set, keep the best by `score`"""
     score: _Model | None = _field(None, decided=True, metavar="METRIC")
     """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
-    out: _Path = "out"
+    out: FilePath = "out"
     """folder for what is made"""
 
     @model_validator(mode="after")
@@ -609,13 +610,13 @@ class CompleteSettings(GenerateSettings):
 class RerollSettings(_Base):
     """What `reroll` is told; what is not set is as the set was made."""
 
-    set: _Path = _field(position=True)
+    set: FilePath = _field(position=True)
     """folder of a set that generate or complete wrote"""
     panel: tuple[Panel, ...] = _field(min_length=1, example="2")
     """a panel to make again, counted from 1; repeat for more"""
     seed: Seed = 1
     """of its new noise"""
-    adapter: _Path | None = None
+    adapter: FilePath | None = None
     """adapter file; by default the one the set was made with"""
     mode: Mode | None = None
     """how the panels are made around those that stay; by default as the set was made"""
@@ -625,14 +626,14 @@ class RerollSettings(_Base):
     """take every early step N times more from new noise"""
     resample_from: Sigma | None = _field(None, metavar="SIGMA")
     """steps below this noise level are taken once"""
-    out: _Path = "out"
+    out: FilePath = "out"
     """folder for what is made"""
 
 
 class ExtendSettings(MakeSettings, _Base):
     """What `extend` is told."""
 
-    story: _Path = _field(position=True)
+    story: FilePath = _field(position=True)
     """text file: what all images share, then a line for each image"""
     anchor: tuple[Panel, ...] = (1,)
     """an image of the first canvas that stays in view; repeat for more"""
@@ -640,9 +641,9 @@ class ExtendSettings(MakeSettings, _Base):
     """new images on each further canvas; by default a third of its panels"""
     given: _GivenFiles = _field({}, also=("known",), metavar="PANEL=FILE")
     """a given image of the first canvas, counted from 1; repeat for more"""
-    adapter: _Path | None = None
+    adapter: FilePath | None = None
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
-    out: _Path = "out"
+    out: FilePath = "out"
     """folder for what is made"""
 
 
@@ -651,9 +652,9 @@ class EvaluateSettings(SampleSettings, _Base):
 
     prompt: _Words = ()
     """a joint prompt; repeat for more"""
-    prompts: _Path | None = _field(None, metavar="FILE")
+    prompts: FilePath | None = _field(None, metavar="FILE")
     """text file with one joint prompt per line"""
-    data: _Path | None = None
+    data: FilePath | None = None
     """folder or zip of image sets, whose captions are the prompts"""
     given: tuple[Annotated[str, AfterValidator(_given_panel)], ...] = _field(
         (), also=("known",), metavar="PANEL[=FILE]"
@@ -669,13 +670,13 @@ class EvaluateSettings(SampleSettings, _Base):
     """dino:MODEL or clip:MODEL (a folder or hub id), openai:MODEL or local:MODEL (a
     vision-language model as the judge), toyland (knows the truth of toyland's sets); repeat for
     more"""
-    model_device: _Device = "auto"
+    model_device: Device = "auto"
     """where the models of metrics run"""
     api: str | None = _field(None, metavar="URL")
     """the server's base URL, for openai:"""
     together: Count = 1
     """sets in one batch"""
-    out: _Path = "evaluation"
+    out: FilePath = "evaluation"
     """folder for what is made"""
 
 
@@ -685,18 +686,18 @@ class EvaluateSettings(SampleSettings, _Base):
 class RecipesSettings(Settings):
     """What `recipes` is told."""
 
-    name: _Path | None = _field(None, position=True)
+    name: FilePath | None = _field(None, position=True)
     """show this recipe (a name or a TOML file) in full"""
 
 
 class ComposeSettings(Settings):
     """What `compose` is told."""
 
-    source: _Path = _field(position=True)
+    source: FilePath = _field(position=True)
     """folder or zip archive of image sets"""
-    recipe: _Path | None = None
+    recipe: FilePath | None = None
     """recipe name or TOML path; by default the source's own"""
-    out: _Path = _field(example="out")
+    out: FilePath = _field(example="out")
     """new folder for the composites"""
     resolution: Side = 1536
     """largest canvas, px: side of a square of the same area"""
@@ -710,9 +711,9 @@ class ComposeSettings(Settings):
 class CaptionSettings(_Captioning):
     """What `caption` is told."""
 
-    data: _Path = _field(position=True)
+    data: FilePath = _field(position=True)
     """folder of image sets"""
-    recipe: _Path | None = None
+    recipe: FilePath | None = None
     """recipe name or TOML path; by default the dataset's own"""
     captioner: _Model = _field(example="openai:gpt-4o-mini")
     """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
@@ -727,31 +728,31 @@ class CaptionSettings(_Captioning):
     """requests at the same time; by default 4"""
     overwrite: bool = False
     """also replace captions that are there"""
-    base: _Path | None = None
+    base: FilePath | None = None
     """count tokens as this base does"""
 
 
 class ReviewSettings(Settings):
     """What `review` is told."""
 
-    data: _Path = _field(position=True)
+    data: FilePath = _field(position=True)
     """folder or zip archive of image sets"""
-    recipe: _Path | None = None
+    recipe: FilePath | None = None
     """recipe name or TOML path; by default the dataset's own"""
-    base: _Path | None = None
+    base: FilePath | None = None
     """count tokens as this base does"""
-    out: _Path | None = None
+    out: FilePath | None = None
     """HTML file; by default DATA-review.html beside the dataset"""
 
 
 class CheckSettings(Settings):
     """What `check` is told."""
 
-    data: _Path = _field(position=True)
+    data: FilePath = _field(position=True)
     """folder or zip archive of image sets"""
-    recipe: _Path | None = None
+    recipe: FilePath | None = None
     """recipe name or TOML path; by default the dataset's own"""
-    base: _Path | None = None
+    base: FilePath | None = None
     """count tokens as this base does"""
     resolutions: tuple[Side, ...] = _field(RESOLUTIONS, min_length=1, many="list")
     """training resolutions to judge by"""
@@ -762,34 +763,34 @@ class PromptSettings(_Captioning):
 
     idea: Prompt = _field(position=True)
     """one line, such as: a shy boy at a carnival"""
-    recipe: _Path = _field(example="film-storyboard")
+    recipe: FilePath = _field(example="film-storyboard")
     """recipe name or TOML path"""
     captioner: _Model = _field(example="openai:gpt-4o-mini")
     """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
     local:PATH for a transformers model on this machine, toyland for the small one that ships"""
     answer_schema: bool = _field(True, option="schema")
     """hold a server's answers to a JSON schema, if it can"""
-    base: _Path | None = None
+    base: FilePath | None = None
     """count tokens as this base does"""
 
 
 class InfoSettings(Settings):
     """What `info` is told."""
 
-    file: _Path = _field(position=True)
+    file: FilePath = _field(position=True)
     """an adapter (a file, a folder, an id of the hub), a request.json or a run folder"""
 
 
 class ExportSettings(Settings):
     """What `export` is told."""
 
-    adapter: _Path = _field(position=True)
+    adapter: FilePath = _field(position=True)
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
     format: str = _field(example="comfyui")
     """diffusers, comfyui, kohya (for sd-scripts) or peft (a folder)"""
-    out: _Path = _field(example="out")
+    out: FilePath = _field(example="out")
     """new file; for peft a new folder"""
-    base: _Path | None = None
+    base: FilePath | None = None
     """base model; by default the one the adapter was trained on"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """number format of the weights"""
