@@ -1,0 +1,141 @@
+"""The settings of verbs about image sets, their words, and adapter files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from iclora.settings.fields import (
+    RESOLUTIONS,
+    Count,
+    FilePath,
+    ModelName,
+    Prompt,
+    Settings,
+    Side,
+    setting,
+)
+from iclora.settings.making import Captioning
+
+__all__ = [
+    "CaptionSettings",
+    "CheckSettings",
+    "ComposeSettings",
+    "ExportSettings",
+    "InfoSettings",
+    "PromptSettings",
+    "RecipesSettings",
+    "ReviewSettings",
+]
+
+
+class RecipesSettings(Settings):
+    """What `recipes` is told."""
+
+    name: FilePath | None = setting(None, position=True)
+    """show this recipe (a name or a TOML file) in full"""
+
+
+class ComposeSettings(Settings):
+    """What `compose` is told."""
+
+    source: FilePath = setting(position=True)
+    """folder or zip archive of image sets"""
+    recipe: FilePath | None = None
+    """recipe name or TOML path; by default the source's own"""
+    out: FilePath = setting(example="out")
+    """new folder for the composites"""
+    resolution: Side = 1536
+    """largest canvas, px: side of a square of the same area"""
+    grid: Literal[16, 32, 64] = 16
+    """panels' edges and the canvas's sides are multiples of this, px: 16 for iclora and FLUX.1; 32
+    or 64 to go on in a trainer that crops to its own buckets, such as ai-toolkit or sd-scripts"""
+    background: Literal["white", "black", "gray", "auto"] = "white"
+    """fill transparent parts of pictures with it; auto takes the first that shows the picture"""
+
+
+class CaptionSettings(Captioning):
+    """What `caption` is told."""
+
+    data: FilePath = setting(position=True)
+    """folder of image sets"""
+    recipe: FilePath | None = None
+    """recipe name or TOML path; by default the dataset's own"""
+    captioner: ModelName = setting(example="openai:gpt-4o-mini")
+    """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
+    local:PATH for a transformers model on this machine, toyland for the small one that ships"""
+    answer_schema: bool = setting(True, option="schema")
+    """hold a server's answers to a JSON schema, if it can"""
+    send: Literal["panels", "composite"] = "panels"
+    """show the model the panels one by one, or joined"""
+    longest_side: Side = 768
+    """pictures are scaled down to this before they are sent, px"""
+    together: Count | None = None
+    """requests at the same time; by default 4"""
+    overwrite: bool = False
+    """also replace captions that are there"""
+    base: FilePath | None = None
+    """count tokens as this base does"""
+
+
+class ReviewSettings(Settings):
+    """What `review` is told."""
+
+    data: FilePath = setting(position=True)
+    """folder or zip archive of image sets"""
+    recipe: FilePath | None = None
+    """recipe name or TOML path; by default the dataset's own"""
+    base: FilePath | None = None
+    """count tokens as this base does"""
+    out: FilePath | None = None
+    """HTML file; by default DATA-review.html beside the dataset"""
+
+
+class CheckSettings(Settings):
+    """What `check` is told."""
+
+    data: FilePath = setting(position=True)
+    """folder or zip archive of image sets"""
+    recipe: FilePath | None = None
+    """recipe name or TOML path; by default the dataset's own"""
+    base: FilePath | None = None
+    """count tokens as this base does"""
+    resolutions: tuple[Side, ...] = setting(RESOLUTIONS, min_length=1, many="list")
+    """training resolutions to judge by"""
+
+
+class PromptSettings(Captioning):
+    """What `prompt` is told."""
+
+    idea: Prompt = setting(position=True)
+    """one line, such as: a shy boy at a carnival"""
+    recipe: FilePath = setting(example="film-storyboard")
+    """recipe name or TOML path"""
+    captioner: ModelName = setting(example="openai:gpt-4o-mini")
+    """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
+    local:PATH for a transformers model on this machine, toyland for the small one that ships"""
+    answer_schema: bool = setting(True, option="schema")
+    """hold a server's answers to a JSON schema, if it can"""
+    base: FilePath | None = None
+    """count tokens as this base does"""
+
+
+class InfoSettings(Settings):
+    """What `info` is told."""
+
+    file: FilePath = setting(position=True)
+    """an adapter (a file, a folder, an id of the hub), a request.json or a run folder"""
+
+
+class ExportSettings(Settings):
+    """What `export` is told."""
+
+    adapter: FilePath = setting(position=True)
+    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
+    format: str = setting(example="comfyui")
+    """diffusers, comfyui, kohya (for sd-scripts) or peft (a folder)"""
+    out: FilePath = setting(example="out")
+    """new file; for peft a new folder"""
+    base: FilePath | None = None
+    """base model; by default the one the adapter was trained on"""
+    save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """number format of the weights"""

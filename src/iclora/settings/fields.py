@@ -1,0 +1,268 @@
+"""What settings models are made of: fields that tell doors about themselves, types with ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from iclora.files import place
+
+__all__ = [
+    "MOST_PIXELS",
+    "PRECISIONS",
+    "RESOLUTIONS",
+    "Boost",
+    "Count",
+    "Device",
+    "Dtype",
+    "FilePath",
+    "GivenFiles",
+    "Guidance",
+    "M",
+    "Machine",
+    "Mode",
+    "ModelName",
+    "Number",
+    "Panel",
+    "PanelSeeds",
+    "Precision",
+    "Prompt",
+    "Prompts",
+    "Resample",
+    "Seed",
+    "Settings",
+    "Share",
+    "Side",
+    "Sigma",
+    "Size",
+    "Steps",
+    "Strength",
+    "about",
+    "arm",
+    "foreign_words",
+    "given_panel",
+    "setting",
+]
+
+M = TypeVar("M", bound="Settings")
+
+Dtype = Literal["auto", "bf16", "fp32"]
+"""Number format of a base's weights; auto is bf16, on a CPU fp32."""
+
+Precision = Annotated[
+    Literal["full", "fp8", "int8", "nf4"],
+    # Files of version 0.2 say "base".
+    BeforeValidator(lambda value: "full" if value == "base" else value),
+]
+"""How the linear layers of a base's blocks are kept; see `iclora.models.quantize`."""
+
+PRECISIONS: tuple[Literal["full", "fp8", "int8", "nf4"], ...] = ("full", "fp8", "int8", "nf4")
+
+Mode = Literal["sdedit", "resample", "boost", "clean"]
+"""How missing panels are made.
+
+sdedit: given panels are as noisy as the rest at every step (the paper's).
+resample: the same, and early steps are taken several times.
+boost: the same, and the rest pays given panels more attention.
+clean: given panels carry no noise and the base is told so; for adapters trained on it.
+"""
+
+RESOLUTIONS = (512, 768, 1024, 1280, 1536)
+"""Canvas sizes of training, px: sides of squares of the same area (the paper's configuration)."""
+
+
+def setting(
+    default: Any = ...,
+    *,
+    resume: Literal["free", "differs"] | None = None,
+    decided: bool = False,
+    option: str | None = None,
+    also: tuple[str, ...] = (),
+    position: bool = False,
+    many: Literal["list"] | None = None,
+    metavar: str | None = None,
+    example: str | None = None,
+    **limits: Any,
+) -> Any:
+    """A field with what doors have to know of it; see the head of `iclora.settings`."""
+    known: dict[str, Any] = {
+        "resume": resume,
+        "decided": decided,
+        "option": option,
+        "also": list(also),
+        "position": position,
+        "many": many,
+        "metavar": metavar,
+        "example": example,
+    }
+    extra = {key: value for key, value in known.items() if value}
+    return Field(default, json_schema_extra=extra or None, **limits)
+
+
+def about(model: type[BaseModel], name: str) -> dict[str, Any]:
+    """What doors have to know of a field; the head of `iclora.settings` lists it."""
+    extra = model.model_fields[name].json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
+
+
+def _size(value: Any) -> Any:
+    """(1024, 1536) of "1024x1536"."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", value)
+    if not match:
+        raise ValueError(f'"{value}" is not WIDTHxHEIGHT, such as 1024x1536')
+    return int(match[1]), int(match[2])
+
+
+def _paintable(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(
+            f"{size[0]}x{size[1]} is {size[0] * size[1] / 1e6:.0f} megapixels; bases paint a few, "
+            f"and {MOST_PIXELS / 1e6:.0f} are the most"
+        )
+    return size
+
+
+def _pairs(value: Any) -> Any:
+    """{1: "a.png"} of ["1=a.png"], as the command line gives it."""
+    if not isinstance(value, list | tuple):
+        return value
+    found: dict[str, str] = {}
+    for text in value:
+        match = re.fullmatch(r"([0-9]{1,3})=(.+)", str(text), re.DOTALL)
+        if not match:
+            raise ValueError(f'"{text}" is not of the form PANEL=...; panels count from 1')
+        if match[1] in found:
+            raise ValueError(f"panel {match[1]} is named twice")
+        found[match[1]] = match[2]
+    return found
+
+
+def _written(text: str) -> str:
+    """The text, if there is anything in it to read. Raises: ValueError."""
+    if not any(c.isprintable() and not c.isspace() for c in text):
+        raise ValueError("the text is blank")
+    return text
+
+
+def _of_this_tool(text: str) -> str:
+    """A prompt without what other tools read as options. Raises: ValueError naming it."""
+    found = foreign_words(text)
+    if found:
+        raise ValueError(
+            f'"{found}" is an option of another tool and would be read as words; leave it out'
+        )
+    return _written(text)
+
+
+def foreign_words(text: str) -> str | None:
+    """What other tools would read as an option in a prompt: --ar 16:9, --w 64, <lora:x:1>."""
+    match = re.search(
+        r"<(?:lora|lyco|lycoris|hypernet|embedding):[^<>]*>"
+        r"|(?<![\w-])(?:--|\u2013|\u2014)(?:[a-z]|ar|aspect|chaos|seed|stylize|style|quality|niji|no|iw"
+        r"|sref|cref|tile|stop|raw|weird|cfg|steps|negative|neg|width|height|am|ow|sp|pc)"
+        r"(?![\w-])(?:[ =][^\s,]+)?",
+        text,
+        re.IGNORECASE,
+    )
+    return match[0] if match else None
+
+
+def _model(text: str) -> str:
+    """local:~/model with its folder's path expanded. Raises: ValueError."""
+    kind, colon, path = text.partition(":")
+    return kind + colon + (place(path) if path else "")
+
+
+def arm(text: str) -> str:
+    """NAME=~/file with the file's path expanded. Raises: ValueError."""
+    name, equals, path = text.partition("=")
+    return f"{name}={place(path)}" if equals and "/" not in name else place(text)
+
+
+def given_panel(text: str) -> str:
+    """PANEL or PANEL=FILE. Raises: ValueError."""
+    match = re.fullmatch(r"([1-9][0-9]?)(=(.+))?", text, re.DOTALL)
+    if not match:
+        raise ValueError(f'"{text}" is not of the form PANEL or PANEL=FILE; panels count from 1')
+    return f"{match[1]}={place(match[3])}" if match[2] else text
+
+
+# Every range has a reason: beyond it the number is a slip, and would end as a traceback, a hang or
+# a picture of nothing.
+MOST_PIXELS = 2**26
+"""Of a canvas: 262,000 tokens, some 50 times what bases were trained on."""
+Side = Annotated[int, Field(ge=64, le=4096)]
+"""px; bases paint nothing on less than a few tokens, and fall apart far below 4096."""
+Panel = Annotated[int, Field(ge=1, le=99)]
+"""Counted from 1; words for 100 panels are more than any base reads."""
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""64 bits, as torch's generators take."""
+Count = Annotated[int, Field(ge=1, le=10_000)]
+"""Of what is made: more sets than somebody can look at."""
+Steps = Annotated[int, Field(ge=1, le=1000)]
+"""Schedules of rectified flow gain nothing above some 100."""
+Guidance = Annotated[float, Field(ge=0, le=100)]
+"""Pictures are burnt from 10 on."""
+Strength = Annotated[float, Field(ge=-100, le=100)]
+"""Far outside -2 to 2 there is only noise."""
+Boost = Annotated[float, Field(gt=0, le=1000)]
+"""A factor on attention; its logarithm is added to scores."""
+Resample = Annotated[int, Field(ge=0, le=100)]
+"""Each is one more pass of the base for every early step."""
+Sigma = Annotated[float, Field(ge=0, le=1)]
+"""Noise levels of rectified flow lie between 0 and 1."""
+Prompt = Annotated[str, Field(max_length=100_000), AfterValidator(_written)]
+"""No base reads a hundredth of its longest."""
+Number = Annotated[int, Field(ge=1, le=10**9)]
+"""Steps: at ten a second a billion take three years."""
+Share = Annotated[float, Field(ge=0, lt=1)]
+_Edge = Annotated[int, Field(ge=16, le=16_384)]
+Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size), AfterValidator(_paintable)]
+Device = Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")]
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(place)]
+GivenFiles = Annotated[dict[Panel, FilePath], BeforeValidator(_pairs)]
+PanelSeeds = Annotated[dict[Panel, Seed], BeforeValidator(_pairs)]
+Prompts = tuple[Annotated[Prompt, AfterValidator(_of_this_tool)], ...]
+ModelName = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_model)]
+
+
+class Settings(BaseModel):
+    """What a verb or a function is told.
+
+    Raises: pydantic.ValidationError; `settings_of` turns it into a SettingsError.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Refuse true and false for numbers; pydantic would take them for 1 and 0."""
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and field.annotation is not bool:
+                raise ValueError(f"`{name}`: it is neither true nor false")
+        return values
+
+
+class Machine(Settings):
+    """Where a base computes, and in which numbers."""
+
+    device: Device = setting("auto", resume="differs")
+    """auto, cuda, cuda:N, mps or cpu"""
+    dtype: Dtype = setting("auto", decided=True)
+    """number format of the base; auto is bf16, on a CPU fp32"""
+    precision: Precision = setting("full", resume="differs", decided=True)
+    """how the linear layers of the base's blocks are kept: full is as dtype says, int8 and fp8
+    half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""
