@@ -15,7 +15,8 @@ from PIL import Image
 
 from iclora.adapter import Adapter, attach
 from iclora.errors import AdapterError, SettingsError
-from iclora.making.request import Request, load_adapter_of
+from iclora.making.asks import load_adapter_of
+from iclora.making.request import Request
 from iclora.making.sampling import panel_noise
 from iclora.making.session import Ask, Session, complete, generate
 from iclora.models import flow, load_model

@@ -47,9 +47,8 @@ def reroll(settings: RerollSettings, console: Console) -> None:
     """Make panels of a set again; the others stay, pixel for pixel."""
     check_folder(settings.out, "out")
     read_json(Path(settings.set, "request.json"), SettingsError, "request")
-    from iclora.making.asks import machine_for
+    from iclora.making.asks import load_adapter_of, machine_for
     from iclora.making.made import GeneratedSet
-    from iclora.making.request import load_adapter_of
     from iclora.making.story import reroll as make_again
 
     made = GeneratedSet.load(settings.set)

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.adapter import Adapter
-from iclora.errors import ImageError, SettingsError
+from iclora.errors import AdapterError, ImageError, SettingsError
 from iclora.making.made import given_latents, read_latents
-from iclora.making.request import Request, check_base, load_adapter_of, prepare, recipe_of
+from iclora.making.request import Request, check_base, prepare, recipe_of
 from iclora.making.session import Ask
 from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
@@ -28,7 +28,15 @@ from iclora.settings import CompleteSettings, GenerateSettings, Machine
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
 
-__all__ = ["Sources", "asks_of", "base_of", "machine_for", "open_given", "open_sources"]
+__all__ = [
+    "Sources",
+    "asks_of",
+    "base_of",
+    "load_adapter_of",
+    "machine_for",
+    "open_given",
+    "open_sources",
+]
 
 
 @dataclass(frozen=True)
@@ -220,3 +228,27 @@ def _write_ideas(
     # A local one takes memory on the device that the base needs next.
     captioner.free()
     return written
+
+
+def load_adapter_of(request: Request, path: str | None = None) -> Adapter | None:
+    """The adapter a request was made with, from its place then or from `path`.
+
+    Raises: AdapterError if it is gone or has other content.
+    """
+    where = path or request.adapter
+    if where is None:
+        if request.adapter_sha256:
+            raise AdapterError(
+                "this request was made with an adapter, and does not say where it lies",
+                "Set `adapter` to its file.",
+                setting="adapter",
+            )
+        return None
+    adapter = Adapter.load(where)
+    if adapter.sha256 != request.adapter_sha256:
+        raise AdapterError(
+            f"{where} is not the adapter this request was made with",
+            "Set `adapter` to the right file, or make a new request with this one.",
+            setting="adapter",
+        )
+    return adapter

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iclora import __version__
 from iclora.adapter import Adapter
-from iclora.errors import AdapterError, SettingsError
+from iclora.errors import SettingsError
 from iclora.files import digest, inside
 from iclora.files.documents import read_json
 from iclora.making.given import GivenPanel, describe_given, fitting_latents
@@ -50,7 +50,6 @@ __all__ = [
     "Note",
     "Request",
     "check_base",
-    "load_adapter_of",
     "machine_of",
     "panel_seed",
     "prepare",
@@ -381,27 +380,3 @@ def check_base(request: Request, model: DiffusionModel) -> None:
             "Restore that base, or make a new request.",
             setting="base",
         )
-
-
-def load_adapter_of(request: Request, path: str | None = None) -> Adapter | None:
-    """The adapter a request was made with, from its place then or from `path`.
-
-    Raises: AdapterError if it is gone or has other content.
-    """
-    where = path or request.adapter
-    if where is None:
-        if request.adapter_sha256:
-            raise AdapterError(
-                "this request was made with an adapter, and does not say where it lies",
-                "Set `adapter` to its file.",
-                setting="adapter",
-            )
-        return None
-    adapter = Adapter.load(where)
-    if adapter.sha256 != request.adapter_sha256:
-        raise AdapterError(
-            f"{where} is not the adapter this request was made with",
-            "Set `adapter` to the right file, or make a new request with this one.",
-            setting="adapter",
-        )
-    return adapter

@@ -57,7 +57,7 @@ def reroll(
         made: the set; `GeneratedSet.load` reads one.
         panels: numbers of the panels to make again, counted from 1.
         seed: of their new noise.
-        adapter: the one the set was made with; see `request.load_adapter_of`.
+        adapter: the one the set was made with; see `asks.load_adapter_of`.
         mode: how they are made around those that stay; by default as the set was completed, or,
             if no panel was given then, clean for adapters trained with `conditional`, else sdedit.
         boost: factor on the attention that panels that stay get, in mode boost; this and what

@@ -10,9 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from iclora.errors import LayoutError
+
 __all__ = [
     "Rows",
     "Size",
+    "check_canvas",
     "fit_edges",
     "fit_rows",
     "place_edges",
@@ -232,3 +235,19 @@ def place_edges(
         last = max([last, round(edge * units / length), *thin])
         placed[edge] = last = min(last, units - behind[edge])
     return {edge: unit * grid for edge, unit in placed.items()}
+
+
+def check_canvas(rows: Sequence[int], width: int, height: int, grid: int) -> None:
+    """Raises: LayoutError for a canvas off the grid, or too small for rows of this many panels."""
+    if width % grid or height % grid:
+        near = [max(grid, round(v / grid) * grid) for v in (width, height)]
+        raise LayoutError(
+            f"a canvas of {width}x{height} px is off the {grid} px token grid",
+            f"Use {near[0]}x{near[1]}.",
+        )
+    if rows and (width < max(rows) * grid or height < len(rows) * grid):
+        raise LayoutError(
+            f"a canvas of {width}x{height} px is too small for rows of {list(rows)} panels "
+            f"of at least {grid} px",
+            "Use a larger canvas.",
+        )

@@ -3,8 +3,7 @@
 A layout is a canvas and one box per panel. Most are *rows of panels*: `per_row` says how many
 panels each row holds, from the top: (1, 1, 1) is three stacked, (2,) two side by side, (2, 2) the
 familiar 2x2. Every row fills the width and has a height of its own, and within a row every panel
-has a width of its own, so panels of any shape keep their aspect without cropping. Free boxes
-(`per_row` empty) are scaled as a whole.
+has a width of its own, so nothing is cropped. Free boxes (`per_row` empty) scale as a whole.
 
 Token grid: a diffusion transformer reads the canvas in square tokens (16 px for FLUX.1). If every
 box edge is a multiple of the grid, a panel mask is an exact token mask.
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from iclora.errors import LayoutError
 from iclora.sets.fitting import (
     Size,
+    check_canvas,
     fit_edges,
     fit_rows,
     place_edges,
@@ -157,7 +157,7 @@ class Layout(BaseModel):
         rows = tuple(per_row)
         if not rows or min(rows) < 1:
             raise LayoutError(f"rows of {list(rows)} panels", "Give every row at least one panel.")
-        _check_canvas(rows, width, height, grid)
+        check_canvas(rows, width, height, grid)
         widths = [shares(width, [1] * n, grid) for n in rows]
         return cls.stacked(shares(height, [1] * len(rows), grid), widths)
 
@@ -311,7 +311,7 @@ class Layout(BaseModel):
 
         Raises: LayoutError if that canvas is off the grid, or too small for its panels.
         """
-        _check_canvas(self.per_row, width, height, grid)
+        check_canvas(self.per_row, width, height, grid)
         if self.per_row:
             rows = [[self.boxes[i] for i in row] for row in self._rows()]
             heights = shares(height, unrounded([row[0].height for row in rows], grid), grid)
@@ -398,19 +398,3 @@ def token_mask(layout: Layout, panels: Collection[int], grid: int = GRID) -> NDA
         box = layout.boxes[i]
         mask[box.top // grid : box.bottom // grid, box.left // grid : box.right // grid] = True
     return mask
-
-
-def _check_canvas(rows: Sequence[int], width: int, height: int, grid: int) -> None:
-    """Raises: LayoutError for a canvas off the grid, or too small for rows of this many panels."""
-    if width % grid or height % grid:
-        near = [max(grid, round(v / grid) * grid) for v in (width, height)]
-        raise LayoutError(
-            f"a canvas of {width}x{height} px is off the {grid} px token grid",
-            f"Use {near[0]}x{near[1]}.",
-        )
-    if rows and (width < max(rows) * grid or height < len(rows) * grid):
-        raise LayoutError(
-            f"a canvas of {width}x{height} px is too small for rows of {list(rows)} panels "
-            f"of at least {grid} px",
-            "Use a larger canvas.",
-        )
