@@ -27,6 +27,14 @@ CAPTION = (
 )
 
 
+_LONG = ("test_workers.py", "test_official_set.py", "flux/test_forward.py", "test_demo.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, or one process waits for the other at the end."""
+    items.sort(key=lambda item: not str(item.path).endswith(_LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the tiny base out of the user's cache; xdist's workers share one."""

@@ -109,9 +109,11 @@ def test_it_trains_generates_and_completes_on_the_tiny_base(clean, dataset, tmp_
     made = generate(clean, prompt, adapter=adapter, size=(128, 192), steps=2)
     assert made.composite.size == (128, 192)
     composed = open_dataset(tmp_path / "data")
-    for image_set in composed.sets:
+    # Every subset of given panels, on every second set each: 30 sets are completed.
+    subsets = ({1}, {2}, {3}, {1, 2}, {1, 3}, {2, 3})
+    for number, image_set in enumerate(composed.sets):
         panels = image_set.load(composed.recipe).panels
-        for known in ({1}, {2}, {3}, {1, 2}, {1, 3}, {2, 3}):
+        for known in subsets[number % 2 :: 2]:
             given = {n: panels[n - 1] for n in known}
             made = complete(clean, image_set.caption(), given, adapter=adapter, steps=1)
             for n in known:
