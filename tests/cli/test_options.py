@@ -168,3 +168,13 @@ def test_settings_in_backticks_are_said_as_options_and_other_words_stay():
         as_options("trained with `conditional`", GenerateSettings) == "trained with --conditional"
     )
     assert option_of(CheckSettings, "data") == "data"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--adapter", "a", "--adapter", "b"], ["--given", "1=a", "--seed", "1", "--seed", "2"]],
+)
+def test_a_single_value_that_is_given_twice_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        verb_parser("complete", VERBS.load("complete")).parse_args(words)
+    assert f"{words[-2]} is given twice" in capsys.readouterr().err

@@ -38,6 +38,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
+class _Once(argparse.Action):
+    """Store one value; refuse a second one, of which argparse would say nothing."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{option} is given twice, and takes one value")
+        setattr(namespace, self.dest, values)
+
+
 def list_verbs(verbs: Mapping[str, Verb[Any]]) -> argparse.ArgumentParser:
     """The parser of no verb yet: it lists them all."""
     parser = _Parser(
@@ -74,9 +85,11 @@ def options_of(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
         else:
             how["metavar"] = known.get("metavar") or _metavar(name, field)
             if known.get("many") == "list":
-                how["nargs"] = "+"
+                how["nargs"], how["action"] = "+", _Once
             elif _many(_plain(field.annotation)):
                 how["action"] = "append"
+            else:
+                how["action"] = _Once
         also = [f"--{other.replace('_', '-')}" for other in known.get("also", ())]
         parser.add_argument(option_of(model, name), *also, dest=name, **how)
 
