@@ -15,6 +15,8 @@ from PIL import Image
 
 # Before any import of the hub's client: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Two processes of two threads on two cores wait for each other: OpenMP's threads spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
