@@ -125,6 +125,8 @@ def test_what_is_ignored_of_a_foreign_adapter_is_said_by_every_verb(clean, lora,
     for words in (
         ("info", path),
         ("generate", "--adapter", path, "--prompt", CAPTION, *more, "--out", tmp_path / "a"),
+        ("reroll", tmp_path / "a" / "0001", "--panel", 1, "--seed", 2, "--out", tmp_path / "c"),
+        ("evaluate", "--adapter", path, "--prompt", CAPTION, *more, "--out", tmp_path / "d"),
         ("export", path, "--format", "kohya", "--base", "tiny", "--out", tmp_path / "b"),
     ):
         status, _, err = run(*words)

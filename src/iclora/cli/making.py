@@ -53,6 +53,8 @@ def reroll(settings: RerollSettings, console: Console) -> None:
 
     made = GeneratedSet.load(settings.set)
     adapter = load_adapter_of(made.request, settings.adapter)
+    for note in adapter.notes if adapter else ():
+        console.warn(note)
     model = open_base(settings.base or made.request.base, machine_for(settings, made.request))
     with console.progress() as progress:
         other = make_again(

@@ -169,7 +169,7 @@ def set_up(
     _check(arms, cases, out)
     settings = settings or SampleSettings()
     shaping = next((a.adapter for a in arms if a.adapter and a.adapter.info), None)
-    notes: list[str] = []
+    notes = _notes_of_adapters(arms)
     requests: dict[str, list[Request]] = {arm.name: [] for arm in arms}
     for case in cases:
         wish = settings.wish(case.prompt, seed=case.seed)
@@ -197,6 +197,16 @@ def set_up(
         for number in range(len(cases)):
             found.is_made(arm, number)
     return found
+
+
+def _notes_of_adapters(arms: Sequence[Arm]) -> list[str]:
+    """What their readers said of the adapters; each once, though it may stand in several arms."""
+    found: dict[int, list[str]] = {}
+    for arm in arms:
+        if arm.adapter:
+            said = [f"{arm.name}: {note}" for note in arm.adapter.notes]
+            found.setdefault(id(arm.adapter), said)
+    return [note for notes in found.values() for note in notes]
 
 
 def _check(arms: Sequence[Arm], cases: Sequence[Case], out: Path) -> None:
