@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -272,18 +273,28 @@ def test_a_loss_that_rises_for_good_stops_the_run_and_single_ones_do_not(config)
 
 
 def test_tensorboard_shows_every_loss_once_also_of_a_run_that_was_resumed(clean, config):
-    settings = config(steps=4, trackers=("tensorboard",))
-    train(settings, clean)
-    train(settings.model_copy(update={"steps": 6}), clean, resume=True)
-    shown = {}
+    settings = config(steps=4, trackers=("tensorboard",), preview_every=3)
+
+    def draws(_recipe):
+        return lambda step, write: Image.new("RGB", (8, 8), (step, 0, 0))
+
+    train(settings, clean, make_preview=draws)
+    longer = settings.model_copy(update={"steps": 6})
+    train(longer, clean, resume=True, make_preview=draws)
+    shown, drawn = {}, []
     for file in Path(settings.out).rglob("events.out.tfevents*"):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if value.tag == "loss":
                     shown.setdefault(event.step, []).append(value.tensor.float_val[0])
+                elif value.tag == "learning rate":
+                    assert value.tensor.float_val[0] == pytest.approx(settings.lr)
+                elif value.tag == "previews":
+                    drawn.append(event.step)
     logged = map(json.loads, (Path(settings.out) / "log.jsonl").read_text().splitlines())
     assert shown == {row["step"]: [pytest.approx(row["loss"], rel=1e-5)] for row in logged}
     assert sorted(shown) == [1, 2, 3, 4, 5, 6]
+    assert sorted(drawn) == [3, 4, 6]
 
 
 def test_previews_are_drawn_with_the_averaged_weights_at_their_steps(clean, config):

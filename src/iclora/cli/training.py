@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from iclora.models import DiffusionModel
     from iclora.sets.recipe import Recipe
     from iclora.train.data import RunData
+    from iclora.train.loop import Preview
     from iclora.train.run import RunResult
 
 __all__ = ["export", "info", "plan", "recomputes_unasked", "train"]
@@ -117,7 +117,7 @@ def _train(
     from iclora.making.preview import make_preview
     from iclora.train.run import train
 
-    def previewer(recipe: Recipe) -> Callable[[int, bool], None]:
+    def previewer(recipe: Recipe) -> Preview:
         return make_preview(
             model,
             recipe,

@@ -26,14 +26,15 @@ def make_preview(
     resolution: int,
     seed: int,
     folder: Path,
-) -> Callable[[int, bool], None]:
+) -> Callable[[int, bool], Image.Image]:
     """Make a function that draws each prompt by the base alone and by the adapter so far.
 
     The prompts are encoded here, so that the text encoders can be freed before training.
 
     Args:
         resolution: side of a square of the previews' area, px.
-    Returns: a function of the step that writes folder/step-000250.png if it is told to.
+    Returns: a function of the step that draws a grid, the base beside the adapter, and writes it as
+        folder/step-000250.png if it is told to.
     Raises: CaptionError, SettingsError for a prompt that would fail later.
     """
     # The canvas itself, for equal rows of its size may have other panels.
@@ -49,7 +50,7 @@ def make_preview(
     def draw() -> list[Image.Image]:
         return [made.composite for _, made in session.make(asks)]
 
-    def preview(step: int, write: bool = True) -> None:
+    def preview(step: int, write: bool = True) -> Image.Image:
         denoiser: Any = model.denoiser
         if not plain:
             denoiser.disable_adapters()
@@ -60,6 +61,7 @@ def make_preview(
         grid = _side_by_side({"base": plain, f"adapter, step {step}": draw()})
         if write:
             write_png(folder / f"step-{step:06d}.png", grid)
+        return grid
 
     return preview
 

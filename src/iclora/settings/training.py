@@ -18,6 +18,7 @@ from iclora.settings.fields import (
     Seed,
     Share,
     Side,
+    about,
     setting,
 )
 
@@ -144,6 +145,13 @@ class TrainSettings(Machine):
         if self.recompute is None:
             return blocks if self.gradient_checkpointing else 0
         return min(self.recompute, blocks)
+
+    def shown(self) -> dict[str, Any]:
+        """Return what shapes the result, by name, without paths: these tell others nothing."""
+        paths = {"base", "data", "out", "recipe", "validation", "cache"}
+        names = [n for n in type(self).model_fields if n not in paths]
+        kept = {n for n in names if n == "steps" or about(type(self), n).get("resume") != "free"}
+        return self.table(include=kept)
 
     def to_toml(self) -> str:
         """Write a run file that `read_settings` reads back."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 from torch import nn
 
 from iclora.errors import RunError
@@ -20,14 +21,14 @@ from iclora.train.cache import Encoded
 from iclora.train.folder import RunFolder
 from iclora.train.objective import Sample, accumulate, schedule
 from iclora.train.state import TrainState
-from iclora.train.trackers import Track
+from iclora.train.trackers import Tracking
 from iclora.train.validation import Validation
 from iclora.train.workers import Workers
 
 __all__ = ["Loop", "Preview", "Watch", "apply_step", "interruptible"]
 
-Preview = Callable[[int, bool], None]
-"""Draws previews at a step; the bool tells whether to write them."""
+Preview = Callable[[int, bool], Image.Image | None]
+"""Draws previews at a step; the bool tells whether to write them. Returns a picture to be shown."""
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Loop:
     workers: Workers
     validation: Validation | None
     preview: Preview | None
-    track: Track
+    track: Tracking
     interrupted: threading.Event
     """Set to end the run after the current step."""
     progress: Progress
@@ -84,7 +85,8 @@ class Loop:
         self.watch.see(loss, state.step, names, self.run)
         if self.workers.main:
             self.run.log(state, loss, names)
-            self.track({"loss": loss}, state.step)
+            rate = state.optimizer.param_groups[0]["lr"]
+            self.track.numbers({"loss": loss, "learning rate": rate}, state.step)
         return loss, stop > 0
 
     def _report(self, loss: float) -> None:
@@ -98,9 +100,12 @@ class Loop:
     def _draw(self, preview: Preview) -> None:
         try:
             with self.state.averaged(), torch.no_grad():
-                preview(self.state.step, self.workers.main)
+                drawn = preview(self.state.step, self.workers.main)
         except Cancelled:
             self.interrupted.set()
+            return
+        if drawn is not None:
+            self.track.picture("previews", drawn, self.state.step)
 
     def _keep(self) -> None:
         """Measure, then write a checkpoint; the main process alone writes."""
@@ -116,7 +121,7 @@ class Loop:
             return
         with self.state.averaged():
             found = self.validation.take(self.model, self.state.step, write=main)
-        self.track({"held out": found.loss}, self.state.step)
+        self.track.numbers({"held out": found.loss}, self.state.step)
 
 
 def apply_step(state: TrainState, settings: TrainSettings, loss: float) -> float:

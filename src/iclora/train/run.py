@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iclora.adapter import AdapterInfo
+from iclora.adapter.export import shared_name
 from iclora.errors import RunError, SettingsError
 from iclora.files import write_text
 from iclora.models.base import DiffusionModel, Sampling
@@ -111,6 +112,7 @@ def train(
     state = _start(run, model, workers, resume, warn)
     validation = Validation.of(settings, held, encoded.sets, run.measures)
     with interruptible() as stop, tracking(settings, run.path, state.step, workers.main) as track:
+        track.settings({"base": shared_name(model.name), **settings.shown()}, state.step)
         loop = Loop(run, model, encoded, state, workers, validation, preview, track, stop, progress)
         finished = loop.run_to_end()
     if finished and workers.main:

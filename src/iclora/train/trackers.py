@@ -1,20 +1,62 @@
-"""Losses shown elsewhere while a run goes on: TensorBoard, W&B, trackio."""
+"""A run shown elsewhere while it goes on: losses, rate, previews and settings.
+
+TensorBoard, W&B and trackio, through accelerate.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from iclora.errors import RunError
 from iclora.settings import TrainSettings
 
-__all__ = ["Track", "find_trackers", "tracking"]
+__all__ = ["Tracking", "find_trackers", "tracking"]
 
-Track = Callable[[dict[str, float], int], None]
-"""Sends numbers by name, and the step they belong to, to every tracker."""
+
+@dataclass(frozen=True)
+class Tracking:
+    """The trackers of a run that are open; of several processes only the first has any."""
+
+    trackers: Sequence[Any] = ()
+    """accelerate's."""
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers by name, and the step they belong to."""
+        for tracker in self.trackers:
+            tracker.log(dict(values), step=step)
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Send a picture, such as a grid of previews."""
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                import numpy as np
+
+                # accelerate takes arrays of several pictures here; flushed, or the last waits.
+                array = np.asarray(picture.convert("RGB"))[None]
+                tracker.log_images({name: array}, step=step, dataformats="NHWC")
+                tracker.tracker.flush()
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [picture]}, step=step)
+            elif tracker.name == "trackio":
+                image = import_module("trackio").Image(picture)
+                tracker.log({name: image}, step=step)
+
+    def settings(self, values: Mapping[str, Any], step: int) -> None:
+        """Send what the run was told, by name; for trackers to list and compare runs by."""
+        plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in values.items()}
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                _settings_of_tensorboard(tracker.tracker, plain, step)
+            else:
+                tracker.store_init_configuration(plain)
 
 
 def find_trackers(settings: TrainSettings) -> list[str]:
@@ -36,8 +78,8 @@ def find_trackers(settings: TrainSettings) -> list[str]:
 
 
 @contextmanager
-def tracking(settings: TrainSettings, folder: Path, step: int, main: bool) -> Iterator[Track]:
-    """Open the trackers that `find_trackers` finds, through accelerate.
+def tracking(settings: TrainSettings, folder: Path, step: int, main: bool) -> Iterator[Tracking]:
+    """Open the trackers that `find_trackers` finds.
 
     Args:
         folder: of the run; TensorBoard's files go into it.
@@ -47,7 +89,7 @@ def tracking(settings: TrainSettings, folder: Path, step: int, main: bool) -> It
     """
     names = find_trackers(settings)
     if not names or not main:
-        yield lambda _values, _step: None
+        yield Tracking()
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -59,13 +101,21 @@ def tracking(settings: TrainSettings, folder: Path, step: int, main: bool) -> It
     ]
     for tracker in trackers:
         tracker.start()
-
-    def track(values: dict[str, float], step: int) -> None:
-        for tracker in trackers:
-            tracker.log(values, step=step)
-
     try:
-        yield track
+        yield Tracking(trackers)
     finally:
         for tracker in trackers:
             tracker.finish()
+
+
+def _settings_of_tensorboard(writer: Any, values: Mapping[str, Any], step: int) -> None:
+    """A table in its text tab, and columns in its tab of hyperparameters.
+
+    The writer's own `add_hparams`, and accelerate's, would put them into a run of their own.
+    """
+    rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
+    writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", global_step=step)
+    columns = import_module("torch.utils.tensorboard.summary").hparams(dict(values), {})
+    for summary in columns:
+        writer.file_writer.add_summary(summary)
+    writer.flush()
