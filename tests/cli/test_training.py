@@ -10,10 +10,12 @@ import time
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from iclora.cli.training import recomputes_unasked
 from iclora.sets.images import open_image
+from iclora.sets.recipe import load_recipe
 from iclora.settings import TrainSettings, read_settings
 from tests.conftest import CAPTION
 
@@ -83,6 +85,9 @@ def test_a_run_file_trains(clean, make_dataset, tmp_path, run):
     assert status == 0
     assert (tmp_path / "run" / "previews" / "step-000001.png").exists()
     assert "previews" in out
+    (shown,) = ModelCard.load(tmp_path / "run" / "README.md").data.widget
+    assert open_image(tmp_path / "run" / shown["output"]["url"]).width in range(32, 64)
+    assert shown["text"] == load_recipe("film-storyboard").example
     assert "steps = 1" in run("info", tmp_path / "run")[1]
 
 

@@ -101,7 +101,10 @@ def train(settings: RunSettings, console: Console) -> int:
     if not result.finished:
         console.say(f"stopped at step {result.step} of {config.steps}; nothing is lost\n{go_on}")
         return 130
-    console.say(f"wrote {result.adapter}\nloss curve {result.folder / 'loss.png'}")
+    console.say(
+        f"wrote {result.adapter}\nmodel card {result.folder / 'README.md'}\n"
+        f"loss curve {result.folder / 'loss.png'}"
+    )
     if config.preview_every:
         console.say(f"previews {result.folder / 'previews'}")
     return 0
@@ -121,10 +124,11 @@ def _train(
         return make_preview(
             model,
             recipe,
-            config.preview_prompts or (recipe.example,),
+            config.previewed(recipe.example),
             resolution=config.preview_resolution,
             seed=config.seed,
             folder=Path(config.out, "previews"),
+            last=config.steps,
         )
 
     with console.progress() as progress:

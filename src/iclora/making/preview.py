@@ -26,6 +26,7 @@ def make_preview(
     resolution: int,
     seed: int,
     folder: Path,
+    last: int | None = None,
 ) -> Callable[[int, bool], Image.Image]:
     """Make a function that draws each prompt by the base alone and by the adapter so far.
 
@@ -33,6 +34,8 @@ def make_preview(
 
     Args:
         resolution: side of a square of the previews' area, px.
+        last: the step after which each picture by the adapter is also written alone, as
+            folder/step-000250-1.png: a model card shows them beside their prompts.
     Returns: a function of the step that draws a grid, the base beside the adapter, and writes it as
         folder/step-000250.png if it is told to.
     Raises: CaptionError, SettingsError for a prompt that would fail later.
@@ -58,9 +61,13 @@ def make_preview(
                 plain.extend(draw())
             finally:
                 denoiser.enable_adapters()
-        grid = _side_by_side({"base": plain, f"adapter, step {step}": draw()})
+        adapted = draw()
+        grid = _side_by_side({"base": plain, f"adapter, step {step}": adapted})
         if write:
-            write_png(folder / f"step-{step:06d}.png", grid)
+            name = f"step-{step:06d}"
+            for number, picture in enumerate(adapted if step == last else (), 1):
+                write_png(folder / f"{name}-{number}.png", picture)
+            write_png(folder / f"{name}.png", grid)
         return grid
 
     return preview

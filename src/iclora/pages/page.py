@@ -1,19 +1,21 @@
 """Pages that need no other file: pictures inside, small enough to look through, nothing runs.
 
 A page is a template in `templates/` that extends `base.html.jinja`. All text is escaped there;
-pictures come as URLs that hold them, so that few large ones are in memory at once.
+pictures come as URLs that hold them, so that few large ones are in memory at once. A model card is
+Markdown and has its pictures beside it.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-__all__ = ["data_url", "render"]
+__all__ = ["data_url", "render", "render_markdown"]
 
 
 def render(template: str, **values: Any) -> str:
@@ -26,10 +28,29 @@ def render(template: str, **values: Any) -> str:
     return _pages().get_template(f"{template}.html.jinja").render(values)
 
 
-def _pages() -> Environment:
+def render_markdown(template: str, **values: Any) -> str:
+    """A text in Markdown, from `templates/NAME.md.jinja`; values as for `render`."""
+    pages = _pages(escape=False)
+    pages.filters["fenced"], pages.filters["cell"] = _fenced, _cell
+    return pages.get_template(f"{template}.md.jinja").render(values)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code; no backticks in it end it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+def _cell(value: object) -> str:
+    """A value in a table, which a bar or a new line would break."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _pages(escape: bool = True) -> Environment:
     return Environment(
         loader=PackageLoader("iclora.pages"),
-        autoescape=True,
+        autoescape=escape,  # noqa: S701 (Markdown is made safe where it is shown)
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -146,10 +146,14 @@ class TrainSettings(Machine):
             return blocks if self.gradient_checkpointing else 0
         return min(self.recompute, blocks)
 
+    def previewed(self, example: str) -> tuple[str, ...]:
+        """Return the joint prompts of previews; the recipe's example if there are none."""
+        return self.preview_prompts or (example,)
+
     def shown(self) -> dict[str, Any]:
-        """Return what shapes the result, by name, without paths: these tell others nothing."""
-        paths = {"base", "data", "out", "recipe", "validation", "cache"}
-        names = [n for n in type(self).model_fields if n not in paths]
+        """Return what shapes the result, by name, without what is this machine's: paths, device."""
+        own = {"base", "data", "out", "recipe", "validation", "cache", "device"}
+        names = [n for n in type(self).model_fields if n not in own]
         kept = {n for n in names if n == "steps" or about(type(self), n).get("resume") != "free"}
         return self.table(include=kept)
 

@@ -7,6 +7,7 @@ RUN/previews/step-000250.png       what the preview callback draws
 RUN/checkpoints/step-000250/       adapter.safetensors, and state.safetensors to resume from
 RUN/cache/                         latents and prompt embeddings
 RUN/adapter.safetensors            the result
+RUN/README.md                      its model card, written by `model_card`
 RUN/adapter-best.safetensors       the best on held-out sets, if that is another one
 """
 

@@ -27,6 +27,7 @@ from iclora.train.cache import Encoded, EncodedSet, encode
 from iclora.train.data import RunData, find_data
 from iclora.train.folder import RunFolder
 from iclora.train.loop import Loop, Preview, interruptible
+from iclora.train.model_card import CARD, write_card
 from iclora.train.state import TrainState
 from iclora.train.trackers import tracking
 from iclora.train.validation import Validation
@@ -117,6 +118,9 @@ def train(
         finished = loop.run_to_end()
     if finished and workers.main:
         run.finish(state)
+        told = info.model_copy(update={"steps": state.step})
+        if not write_card(run.path, told, settings, len(data.trained)):
+            warn(f"{run.path / CARD} is your own and is left as it is")
     workers.wait()
     workers.close()
     return RunResult(run.path, state.step, finished, run.best_step())
