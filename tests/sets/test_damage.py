@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -27,11 +28,20 @@ def photo(width=320, height=400, seed=0):
     )
 
 
+def on_white(side=700):
+    """A photo in the corner of a white page: most of what is coded of it is nothing."""
+    page = Image.new("RGB", (side, side), "white")
+    page.paste(photo(), (0, 0))
+    return page
+
+
 FORMS = [
     {"quality": 90},
     {"quality": 60, "subsampling": 0},
     {"quality": 80, "optimize": True},
     {"quality": 85, "restart_marker_blocks": 8},
+    {"quality": 88, "progressive": True},
+    {"quality": 70, "progressive": True, "subsampling": 0},
 ]
 
 
@@ -41,8 +51,9 @@ def test_a_whole_jpeg_of_any_kind_is_read(options, mode):
     plain = (
         photo(),
         Image.new("RGB", (200, 300), "gray"),
-        Image.new("RGB", (200, 300)),
+        Image.new("RGB", (700, 700)),
         picture(90, 40),
+        on_white(),
     )
     for image in plain:
         data = saved(image.convert(mode), "JPEG", **options)
@@ -51,30 +62,54 @@ def test_a_whole_jpeg_of_any_kind_is_read(options, mode):
     half = photo()
     half.paste("white", (0, 200, 320, 400))
     assert read_image(saved(half.convert(mode), "JPEG", **options), "p")
-    assert read_image(saved(half, "JPEG", progressive=True), "p")
 
 
-@pytest.mark.parametrize("options", FORMS[:3])
+@pytest.mark.parametrize("options", [*FORMS[:3], *FORMS[4:]])
 @pytest.mark.parametrize("damage", ["zeros", "cut"])
-@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("share", [0.12, 0.3, 0.6, 0.75, 0.9])
 def test_a_jpeg_of_which_a_part_is_missing_is_named(options, damage, share):
     data = bytearray(saved(photo(), "JPEG", **options))
     at = int(len(data) * share)
     if damage == "cut":
         data = data[:at] + b"\xff\xd9"
     else:
-        data[at : at + len(data) // 5] = bytes(len(data) // 5)
+        some = len(data) // 12
+        data[at : at + some] = bytes(some)
     with pytest.raises(ImageError, match=r'"p\.jpg" is damaged'):
         read_image(bytes(data), "p.jpg")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_phone_s_jpeg_of_two_pictures_is_watched_too(share):
+    first, second = (saved(photo(seed=k), "JPEG", quality=88) for k in (0, 1))
+    buffer = io.BytesIO()
+    photo().save(buffer, "MPO", save_all=True, append_images=[photo(seed=1)], quality=88)
+    data = buffer.getvalue()
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert read_image(data, "p").tobytes() == read_image(first, "p").tobytes()
+    end = data.index(second[-40:-20]) - len(second)
+    at = int(end * share)
+    with pytest.raises(ImageError, match="is damaged"):
+        read_image(data[:at] + b"\xff\xd9" + data[end:], "p")
+
+
+def test_a_picture_of_newer_phones_of_which_a_part_is_zeros_is_named():
+    for form in ("AVIF", "HEIF"):
+        if form == "HEIF" and not find_spec("pillow_heif"):
+            continue
+        data = bytearray(saved(photo(), form))
+        assert read_image(bytes(data), "p")
+        assert read_image(saved(on_white(), form), "p")
+        data[len(data) // 2 : len(data) * 2 // 3] = bytes(len(data) * 2 // 3 - len(data) // 2)
+        with pytest.raises(ImageError, match="is damaged"):
+            read_image(bytes(data), "p")
 
 
 @pytest.mark.parametrize("lossless", [False, True])
 def test_a_webp_of_which_a_part_is_zeros_is_named(lossless):
     data = bytearray(saved(photo(), "WEBP", lossless=lossless))
     assert read_image(bytes(data), "p")
-    flat = Image.new("RGB", (1500, 1500), "white")
-    flat.paste(photo(), (0, 0))
-    assert read_image(saved(flat, "WEBP", lossless=lossless), "p")
+    assert read_image(saved(on_white(), "WEBP", lossless=lossless), "p")
     data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
     with pytest.raises(ImageError, match="is damaged"):
         read_image(bytes(data), "p")

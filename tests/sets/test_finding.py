@@ -11,8 +11,10 @@ from functools import partial
 import pytest
 
 from iclora.errors import DatasetError
+from iclora.sets import finding, unread
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import caption_path, open_dataset
+from iclora.sets.kinds import IMAGE_SUFFIXES
 from tests.conftest import CAPTION, picture
 from tests.sets.test_check import errors, problems
 from tests.sets.test_dataset import pair
@@ -35,11 +37,27 @@ def encoded(form):
     return buffer.getvalue()
 
 
+@pytest.fixture
+def no_heic(monkeypatch):
+    """As it is without the extra that reads HEIC."""
+    plain = tuple(ending for ending in IMAGE_SUFFIXES if ending not in (".heic", ".heif", ".hif"))
+    monkeypatch.setattr(finding, "IMAGE_SUFFIXES", plain)
+    monkeypatch.setattr(unread, "IMAGE_SUFFIXES", plain)
+
+
+def test_a_heic_picture_is_refused_with_the_extra_that_reads_it(tmp_path, no_heic):
+    panels(tmp_path / "0001", caption=CAPTION)
+    (tmp_path / "0001" / "4.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (problem,) = errors(open_dataset(tmp_path, STORY))
+    assert "iclora[heic]" in problem.advice
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
         ("IMG_1.HEIC", b"\0\0\0\x18ftypheic", "one HEIC picture is not read (IMG_1.HEIC)"),
-        ("shot.avif", b"", "one AVIF picture"),
+        ("IMG_2.HEIC", encoded("JPEG"), "one JPEG picture with the ending .HEIC"),
+        ("shot.cr2", encoded("TIFF"), "one CR2 picture"),
         ("2.gif", b"GIF89a", "one GIF picture"),
         ("2.jxl", b"", "one JXL picture"),
         ("2.psd", b"8BPS", "one PSD picture"),
@@ -53,7 +71,7 @@ def encoded(form):
         ("more.zip", b"", "one .zip archive"),
     ],
 )
-def test_what_is_not_read_is_named_and_no_set_vanishes(tmp_path, name, data, says):
+def test_what_is_not_read_is_named_and_no_set_vanishes(tmp_path, no_heic, name, data, says):
     panels(tmp_path / "0001", caption=CAPTION)
     panels(tmp_path / "0003", caption=CAPTION, seed=3)
     (tmp_path / "0002").mkdir()
@@ -78,7 +96,7 @@ def test_files_of_a_kind_are_named_once_a_folder(tmp_path):
     )
 
 
-def test_a_dataset_of_other_pictures_alone_says_which_they_are(tmp_path):
+def test_a_dataset_of_other_pictures_alone_says_which_they_are(tmp_path, no_heic):
     (tmp_path / "0001").mkdir()
     (tmp_path / "0001" / "a.heic").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"no image sets.*one HEIC picture is not read"):

@@ -6,20 +6,35 @@ import io
 import struct
 import zlib
 from contextlib import suppress
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from iclora.errors import ImageError, StorageError
+from iclora.sets.dataset import open_dataset
 from iclora.sets.images import BLANK, encode_png, open_image, png_text, read_image, write_png
-from tests.conftest import picture
+from tests.conftest import CAPTION, picture
 
 
 def saved(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    if form == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
+
+
+FORMS = [
+    *("PNG", "JPEG", "WEBP", "TIFF", "BMP"),
+    pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="no AVIF")),
+    pytest.param(
+        "HEIF", marks=pytest.mark.skipif(not find_spec("pillow_heif"), reason="no pillow-heif")
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +54,24 @@ def test_a_picture_taken_with_a_turned_camera_comes_upright(orientation, undo):
     image = read_image(data, "p")
     assert image.tobytes() == upright.tobytes()
     assert image.getexif() == {}
+
+
+@pytest.mark.parametrize("form", FORMS[-2:])
+def test_what_phones_write_is_read(tmp_path, form):
+    upright = picture(60, 40)
+    exif = Image.Exif()
+    # The encoder of HEIC writes no orientation.
+    turned = upright.transpose(Image.Transpose.ROTATE_90) if form == "AVIF" else upright
+    exif[0x0112] = 6 if form == "AVIF" else 1
+    data = saved(turned, form, exif=exif, quality=95)
+    got = np.asarray(read_image(data, "p")).astype(int)
+    assert got.shape == (40, 60, 3)
+    assert np.abs(got - np.asarray(upright)).mean() < 4
+    for k in (1, 2, 3):
+        (tmp_path / f"{k}.{'avif' if form == 'AVIF' else 'HEIC'}").write_bytes(data)
+    (tmp_path / "caption.txt").write_text(CAPTION)
+    (found,) = open_dataset(tmp_path, "film-storyboard").sets
+    assert len(found.images) == 3
 
 
 def test_transparent_pixels_become_white_by_their_share():
@@ -83,7 +116,7 @@ def test_a_wide_gamut_profile_is_converted_to_srgb():
     assert np.abs(got - np.asarray(plain)).max() <= 2
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_cut_short_is_refused_by_name(form):
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -122,14 +155,14 @@ def test_an_animation_is_refused_since_no_frame_is_meant():
         read_image(data, "a.webp")
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_damaged_anywhere_is_read_or_refused_by_an_error_of_ours(form):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = (
         saved(picture(24, 16), form, exif=exif) if form != "BMP" else saved(picture(24, 16), form)
     )
-    for at in range(0, len(data), max(1, len(data) // 300)):
+    for at in range(0, len(data), max(1, len(data) // (50 if form == "AVIF" else 300))):
         broken = bytearray(data)
         broken[at] ^= 0xA5
         with suppress(ImageError):

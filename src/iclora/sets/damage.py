@@ -7,14 +7,15 @@ the last line of a JPEG needs the last bytes of its scan, and no sooner ones.
 from __future__ import annotations
 
 import io
+import random
 import re
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageChops
 
-__all__ = ["Feed", "lean_png", "zeros_in"]
+__all__ = ["Feed", "damage_in_scans", "lean_png", "zeros_in"]
 
 _LONG_TEXT = 2**16
 """Bytes of a PNG's text beyond which it is left out before decoding; Pillow refuses 1 MiB."""
@@ -34,7 +35,6 @@ class Feed(io.BytesIO):
         # Beyond the data of the last line there may be a few bytes to fill a word.
         self._hold = end - max(16, (end - start) // 200) if end - start > 400 else 0
         self._seen: list[list[tuple[int, ...]]] = []
-        self._zeros = b"\0" * max(64, (end - start) // 100) in data[start:end]
 
     def watch(self, image: Image.Image) -> None:
         """Look at this picture when its last bytes are asked for."""
@@ -71,10 +71,6 @@ class Feed(io.BytesIO):
             return "its data end before the picture does"
         if last == last_now and any(max(p) for p in last_now):
             return "its data go on behind the picture's end"
-        # What is missing becomes grey; a border may be as grey, but does not come of zeros.
-        grey = all(set(p) == {128} for p in last_now)
-        if grey and last != last_now and self._zeros:
-            return "a part of its data are zeros"
         return None
 
 
@@ -97,14 +93,150 @@ def _scan(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+# -- JPEGs of several scans, or with zeros ------------------------------------------------------
+
+
+class _Scan(NamedTuple):
+    """One pass over a JPEG's picture: some of its coefficients, to some of their bits."""
+
+    start: int
+    """Of its data in the file."""
+    end: int
+    components: tuple[int, ...]
+    coefficients: range
+    bit: int
+    """The lowest that it brings."""
+    bit_only: bool
+    """True if it brings no more than one further bit of each block's colour."""
+
+
+# No 0xff, which would begin a marker. One may happen to say what stands there already.
+_NOISES = [random.Random(k).randbytes(4096).replace(b"\xff", b"\x5a") for k in range(4)]
+
+
+def damage_in_scans(data: bytes, picture: Image.Image) -> str | None:
+    """What is wrong with a JPEG of several scans, or with zeros in it; None if nothing is.
+
+    A scan that is whole uses all of its data and no more. So noise behind its end changes nothing,
+    and noise in place of its last bytes something.
+
+    Args:
+        data: the file.
+        picture: what it was decoded to.
+    """
+    parts, wanted = _scans(data)
+    if not parts:
+        return None
+    short = "its data end before the picture does"
+    several = len(parts) > 1 or not _is_complete(parts, wanted)
+    if several and not _is_complete(parts, wanted):
+        return short
+    ends = [(scan.end, scan.end) for scan in parts]
+    if (several or _ends_flat(picture)) and _differs(data, ends, picture, _NOISES[:1]):
+        return short
+    zeros = [scan for scan in parts if _has_zeros(data, scan)]
+    if any(scan.coefficients[0] for scan in zeros):
+        return "a part of its data are zeros"
+    for scan in zeros:
+        # Of a picture of one colour they are right, and noise does not matter anywhere.
+        if not _differs(data, [(scan.start, scan.start)], picture):
+            continue
+        after, instead = (scan.end, scan.end), (scan.end - 16, scan.end)
+        if _differs(data, [after], picture) or not _differs(data, [instead], picture):
+            return "a part of its data are zeros"
+    return None
+
+
+def _ends_flat(picture: Image.Image) -> bool:
+    """True if some pixels of the last line are of one colour, as where data are missing."""
+    line = [picture.getpixel((picture.width * k // 9, picture.height - 1)) for k in range(9)]
+    return len(set(line)) == 1
+
+
+def _has_zeros(data: bytes, scan: _Scan) -> bool:
+    """True if a scan has more zeros in a row than it should, or than can be told without a try."""
+    size = scan.end - scan.start
+    # No coder writes many into details; corrections alone fill up to 117 bytes.
+    least = 160 if scan.coefficients[0] else 48
+    return not scan.bit_only and b"\0" * max(least, size // 100) in data[scan.start : scan.end]
+
+
+def _differs(
+    data: bytes,
+    places: Sequence[tuple[int, int]],
+    picture: Image.Image,
+    noises: Sequence[bytes] = _NOISES,
+) -> bool:
+    """True if noise in place of these bytes changes the picture."""
+    for noise in noises:
+        kept, at = [], 0
+        for start, end in places:
+            kept += [data[at:start], noise]
+            at = end
+        file = io.BytesIO(b"".join([*kept, data[at:]]))
+        try:
+            with Image.open(file, formats=("JPEG",)) as other:
+                same = other.convert(picture.mode)
+                if ImageChops.difference(same, picture).getbbox() is not None:
+                    return True
+        except OSError:  # A decoder may also give up.
+            return True
+    return False
+
+
+def _scans(data: bytes) -> tuple[list[_Scan], tuple[int, ...]]:
+    """The scans of a JPEG coded by Huffman, up to its end mark, and all components they serve.
+
+    Returns: nothing for a JPEG that is coded in another way.
+    """
+    found: list[_Scan] = []
+    components: tuple[int, ...] = ()
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xFF:
+            at += 1
+            continue
+        if kind == 0xD9:
+            break
+        body = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
+        at += 4 + len(body)
+        if kind in (0xC0, 0xC1, 0xC2) and len(body) > 5:
+            components = tuple(body[6 + 3 * k] for k in range(body[5]) if 6 + 3 * k < len(body))
+        elif kind == 0xDA:
+            end = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]").search(data, at)
+            stop = end.start() if end else len(data)
+            count = body[0] if body else 0
+            if len(body) < 2 * count + 4:
+                return [], ()
+            first, last, bits = body[2 * count + 1 : 2 * count + 4]
+            own = tuple(body[1 + 2 * k] for k in range(count))
+            found.append(
+                _Scan(at, stop, own, range(first, last + 1), bits & 15, first == 0 and bits > 15)
+            )
+            at = stop
+    return (found, components) if components else ([], ())
+
+
+def _is_complete(scans: Sequence[_Scan], components: Sequence[int]) -> bool:
+    """True if scans bring every coefficient of every component to its last bit."""
+    last = {
+        (component, coefficient)
+        for scan in scans
+        if scan.bit == 0
+        for component in scan.components
+        for coefficient in scan.coefficients
+    }
+    return all((c, k) in last for c in components for k in range(64))
+
+
 def zeros_in(data: bytes, form: str | None) -> bool:
     """True if a good part of a compressed picture's data are zeros in a row."""
     parts: Iterator[bytes] | list[bytes] = []
     if form == "WEBP":
         parts = _webp_pictures(data)
-    elif form in ("JPEG", "MPO"):
-        found = re.search(rb"\xff\xda", data)
-        parts = [data[found.end() :]] if found and _scan(data) is None else []
+    elif form in ("AVIF", "HEIF"):
+        parts = [data]
     return any(b"\0" * max(128, len(part) // 20) in part for part in parts)
 
 

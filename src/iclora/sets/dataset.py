@@ -27,7 +27,8 @@ from iclora.files.documents import parse_json, parse_toml
 from iclora.sets.bars import Edges, find_edges
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
 from iclora.sets.finding import find_sets, is_image
-from iclora.sets.images import BLANK, IMAGE_SUFFIXES, png_text, read_image
+from iclora.sets.images import BLANK, png_text, read_image
+from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.layout import Layout, Size
 from iclora.sets.listing import Files, Problem, list_files
 from iclora.sets.recipe import Recipe, load_recipe, read_recipe, recipe_names

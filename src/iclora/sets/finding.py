@@ -13,7 +13,8 @@ from iclora import files
 from iclora.errors import CaptionError, DatasetError, ImageError
 from iclora.files.documents import parse_json
 from iclora.sets.caption import has_markers
-from iclora.sets.images import IMAGE_SUFFIXES, picture_size
+from iclora.sets.images import picture_size
+from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.listing import Files, Problem
 from iclora.sets.recipe import Recipe
 from iclora.sets.unread import name_unread

@@ -14,11 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 from iclora.errors import ImageError
 from iclora.files import write_bytes
 from iclora.files.documents import read_bytes
-from iclora.sets.damage import Feed, lean_png, zeros_in
+from iclora.sets.damage import Feed, damage_in_scans, lean_png, zeros_in
+from iclora.sets.kinds import HEIC_ADVICE, decoders, kind_of
 
 __all__ = [
     "BLANK",
-    "IMAGE_SUFFIXES",
     "encode_png",
     "open_image",
     "picture_size",
@@ -27,21 +27,6 @@ __all__ = [
     "write_png",
 ]
 
-IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".jfif",
-    ".jpe",
-    ".dib",
-)
-# Only these decoders run: a dataset is other people's files, and Pillow has some 40 more.
-# (JPEG covers MPO, the two-picture JPEG of many phones.)
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 BLANK = "iclora:blank"
 """In `Image.info`: the colour on which a transparent picture does not show."""
 _LEAST_SHOWN = 0.002
@@ -57,10 +42,9 @@ def _open(data: bytes, name: str) -> Image.Image:
             # Our own pixel limit below is the judge, and names the file.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             file = Feed(data) if data[:2] == b"\xff\xd8" else io.BytesIO(data)
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(file, formats=decoders(data[:64]))
     except UnidentifiedImageError as error:
-        what = "is empty" if not data else "is not a PNG, JPEG, WebP, TIFF or BMP image"
-        raise ImageError(f'image "{name}" {what}', "Export it again as PNG or JPEG.") from error
+        raise _not_read(data, name) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, "more than Pillow decodes") from error
     except Exception as error:
@@ -68,6 +52,14 @@ def _open(data: bytes, name: str) -> Image.Image:
     if image.width * image.height > _MOST_PIXELS:
         raise _too_large(name, f"{image.width}x{image.height} px")
     return image
+
+
+def _not_read(data: bytes, name: str) -> ImageError:
+    kind = kind_of(data[:64])
+    what = "is not a PNG, JPEG, WebP, AVIF, TIFF or BMP image"
+    what += f"; it begins as {kind} does" if kind else ""
+    advice = HEIC_ADVICE if kind == "HEIC" else "Export it again as PNG or JPEG."
+    return ImageError(f'image "{name}" {what if data else "is empty"}', advice)
 
 
 def _too_large(name: str, size: str) -> ImageError:
@@ -129,11 +121,13 @@ def read_image(data: bytes, name: str, background: str = "white") -> Image.Image
     if zeros_in(data, image.format):
         raise _damaged(name, "a good part of its data are zeros")
     try:
-        if feed and image.format == "JPEG":
+        if feed and image.format in ("JPEG", "MPO"):
             feed.watch(image)
         frames = _frames(image)
         image.load()
         damage = feed.damage() if feed else None
+        if image.format in ("JPEG", "MPO"):
+            damage = damage or damage_in_scans(data, image)
         profile = profile or image.info.get("icc_profile")
         upright = ImageOps.exif_transpose(image)
     except Exception as error:

@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from iclora.errors import DatasetError
-from iclora.sets.images import IMAGE_SUFFIXES
+from iclora.sets.kinds import HEIC_ADVICE, IMAGE_SUFFIXES, kind_of
 from iclora.sets.listing import Files, Problem
 
 __all__ = ["name_unread"]
 
 _PICTURES = (
-    "heic heif hif avif gif jxl jp2 j2k jpf jpx psd psb xcf kra svg eps ai tga exr hdr dds ico dib",
+    "avif gif jxl jp2 j2k jpf jpx psd psb xcf kra svg eps ai tga exr hdr dds ico dib",
     "raw cr2 cr3 nef arw dng orf rw2 raf pef qoi ppm pgm pnm pcx apng clip procreate",
 )
 _TABLES = ("parquet arrow feather tfrecord tfrecords lance h5 hdf5 npz lmdb mdb beton sqlite db",)
@@ -23,21 +23,14 @@ _FILMS = ("mp4 mov webm mkv avi m4v",)
 # Documents, programs and what iclora itself writes beside sets.
 _QUIET = ("md rst html htm py ipynb sh license gitattributes cff",)
 _QUIET_NAMES = ("readme readme.txt license license.txt licence licence.txt caption-failures.json",)
-_MAGIC: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (8, b"WEBP", "WebP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"GIF8", "GIF"),
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (4, b"ftypavif", "AVIF"),
-    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"8BPS", "Photoshop"),
-)
-_READ = ("PNG", "JPEG", "WebP", "TIFF")
+_ENDINGS = {
+    "PNG": ".png",
+    "JPEG": ".jpg",
+    "WebP": ".webp",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+    "HEIC": ".heic",
+}
 
 Kind = tuple[str, str, Literal["error", "warning"]]
 
@@ -74,8 +67,18 @@ def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
     if name.lower().endswith(IMAGE_SUFFIXES):
         where = f'outside "{root}", the folder of its iclora.toml'
         return _of(f"picture{{s}} {where}", f"Open one dataset at a time: {path.parts[0]}.")
-    if _is_one_of(ending, _PICTURES):
-        return _of(f"{ending.upper()} picture{{s}}", "Export as PNG or JPEG, or remove.")
+    named, found = _is_one_of(ending, _PICTURES), _sniff(listing, name)
+    if named and found == "TIFF":  # as what cameras write raw begins
+        found = None
+    right = _ENDINGS.get(found or "", "")
+    if found and right in IMAGE_SUFFIXES:
+        shown = path.suffix or "(none)"
+        return _of(f"{found} picture{{s}} with the ending {shown}", f"Rename to {right}.")
+    if found == "HEIC" or (not found and ending in ("heic", "heif", "hif")):
+        return _of(f"{'HEIC' if found else ending.upper()} picture{{s}}", HEIC_ADVICE)
+    if found or named:
+        kind = ending.upper() if named else found
+        return _of(f"{kind} picture{{s}}", "Export as PNG or JPEG, or remove.")
     if _is_one_of(ending, _TABLES):
         return _of(
             f".{ending} file{{s}} of a dataset in another form",
@@ -83,12 +86,6 @@ def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
         )
     if _is_one_of(ending, _ARCHIVES):
         return _of(f".{ending} archive{{s}}", "Unpack, or give a zip archive by itself, or remove.")
-    found = _sniff(listing, name)
-    if found in _READ:
-        right = "Give it the ending of its kind, " + ", ".join(IMAGE_SUFFIXES[:3]) + " or .tif."
-        return _of(f"{found} picture{{s}} with the ending {path.suffix or '(none)'}", right)
-    if found:
-        return _of(f"{found} picture{{s}}", "Export as PNG or JPEG, or remove.")
     if _is_one_of(ending, _QUIET):
         return None
     if _is_one_of(ending, _FILMS):
@@ -108,7 +105,6 @@ def _of(what: str, advice: str, severity: Literal["error", "warning"] = "error")
 def _sniff(listing: Files, name: str) -> str | None:
     """The kind of a picture by its first bytes."""
     try:
-        head = listing[name].head(16)
+        return kind_of(listing[name].head(64))
     except DatasetError:
         return None
-    return next((kind for at, sign, kind in _MAGIC if head[at : at + len(sign)] == sign), None)
