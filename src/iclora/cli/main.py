@@ -48,6 +48,7 @@ VERBS: Registry[Verb[Any]] = Registry(
         "evaluate": "iclora.cli.evaluating:evaluate",
         "info": "iclora.cli.training:info",
         "export": "iclora.cli.training:export",
+        "push": "iclora.cli.training:push",
     },
 )
 

@@ -1,4 +1,4 @@
-"""Verbs over training runs and their adapters: plan train info export."""
+"""Verbs over training runs and their adapters: plan train info export push."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from iclora.settings import (
     ExportSettings,
     InfoSettings,
     PlanSettings,
+    PushSettings,
     RunSettings,
     TrainSettings,
     read_settings,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from iclora.train.loop import Preview
     from iclora.train.run import RunResult
 
-__all__ = ["export", "info", "plan", "recomputes_unasked", "train"]
+__all__ = ["export", "info", "plan", "push", "recomputes_unasked", "train"]
 
 
 def _read_plan(given: dict[str, Any], _: Console) -> PlanSettings:
@@ -231,6 +232,29 @@ def export(settings: ExportSettings, console: Console) -> None:
     files = export_weights(adapter.weights, settings.format, model.names, adapter.info, dtype)
     write_export(out, files)
     console.say(f"wrote {out}")
+
+
+@verb(PushSettings)
+def push(settings: PushSettings, console: Console) -> None:
+    """Send a run's adapter, model card and last previews to the Hugging Face hub."""
+    key = os.environ.get("HF_TOKEN", "").strip()
+    if not key and not settings.dry_run:
+        raise SettingsError(
+            "there is no key for the hub in the environment variable HF_TOKEN",
+            "Make one that may write at https://huggingface.co/settings/tokens, and set it.",
+        )
+    from iclora.train.push import collect, send
+
+    files = collect(Path(settings.run), settings.repository)
+    kind = "public" if settings.public else "private"
+    console.say(f"to {settings.repository} on the hub, {kind} if it is new:")
+    for name, content in files.items():
+        console.say(f"  {name}  {len(content) / 1e6:.2f} MB")
+    if settings.dry_run:
+        console.say("nothing was sent")
+        return
+    where = send(files, settings.repository, key=key, public=settings.public)
+    console.say(f"sent; see {where}")
 
 
 def _show_adapter(path: str, console: Console) -> None:

@@ -28,6 +28,7 @@ from iclora.settings.data import (
     ExportSettings,
     InfoSettings,
     PromptSettings,
+    PushSettings,
     RecipesSettings,
     ReviewSettings,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "Precision",
     "Prompt",
     "PromptSettings",
+    "PushSettings",
     "RecipesSettings",
     "RerollSettings",
     "Resample",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from iclora.settings.fields import (
     RESOLUTIONS,
@@ -23,6 +25,7 @@ __all__ = [
     "ExportSettings",
     "InfoSettings",
     "PromptSettings",
+    "PushSettings",
     "RecipesSettings",
     "ReviewSettings",
 ]
@@ -139,3 +142,18 @@ class ExportSettings(Settings):
     """base model; by default the one the adapter was trained on"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """number format of the weights"""
+
+
+class PushSettings(Settings):
+    """What `push` is told."""
+
+    run: FilePath = setting(position=True)
+    """folder of a run that has ended"""
+    repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")] = setting(
+        position=True
+    )
+    """where to on the Hugging Face hub, USER/NAME; made if it is not there (key in $HF_TOKEN)"""
+    public: bool = False
+    """let everybody see a new repository; without it only you and your organisation do"""
+    dry_run: bool = False
+    """list what would be sent, and send nothing"""
