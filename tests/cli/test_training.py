@@ -19,6 +19,19 @@ from iclora.sets.recipe import load_recipe
 from iclora.settings import TrainSettings, read_settings
 from tests.conftest import CAPTION
 
+AI_TOOLKIT = f"""
+job: extension
+config:
+  name: mine
+  process:
+    - type: sd_trainer
+      training_folder: output
+      network: {{type: lora, linear: 2}}
+      datasets: [{{folder_path: there/sets, resolution: 64}}]
+      train: {{steps: 2, lr: 1e-4, dtype: fp32, noise_scheduler: flowmatch}}
+      model: {{name_or_path: tiny, is_flux: true}}
+      sample: {{prompts: ["{CAPTION}"], seed: 42}}
+"""
 TRAIN = ["--steps", "2", "--batch", "2", "--rank", "2", "--resolutions", "64"]
 TRAIN += ["--preview-every", "0"]
 
@@ -156,3 +169,30 @@ def test_variables_that_a_launcher_left_behind_are_named(run, monkeypatch, env, 
     status, _, err = run("train", "--base", "tiny", "--data", "d", "--out", "o")
     assert status == 2
     assert says in err
+
+
+def test_a_configuration_of_ai_toolkit_becomes_a_run_file_that_trains(
+    clean, make_dataset, tmp_path, run, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = make_dataset()
+    (tmp_path / "mine.yml").write_text(AI_TOOLKIT)
+    status, out, err = run("import", "mine.yml", "--data", data)
+    assert status == 0
+    assert "network.linear = 2  ->  rank = 2" in out
+    assert "sample.seed = 42: the run's --seed decides" in out
+    assert "lr = 0.0001" in (tmp_path / "mine.toml").read_text()
+    assert run("train", "mine.toml", "--preview-every", "0")[0] == 0
+    assert (tmp_path / "output" / "mine" / "adapter.safetensors").exists()
+    status, _, err = run("import", "mine.yml")
+    assert status == 2
+    assert "mine.toml is there already" in err
+
+
+def test_an_import_of_sets_that_are_not_here_says_where_to_put_them(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yml").write_text(AI_TOOLKIT)
+    status, _, err = run("import", "mine.yml", "--write", "new.toml")
+    assert status == 0
+    assert "there is no there/sets here: set --data" in err
+    assert "film-storyboard" in err

@@ -10,6 +10,7 @@ from iclora.errors import RecipeError, SettingsError
 from iclora.files.documents import (
     parse_json,
     parse_toml,
+    parse_yaml,
     read_bytes,
     read_json,
     read_toml,
@@ -96,3 +97,70 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     ]:
         with pytest.raises(SettingsError, match=says):
             read_bytes(path, SettingsError, "file")
+
+
+# -- YAML ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("2.5E+3", 2500.0),
+        (".5e1", 5.0),
+        ("0.5", 0.5),
+        ("12", 12),
+        ("'1e-4'", "1e-4"),
+        ("x1e4", "x1e4"),
+        ("2024-01-01", "2024-01-01"),
+        ("no", False),
+        ("~", None),
+        ("[a, 'b']", ["a", "b"]),
+    ],
+)
+def test_yaml_values_are_what_people_mean_by_them(text, value):
+    found = parse_yaml(f"a: {text}", "x", SettingsError)["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_yaml_is_read_as_its_own_library_reads_it_where_versions_agree():
+    import yaml
+
+    text = "a: &d {x: 1, y: [1, 2.5]}\nb:\n  <<: *d\n  y: 3\nc: |\n  two\n  lines\n"
+    assert parse_yaml(text.encode("utf-16"), "x", SettingsError) == yaml.safe_load(text)
+
+
+_BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9)
+)
+_MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i + 1}: &a{i + 1}\n  <<: [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (_BOMB, "more than 100,000 values"),
+        (_MERGES, "more than 100,000 values"),
+        ("a: &a [*a]", "contains itself"),
+        ("a: 1\nb: {c: 1, c: 2}", r'"c" twice in one table \(line 2\)'),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("a: !!binary aGk=", "not valid YAML"),
+        ("on: 1", "on .line 1. where a name stands"),
+        ("? [1]\n: 2", "where a name stands"),
+        ("a: .nan", "the number nan"),
+        (f"a: {'9' * 5000}", "a number of 5000 digits"),
+        ("a: " + "[" * 900, "nested"),
+        (f"a: {'[' * 100}{']' * 100}", "nested"),
+        ("a: [1,\nb: {", "not valid YAML"),
+        ("a: 1\n---\nb: 2", "another document"),
+        ("", "is empty"),
+        ("#" * 2**20 + "\na: 1", "more than a million"),
+    ],
+)
+def test_yaml_that_cannot_be_meant_is_refused(text, says):
+    with pytest.raises(RecipeError, match=says) as refused:
+        parse_yaml(text, "file x", RecipeError)
+    assert "file x" in refused.value.problem

@@ -39,6 +39,7 @@ VERBS: Registry[Verb[Any]] = Registry(
         "review": "iclora.cli.data:review",
         "prompt": "iclora.cli.data:prompt",
         "check": "iclora.cli.data:check",
+        "import": "iclora.cli.training:import_run",
         "plan": "iclora.cli.training:plan",
         "train": "iclora.cli.training:train",
         "generate": "iclora.cli.making:generate",

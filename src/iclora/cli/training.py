@@ -1,4 +1,4 @@
-"""Verbs over training runs and their adapters: plan train info export push."""
+"""Verbs over training runs and their adapters: import plan train info export push."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from iclora.progress import Cancelled, Console
 from iclora.sets.recipe import load_recipe
 from iclora.settings import (
     ExportSettings,
+    ImportSettings,
     InfoSettings,
     PlanSettings,
     PushSettings,
@@ -31,7 +32,25 @@ if TYPE_CHECKING:
     from iclora.train.loop import Preview
     from iclora.train.run import RunResult
 
-__all__ = ["export", "info", "plan", "push", "recomputes_unasked", "train"]
+__all__ = ["export", "import_run", "info", "plan", "push", "recomputes_unasked", "train"]
+
+
+@verb(ImportSettings)
+def import_run(settings: ImportSettings, console: Console) -> None:
+    """Make a run file of ai-toolkit's configuration, and say what becomes of every field."""
+    from iclora.files import write_text
+    from iclora.train import aitoolkit
+
+    out = Path(settings.write or f"{Path(settings.file).stem}.toml")
+    if out.exists():
+        raise SettingsError(f"{out} is there already", "Choose another `write`.", setting="write")
+    check_file(out, "write")
+    found = aitoolkit.import_run(settings.file, recipe=settings.recipe, data=settings.data)
+    console.say(as_options(str(found), ImportSettings))
+    for note in found.notes:
+        console.warn(note)
+    write_text(out, found.run_file())
+    console.say(f"wrote {out}; see what it takes with: iclora plan {out} --vram 24")
 
 
 def _read_plan(given: dict[str, Any], _: Console) -> PlanSettings:

@@ -1,12 +1,14 @@
-"""Documents that people and other tools write: text, TOML and JSON, read with bounds.
+"""Documents that people and other tools write: text, TOML, JSON and YAML, read with bounds.
 
-Every TOML and JSON of the program passes `parse_toml` or `parse_json`. They refuse in plain words
-what no document of ours holds: NaN, numbers of thousands of digits, keys that stand twice, nests.
+Every one of the program passes `parse_toml`, `parse_json` or `parse_yaml`. They refuse in plain
+words what no document of ours holds: NaN, numbers of thousands of digits, keys that stand twice,
+nests; of YAML also objects, and texts that grow without end by aliases.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 import math
 import os
@@ -22,6 +24,7 @@ __all__ = [
     "decode",
     "parse_json",
     "parse_toml",
+    "parse_yaml",
     "read_bytes",
     "read_json",
     "read_toml",
@@ -32,6 +35,10 @@ _MOST_BYTES = 16 * 2**20
 """Of a document that people write; the largest tokenizer files have 20 MB and are not read here."""
 _DEEPEST = 64
 """Levels of lists and tables; our own documents have six."""
+_MOST_YAML = 2**20
+"""Bytes of YAML; a configuration has a few thousand, and the reader takes seconds for a million."""
+_MOST_NODES = 100_000
+"""Values of a YAML document once its aliases are written out."""
 _LONGEST_NUMBER = 400
 """Digits; a float has 309 before its point at most, and Python takes quadratic time for more."""
 
@@ -147,6 +154,106 @@ def parse_json(data: bytes | str, source: str, refuse: Refusal) -> Any:
     return found
 
 
+def parse_yaml(data: bytes | str, source: str, refuse: Refusal) -> Any:
+    """A YAML document of plain values: tables by text, lists, text, numbers, true, false and null.
+
+    Numbers as 1e-4 are numbers, as in YAML 1.2 and in ai-toolkit's reader; dates are text.
+
+    Args:
+        source: what to call it in an error.
+    Raises: what `refuse` makes, for text that is not YAML, tags that make objects, a key that
+        stands twice in one table or is no text, more than a megabyte or 100,000 values, and all
+        that `parse_json` refuses.
+    """
+    import yaml
+
+    text = decode(data, source, refuse) if isinstance(data, bytes) else data.removeprefix("\ufeff")
+    if len(text) > _MOST_YAML:
+        raise refuse(f"{source} has more than a million letters", "Check the file.")
+    _check_numbers(text, source, refuse)
+    try:
+        loader = _yaml_reader()(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise refuse(f"{source} is empty", "Check the file.")
+        _check_nodes(node, source, refuse)
+        found = loader.construct_document(node)
+    except RecursionError as error:
+        raise refuse(f"{source} is nested too deeply", "Check the file.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        why = getattr(error, "problem", None) or str(error).split("\n", 1)[0]
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise refuse(f"{source} is not valid YAML: {why}{line}", "Check that line.") from error
+    _check_values(found, source, refuse)
+    return found
+
+
+@functools.cache
+def _yaml_reader() -> Any:
+    """PyYAML's safe loader without what no configuration means: dates, sets, bytes."""
+    import yaml
+
+    plain = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+    tags = {f"tag:yaml.org,2002:{kind}" for kind in plain}
+    safe = yaml.SafeLoader
+    makers = {tag: make for tag, make in safe.yaml_constructors.items() if tag in (*tags, None)}
+    rules = {
+        first: [(tag, form) for tag, form in forms if tag in tags]
+        for first, forms in safe.yaml_implicit_resolvers.items()
+    }
+    own = {"yaml_constructors": makers, "yaml_implicit_resolvers": rules}
+    reader: Any = type("_Reader", (safe,), own)
+    # YAML 1.1, which PyYAML reads, takes 1e-4 for text: it asks for a point and for the sign.
+    form = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+    reader.add_implicit_resolver("tag:yaml.org,2002:float", form, list("-+.0123456789"))
+    return reader
+
+
+def _check_nodes(root: Any, source: str, refuse: Refusal) -> None:
+    """Refuse what would be lost or grow when values are made of YAML's nodes."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        known = sizes.get(id(node))
+        if known == 0:
+            raise refuse(f"{source} has a value that contains itself", "Check its aliases (*).")
+        if known is None:
+            sizes[id(node)] = 0  # Being counted.
+            known = 1
+            if node.id == "mapping":
+                _check_keys(node, source, refuse)
+                known += sum(size(key) + size(value) for key, value in node.value)
+            elif node.id == "sequence":
+                known += sum(map(size, node.value))
+            sizes[id(node)] = known
+        if known > _MOST_NODES:
+            raise refuse(
+                f"{source} has more than {_MOST_NODES:,} values, aliases (*) written out",
+                "Check the file.",
+            )
+        return known
+
+    size(root)
+
+
+def _check_keys(node: Any, source: str, refuse: Refusal) -> None:
+    seen = set()
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        kind = key.tag.rpartition(":")[2]
+        if kind not in ("str", "merge"):
+            shown = key.value if key.id == "scalar" else "a list or table"
+            raise refuse(
+                f"{source} has {shown} (line {line}) where a name stands", "Write it in quotes."
+            )
+        if key.value in seen:
+            raise refuse(
+                f'{source} has "{key.value}" twice in one table (line {line})', "Keep one of them."
+            )
+        seen.add(key.value)
+
+
 def _check_numbers(text: str, source: str, refuse: Refusal) -> None:
     """Refuse long rows of digits before a parser takes minutes for them.
 
@@ -190,7 +297,7 @@ def _advise(text: str, said: str) -> str:
     yaml = re.compile(r"\s*(- )?[\w.-]+:(\s|$)|---\s*$")
     if sum(bool(yaml.match(each)) for each in lines) * 2 > len([x for x in lines if x.strip()]):
         return (
-            "This looks like YAML, as ai-toolkit's or another trainer's configuration: "
-            "write TOML, NAME = VALUE in each line."
+            "This looks like YAML. If it is ai-toolkit's configuration, `iclora import` makes a "
+            "run file of it; otherwise write TOML, NAME = VALUE in each line."
         )
     return "Fix that line: NAME = VALUE, and text in quotes."

@@ -23,6 +23,7 @@ __all__ = [
     "CheckSettings",
     "ComposeSettings",
     "ExportSettings",
+    "ImportSettings",
     "InfoSettings",
     "PromptSettings",
     "PushSettings",
@@ -127,6 +128,19 @@ class InfoSettings(Settings):
 
     file: FilePath = setting(position=True)
     """an adapter (a file, a folder, an id of the hub), a request.json or a run folder"""
+
+
+class ImportSettings(Settings):
+    """What `import` is told."""
+
+    file: FilePath = setting(position=True)
+    """ai-toolkit's configuration of a FLUX.1 LoRA, YAML or JSON"""
+    write: FilePath | None = setting(None, metavar="FILE")
+    """new run file; by default of the same name, ending in .toml, in this folder"""
+    recipe: FilePath | None = None
+    """recipe name or TOML path; by default the dataset's own, or the one that the prompts fit"""
+    data: FilePath | None = None
+    """where the sets lie on this machine; by default where the file says"""
 
 
 class ExportSettings(Settings):
