@@ -164,6 +164,8 @@ def test_processes_together_train_what_one_would(clean, config, tmp_path, launch
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("wrote ") == 1, "one process speaks"
+    assert done.stderr.count("processes share the 4 sets of every step") == 1
+    assert "of accelerate's settings" not in done.stderr
     assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
     # One process wrote the log: each step once.
     assert len((tmp_path / "many" / "log.jsonl").read_text().splitlines()) == 4

@@ -7,6 +7,7 @@ attention may sum in another order each time, resumed or not.)
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from iclora.settings import TrainSettings, about, read_settings
 from iclora.train.cache import Encoded, EncodedSet, encode
 from iclora.train.data import RunData, find_data
 from iclora.train.folder import RunFolder
+from iclora.train.launcher import unheeded
 from iclora.train.loop import Loop, Preview, interruptible
 from iclora.train.model_card import CARD, write_card
 from iclora.train.state import TrainState
@@ -98,6 +100,7 @@ def train(
     elif not resume:
         _refuse_taken(Path(settings.out))
     warn, progress = warn or _silent, progress or Progress()
+    _tell_processes(settings, workers, model.device.type, warn)
     data = data or find_data(settings, model, warn)
     draw = make_preview if settings.preview_every else None
     preview = draw(data.dataset.recipe) if draw else None
@@ -138,6 +141,14 @@ def _refuse_vram(settings: TrainSettings) -> None:
 
 def _silent(_: str) -> None:
     """Say nothing: what one process says is enough."""
+
+
+def _tell_processes(settings: TrainSettings, workers: Workers, device: str, warn: Warn) -> None:
+    """Say how many processes share the run, and which settings of accelerate's do not count."""
+    if workers.count > 1:
+        warn(f"{workers.count} processes share the {settings.batch} sets of every step")
+    if ignored := unheeded(os.environ, device):
+        warn(f"of accelerate's settings these do not count here: {'; '.join(ignored)}")
 
 
 # -- before anything is written -----------------------------------------------------------------

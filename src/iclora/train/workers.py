@@ -16,6 +16,8 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from iclora.train.launcher import without_deepspeed
+
 __all__ = ["PATIENCE", "Workers"]
 
 T = TypeVar("T")
@@ -34,7 +36,8 @@ class Workers:
 
     def __init__(self, device: torch.device) -> None:
         joined = distributed.is_available() and distributed.is_initialized()
-        self._state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+        with without_deepspeed():
+            self._state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
         self._opened = distributed.is_initialized() and not joined
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
