@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import picture
 
@@ -29,8 +30,11 @@ CASES = [
     (["generate", "bad.json"], "not valid JSON"),
     (["generate", *STORY, "--idea", "x", "--steps", "nan"], "--steps"),
     (["complete", *STORY, "--prompt", "x", "--given", "1=none.png"], "none.png"),
+    (["complete", *STORY, "--prompt", "x", "--given", "1=mark.png"], "shows on white"),
+    (["complete", *STORY, "--prompt", "x", "--given", "1=x", "--background", "x"], "no colour"),
     (["reroll", "d", "--panel", "1"], "request.json"),
     (["extend", "story.txt", *STORY, "--given", "4=panel.png"], "image 4 is given"),
+    (["extend", "story.txt", *STORY, "--given", "1=mark.png"], "another --background"),
     (["extend", "p.txt", *STORY], "line 1"),
     (["extend", "story.txt", *STORY, "--anchor", "9"], "anchors [9]"),
     (["evaluate", *STORY, "--prompt", "x", "--out", "file"], "file is a file"),
@@ -61,6 +65,7 @@ def answers(tmp_path_factory):
     (folder / "bad.json").write_text("{")
     (folder / "story.txt").write_text("a day\none\ntwo\nthree\n")
     picture(32, 32).save(folder / "panel.png")
+    Image.new("RGBA", (32, 32), (255, 255, 255, 0)).save(folder / "mark.png")
     before = sorted(folder.rglob("*"))
     told = json.dumps([words for words, _ in CASES])
     done = subprocess.run(

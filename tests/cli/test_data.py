@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+
+import pytest
 
 from tests.conftest import CAPTION
 from tests.vlm.test_openai import completion
@@ -64,3 +67,63 @@ def test_review_writes_a_page_beside_the_dataset(make_dataset, run):
     page = root.with_name(f"{root.name}-review.html")
     assert str(page) in out
     assert page.read_text().count("<section") == 2
+
+
+FOREIGN = {
+    "overview": "港の朝 at the pier",
+    "panels": ["米拉在码头 waves", "Мира ведёт", "ミラ sleeps"],
+}
+
+
+@pytest.mark.parametrize("base", [["--base", "tiny"], []])
+@pytest.mark.parametrize("verb", ["check", "caption", "prompt"])
+def test_words_that_a_base_cannot_read_are_warned_of_by_every_verb(
+    make_dataset, writer, run, verb, base
+):
+    writer.behave = lambda body: (200, completion(json.dumps(FOREIGN, ensure_ascii=False)))
+    data = make_dataset(sets=1)
+    server = ["--captioner", "openai:m", "--api", writer.url]
+    words = {
+        "check": ["check", data],
+        "caption": ["caption", data, *server, "--overwrite"],
+        "prompt": ["prompt", "a harbour", "--recipe", "film-storyboard", *server],
+    }[verb]
+    if verb == "check":
+        run("caption", data, *server, "--overwrite")
+    _, _, err = run(*words, *base)
+    (line,) = [line for line in err.splitlines() if "of its letters" in line]
+    share = int(re.search(r"(\d+)% of its letters", line)[1])
+    assert 20 < share < 80
+    assert ("--base" in line) == (not base)
+
+
+def test_latin_letters_with_accents_are_no_strangers(make_dataset, run):
+    data = make_dataset(sets=1)
+    told = CAPTION.replace("<Ana> fishes", "<Łucja> fishes à côté de l'île, größer, naïve")
+    (data / "0001" / "caption.txt").write_text(told, encoding="utf-8")
+    assert "of its letters" not in run("check", data)[2]
+
+
+def test_compose_says_what_it_cuts_off_and_how_to_keep_it(tmp_path, run):
+    from tests.sets.test_letterbox import boxed, stills, write_sets
+
+    write_sets(tmp_path / "in", [boxed(p) for p in stills(1)])
+    words = ["compose", tmp_path / "in", "--recipe", "film-storyboard"]
+    status, out, err = run(*words, "--out", tmp_path / "a")
+    assert status == 0
+    assert "bars of one colour are cut off 3 panels (24 px top, 24 px bottom)" in err
+    (option,) = re.findall(r"pass (--\S+) to keep them", err)
+    kept = run(*words, "--out", tmp_path / "b", option)
+    assert "cut off 3 panels" not in kept[2]
+    assert "400x224" in kept[1]
+    assert "400x176" in out
+
+
+def test_a_background_is_any_colour_and_others_are_refused_by_name(make_dataset, run, tmp_path):
+    data = make_dataset(sets=1)
+    words = ["compose", data, "--background"]
+    assert run(*words, "papayawhip", "--out", tmp_path / "a")[0] == 0
+    for wrong in ("blau", "#12345", "#ff000080", "rgb(1,2)"):
+        status, _, err = run(*words, wrong, "--out", tmp_path / "b")
+        assert status == 2
+        assert "--background" in err

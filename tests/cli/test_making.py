@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -155,3 +156,10 @@ def test_the_best_that_was_chosen_is_kept(clean, tmp_path, run):
     status, said, _ = run(*words)
     assert (status, "kept" in said, "wrote" in said) == (0, True, False)
     assert [p.name for p in (tmp_path / "o").iterdir()] == ["0001"]
+
+
+def test_a_prompt_that_the_base_cannot_read_is_said_with_its_share(clean, tmp_path, run):
+    prompt = "[MOVIE-SHOTS] 港の朝 [SCENE-1] 米拉在码头 [SCENE-2] 米拉 waves [SCENE-3] 米拉"
+    words = ["generate", "--base", "tiny", "--recipe", "film-storyboard", "--out", tmp_path / "o"]
+    _, _, err = run(*words, *SMALL, "--prompt", prompt)
+    assert re.search(r"cannot read \d\d% of its letters", err)

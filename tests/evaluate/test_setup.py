@@ -1,8 +1,9 @@
 """Arms and cases: fair to all arms, and whatever cannot work is said before anything is made."""
 
 import pytest
+from PIL import Image
 
-from iclora.errors import AdapterError, CaptionError, SettingsError
+from iclora.errors import AdapterError, CaptionError, ImageError, SettingsError
 from iclora.evaluate.setup import Arm, arms_of, cases_of_data, cases_of_prompts, set_up
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
@@ -75,6 +76,20 @@ def test_a_dataset_gives_its_captions_and_its_own_panels(make_dataset):
     assert not cases_of_data(dataset, [], [0])[0].given
     with pytest.raises(SettingsError, match="no panel 4"):
         cases_of_data(dataset, [1, 4], [0])
+
+
+def test_a_given_panel_of_which_nothing_shows_is_refused_unless_its_background_shows_it(
+    make_dataset,
+):
+    root = make_dataset(1)
+    mark = Image.new("RGBA", (64, 32), (0, 0, 0, 0))
+    mark.paste("white", (8, 8, 40, 24))
+    mark.save(root / "0001" / "2.png")
+    with pytest.raises(ImageError, match=r"panel 2 of set .0001. is transparent.*white"):
+        cases_of_data(open_dataset(root), [1, 2], [0])
+    (case,) = cases_of_data(open_dataset(root, background="#204060"), [1, 2], [0])
+    assert case.given[2].getpixel((0, 0)) == (0x20, 0x40, 0x60)
+    assert cases_of_data(open_dataset(root), [1], [0])
 
 
 def test_what_cannot_work_is_refused_before_anything_is_made(clean, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -48,6 +50,22 @@ def test_the_second_process_of_a_group_writes_no_half_of_a_tiny_base(monkeypatch
 
 def test_a_folder_loads_by_its_path(tiny):
     assert load_model(str(tiny.folder), device="cpu").fingerprint("vae") == tiny.fingerprint("vae")
+
+
+@pytest.mark.parametrize("refs", [None, "aaa"])
+def test_a_folder_of_the_hub_s_cache_stands_for_its_snapshot(tiny, tmp_path, refs):
+    cache = tmp_path / "models--black-forest-labs--FLUX.1-dev"
+    for age, name in enumerate(("bbb", "aaa", "half")):
+        place = cache / "snapshots" / name
+        if name == "half":
+            place.mkdir()
+        else:
+            shutil.copytree(tiny.folder, place)
+            os.utime(place, (age, age))
+    if refs:
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text(refs)
+    assert load_model(str(cache), device="cpu", weights=False).folder == cache / "snapshots" / "aaa"
 
 
 @pytest.mark.parametrize(

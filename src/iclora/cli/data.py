@@ -15,6 +15,7 @@ from iclora.settings import (
     PromptSettings,
     RecipesSettings,
     ReviewSettings,
+    Settings,
     verb,
 )
 
@@ -74,9 +75,10 @@ def compose(settings: ComposeSettings, console: Console) -> None:
         settings.out,
         resolution=settings.resolution,
         grid=settings.grid,
+        cut_bars=settings.cut_bars,
         progress=Progress(show),
     )
-    show_problems(problems)
+    show_problems(problems, ComposeSettings)
     console.say(f"wrote {settings.out}; look at it, then `iclora check {settings.out}`")
 
 
@@ -118,7 +120,7 @@ def caption(settings: CaptionSettings, console: Console) -> int:
     )
     if summary.failed:
         console.say(f"failed sets are listed in {dataset.path / FAILURES}; run it again for them")
-    if settings.base and summary.written:
+    if summary.written:
         now = {s.name: s for s in open_dataset(settings.data, settings.recipe).sets}
         _warn_of_unknown(settings.base, {n: now[n].caption() for n in summary.written}, console)
     console.say(f"look through them: iclora review {dataset.path}")
@@ -161,8 +163,7 @@ def prompt(settings: PromptSettings, console: Console) -> None:
         console.warn(notice.replace("pictures and instructions", "the idea and its instruction"))
     budget = _token_budget(settings.base)
     text = write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget)
-    if settings.base:
-        _warn_of_unknown(settings.base, {"the prompt": text}, console)
+    _warn_of_unknown(settings.base, {"the prompt": text}, console)
     console.say(text)
 
 
@@ -210,10 +211,10 @@ def check(settings: CheckSettings, console: Console) -> int:
     return 2 if errors else 0
 
 
-def show_problems(problems: Iterable[Problem]) -> None:
-    """Print what is wrong with image sets."""
+def show_problems(problems: Iterable[Problem], model: type[Settings] = CheckSettings) -> None:
+    """Print what is wrong with image sets, its settings by the options of a verb."""
     for problem in problems:
-        tell(problem.severity, as_options(str(problem), CheckSettings))
+        tell(problem.severity, as_options(str(problem), model))
 
 
 def _token_budget(base: str | None) -> dict[str, Any]:
@@ -224,11 +225,11 @@ def _token_budget(base: str | None) -> dict[str, Any]:
     return {"count_tokens": model.count_tokens, "limit": model.max_text_tokens}
 
 
-def _warn_of_unknown(base: str, texts: Mapping[str, str], console: Console) -> None:
-    """Say which of some texts the base's tokenizer cannot read."""
+def _warn_of_unknown(base: str | None, texts: Mapping[str, str], console: Console) -> None:
+    """Say which of some texts the base's tokenizer cannot read, or probably not without a base."""
     from iclora.sets.caption import unknown_note
 
-    unknown = _rules_of(base).unknown_letters
+    unknown = _rules_of(base).unknown_letters if base else None
     for name, text in texts.items():
         if note := unknown_note(text, unknown):
             console.warn(f"{name}: {note}")

@@ -57,10 +57,10 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
 def _cases(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Case]]:
     """The cases that every arm is asked for, and their recipe. Raises: IcloraError."""
     from iclora.evaluate.setup import cases_of_data, cases_of_prompts
-    from iclora.making.asks import open_given
     from iclora.making.request import recipe_of
     from iclora.making.words import read_prompts
     from iclora.sets.dataset import open_dataset
+    from iclora.sets.images import open_given
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     prompts = [
@@ -77,7 +77,7 @@ def _cases(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Ca
             raise SettingsError(
                 f'a file is given beside `data`: "{files[0]}"', "Name the panel alone.", "given"
             )
-        dataset = open_dataset(settings.data, settings.recipe)
+        dataset = open_dataset(settings.data, settings.recipe, settings.background)
         show_problems(dataset.problems)
         numbers = sorted({int(text) for text in settings.given})
         return dataset.recipe, cases_of_data(dataset, numbers, seeds)
@@ -86,4 +86,4 @@ def _cases(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Ca
     trained = next((a.adapter for a in arms if a.adapter and a.adapter.info), None)
     recipe = recipe_of(settings.recipe, trained)
     files_of = settings_of(CompleteSettings, {"given": settings.given}).given
-    return recipe, cases_of_prompts(prompts, list(seeds), open_given(files_of))
+    return recipe, cases_of_prompts(prompts, list(seeds), open_given(files_of, settings.background))

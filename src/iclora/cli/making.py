@@ -77,9 +77,9 @@ def extend(settings: ExtendSettings, console: Console) -> None:
     """Make a story of any length, a canvas at a time, in view of what was made before."""
     check_folder(settings.out, "out")
     story = Story.read(settings.story)
-    from iclora.sets.images import open_image
+    from iclora.sets.images import open_given
 
-    given = {number: open_image(Path(file)) for number, file in settings.given.items()}
+    given = open_given(settings.given, settings.background)
 
     def plan(recipe: Recipe) -> None:
         plan_windows(story, recipe.canvas.panels, settings.anchor, settings.fresh, given)
@@ -181,10 +181,9 @@ def check_at_once(settings: GenerateSettings | EvaluateSettings, console: Consol
         if settings.request:
             read_json(settings.request, SettingsError, "request")
         elif isinstance(settings, CompleteSettings):
-            from iclora.sets.images import open_image
+            from iclora.sets.images import open_given
 
-            for file in settings.given.values():
-                open_image(Path(file))
+            open_given(settings.given, settings.background)
         if not settings.request and not prompts and not settings.idea:
             raise SettingsError(
                 "there is no prompt", "Set `prompt`, `prompts` or `idea`.", setting="prompt"

@@ -117,6 +117,11 @@ def as_options(text: str, model: type[BaseModel]) -> str:
                 return option_of(known, match[1])
         return match[0]
 
+    def say_no(match: re.Match[str]) -> str:
+        option = say(match)
+        return f"pass --no-{option[2:]}" if option.startswith("--") else match[0]
+
+    text = re.sub(r"turn `([a-z][a-z0-9_]*)` off", say_no, text)
     return re.sub(r"`([a-z][a-z0-9_]*)`", say, text)
 
 

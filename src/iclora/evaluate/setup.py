@@ -20,6 +20,7 @@ from iclora.errors import SettingsError
 from iclora.making.request import Request, prepare
 from iclora.models.base import DiffusionModel
 from iclora.sets.dataset import Dataset
+from iclora.sets.images import check_shown
 from iclora.sets.recipe import Recipe
 from iclora.settings import Mode, SampleSettings
 
@@ -112,6 +113,8 @@ def cases_of_data(dataset: Dataset, given: Collection[int], seeds: Sequence[int]
         if given:
             pictures = image_set.load(dataset.recipe).panels
             own = {n: pictures[n - 1] for n in sorted(given)}
+            for number, picture in own.items():
+                check_shown(picture, f'panel {number} of set "{image_set.name}"')
         found += [Case(image_set.name, image_set.caption(), seed, own) for seed in seeds]
     return found
 

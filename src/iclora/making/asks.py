@@ -16,27 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.adapter import Adapter
-from iclora.errors import AdapterError, ImageError, SettingsError
+from iclora.errors import AdapterError, SettingsError
 from iclora.making.made import given_latents, read_latents
 from iclora.making.request import Request, check_base, prepare, recipe_of
 from iclora.making.session import Ask
 from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
-from iclora.sets.images import BLANK, open_image
+from iclora.sets.images import open_given
 from iclora.sets.recipe import Recipe
 from iclora.settings import CompleteSettings, GenerateSettings, Machine
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
 
-__all__ = [
-    "Sources",
-    "asks_of",
-    "base_of",
-    "load_adapter_of",
-    "machine_for",
-    "open_given",
-    "open_sources",
-]
+__all__ = ["Sources", "asks_of", "base_of", "load_adapter_of", "machine_for", "open_sources"]
 
 
 @dataclass(frozen=True)
@@ -133,22 +125,6 @@ def base_of(base: str | None, *adapters: Adapter | None) -> str:
             setting="base",
         )
     return found
-
-
-def open_given(files: Mapping[int, str], background: str = "white") -> dict[int, Image.Image]:
-    """The pictures of given panels, transparent parts filled with a colour.
-
-    Raises: ImageError, also for a transparent picture of which nothing shows on that colour.
-    """
-    given = {number: open_image(Path(file), background) for number, file in files.items()}
-    for number, picture in given.items():
-        if BLANK in picture.info:
-            raise ImageError(
-                f'image "{files[number]}" is transparent, and nothing of it shows on {background}',
-                "Choose another `background`, such as auto, or fill it yourself.",
-                setting="background",
-            )
-    return given
 
 
 def asks_of(

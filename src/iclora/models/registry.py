@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -154,7 +155,7 @@ def _find(name: str, weights: bool) -> Path:
         return BASES.load(name)()
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return _snapshot(path) or path
     if path.is_file():
         raise ModelError(
             f"{name} is a file; a base is a folder in diffusers' layout",
@@ -167,6 +168,15 @@ def _find(name: str, weights: bool) -> Path:
             setting="base",
         )
     return _download(name, _SETTINGS + _WEIGHTS * weights)
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """The model in a folder of the hub's cache (models--OWNER--NAME), its newest if several."""
+    found = [path.parent for path in (folder / "snapshots").glob("*/model_index.json")]
+    with suppress(OSError, ValueError):
+        main = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        found = [path for path in found if path.name == main] or found
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _download(name: str, wanted: list[str]) -> Path:

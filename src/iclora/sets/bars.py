@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-__all__ = ["Edges", "colour_name", "find_edges", "find_gutter"]
+__all__ = ["Edges", "colour_name", "find_edges", "find_gutter", "is_bar", "opposite"]
 
 Pixels = NDArray[np.float32]
 
@@ -36,6 +36,11 @@ class Edges(NamedTuple):
     top: int = 0
     right: int = 0
     bottom: int = 0
+
+    @property
+    def told(self) -> str:
+        """12 px top, 12 px bottom."""
+        return ", ".join(f"{width} px {side}" for side, width in self._asdict().items() if width)
 
 
 def find_edges(picture: Image | Pixels) -> Edges:
@@ -62,6 +67,43 @@ def find_edges(picture: Image | Pixels) -> Edges:
         if not any(more):
             break
     return Edges(left, top, right, bottom)
+
+
+def opposite(picture: Image, edges: Edges) -> Edges:
+    """Those of a picture's bars that lie opposite each other, as of a letterbox or a border.
+
+    They are of one colour and about as wide. A band at one side alone may belong to the picture:
+    the head of a slide, a caption's ground.
+    """
+    pixels = np.asarray(picture, dtype=np.float32)
+    upright = _pair(pixels, edges.top, edges.bottom)
+    across = _pair(pixels.transpose(1, 0, 2), edges.left, edges.right)
+    return Edges(across[0], upright[0], across[1], upright[1])
+
+
+def _pair(pixels: Pixels, first: int, last: int) -> tuple[int, int]:
+    """The widths of bars at both ends, or 0 and 0 if they are no pair."""
+    wide, narrow = max(first, last), min(first, last)
+    if not narrow or wide - narrow > max(4, wide // 4):
+        return 0, 0
+    colours = [_sampled(lines).mean(axis=(0, 1)) for lines in (pixels[:first], pixels[-last:])]
+    return (first, last) if np.abs(colours[0] - colours[1]).max() < 16 else (0, 0)
+
+
+def is_bar(picture: Image, edges: Edges) -> bool:
+    """True if all of these edges of a picture are of one colour, however they end."""
+    pixels = np.asarray(picture, dtype=np.float32)
+    across = pixels.transpose(1, 0, 2)
+    ends = (pixels, edges.top), (pixels[::-1], edges.bottom)
+    sides = (across, edges.left), (across[::-1], edges.right)
+    colours = []
+    for lines, width in (*ends, *sides):
+        # Compression blends the line that is next to a picture with it, and some further ones.
+        bar = lines[: max(1, width - 3)] if width else lines[:0]
+        if not _is_flat(bar).all():
+            return False
+        colours += list(_sampled(bar).mean(axis=1))
+    return not colours or bool(np.ptp(np.array(colours), axis=0).max() < 16)
 
 
 def _may_have_bars(picture: Image) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -141,18 +142,29 @@ def estimate_tokens(text: str) -> int:
     return round(len(text.encode()) / _BYTES_PER_TOKEN)
 
 
-def unknown_note(text: str, unknown: Callable[[str], float]) -> str:
+def unknown_note(text: str, unknown: Callable[[str], float] | None) -> str:
     """What to say of words that a base cannot read; empty if they do not count.
 
     Args:
-        unknown: the share of a text's letters that the base's tokenizer does not know.
+        unknown: the share of a text's letters that the base's tokenizer does not know; without it
+            letters that are not Latin are counted, of which FLUX.1's know hardly any.
     """
-    share = unknown(text)
+    share = unknown(text) if unknown else _foreign_share(text)
     if share < 0.03:
         return ""
-    return (
-        f"the base's tokenizer cannot read {100 * share:.0f}% of its letters, which all look alike"
-    )
+    percent = f"{max(1, round(100 * share))}% of its letters"
+    if unknown is None:
+        return (
+            f"{percent} are not Latin, and FLUX.1's tokenizer knows hardly any others; name the "
+            "`base` to count those that it cannot read"
+        )
+    return f"the base's tokenizer cannot read {percent}, which all look alike"
+
+
+def _foreign_share(text: str) -> float:
+    letters = [sign for sign in text if sign.isalpha()]
+    foreign = [s for s in letters if not s.isascii() and "LATIN" not in unicodedata.name(s, "")]
+    return len(foreign) / max(1, len(letters))
 
 
 def check_budget(text: str, count: Callable[[str], int], limit: int, name: str) -> int:

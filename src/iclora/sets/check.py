@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError
+from iclora.sets.bars import Edges
 from iclora.sets.caption import TOKEN_LIMIT, check_budget, estimate_tokens, unknown_note
 from iclora.sets.dataset import Dataset, ImageSet, Measured, PanelSet, Problem
 from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
@@ -69,6 +70,8 @@ class SetReport:
     tokens: int | None
     """Tokens of the caption; an estimate if they were not counted; None without a caption."""
     problems: tuple[Problem, ...]
+    pairs: tuple[Edges, ...] = ()
+    """Bars at opposite edges of each panel of single files; `compose` cuts them off."""
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -92,7 +95,8 @@ def check_dataset(
         count_tokens: the base's tokenizer. Without it the number is estimated, and only a caption
             of more words than `limit` is known to be too long: every word is at least one token.
         limit: tokens the base reads.
-        unknown: share of a text's letters that the base's tokenizer does not know.
+        unknown: share of a text's letters that the base's tokenizer does not know; without it
+            letters that are not Latin are warned of.
         resolutions: training resolutions (side of a square of the same area, px).
         upscale: True if sets are enlarged to them.
         grid: token edge of the base, px.
@@ -102,12 +106,12 @@ def check_dataset(
     for image_set in dataset.sets:
         problems: list[Problem] = []
         words, tokens = _judge_caption(dataset.recipe, image_set, count_tokens, limit, problems)
-        note = unknown_note(words, unknown) if unknown and words else ""
+        note = unknown_note(words, unknown) if words else ""
         if note:
             advice = "Write captions in a language that the base knows; FLUX.1 reads English best."
             problems.append(Problem(image_set.name, note, advice, "warning", caption=True))
         pictures: list[Problem] = []
-        found = None
+        found, pairs = None, tuple[Edges, ...]()
         try:
             panels = image_set.measure(dataset.recipe)
             layouts = training_layouts(
@@ -115,6 +119,7 @@ def check_dataset(
             )
             pictures += _judge_sizes(panels, layouts, min(resolutions))
             pictures += _judge_twins(image_set, twins)
+            pairs = panels.pairs
             found = TrainingSet(
                 image_set.name,
                 image_set.digest,
@@ -125,7 +130,7 @@ def check_dataset(
             )
         except (ImageError, DatasetError, LayoutError) as error:
             pictures.append(Problem(image_set.name, error.problem, error.advice))
-        yield SetReport(image_set.name, found, tokens, (*pictures, *problems))
+        yield SetReport(image_set.name, found, tokens, (*pictures, *problems), pairs)
 
 
 def accept(
@@ -223,16 +228,7 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
             "Fill it yourself, or compose the sets with another `background`, such as auto.",
             "warning",
         )
-    for number, edges in enumerate(panels.edges, 1):
-        if any(edges):
-            wide = [f"{w} px {side}" for side, w in edges._asdict().items() if w]
-            yield Problem(
-                panels.name,
-                f"panel {number} has bars of one colour at its edges ({', '.join(wide)}), which "
-                "would be trained",
-                "Crop them off, alike in all sets, unless they belong to the picture.",
-                "warning",
-            )
+    yield from _judge_bars(panels)
     worst = max(max(layout.stretch(panels.sizes)) for layout in layouts)
     if worst > MOST_STRETCH:
         yield Problem(
@@ -256,6 +252,24 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
             "It trains at its own size; larger originals would teach more.",
             "warning",
         )
+
+
+def _judge_bars(panels: Measured) -> Iterator[Problem]:
+    for number, (edges, pairs) in enumerate(zip(panels.edges, panels.pairs, strict=True), 1):
+        if any(edges):
+            ways = "`iclora compose` cuts them off, alike in all pictures of a size"
+            if edges != pairs:
+                ways = (
+                    "Crop them off, alike in all sets, unless they belong to the picture; `iclora "
+                    "compose` cuts only bars that lie opposite each other"
+                )
+            yield Problem(
+                panels.name,
+                f"panel {number} has bars of one colour at its edges ({edges.told}), which would "
+                "be trained",
+                f"{ways}.",
+                "warning",
+            )
 
 
 def training_layouts(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
@@ -13,10 +14,11 @@ from iclora import files
 from iclora.errors import CaptionError, DatasetError
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
-from iclora.sets.check import Problem, TrainingSet, accept, check_dataset
+from iclora.sets.check import Problem, SetReport, TrainingSet, accept, check_dataset
 from iclora.sets.dataset import LAYOUT_KEY, MANIFEST, Dataset, ImageSet
 from iclora.sets.images import write_png
 from iclora.sets.layout import GRID
+from iclora.sets.letterbox import cut_note, with_cuts
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.settings import RESOLUTIONS
 
@@ -34,18 +36,20 @@ def compose_dataset(
     *,
     resolution: int = RESOLUTIONS[-1],
     grid: int = GRID,
+    cut_bars: bool = True,
     progress: Progress | None = None,
 ) -> list[Problem]:
     """Write every set as one composite with its caption, and a manifest, into a new folder.
 
     Each panel is resized once, to its box on a canvas of the set's own pixels but at most
-    `resolution` squared; nothing is cropped. The canvas's layout goes into the PNG, so its panels
-    are found again exactly. Training fits every panel again to the grid of the base it is given.
+    `resolution` squared; nothing of a picture is cropped. The canvas's layout goes into the PNG,
+    so its panels are found again exactly. Training fits every panel again to its base's grid.
 
     Args:
         out: a folder that does not exist yet or is empty.
         resolution: side of a square of the largest canvas's area, px.
         grid: edges of panels and sides of the canvas are multiples of so many px.
+        cut_bars: True if letterboxes and borders of single files are cut off; see `letterbox`.
         progress: told of each composite as it is written, its name as the note and its layout as
             a value.
     Returns: captions that are missing or do not parse, as problems to fix before training.
@@ -53,10 +57,13 @@ def compose_dataset(
         written; StorageError, and nothing is left behind.
     """
     out, progress = _probed(Path(out)), progress or Progress()
+    notes: list[Problem] = []
     # The smallest usual training size beside it, or every set would count as too small for it.
     sizes = (min(min(RESOLUTIONS), resolution), resolution)
     with _alone(out):
         reports = list(check_dataset(source, resolutions=sizes, grid=grid))
+        if cut_bars:
+            source, reports, notes = _without_bars(source, reports, sizes, grid)
         found = accept(source, reports, captions=False)
         if out.exists():
             out.rmdir()  # it is empty
@@ -66,7 +73,21 @@ def compose_dataset(
                 _write_composite(image_set, checked, work)
                 progress("composing", done, len(found), checked.name, layout=layout)
             _write_manifest(work, source.recipe)
-    return [*source.problems, *(p for report in reports for p in report.problems)]
+    return [*source.problems, *notes, *(p for report in reports for p in report.problems)]
+
+
+def _without_bars(
+    source: Dataset, reports: list[SetReport], sizes: Sequence[int], grid: int
+) -> tuple[Dataset, list[SetReport], list[Problem]]:
+    """A dataset whose single files lose their bars, its reports, and what to say of it."""
+    panels = {r.name: tuple(zip(r.sizes, r.pairs, strict=True)) for r in reports if r.pairs}
+    cut = with_cuts(source, panels)
+    again = check_dataset(replace(source, sets=tuple(cut)), resolutions=sizes, grid=grid)
+    new_sets = {each.name: each for each in cut}
+    new_reports = {report.name: report for report in again}
+    sets = tuple(new_sets.get(each.name, each) for each in source.sets)
+    found = [new_reports.get(report.name, report) for report in reports]
+    return replace(source, sets=sets), found, list(cut_note(cut))
 
 
 def _probed(out: Path) -> Path:

@@ -24,7 +24,7 @@ from PIL import Image
 from iclora import files
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
 from iclora.files.documents import parse_json, parse_toml
-from iclora.sets.bars import Edges, find_edges
+from iclora.sets.bars import Edges, find_edges, opposite
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
 from iclora.sets.finding import find_sets, is_image
 from iclora.sets.images import BLANK, png_text, read_image
@@ -85,6 +85,8 @@ class ImageSet:
     _files: Files = field(repr=False)
     background: str = "white"
     """What transparent parts are filled with."""
+    cuts: tuple[Edges, ...] = ()
+    """What is cut off each panel; nothing if empty, and of a composite."""
 
     @property
     def caption_file(self) -> str | None:
@@ -108,25 +110,38 @@ class ImageSet:
             return PanelSet(self.name, panels, seen.layout, seen.unseen, seen.bars)
         # Before any is decoded: a folder of many large pictures is no set.
         self._check_count(recipe)
-        return PanelSet(
-            self.name, tuple(self._picture(self._files[n].read(), n) for n in self.images)
-        )
+        return PanelSet(self.name, tuple(self.panel(number) for number in range(len(self.images))))
+
+    def panel(self, number: int) -> Image.Image:
+        """One file's picture, counted from 0, without what is cut off. Raises: as `load`."""
+        name = self.images[number]
+        return self._cut(self._picture(self._files[name].read(), name), number)
+
+    def _cut(self, picture: Image.Image, number: int) -> Image.Image:
+        if not self.cuts or not any(self.cuts[number]):
+            return picture
+        left, top, right, bottom = self.cuts[number]
+        return picture.crop((left, top, picture.width - right, picture.height - bottom))
 
     def measure(self, recipe: Recipe) -> Measured:
         """Read its panels one at a time, and keep their sizes alone. Raises: as `load` does."""
         if self.composite:
             panels = self.load(recipe)
             sizes = tuple(panels.sizes)
-            return Measured(self.name, sizes, panels.found, panels.unseen_seams, panels.bars)
+            seen = panels.unseen_seams, panels.bars
+            lost = self.images if any(BLANK in panel.info for panel in panels.panels) else ()
+            return Measured(self.name, sizes, panels.found, *seen, blank=lost)
         self._check_count(recipe)
-        found: list[tuple[Size, Edges]] = []
+        found: list[tuple[Size, Edges, Edges]] = []
         blank: list[str] = []
 
         def each() -> Iterator[bytes]:
-            for name in self.images:
+            for number, name in enumerate(self.images):
                 data = self._files[name].read()
-                picture = self._picture(data, name)
-                found.append((picture.size, find_edges(picture)))
+                picture = self._cut(self._picture(data, name), number)
+                edges = find_edges(picture)
+                pairs = opposite(picture, edges) if any(edges) else edges
+                found.append((picture.size, edges, pairs))
                 if BLANK in picture.info:
                     blank.append(name)
                 del picture
@@ -134,8 +149,8 @@ class ImageSet:
 
         # Every file is read once for both.
         self.__dict__["digest"] = files.digest_each(each())
-        sizes, edges = tuple(size for size, _ in found), tuple(bars for _, bars in found)
-        return Measured(self.name, sizes, edges=edges, blank=tuple(blank))
+        sizes, edges, pairs = zip(*found, strict=True) if found else ((), (), ())
+        return Measured(self.name, sizes, edges=edges, pairs=pairs, blank=tuple(blank))
 
     def _picture(self, data: bytes, name: str) -> Image.Image:
         if self.background == "white":
@@ -199,7 +214,9 @@ class Measured:
     bars: int = 0
     """Width of the widest bar around or between panels of a composite that was cut off, px."""
     edges: tuple[Edges, ...] = ()
-    """Bars in single files at each panel's edges; nothing cuts them off."""
+    """Bars in single files at each panel's edges."""
+    pairs: tuple[Edges, ...] = ()
+    """Those of them that lie opposite each other; `compose` cuts them off."""
     blank: tuple[str, ...] = ()
     """Transparent pictures of which nothing shows on the background."""
 

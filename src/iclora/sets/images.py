@@ -19,7 +19,9 @@ from iclora.sets.kinds import HEIC_ADVICE, decoders, kind_of
 
 __all__ = [
     "BLANK",
+    "check_shown",
     "encode_png",
+    "open_given",
     "open_image",
     "picture_size",
     "png_text",
@@ -96,6 +98,27 @@ def open_image(path: Path, background: str = "white") -> Image.Image:
     """`read_image` of a file. Raises: ImageError."""
     data = read_bytes(path, ImageError, "image", _MOST_BYTES)
     return read_image(data, str(path), background)
+
+
+def open_given(files: Mapping[int, str], background: str = "white") -> dict[int, Image.Image]:
+    """The pictures of given panels, transparent parts filled with a colour.
+
+    Raises: ImageError, also for a transparent picture of which nothing shows on that colour.
+    """
+    given = {number: open_image(Path(file), background) for number, file in files.items()}
+    for number, picture in given.items():
+        check_shown(picture, f'image "{files[number]}"')
+    return given
+
+
+def check_shown(picture: Image.Image, name: str) -> None:
+    """Raises: ImageError for a transparent picture of which nothing shows on its background."""
+    if BLANK in picture.info:
+        raise ImageError(
+            f"{name} is transparent, and nothing of it shows on {picture.info[BLANK]}",
+            "Choose another `background`, such as auto, or fill it yourself.",
+            setting="background",
+        )
 
 
 def read_image(data: bytes, name: str, background: str = "white") -> Image.Image:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw
+
 from iclora.errors import CaptionError, IcloraError
 from iclora.files import write_text
 from iclora.pages.page import data_url, render
+from iclora.sets.bars import Edges
 from iclora.sets.canvas import compose
 from iclora.sets.caption import TOKEN_LIMIT, JointCaption
 from iclora.sets.check import SetReport
@@ -51,10 +54,21 @@ def write_review(
     write_text(out, page)
 
 
+def _marked(panels: Sequence[Image.Image], pairs: Sequence[Edges]) -> list[Image.Image]:
+    """Panels with lines where `compose` would cut off their bars."""
+    for picture, edges in zip(panels, pairs, strict=False):
+        wide, high = picture.size
+        line = max(2, max(wide, high) // 200)
+        inner = (edges.left, edges.top, wide - edges.right - 1, high - edges.bottom - 1)
+        if any(edges):
+            ImageDraw.Draw(picture).rectangle(inner, outline="magenta", width=line)
+    return list(panels)
+
+
 def _shown(recipe: Recipe, image_set: ImageSet, report: SetReport) -> dict[str, Any]:
     """One set as the page shows it."""
     try:
-        panels = report.set.load().panels if report.set else ()
+        panels = _marked(report.set.load().panels, report.pairs) if report.set else ()
         # As it is trained, on its largest canvas.
         whole = data_url(compose(report.set.layouts[-1], panels), _SIDE) if report.set else ""
     except IcloraError:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from iclora.settings.fields import (
     RESOLUTIONS,
+    Colour,
     Count,
     FilePath,
     ModelName,
@@ -53,8 +54,11 @@ class ComposeSettings(Settings):
     grid: Literal[16, 32, 64] = 16
     """panels' edges and the canvas's sides are multiples of this, px: 16 for iclora and FLUX.1; 32
     or 64 to go on in a trainer that crops to its own buckets, such as ai-toolkit or sd-scripts"""
-    background: Literal["white", "black", "gray", "auto"] = "white"
-    """fill transparent parts of pictures with it; auto takes the first that shows the picture"""
+    background: Colour = setting("white", metavar="COLOUR")
+    """fill transparent parts of pictures with it: a name, #rrggbb, or auto for the first of white,
+    black and gray that shows the picture"""
+    cut_bars: bool = True
+    """cut letterboxes and borders of one colour off single files, alike in all of a size"""
 
 
 class CaptionSettings(Captioning):

@@ -15,6 +15,7 @@ __all__ = [
     "PRECISIONS",
     "RESOLUTIONS",
     "Boost",
+    "Colour",
     "Count",
     "Device",
     "Dtype",
@@ -178,6 +179,23 @@ def _model(text: str) -> str:
     return kind + colon + (place(path) if path else "")
 
 
+def _colour(text: str) -> str:
+    """A colour as CSS writes it, or auto. Raises: ValueError."""
+    from PIL import ImageColor
+
+    if text == "auto":
+        return text
+    try:
+        found = ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ValueError(
+            f'"{text}" is no colour; write a name such as beige, #rrggbb, or auto'
+        ) from error
+    if len(found) == 4 and found[3] < 255:
+        raise ValueError(f'"{text}" is transparent itself')
+    return text
+
+
 def arm(text: str) -> str:
     """NAME=~/file with the file's path expanded. Raises: ValueError."""
     name, equals, path = text.partition("=")
@@ -223,6 +241,7 @@ Number = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 _Edge = Annotated[int, Field(ge=16, le=16_384)]
 Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size), AfterValidator(_paintable)]
+Colour = Annotated[str, AfterValidator(_colour)]
 Device = Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")]
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(place)]
 GivenFiles = Annotated[dict[Panel, FilePath], BeforeValidator(_pairs)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
 from iclora.errors import SettingsError
 from iclora.settings.fields import (
     Boost,
+    Colour,
     Count,
     Device,
     FilePath,
@@ -180,8 +181,9 @@ class CompleteSettings(GenerateSettings):
 
     given: GivenFiles = setting({}, decided=True, also=("known",), metavar="PANEL=FILE")
     """a given panel, counted from 1; repeat for more"""
-    background: Literal["white", "black", "gray", "auto"] = "white"
-    """fill transparent parts of pictures with it; auto takes the first that shows the picture"""
+    background: Colour = setting("white", decided=True, metavar="COLOUR")
+    """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
+    white, black and gray that shows the picture"""
 
 
 class RerollSettings(OnBase):
@@ -218,6 +220,9 @@ class ExtendSettings(MakeSettings, OnBase):
     """new images on each further canvas; by default a third of its panels"""
     given: GivenFiles = setting({}, also=("known",), metavar="PANEL=FILE")
     """a given image of the first canvas, counted from 1; repeat for more"""
+    background: Colour = setting("white", metavar="COLOUR")
+    """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
+    white, black and gray that shows the picture"""
     adapter: FilePath | None = None
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
     out: FilePath = "out"
@@ -237,6 +242,9 @@ class EvaluateSettings(SampleSettings, OnBase):
         (), also=("known",), metavar="PANEL[=FILE]"
     )
     """a given panel, counted from 1: of each set of `data`, or a file; repeat for more"""
+    background: Colour = setting("white", metavar="COLOUR")
+    """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
+    white, black and gray that shows the picture"""
     seeds: Count = 1
     """seeds per prompt, the same in every arm"""
     adapter: tuple[Annotated[str, AfterValidator(arm)], ...] = setting((), metavar="[NAME=]FILE")
