@@ -57,6 +57,17 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def klein():
+    """The tiny random FLUX.2 klein, float32 on the CPU. A test leaves no adapter in it."""
+    import torch
+
+    from iclora.models import load_model
+
+    torch.set_num_threads(1)
+    return load_model("tiny-klein", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def toyland():
     """The small base that ships, float32 on the CPU. A test leaves no adapter in it."""
     from iclora.models import load_model

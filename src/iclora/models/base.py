@@ -20,7 +20,7 @@ and Z-Image. They differ in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from iclora.errors import ModelError
 from iclora.files import digest
 from iclora.models.names import Names, linears_of
 from iclora.settings import Precision
@@ -208,12 +209,38 @@ class DiffusionModel(ABC):
                 What is returned for clean ones means nothing.
             unguided: for a base guided by two passes, what the unguided pass reads, one per
                 sample: the empty text or a negative prompt, encoded beforehand like all texts.
-                Such a base returns unguided + guidance * (guided - unguided), or its own rule;
-                without them, or at guidance 1, it makes the guided pass alone. Both passes share
-                the cache of given tokens, since these see no text; a family whose modulation
-                depends on the text keeps one for each. Other bases raise a ModelError.
+                Such a base returns unguided + guidance * (guided - unguided), whatever its own
+                code calls that guidance; without them, or at guidance 1 or less, it makes the
+                guided pass alone. Both passes share the cache of given tokens, since these see no
+                text; a family whose modulation depends on the text keeps one for each. Other
+                bases raise a ModelError.
         Returns: (B, n, channels) float32.
         """
+
+    def by_two_passes(
+        self,
+        one: Callable[[Sequence[Text]], Tensor],
+        texts: Sequence[Text],
+        guidance: float,
+        unguided: Sequence[Text] | None,
+    ) -> Tensor:
+        """Combine the guided and the unguided pass as `velocity` says, one after the other.
+
+        Args:
+            one: the velocity of one pass on these texts, float32.
+        Raises: ModelError for `unguided` if the base is not guided by two passes.
+        """
+        if unguided is not None and self.sampling.guided != "two-pass":
+            raise ModelError(
+                f"{self.name} is not guided by two passes, so it reads no text for an unguided one",
+                "Leave `negative` empty.",
+                setting="negative",
+            )
+        guided = one(texts)
+        if unguided is None or guidance <= 1:
+            return guided
+        free = one(unguided)
+        return free + guidance * (guided - free)
 
     @abstractmethod
     def sigmas(self, steps: int, tokens: int) -> list[float]:

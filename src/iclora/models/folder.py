@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
-from iclora.errors import ModelError
+from iclora.errors import ModelError, SettingsError
 from iclora.files import digest
 from iclora.files.documents import read_json
-from iclora.models.base import DiffusionModel, Part
+from iclora.models.base import DiffusionModel, Part, Text
+from iclora.models.names import Names, linears_of
+from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
 from iclora.settings import Precision
 
@@ -29,6 +34,7 @@ __all__ = ["FolderModel", "files_read"]
 _SETTINGS = (
     "config.json",
     "added_tokens.json",
+    "chat_template.jinja",
     "merges.txt",
     "special_tokens_map.json",
     "spiece.model",
@@ -99,6 +105,10 @@ class FolderModel(DiffusionModel):
     """The subfolders of each part."""
     held: ClassVar[Mapping[Part, tuple[str, ...]]]
     """The cached properties that hold a part's modules."""
+    network: ClassVar[str]
+    """The denoiser's class in diffusers."""
+    targets: ClassVar[Mapping[str, str]]
+    """Patterns of the names of linear layers in blocks, by the choice of LoRA targets."""
 
     def __init__(
         self,
@@ -112,6 +122,9 @@ class FolderModel(DiffusionModel):
         self.precision = precision
         self._loaded: dict[str, tuple[str, ...]] = {}
         self._hashed: dict[str, tuple[object, tuple[str, ...]]] = {}
+        self._joined: deque[tuple[Sequence[Text], dict[str, Tensor]]] = deque(maxlen=2)
+        self.shapes = Shapes()
+        """Those that blocks are compiled for."""
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -166,6 +179,12 @@ class FolderModel(DiffusionModel):
             model.to(self.device)
         return model
 
+    @cached_property
+    def denoiser(self) -> nn.Module:
+        model = self.load("transformer", getattr(diffusers, self.network), dtype=self.dtype)
+        assert isinstance(model, nn.Module)
+        return model
+
     def shard(self, net: nn.Module) -> None:  # noqa: ARG002
         """Spread the denoiser's weights over `mesh`.
 
@@ -178,6 +197,9 @@ class FolderModel(DiffusionModel):
         )
 
     def release(self, *parts: Part) -> None:
+        if "denoiser" in parts:
+            self._joined.clear()
+            self.shapes = Shapes()
         freed = False
         for part in parts:
             for attribute in self.held[part]:
@@ -193,6 +215,63 @@ class FolderModel(DiffusionModel):
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+
+    # -- what passes read and adapters name -----------------------------------------------------
+
+    def on_device(self, texts: Sequence[Text]) -> dict[str, Tensor]:
+        """The tensors of texts, joined and in the base's precision; those of two passes are kept.
+
+        All steps of a sampling read the same texts, which are moved for the first one.
+
+        Args:
+            texts: of one length, so that each tensor has the same shape in all of them.
+        """
+        for last, joined in self._joined:
+            if list(map(id, last)) == list(map(id, texts)):
+                return joined
+        joined = {
+            key: torch.stack([text[key] for text in texts]).to(self.device, self.dtype)
+            for key in texts[0]
+        }
+        # The texts themselves are kept as well, or another could get the id of one that is gone.
+        # Training reads others at every step, and has no memory to spare in its backward pass.
+        if torch.is_grad_enabled():
+            self._joined.clear()
+        else:
+            self._joined.append((tuple(texts), joined))
+        return joined
+
+    @cached_property
+    def names(self) -> Names:
+        # Of the settings alone: an adapter is converted without the base's weights.
+        try:
+            with torch.device("meta"):
+                net = getattr(diffusers, self.network).from_config(self.config("transformer"))
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"transformer/config.json of {self.name} describes no model ({error!r})",
+                "Download the model again, whole and in diffusers' layout.",
+            ) from error
+        return self.names_of(linears_of(net))
+
+    def names_of(self, linears: Mapping[str, tuple[int, int]]) -> Names:
+        """The names of a denoiser with these linear modules; a family adds those of its tools."""
+        return Names(linears)
+
+    def lora_targets(self, kind: str) -> list[str]:
+        if kind not in self.targets:
+            raise SettingsError(
+                f'"{kind}" is not a choice of LoRA targets',
+                f"Use one of {', '.join(self.targets)}.",
+                setting="targets",
+            )
+        return [
+            name
+            for name, module in self.denoiser.named_modules()
+            if isinstance(module, nn.Linear)
+            and name.startswith(self.block_prefixes)
+            and re.fullmatch(self.targets[kind], name)
+        ]
 
     # -- fingerprints ---------------------------------------------------------------------------
 

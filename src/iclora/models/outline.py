@@ -6,20 +6,26 @@ block of each kind stands for all of them. Every family has its own outline, fou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import diffusers
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.attention import Attend
+from iclora.models.attention import Attend, isolated
 from iclora.models.base import DiffusionModel
-from iclora.models.passes import Block, Pass, Streams, run_block
+from iclora.models.folder import FolderModel
+from iclora.models.latents import PACK
+from iclora.models.passes import Block, Levels, Pass, Streams, run_block
+from iclora.models.quantize import quantize
 from iclora.registry import Registry
 from iclora.settings import Precision
 
@@ -27,6 +33,7 @@ __all__ = [
     "META",
     "OUTLINES",
     "Batch",
+    "FolderOutline",
     "Outline",
     "Piece",
     "Streams",
@@ -117,7 +124,12 @@ class Outline(Protocol):
 
 
 OUTLINES: Registry[Callable[[Any, torch.dtype, Precision], Outline]] = Registry(
-    "iclora.outlines", "outline", {"flux": "iclora.models.flux.outline:FluxOutline"}
+    "iclora.outlines",
+    "outline",
+    {
+        "flux": "iclora.models.flux.outline:FluxOutline",
+        "flux2": "iclora.models.flux2.outline:KleinOutline",
+    },
 )
 """The outline of each family, by `DiffusionModel.family`."""
 
@@ -157,6 +169,114 @@ def built(make: Callable[[], Any], part: str, name: str, dtype: torch.dtype) -> 
             f"{part}/config.json of {name} describes no model ({error!r})",
             "Download the model again, whole and in diffusers' layout.",
         ) from error
+
+
+class FolderOutline(ABC):
+    """An outline of a base in diffusers' layout; a family says what its own passes read.
+
+    Args:
+        like: the base, opened without its weights.
+        dtype: of the weights that the run will have.
+        precision: of its blocks.
+    Raises: ModelError if the settings describe no model.
+    """
+
+    shipped: ClassVar[Mapping[str, Path]] = {}
+    counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
+    """The settings that say how many blocks of each kind the denoiser has."""
+    vae_class: ClassVar[str]
+    """The VAE's class in diffusers."""
+
+    def __init__(self, like: FolderModel, dtype: torch.dtype, precision: Precision) -> None:
+        self.model = type(like)(like.folder, like.name, META, dtype, precision)
+        net = quantize(self.whole(*(1 for _ in self.counts)), precision, META, like.block_prefixes)
+        self.model.__dict__["denoiser"] = net
+
+    def whole(self, *counts: int) -> Any:
+        """The denoiser as it is loaded, by default with all blocks.
+
+        Args:
+            counts: blocks of each kind.
+        """
+        settings = self.model.config("transformer") | dict(zip(self.counts, counts, strict=False))
+        kind = getattr(diffusers, self.model.network)
+        return self.built(lambda: kind.from_config(settings), "transformer")
+
+    def built(self, make: Callable[[], Any], part: str) -> Any:
+        """A module of a part; see `built`."""
+        return built(make, part, self.model.name, self.model.dtype)
+
+    # -- the denoiser ---------------------------------------------------------------------------
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        settings = self.model.config("transformer")
+        counts = (int(settings[name]) for name in self.counts)
+        net = self.model.denoiser
+        return tuple(map(Piece, counts, self.modules_of(net), self.blocks_of(net)))
+
+    @property
+    def text_tokens(self) -> int:
+        return self.model.max_text_tokens
+
+    def linears(self) -> Iterable[nn.Linear]:
+        net = self.whole(*(1 for _ in self.counts))
+        return (m for m in net.modules() if isinstance(m, nn.Linear))
+
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor of the weights' type."""
+        return torch.empty(*shape, device=META, dtype=self.model.dtype)
+
+    def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Pass]:
+        n = batch.width // self.model.grid * (batch.height // self.model.grid)
+        # Which tokens are given does not matter to what is counted; half of them are.
+        parts = (n - n // 2, n // 2) if batch.given else (n,)
+        if batch.given and batch.isolated:
+            attend = isolated(attend, n // 2)
+        levels = Levels(torch.empty(batch.count, len(parts), device=META), parts)
+        return self.embed(self.empty(batch.count, n, self.model.channels), levels, attend)
+
+    @abstractmethod
+    def modules_of(self, net: Any) -> Sequence[nn.Module]:
+        """The first block of each kind."""
+
+    @abstractmethod
+    def blocks_of(self, net: Any) -> list[Block]:
+        """The same as functions."""
+
+    @abstractmethod
+    def embed(self, z: Tensor, levels: Levels, attend: Attend) -> tuple[Streams, Pass]:
+        """Make the input of the first block from latent tokens and texts of the greatest length."""
+
+    @abstractmethod
+    def end(self, streams: Streams, shared: Pass) -> Tensor: ...
+
+    # -- the encoders ---------------------------------------------------------------------------
+
+    @cached_property
+    def vae(self) -> nn.Module:
+        settings = self.model.config("vae")
+        kind = getattr(diffusers, self.vae_class)
+        net: nn.Module = self.built(lambda: kind.from_config(settings), "vae")
+        return net
+
+    @property
+    @abstractmethod
+    def text_encoders(self) -> tuple[nn.Module, ...]: ...
+
+    def encode_pixels(self, width: int, height: int) -> None:
+        vae: Any = self.vae
+        pixels = torch.empty(1, 3, height, width, device=META)
+        vae.encode(pixels.to(self.model.dtype)).latent_dist.mode()
+
+    def decode_pixels(self, width: int, height: int) -> None:
+        vae: Any = self.vae
+        model, across = self.model, PACK
+        cells = (height // model.grid * across, width // model.grid * across)
+        vae.decode(self.empty(1, model.channels // across**2, *cells), return_dict=False)
+
+    @abstractmethod
+    def read_text(self) -> None: ...
 
 
 def loss(outline: Outline, streams: Streams, shared: Pass) -> Tensor:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,9 @@ __all__ = [
     "COMPILED_SHAPES",
     "Block",
     "Levels",
+    "Modulation",
     "Pass",
+    "Placed",
     "Shapes",
     "Streams",
     "as_block",
@@ -42,10 +44,14 @@ __all__ = [
     "by_segment",
     "compiled",
     "gated",
+    "heads",
     "in_order",
     "in_place",
     "modulate",
+    "modulations",
+    "placed",
     "prepare_compiler",
+    "rotary_of",
     "rotate",
     "run_block",
     "segments",
@@ -109,6 +115,40 @@ def _wide(order: Tensor, x: Tensor) -> Tensor:
     return order[..., None].expand(len(x), -1, x.shape[-1])
 
 
+class Placed(NamedTuple):
+    """The tokens that a pass computes, in the order of their segments; see `placed`."""
+
+    z: Tensor
+    """(B, m, c)"""
+    position_ids: Tensor
+    """(m, axes), or (B, m, axes) if samples differ in which tokens are given."""
+    levels: Levels
+    order: Tensor | None
+    """What `in_place` needs to bring the result back; None if nothing was moved."""
+
+    def back(self, out: Tensor) -> Tensor:
+        """The result (B, m, c) where its tokens came from, (B, n, c); 0 at tokens left out."""
+        return out if self.order is None else in_place(out, self.order)
+
+
+def placed(z: Tensor, position_ids: Tensor, sigma: Tensor, given: Given | None) -> Placed:
+    """Put tokens in the order of their segments, without those that `given` has computed before.
+
+    Args:
+        z: (B, n, c), row by row.
+        position_ids: (n, axes).
+        sigma: (B,), of the noisy tokens, on the device.
+    """
+    levels, order = segments(sigma, given, z.shape[1])
+    if order is not None:
+        z, position_ids = in_order(z, order), position_ids[order]
+    if given and given.cache:
+        # The rest reads their keys and values.
+        levels = levels.first()
+        z, position_ids = z[:, : levels.tokens[0]], position_ids[..., : levels.tokens[0], :]
+    return Placed(z, position_ids, levels, order)
+
+
 def with_text(tokens: tuple[int, ...], text_tokens: int) -> tuple[int, ...]:
     """The segments of text and image joined, the text before the image."""
     return (text_tokens + tokens[0], *tokens[1:])
@@ -162,6 +202,40 @@ def gated(x: Tensor, gate: Tensor, y: Tensor, tokens: tuple[int, ...]) -> Tensor
     return by_segment(lambda gate, x, y: torch.addcmul(x, gate, y), tokens, (gate,), x, y)
 
 
+class Modulation(NamedTuple):
+    """The effect of each segment's level on a layer, each (B, G, h)."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+def modulations(out: Tensor, width: int) -> tuple[Modulation, ...]:
+    """A modulation for every three of the `width` wide parts of out, (B, G, 3 k width)."""
+    parts = out.chunk(out.shape[-1] // width, -1)
+    return tuple(Modulation(*parts[i : i + 3]) for i in range(0, len(parts), 3))
+
+
+def rotary_of(embedder: Any, position_ids: Tensor) -> Rotary:
+    """Cosines and sines, each (1 or B, S, 1, d / 2), of position ids (1 or B, S, axes)."""
+    # diffusers repeats every angle for both numbers of a pair; here a pair is rotated as one.
+    shape = (*position_ids.shape[:2], 1, -1)
+    cos, sin = (t.view(shape)[..., ::2] for t in embedder(position_ids.flatten(0, 1)))
+    return cos, sin
+
+
+def heads(
+    qkv: Sequence[Tensor], norm_q: Any, norm_k: Any, rotary: Rotary, d: int
+) -> tuple[Tensor, ...]:
+    """q and k normed and rotated, and v, each (B, S, heads, d)."""
+    q, k, v = (x.view(*x.shape[:-1], -1, d) for x in qkv)
+    q, k = (
+        rotate(F.rms_norm(x, (d,), norm.weight, norm.eps), *rotary)
+        for x, norm in ((q, norm_q), (k, norm_k))
+    )
+    return q, k, v
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of neighbours in the last dimension, in float32.
 
@@ -188,6 +262,9 @@ class Pass:
     attend: Attend
     compiled: bool = False
     """True if blocks are compiled for this pass's shapes."""
+    modulation: tuple[Tensor, ...] = ()
+    """Modulations that all blocks of a kind share, (B, G, 3 k h) each; none in a family whose
+    blocks make their own."""
 
 
 Block = Callable[..., Streams]

@@ -37,17 +37,27 @@ class Family(Protocol):
 
 
 FAMILIES: Registry[Family] = Registry(
-    "iclora.families", "base family", {"FluxPipeline": "iclora.models.flux.model:FluxModel"}
+    "iclora.families",
+    "base family",
+    {
+        "FluxPipeline": "iclora.models.flux.model:FluxModel",
+        "Flux2KleinPipeline": "iclora.models.flux2.model:KleinModel",
+    },
 )
 """A base family by the pipeline class that a model_index.json names."""
 
 BASES: Registry[Callable[[], Path]] = Registry(
-    "iclora.bases", "base", {"tiny": "iclora.models.tiny:tiny_folder"}
+    "iclora.bases",
+    "base",
+    {
+        "tiny": "iclora.models.tiny:tiny_folder",
+        "tiny-klein": "iclora.models.flux2.tiny:tiny_klein_folder",
+    },
 )
 """Bases that need no download: a name, and what finds or makes its folder."""
 
 # Weights as safetensors only: a pickle runs code when it is opened.
-_SETTINGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model"]
+_SETTINGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/chat_template.jinja"]
 _WEIGHTS = ["*/*.safetensors"]
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,28 @@ import transformers
 from iclora.files import cache_home, digest, make_cache
 from iclora.sets.recipe import load_recipe, recipe_names
 
-__all__ = ["tiny_folder", "write_tiny"]
+__all__ = ["made_folder", "recipe_words", "tiny_folder", "write_tiny"]
 
 
 def tiny_folder() -> Path:
-    """The folder of the tiny base; made on first use, in about a second."""
-    key = digest(Path(__file__).read_bytes(), diffusers.__version__, transformers.__version__)
-    folder = cache_home() / f"tiny-{key[:12]}"
+    """The folder of the tiny FLUX.1; made on first use, in about a second."""
+    return made_folder("tiny", write_tiny, Path(__file__))
+
+
+def made_folder(name: str, write: Callable[[Path], None], source: Path) -> Path:
+    """The folder of a base that is made here, in the cache of this user.
+
+    Args:
+        name: the base's.
+        write: writes it into an empty folder, with the same bytes each time.
+        source: the file that says how; another text makes another folder.
+    """
+    key = digest(source.read_bytes(), diffusers.__version__, transformers.__version__)
+    folder = cache_home() / f"{name}-{key[:12]}"
     if not folder.is_dir():
-        work = Path(tempfile.mkdtemp(dir=make_cache(), prefix=".tiny-"))
+        work = Path(tempfile.mkdtemp(dir=make_cache(), prefix=f".{name}-"))
         try:
-            write_tiny(work)
+            write(work)
             work.rename(folder)
         except OSError:
             # Another process was faster; its folder has the same bytes.
@@ -140,10 +152,15 @@ def _scheduler(dynamic: bool) -> Any:
     )
 
 
+def recipe_words() -> str:
+    """What the shipped recipes say, of which small vocabularies are made."""
+    texts = [load_recipe(name) for name in recipe_names()]
+    return " ".join(f"{recipe.instruction} {recipe.example}" for recipe in texts)
+
+
 def _t5_pieces() -> list[tuple[str, float]]:
     """A unigram vocabulary: frequent pieces of the recipes' own words, and all printable ASCII."""
-    texts = [load_recipe(name) for name in recipe_names()]
-    words = re.findall(r"\S+", " ".join(f"{r.instruction} {r.example}" for r in texts))
+    words = re.findall(r"\S+", recipe_words())
     counts: Counter[str] = Counter()
     for word in words:
         marked = f"▁{word}"

@@ -18,7 +18,6 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,14 +31,17 @@ from iclora.models.linear import linear, linear_of_two, linears
 from iclora.models.passes import (
     Block,
     Levels,
+    Modulation,
     Pass,
     Shapes,
     Streams,
     as_block,
     compiled,
     gated,
+    heads,
     modulate,
-    rotate,
+    modulations,
+    rotary_of,
     run_block,
     shard,
     with_text,
@@ -57,14 +59,6 @@ class Inputs(NamedTuple):
     levels: Levels
     guidance: Tensor | None
     position_ids: Tensor
-
-
-class Modulation(NamedTuple):
-    """The effect of each segment's level on a layer, each (B, G, h)."""
-
-    shift: Tensor
-    scale: Tensor
-    gate: Tensor
 
 
 def flux_forward(
@@ -154,9 +148,7 @@ def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
 def _rotary(embedder: Any, text_tokens: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     ids = position_ids if position_ids.ndim == 3 else position_ids[None]
     ids = torch.cat([ids.new_zeros(len(ids), text_tokens, ids.shape[-1]), ids], 1)
-    # diffusers repeats every angle for both numbers of a pair; here a pair is rotated as one.
-    cos, sin = (t.view(*ids.shape[:2], 1, -1)[..., ::2] for t in embedder(ids.flatten(0, 1)))
-    return cos, sin
+    return rotary_of(embedder, ids)
 
 
 def _embed_levels(
@@ -208,8 +200,8 @@ def _double_before(
     )
     cos, sin = rotary
     d = attn.head_dim
-    img_qkv = _heads(img_qkv, attn.norm_q, attn.norm_k, (cos[:, t:], sin[:, t:]), d)
-    txt_qkv = _heads(txt_qkv, attn.norm_added_q, attn.norm_added_k, (cos[:, :t], sin[:, :t]), d)
+    img_qkv = heads(img_qkv, attn.norm_q, attn.norm_k, (cos[:, t:], sin[:, t:]), d)
+    txt_qkv = heads(txt_qkv, attn.norm_added_q, attn.norm_added_k, (cos[:, :t], sin[:, :t]), d)
     # Joined before they are turned to (B, heads, S, d): attention writes its output in the order of
     # q's memory, and so needs no copy to be read token by token, which to_out would keep.
     qkv = [torch.cat(pair, 1).transpose(1, 2) for pair in zip(txt_qkv, img_qkv, strict=True)]
@@ -260,7 +252,7 @@ def _single_before(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp),
         modulate(both, mod.shift, mod.scale, tokens),
     )
-    qkv = _heads((q, k, v), attn.norm_q, attn.norm_k, rotary, attn.head_dim)
+    qkv = heads((q, k, v), attn.norm_q, attn.norm_k, rotary, attn.head_dim)
     return [x.transpose(1, 2) for x in qkv], both, mod.gate, inner
 
 
@@ -280,23 +272,9 @@ def _single_after(
 
 def _modulations(layer: Any, temb: Tensor) -> tuple[Modulation, ...]:
     """A modulation for every three of the layer's outputs."""
-    out = linear(layer, F.silu(temb))
-    parts = out.chunk(out.shape[-1] // temb.shape[-1], -1)
-    return tuple(Modulation(*parts[i : i + 3]) for i in range(0, len(parts), 3))
+    return modulations(linear(layer, F.silu(temb)), temb.shape[-1])
 
 
 def _mlp(ff: Any, x: Tensor, mod: Modulation, tokens: tuple[int, ...]) -> Tensor:
     inner = linear(ff.net[0].proj, modulate(x, mod.shift, mod.scale, tokens))
     return gated(x, mod.gate, linear(ff.net[2], inner, "gelu"), tokens)
-
-
-def _heads(
-    qkv: Sequence[Tensor], norm_q: Any, norm_k: Any, rotary: tuple[Tensor, Tensor], d: int
-) -> tuple[Tensor, ...]:
-    """q and k normed and rotated, and v, each (B, S, heads, d)."""
-    q, k, v = (x.view(*x.shape[:-1], -1, d) for x in qkv)
-    q, k = (
-        rotate(F.rms_norm(x, (d,), norm.weight, norm.eps), *rotary)
-        for x, norm in ((q, norm_q), (k, norm_k))
-    )
-    return q, k, v

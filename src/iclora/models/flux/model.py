@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,19 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iclora.errors import ModelError, SettingsError
+from iclora.errors import ModelError
 from iclora.models import flow
 from iclora.models.base import Given, Part, Sampling, Text
 from iclora.models.flux.forward import flux_forward, shard_flux
 from iclora.models.flux.names import flux_names
 from iclora.models.folder import FolderModel
-from iclora.models.names import Names, linears_of
-from iclora.models.passes import Shapes, attention_to, in_order, in_place, segments
+from iclora.models.latents import PACK, fold, signal_of, to_pixels, unfold
+from iclora.models.names import Names
+from iclora.models.passes import attention_to, placed
 from iclora.sets.caption import check_budget
 from iclora.settings import Precision
 
 __all__ = ["FluxModel"]
-
-_PACK = 2
-"""A token is a 2x2 block of latent pixels."""
-
-_TARGETS = {
-    "all": r".*",
-    "attention+mlp": r"(?!.*\.norm\w*\.linear$).*",
-    "attention": r".*\.attn\..*",
-}
-"""Patterns of layers in blocks by the choice of LoRA targets; norm*.linear is the modulation."""
 
 
 class FluxModel(FolderModel):
@@ -49,6 +39,12 @@ class FluxModel(FolderModel):
     """
 
     family = "flux"
+    network = "FluxTransformer2DModel"
+    targets = {  # noqa: RUF012 (norm*.linear is the modulation)
+        "all": r".*",
+        "attention+mlp": r"(?!.*\.norm\w*\.linear$).*",
+        "attention": r".*\.attn\..*",
+    }
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
     folders = {  # noqa: RUF012
         "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
@@ -73,11 +69,11 @@ class FluxModel(FolderModel):
         config = self.config("transformer")
         vae = self.config("vae")
         try:
-            self.grid = 2 ** (len(vae["block_out_channels"]) - 1) * _PACK
+            self.grid = 2 ** (len(vae["block_out_channels"]) - 1) * PACK
             self._vae_shift = float(vae["shift_factor"])
             self._vae_scale = float(vae["scaling_factor"])
             self.channels = int(config["in_channels"])
-            packed = int(vae["latent_channels"]) * _PACK**2
+            packed = int(vae["latent_channels"]) * PACK**2
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"the settings of {name} are not those of a FLUX.1 ({error!r})",
@@ -98,16 +94,8 @@ class FluxModel(FolderModel):
         self.max_text_tokens = min(longest, int(tokenizer.get("model_max_length") or longest))
         schnell = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
         self.sampling = Sampling() if self.guided else schnell
-        self._shapes = Shapes()
-        self._joined: tuple[Sequence[Text], Tensor, Tensor] | None = None
 
     # -- parts ----------------------------------------------------------------------------------
-
-    @cached_property
-    def denoiser(self) -> nn.Module:
-        model = self.load("transformer", diffusers.FluxTransformer2DModel, dtype=self.dtype)
-        assert isinstance(model, nn.Module)
-        return model
 
     @cached_property
     def _vae(self) -> Any:
@@ -135,11 +123,6 @@ class FluxModel(FolderModel):
 
     def shard(self, net: nn.Module) -> None:
         shard_flux(net, self.mesh)
-
-    def release(self, *parts: Part) -> None:
-        if "denoiser" in parts:
-            self._joined, self._shapes = None, Shapes()
-        super().release(*parts)
 
     def beside(self, part: Part) -> Iterator[str]:
         # The length to which a text is padded changes what its encoders make of it.
@@ -190,23 +173,15 @@ class FluxModel(FolderModel):
 
     @torch.no_grad()
     def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latents = self._vae.encode(image.to(self.device, self.dtype)).latent_dist.mode()
-        latents = (latents.float() - self._vae_shift) * self._vae_scale
-        _, c, h, w = latents.shape
-        cells = latents.view(c, h // _PACK, _PACK, w // _PACK, _PACK).permute(1, 3, 0, 2, 4)
-        tokens: Tensor = cells.reshape(-1, self.channels).cpu()
-        return tokens
+        image = signal_of(pixels).to(self.device, self.dtype)
+        latents = self._vae.encode(image).latent_dist.mode().float()
+        return fold((latents - self._vae_shift) * self._vae_scale).cpu()
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, width: int, height: int) -> NDArray[np.uint8]:
-        h, w = height // self.grid, width // self.grid
-        cells = tokens.float().view(h, w, -1, _PACK, _PACK).permute(2, 0, 3, 1, 4)
-        latents = cells.reshape(1, -1, h * _PACK, w * _PACK) / self._vae_scale + self._vae_shift
+    def decode(self, tokens: Tensor, width: int, height: int) -> NDArray[np.uint8]:  # noqa: ARG002
+        latents = unfold(tokens.float(), width // self.grid) / self._vae_scale + self._vae_shift
         image = self._vae.decode(latents.to(self.device, self.dtype), return_dict=False)[0][0]
-        scaled = (image.float() / 2 + 0.5).clamp(0, 1) * 255
-        array: NDArray[np.uint8] = scaled.round().byte().permute(1, 2, 0).cpu().numpy()
-        return array
+        return to_pixels(image)
 
     # -- flow -----------------------------------------------------------------------------------
 
@@ -220,51 +195,25 @@ class FluxModel(FolderModel):
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
     ) -> Tensor:
-        if unguided is not None:
-            raise ModelError(
-                f"{self.name} is not guided by two passes, so it reads no text for an unguided one",
-                "Leave `negative` empty.",
-                setting="negative",
+        part = placed(z, self._position_ids(size), sigma.to(self.device), given)
+
+        def one(texts: Sequence[Text]) -> Tensor:
+            text = self.on_device(texts)
+            out = flux_forward(
+                self.denoiser,
+                part.z.to(self.dtype),
+                text["prompt"],
+                text["pooled"],
+                part.levels,
+                torch.full((len(z),), guidance, device=self.device) if self.guided else None,
+                part.position_ids,
+                recompute=self.recompute,
+                attend=attention_to(given, text["prompt"].shape[1], self.device),
+                shapes=self.shapes if self.compiled else None,
             )
-        prompt, pooled = self._on_device(texts)
-        levels, order = segments(sigma.to(self.device), given, z.shape[1])
-        ids = self._position_ids(size)
-        if order is not None:
-            z, ids = in_order(z, order), ids[order]
-        if given and given.cache:
-            # Given tokens have been computed: the rest reads their keys and values.
-            levels = levels.first()
-            z, ids = z[:, : levels.tokens[0]], ids[..., : levels.tokens[0], :]
-        out = flux_forward(
-            self.denoiser,
-            z.to(self.dtype),
-            prompt,
-            pooled,
-            levels,
-            torch.full((len(z),), guidance, device=self.device) if self.guided else None,
-            ids,
-            recompute=self.recompute,
-            attend=attention_to(given, prompt.shape[1], self.device),
-            shapes=self._shapes if self.compiled else None,
-        ).float()
-        return out if order is None else in_place(out, order)
+            return part.back(out.float())
 
-    def _on_device(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
-        """Prompts (B, t, width) and pooled vectors (B, width); those of the last pass are kept.
-
-        All steps of a sampling read the same texts, which are moved for the first one.
-        """
-        last = self._joined
-        if last and list(map(id, last[0])) == list(map(id, texts)):
-            return last[1:]
-        prompt, pooled = (
-            torch.stack([text[key] for text in texts]).to(self.device, self.dtype)
-            for key in ("prompt", "pooled")
-        )
-        # The texts themselves are kept as well, or another could get the id of one that is gone.
-        # Training reads others at every step, and has no memory to spare in its backward pass.
-        self._joined = None if torch.is_grad_enabled() else (tuple(texts), prompt, pooled)
-        return prompt, pooled
+        return self.by_two_passes(one, texts, guidance, unguided)
 
     @property
     def blocks(self) -> int:
@@ -302,30 +251,5 @@ class FluxModel(FolderModel):
 
     # -- adapters -------------------------------------------------------------------------------
 
-    @cached_property
-    def names(self) -> Names:
-        # Of the settings alone: an adapter is converted without the base's weights.
-        try:
-            with torch.device("meta"):
-                net = diffusers.FluxTransformer2DModel.from_config(self.config("transformer"))
-        except (TypeError, ValueError) as error:
-            raise ModelError(
-                f"transformer/config.json of {self.name} describes no model ({error!r})",
-                "Download the model again, whole and in diffusers' layout.",
-            ) from error
-        return flux_names(linears_of(net))
-
-    def lora_targets(self, kind: str) -> list[str]:
-        if kind not in _TARGETS:
-            raise SettingsError(
-                f'"{kind}" is not a choice of LoRA targets',
-                f"Use one of {', '.join(_TARGETS)}.",
-                setting="targets",
-            )
-        return [
-            name
-            for name, module in self.denoiser.named_modules()
-            if isinstance(module, nn.Linear)
-            and name.startswith(self.block_prefixes)
-            and re.fullmatch(_TARGETS[kind], name)
-        ]
+    def names_of(self, linears: Mapping[str, tuple[int, int]]) -> Names:
+        return flux_names(linears)

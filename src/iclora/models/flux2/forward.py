@@ -1,0 +1,270 @@
+"""FLUX.2's forward pass, our own, over the modules and weights of diffusers and PEFT.
+
+As in FLUX.1 (`iclora.models.flux.forward`), tokens may have different noise levels and as many
+blocks are recomputed as memory asks for. What differs: modulation is made once a pass by three
+layers that all blocks share; MLPs are gated (SwiGLU); a single block reads its input by one layer
+and writes by one; text tokens count along an axis of their own; there is no pooled text.
+
+Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of a head, G segments.
+
+    img           (B, n, h)   image tokens, ordered by segment
+    txt           (B, t, h)   text tokens
+    both          (B, S, h)   text before image
+    rotary        cosines and sines, each (1 or B, S, 1, d / 2)
+    position_ids  (n, 4) or (B, n, 4)   picture, row, column, 0; a text token's are 0, 0, 0, number
+    tokens        how many tokens each segment has
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
+
+from iclora.models.attention import Attend, pick_attention
+from iclora.models.linear import linear, linear_of_two, linears
+from iclora.models.passes import (
+    Block,
+    Levels,
+    Modulation,
+    Pass,
+    Shapes,
+    Streams,
+    as_block,
+    compiled,
+    gated,
+    heads,
+    modulate,
+    modulations,
+    rotary_of,
+    run_block,
+    shard,
+    with_text,
+)
+
+__all__ = ["Inputs", "blocks_of", "embed", "flux2_forward", "read_out", "shard_flux2"]
+
+
+class Inputs(NamedTuple):
+    """The input of a pass; see `flux2_forward`."""
+
+    z: Tensor
+    prompt: Tensor
+    levels: Levels
+    guidance: Tensor | None
+    position_ids: Tensor
+
+
+def flux2_forward(
+    net: Any,
+    inputs: Inputs,
+    *,
+    recompute: int = 0,
+    attend: Attend | None = None,
+    shapes: Shapes | None = None,
+) -> Tensor:
+    """The velocity that a Flux2Transformer2DModel gives.
+
+    Args:
+        net: the transformer, with LoRA layers or without.
+        inputs: z, latent tokens (B, n, c) in the weights' type, ordered by segment; prompt, the
+            text's hidden states (B, t, width); the levels of the n tokens; guidance (B,), None for
+            a base without guidance embedding; position_ids in the order of z.
+        recompute: how many of the blocks keep their input alone for the backward pass.
+        attend: by default the best one for the device.
+        shapes: those that blocks are compiled for where gradients are wanted; None compiles none.
+    Returns: (B, n, c) in the weights' type.
+    """
+    # A spread network gathers its weights around its own call.
+    run: Any = net if isinstance(net, FSDPModule) else partial(_whole, net)
+    out: Tensor = run(inputs, recompute, attend or pick_attention(inputs.z.device), shapes)
+    return out
+
+
+def _whole(
+    net: Any, inputs: Inputs, recompute: int, attend: Attend, shapes: Shapes | None
+) -> Tensor:
+    streams, shared = embed(net, inputs, attend, shapes)
+    for number, block in enumerate(blocks_of(net)):
+        streams = run_block(block, streams, shared, number < recompute)
+    return read_out(net, streams, shared)
+
+
+# -- the parts of a pass, each to be run and counted by itself (`iclora.models.flux2.outline`) ---
+
+
+def embed(
+    net: Any, inputs: Inputs, attend: Attend, shapes: Shapes | None = None
+) -> tuple[Streams, Pass]:
+    """Make the input of the first block, and what all blocks share."""
+    z, prompt, levels, guidance, position_ids = inputs
+    img, txt = net.x_embedder(z), net.context_embedder(prompt)
+    temb = _embed_levels(net.time_guidance_embed, levels.sigma, guidance, img.dtype)
+    act = F.silu(temb)
+    modulation = (
+        linear(net.double_stream_modulation_img.linear, act),
+        # The text takes the first level.
+        linear(net.double_stream_modulation_txt.linear, act[:, :1]),
+        linear(net.single_stream_modulation.linear, act),
+    )
+    rotary = _rotary(net.pos_embed, txt.shape[1], position_ids)
+    shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
+    wanted = shapes is not None and torch.is_grad_enabled() and shapes.take(*shape)
+    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, modulation)
+
+
+def blocks_of(net: Any) -> list[Block]:
+    """The blocks in order, as functions of (img, txt, pass)."""
+    return [as_block(run, module) for run, module in _modules_of(net)]
+
+
+def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
+    """The velocity from what the last block made of the image's tokens."""
+    img = streams[0]
+    scale, shift = linear(net.norm_out.linear, F.silu(shared.temb)).to(img.dtype).chunk(2, -1)
+    out: Tensor = net.proj_out(modulate(img, shift, scale, shared.tokens))
+    return out
+
+
+def shard_flux2(net: Any, mesh: Any) -> None:
+    """Spread the weights over a device mesh; see `iclora.models.passes.shard`."""
+    shard(net, _whole, _modules_of(net), mesh)
+
+
+def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
+    double = [(_double, block) for block in net.transformer_blocks]
+    return [*double, *((_single, block) for block in net.single_transformer_blocks)]
+
+
+def _rotary(embedder: Any, text_tokens: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    ids = position_ids if position_ids.ndim == 3 else position_ids[None]
+    text = ids.new_zeros(len(ids), text_tokens, ids.shape[-1])
+    text[..., -1] = torch.arange(text_tokens, device=ids.device)
+    return rotary_of(embedder, torch.cat([text, ids], 1))
+
+
+def _embed_levels(
+    embedder: Any, sigma: Tensor, guidance: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The temb of levels (B, G)."""
+    count = sigma.shape[1]
+    # Rounded before it is multiplied, as diffusers does, and the base was trained.
+    times = sigma.to(dtype).flatten() * 1000
+    if guidance is not None:
+        guidance = guidance.to(dtype).repeat_interleave(count) * 1000
+    temb: Tensor = embedder(times, guidance)
+    return temb.view(-1, count, temb.shape[-1])
+
+
+# -- blocks -------------------------------------------------------------------------------------
+
+
+def _double(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
+    """Image and text each with weights of their own, attending to both."""
+    before, after = _double_before, _double_after
+    if shared.compiled:
+        before, after = compiled(before), compiled(after)
+    img_mod, txt_mod, _ = shared.modulation
+    qkv = before(block, img, txt, img_mod, txt_mod, shared.rotary, shared.tokens)
+    return after(block, img, txt, shared.attend(*qkv), img_mod, txt_mod, shared.tokens)
+
+
+def _double_before(
+    block: Any,
+    img: Tensor,
+    txt: Tensor,
+    img_mod: Tensor,
+    txt_mod: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+) -> list[Tensor]:
+    """Queries, keys and values of both."""
+    attn, t = block.attn, txt.shape[1]
+    ours, theirs = (modulations(mod, img.shape[-1])[0] for mod in (img_mod, txt_mod))
+    img_qkv = linears(
+        (attn.to_q, attn.to_k, attn.to_v), modulate(img, ours.shift, ours.scale, tokens)
+    )
+    txt_qkv = linears(
+        (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+        modulate(txt, theirs.shift, theirs.scale, (t,)),
+    )
+    cos, sin = rotary
+    d = attn.head_dim
+    img_qkv = heads(img_qkv, attn.norm_q, attn.norm_k, (cos[:, t:], sin[:, t:]), d)
+    txt_qkv = heads(txt_qkv, attn.norm_added_q, attn.norm_added_k, (cos[:, :t], sin[:, :t]), d)
+    # Joined before they are turned, as in FLUX.1: attention's output then needs no copy.
+    return [torch.cat(pair, 1).transpose(1, 2) for pair in zip(txt_qkv, img_qkv, strict=True)]
+
+
+def _double_after(
+    block: Any,
+    img: Tensor,
+    txt: Tensor,
+    attended: Tensor,
+    img_mod: Tensor,
+    txt_mod: Tensor,
+    tokens: tuple[int, ...],
+) -> Streams:
+    attn, t = block.attn, txt.shape[1]
+    txt_attended, img_attended = torch.split(attended, [t, img.shape[1]], 1)
+    img_attn, img_mlp = modulations(img_mod, img.shape[-1])
+    txt_attn, txt_mlp = modulations(txt_mod, img.shape[-1])
+    img = gated(img, img_attn.gate, linear(attn.to_out[0], img_attended), tokens)
+    txt = gated(txt, txt_attn.gate, linear(attn.to_add_out, txt_attended), (t,))
+    img = _mlp(block.ff, img, img_mlp, tokens)
+    txt = _mlp(block.ff_context, txt, txt_mlp, (t,))
+    return img, txt
+
+
+def _single(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
+    """Image and text with the same weights; attention and MLP side by side."""
+    before, after = _single_before, _single_after
+    if shared.compiled:
+        before, after = compiled(before), compiled(after)
+    t, mod = txt.shape[1], shared.modulation[2]
+    tokens = with_text(shared.tokens, t)
+    qkv, both, inner = before(block, img, txt, mod, shared.rotary, tokens)
+    return after(block, both, shared.attend(*qkv), inner, mod, t, tokens)
+
+
+def _single_before(
+    block: Any,
+    img: Tensor,
+    txt: Tensor,
+    mod: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    tokens: tuple[int, ...],
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Queries, keys and values; both streams joined; the MLP's gate and value."""
+    attn, both = block.attn, torch.cat([txt, img], 1)
+    (own,) = modulations(mod, both.shape[-1])
+    read = linear(attn.to_qkv_mlp_proj, modulate(both, own.shift, own.scale, tokens))
+    *qkv, inner = torch.split(read, [attn.inner_dim] * 3 + [2 * attn.mlp_hidden_dim], -1)
+    q, k, v = heads(qkv, attn.norm_q, attn.norm_k, rotary, attn.head_dim)
+    return [x.transpose(1, 2) for x in (q, k, v)], both, inner
+
+
+def _single_after(
+    block: Any,
+    both: Tensor,
+    attended: Tensor,
+    inner: Tensor,
+    mod: Tensor,
+    t: int,
+    tokens: tuple[int, ...],
+) -> Streams:
+    (own,) = modulations(mod, both.shape[-1])
+    both = gated(
+        both, own.gate, linear_of_two(block.attn.to_out, attended, inner, "swiglu"), tokens
+    )
+    txt, img = torch.split(both, [t, both.shape[1] - t], 1)
+    return img, txt
+
+
+def _mlp(ff: Any, x: Tensor, mod: Modulation, tokens: tuple[int, ...]) -> Tensor:
+    inner = linear(ff.linear_in, modulate(x, mod.shift, mod.scale, tokens))
+    return gated(x, mod.gate, linear(ff.linear_out, inner, "swiglu"), tokens)

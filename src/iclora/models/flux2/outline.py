@@ -1,0 +1,62 @@
+"""FLUX.2 on the meta device, to count what a run takes; see `iclora.models.outline`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from iclora.models.attention import Attend
+from iclora.models.flux2.forward import Inputs, blocks_of, embed, read_out
+from iclora.models.flux2.model import KleinModel
+from iclora.models.outline import META, FolderOutline
+from iclora.models.passes import Block, Levels, Pass, Streams
+
+__all__ = ["KleinOutline"]
+
+_OUTLINES = Path(str(files("iclora"))) / "models" / "flux2" / "outlines"
+
+
+class KleinOutline(FolderOutline):
+    """FLUX.2 klein's denoiser with one block of each kind, and its encoders."""
+
+    # Sizes as in the tables of Black Forest Labs' code and Qwen3's model cards.
+    shipped: ClassVar[Mapping[str, Path]] = {
+        f"black-forest-labs/FLUX.2-klein-base-{size}": _OUTLINES / f"FLUX.2-klein-base-{size}"
+        for size in ("4B", "9B")
+    }
+    vae_class = "AutoencoderKLFlux2"
+
+    def modules_of(self, net: Any) -> Sequence[nn.Module]:
+        return (net.transformer_blocks[0], net.single_transformer_blocks[0])
+
+    def blocks_of(self, net: Any) -> list[Block]:
+        return blocks_of(net)
+
+    def embed(self, z: Tensor, levels: Levels, attend: Attend) -> tuple[Streams, Pass]:
+        count, n, _ = z.shape
+        width = int(self.model.config("transformer")["joint_attention_dim"])
+        prompt = self.empty(count, self.text_tokens, width)
+        ids = torch.empty(n, 4, device=META)
+        return embed(self.model.denoiser, Inputs(z, prompt, levels, None, ids), attend)
+
+    def end(self, streams: Streams, shared: Pass) -> Tensor:
+        return read_out(self.model.denoiser, streams, shared).float()
+
+    @cached_property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        model = cast(KleinModel, self.model)
+        return (self.built(model.new_encoder, "text_encoder"),)
+
+    def read_text(self) -> None:
+        (qwen,) = self.text_encoders
+        n = self.text_tokens
+        tokens = torch.empty(1, n, device=META, dtype=torch.long)
+        # As it is made of the padding: what it hides does not matter to what is counted.
+        mask = torch.empty(1, 1, n, n, device=META, dtype=torch.bool)
+        qwen(tokens, attention_mask=mask, output_hidden_states=True, use_cache=False)

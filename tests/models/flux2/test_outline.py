@@ -1,0 +1,166 @@
+"""FLUX.2 klein without numbers: what a run takes, against real passes and published sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import diffusers
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from iclora.adapter import attach
+from iclora.models import flow
+from iclora.models.base import Given
+from iclora.models.flux2.model import KleinModel
+from iclora.models.flux2.outline import KleinOutline
+from iclora.models.outline import Batch, outline_of, shipped_outline
+from iclora.models.quantize import quantize
+from iclora.settings import TrainSettings
+from iclora.train.costs import Costs
+from tests.train.test_costs import measured_peak
+
+CPU = torch.device("cpu")
+CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
+SHIPPED = {
+    size: KleinOutline.shipped[f"black-forest-labs/FLUX.2-klein-base-{size}"]
+    for size in ("4B", "9B")
+}
+
+
+def opened(folder, dtype=torch.bfloat16):
+    return KleinModel(folder, "x", CPU, dtype)
+
+
+def outline(size, precision="full"):
+    return outline_of(opened(SHIPPED[size]), torch.bfloat16, precision)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The settings alone of a klein of 3 double and 4 single blocks, 128 wide."""
+    folder = tmp_path_factory.mktemp("small-klein") / "base"
+    shutil.copytree(SHIPPED["4B"], folder)
+    changes = {
+        "transformer": {
+            "num_layers": 3,
+            "num_single_layers": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 64,
+            "axes_dims_rope": [16, 16, 16, 16],
+            "joint_attention_dim": 96,
+        },
+        "text_encoder": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "vocab_size": 300,
+        },
+        "vae": {"block_out_channels": [2, 2, 4, 4], "norm_num_groups": 2, "layers_per_block": 1},
+    }
+    for part, change in changes.items():
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return folder
+
+
+class Real:
+    """A real net of that outline, and a forward and backward pass of the training code."""
+
+    def __init__(self, folder, dtype, precision):
+        torch.manual_seed(0)
+        self.model = opened(folder, dtype)
+        net = diffusers.Flux2Transformer2DModel.from_config(self.model.config("transformer"))
+        net = net.to(dtype).requires_grad_(False).eval()
+        self.model.denoiser = quantize(net, precision, CPU, self.model.block_prefixes)
+        for parameter in attach(self.model, rank=4, alpha=16, targets="all", seed=0).values():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def step(self, batch, recompute):
+        model = self.model
+        model.recompute = recompute
+        n = batch.width * batch.height // 256
+        x0 = torch.randn(batch.count, n, 128)
+        given, of = None, None
+        if batch.given:
+            tokens = torch.arange(n).expand(batch.count, n) < n // 2
+            given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
+        sigma = torch.full((batch.count,), 0.5)
+        texts = [{"prompt": torch.randn(512, 96)}] * batch.count
+        v = model.velocity(x0, sigma, texts, (batch.width, batch.height), 1.0, given)
+        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "recompute", "batch"),
+    [
+        ("full", "bfloat16", 0, Batch(1, 512, 384)),
+        ("full", "float32", 7, Batch(1, 512, 384)),
+        ("int8", "float32", 3, Batch(1, 64, 128)),
+        ("nf4", "bfloat16", 6, Batch(1, 64, 128)),
+        ("full", "float32", 3, Batch(2, 256, 256, given=True, isolated=True)),
+    ],
+)
+def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
+    small, precision, dtype, recompute, batch
+):
+    kind = getattr(torch, dtype)
+    real = Real(small, kind, precision)
+    real.step(batch, recompute)
+    measured = measured_peak(lambda: real.step(batch, recompute))
+    costs = Costs(outline_of(opened(small), kind, precision), CONFIG, "cpu")
+    counted = costs.step(batch, recompute) - costs.held
+    print(f"\n{precision} {dtype} {recompute} of 7: {counted / measured - 1:+.1%}")
+    assert counted == pytest.approx(measured, rel=0.05)
+
+
+def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
+    batch, recompute = Batch(1, 128, 128), 5
+    real = Real(small, torch.float32, "full")
+
+    def adding(_, a, b, out_shape=None, **options):
+        return 2 * a[0] * a[1] * b[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: adding}) as counter:
+        real.step(batch, recompute)
+    counted = Costs(outline_of(opened(small), torch.float32, "full"), CONFIG, "cpu")
+    assert counted.flops(batch, recompute) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("4B", 3.88), ("9B", 9.08)])
+def test_the_outlines_have_the_published_sizes(size, billions):
+    found = outline(size)
+    total = sum(p.numel() for p in found.whole().parameters())
+    assert total / 1e9 == pytest.approx(billions, abs=0.01)
+    assert Costs(found, CONFIG, "cuda").weights == 2 * total
+
+
+def test_the_text_encoder_is_qwen3_4b_cut_at_layer_27():
+    (qwen,) = outline("4B").text_encoders
+    layer = 2560 * (32 * 128 * 2 + 8 * 128 * 2) + 3 * 2560 * 9728 + 2 * 2560 + 2 * 128
+    assert sum(p.numel() for p in qwen.parameters()) == 27 * layer + 151936 * 2560
+
+
+@pytest.mark.parametrize(
+    ("size", "flops", "again"), [("4B", 79e12, 114e12), ("9B", 168e12, 243e12)]
+)
+def test_flops_of_true_klein_at_1024_px_are_those_counted_elsewhere(size, flops, again):
+    """On diffusers' own modules, for a step without and with recomputing."""
+    costs = Costs(outline(size), CONFIG.model_copy(update={"rank": 16}), "cuda")
+    assert costs.flops(Batch(1, 1024, 1024), 0) == pytest.approx(flops, rel=0.02)
+    assert costs.flops(Batch(1, 1024, 1024), 99) == pytest.approx(again, rel=0.02)
+
+
+def test_encoders_are_counted_without_weights(small):
+    costs = Costs(outline_of(opened(small), torch.float32, "full"), CONFIG, "cpu")
+    assert costs.text() > 512 * 512
+    assert costs.images(64, 64) > 0
+    assert costs.preview(64, 64) > costs.held
+
+
+def test_both_sizes_are_planned_for_without_a_file_of_theirs():
+    for size, folder in SHIPPED.items():
+        assert shipped_outline(f"black-forest-labs/FLUX.2-klein-base-{size}") == folder

@@ -1,0 +1,313 @@
+"""Whole runs on a FLUX.2 klein: sets against diffusers' pipelines, training, adapters elsewhere."""
+
+from __future__ import annotations
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iclora.adapter import Adapter, remove
+from iclora.adapter.export import export
+from iclora.making.sampling import panel_noise
+from iclora.making.session import complete, generate
+from iclora.models import flow, load_model
+from iclora.progress import Progress
+from iclora.train.run import resume_settings, train
+from tests.conftest import CAPTION, FAST, encoded, picture, stop_after, write_dataset
+from tests.making.helpers import SIZE, carry_noise, prepared, run, told
+
+
+@pytest.fixture
+def clean(klein):
+    remove(klein)
+    yield klein
+    remove(klein)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Settings of a short run of klein on a small dataset."""
+    from iclora.settings import TrainSettings, read_settings
+
+    data = write_dataset(tmp_path / "data")
+
+    def make(out="run", **more):
+        own = {
+            "base": "tiny-klein",
+            "data": str(data),
+            "out": str(tmp_path / out),
+            "steps": 3,
+            "resolutions": (64,),
+        }
+        return read_settings(TrainSettings, None, {**FAST, **own, **more})
+
+    return make
+
+
+# -- making -------------------------------------------------------------------------------------
+
+
+def latents_of(pipeline, tokens):
+    """Tokens (n, 128) of a SIZE canvas as the pipeline's latents, still normalised."""
+    return tokens.T.reshape(1, 128, SIZE[1] // 16, SIZE[0] // 16)
+
+
+def theirs(pipeline, made, prompt, guidance, steps=3, **more):
+    noise = panel_noise(made.request.layout, made.request.seeds, 16, 128)
+    return pipeline(
+        prompt=prompt,
+        width=SIZE[0],
+        height=SIZE[1],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=latents_of(pipeline, noise[0]),
+        **more,
+    ).images[0]
+
+
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+def test_generate_is_the_pipeline(clean, pipeline, guidance):
+    made = generate(clean, CAPTION, seed=7, **told(steps=3, guidance=guidance))
+    other = theirs(pipeline, made, made.request.prompt, guidance, output_type="np")
+    ours = np.asarray(made.composite) / 255
+    assert np.abs(ours - other).max() <= 0.5 / 255 + 1e-4
+
+
+def test_latents_are_the_pipelines_to_1e_4_at_the_bases_own_guidance(clean, pipeline):
+    made = generate(clean, CAPTION, seed=7, **told(steps=6))
+    assert made.request.guidance == 4.0
+    other = theirs(pipeline, made, made.request.prompt, 4.0, 6, output_type="latent")
+    norm = pipeline.vae.bn
+    deviation = (norm.running_var + pipeline.vae.config.batch_norm_eps).sqrt()
+    tokens = torch.cat(made.latents).flatten(0, 1) * deviation + norm.running_mean
+    ours = pipeline._unpatchify_latents(latents_of(pipeline, tokens))[0]
+    assert (ours - other).abs().max() < 1e-4
+
+
+def test_a_distilled_base_takes_4_steps_unguided_as_its_pipeline_does(distilled):
+    pipeline = diffusers.Flux2KleinPipeline.from_pretrained(distilled.folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    told_ = {key: value for key, value in told().items() if key != "steps"}
+    made = generate(distilled, CAPTION, seed=2, **told_)
+    assert made.request.steps == 4
+    other = theirs(pipeline, made, made.request.prompt, 1.0, 4, output_type="np")
+    assert np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
+
+
+def test_a_negative_prompt_is_what_the_unguided_pass_reads(clean):
+    plain = generate(clean, CAPTION, **told(steps=2))
+    other = generate(clean, CAPTION, **told(steps=2, negative="a blur"))
+    assert plain.composite.tobytes() != other.composite.tobytes()
+    alone = [
+        generate(clean, CAPTION, **told(steps=2, guidance=1.0, negative=text)).composite.tobytes()
+        for text in ("", "a blur")
+    ]
+    assert alone[0] == alone[1]
+
+
+def test_completing_by_sdedit_is_diffusers_inpainting(clean, pipeline, monkeypatch):
+    """At strength 1, its reference of the whole picture left out."""
+    panels = {2: picture(96, 64, seed=2)}
+    request, _ = prepared(clean, CAPTION, seed=5, given=panels, **told(guidance=4.0))
+    layout = request.layout
+    inpaint = diffusers.Flux2KleinInpaintPipeline(**pipeline.components)
+    inpaint.set_progress_bar_config(disable=True)
+
+    def nothing(images, batch_size, generator, device, dtype):
+        return torch.zeros(1, 0, 128), torch.zeros(1, 0, 4)
+
+    monkeypatch.setattr(inpaint, "prepare_image_latents", nothing)
+    mask = Image.new("L", SIZE, 255)
+    box = layout.boxes[1]
+    mask.paste(0, box.corners)
+    # Each given panel is encoded alone: the canvas's latents, not yet normalised.
+    tokens = torch.zeros(SIZE[1] // 16, SIZE[0] // 16, 128)
+    own = clean.encode_image(np.asarray(panels[2]))
+    tokens[box.top // 16 : box.bottom // 16] = own.view(box.height // 16, -1, 128)
+    norm = pipeline.vae.bn
+    deviation = (norm.running_var + pipeline.vae.config.batch_norm_eps).sqrt()
+    image = latents_of(pipeline, tokens.flatten(0, 1) * deviation + norm.running_mean)
+    noise = panel_noise(layout, request.seeds, 16, 128)
+    other = inpaint(
+        prompt=request.prompt,
+        image=image,
+        mask_image=mask,
+        width=SIZE[0],
+        height=SIZE[1],
+        strength=1.0,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        latents=latents_of(pipeline, noise[0]),
+        output_type="latent",
+    ).images[0]
+    made = torch.cat(run(clean, request, panels).latents).flatten(0, 1)
+    made = latents_of(pipeline, made * deviation + norm.running_mean)
+    assert (pipeline._unpatchify_latents(made)[0] - other).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["sdedit", "resample", "boost", "clean"])
+def test_given_panels_come_back_pixel_for_pixel_in_every_mode(clean, mode):
+    panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
+    made = complete(clean, CAPTION, panels, **told(steps=2, mode=mode))
+    for n, image in panels.items():
+        assert made.panels[n - 1].tobytes() == image.tobytes()
+        assert made.composite.crop(made.request.layout.boxes[n - 1].corners) == image
+    other = complete(
+        clean, CAPTION, {1: panels[1], 3: picture(96, 64, 9)}, **told(steps=2, mode=mode)
+    )
+    assert made.panels[1].tobytes() != other.panels[1].tobytes()
+
+
+def test_a_whole_completion_with_kept_keys_is_the_one_without(clean, monkeypatch):
+    from iclora.making import sampling
+
+    panels = {2: picture(96, 64, 2)}
+    request, _ = prepared(clean, CAPTION, given=panels, **told(mode="clean"))
+    request = request.model_copy(update={"isolate_given": True})
+    kept = run(clean, request, panels)
+    real = sampling.Given
+    monkeypatch.setattr(
+        sampling, "Given", lambda tokens, clean, isolated, cache: real(tokens, clean, isolated)
+    )
+    plain = run(clean, request, panels)
+    for one, other in zip(kept.latents, plain.latents, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"shift": "resolution", "targets": "attention"},
+        {"conditional": 0.7, "isolate_given": True, "recompute": 2},
+    ],
+)
+def test_a_run_ends_with_an_adapter_that_stock_diffusers_loads_to_the_same_picture(
+    clean, settings, more, caplog
+):
+    own = settings(**more, lr=0.05, ema=0)
+    result = train(own, clean)
+    assert result.finished
+    adapter = Adapter.load(result.adapter)
+    assert (adapter.info.family, adapter.info.base) == ("flux2", "tiny-klein")
+    made = generate(clean, CAPTION, adapter=adapter, seed=4, **told(steps=3))
+    plain = generate(clean, CAPTION, seed=4, **told(steps=3))
+    assert np.abs(np.asarray(made.composite).astype(int) - np.asarray(plain.composite)).max() > 3
+    pipeline = diffusers.Flux2KleinPipeline.from_pretrained(clean.folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    with caplog.at_level("WARNING"):
+        pipeline.load_lora_weights(str(result.adapter.parent), weight_name=result.adapter.name)
+    assert caplog.text == ""
+    loaded = {n for n, m in pipeline.transformer.named_modules() if hasattr(m, "lora_A")}
+    assert loaded == {key.rsplit(".lora_", 1)[0] for key in adapter.weights}
+    other = theirs(pipeline, made, made.request.prompt, 4.0, output_type="np")
+    assert np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
+
+
+def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(clean, settings):
+    more = {"steps": 2, "conditional": 0.5, "held_out": 0.3, "save_every": 1}
+    whole = train(settings("whole", **more), clean)
+    broken = settings("broken", **more)
+    assert not train(broken, clean, progress=stop_after(1)).finished
+    again = train(resume_settings(broken.out, {}), clean, resume=True)
+    assert again.adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "fp8"])
+def test_a_run_on_quantised_blocks_learns_almost_as_one_in_full(settings, precision, clean):
+    model = load_model("tiny-klein", device="cpu", precision=precision)
+    losses = []
+    for base, name in ((clean, "full"), (model, precision)):
+        seen = []
+        show = Progress(lambda e, seen=seen: e.what == "training" and seen.append(e.values["loss"]))
+        own = settings(name, lr=0.02, precision="full" if base is clean else precision)
+        train(own, base, progress=show)
+        losses.append(seen)
+    assert len(losses[0]) == len(losses[1]) == 3
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_the_loss_is_that_of_diffusers_own_pass(clean, settings, tmp_path, pipeline):
+    """The objective by its formula, on the pipeline's transformer in float64."""
+    from iclora.train.objective import Sample, accumulate
+
+    own = settings(batch=2, caption_dropout=0)
+    data = encoded(clean, own, tmp_path / "cache")
+    remove(clean)
+    carry_noise(clean)
+    parameters = [p for p in clean.denoiser.parameters() if p.requires_grad]
+    samples = [Sample(20, 0, 0), Sample(21, 1, 0)]
+    loss = accumulate(clean, data, samples, own)
+    assert all(p.grad is not None for p in parameters)
+    expected = 0.0
+    for sample in samples:
+        entry = data.sets[sample.set]
+        layout, x0 = entry.layouts[sample.size], entry.latents(sample.size)
+        key = (own.seed, sample.number)
+        eps = torch.randn(x0.shape, generator=flow.generator("noise", *key))
+        sigma = torch.sigmoid(torch.randn(1, generator=flow.generator("sigma", *key)))
+        ids = pipeline._prepare_latent_ids(
+            torch.zeros(1, 128, layout.height // 16, layout.width // 16)
+        )
+        prompt = entry.text()["prompt"][None]
+        with torch.no_grad():
+            v = clean.denoiser(
+                ((1 - sigma) * x0 + sigma * eps)[None],
+                prompt,
+                sigma,
+                ids,
+                pipeline._prepare_text_ids(prompt),
+                return_dict=False,
+            )[0]
+        expected += float((v[0] - (eps - x0)).square().mean()) / 2
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+def test_a_kohya_export_is_read_by_diffusers_as_the_same_update(clean):
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux2_lora_to_diffusers
+    from safetensors.torch import load
+
+    rng = torch.Generator().manual_seed(0)
+    names = clean.names
+    truth = {}
+    for module in clean.lora_targets("all"):
+        tall, wide = names.linears[module]
+        truth[f"{module}.lora_A.weight"] = torch.randn(2, wide, generator=rng)
+        truth[f"{module}.lora_B.weight"] = torch.randn(tall, 2, generator=rng)
+    (data,) = export(truth, "kohya", names, dtype=torch.float32).values()
+    read = _convert_kohya_flux2_lora_to_diffusers(load(data))
+    assert read.keys() == {f"transformer.{key}" for key in truth}
+    assert all(torch.equal(read[f"transformer.{key}"], truth[key]) for key in truth)
+    assert names.header["modelspec.architecture"] == "flux-2-klein-4b/lora"
+
+
+def test_files_in_black_forest_labs_names_are_read(clean):
+    """ai-toolkit's and ComfyUI's: q, k and v in one, `diffusion_model.` before."""
+    from diffusers.loaders.lora_conversion_utils import (
+        _convert_non_diffusers_flux2_lora_to_diffusers,
+    )
+
+    from iclora.adapter.formats import fit, read_tensors
+
+    rng = torch.Generator().manual_seed(0)
+    names, raw = clean.names, {}
+    for fused, place in names.fused.items():
+        if "blocks." not in fused:
+            continue
+        wide = names.linears[place.parts[0]][1]
+        raw[f"diffusion_model.{fused}.lora_A.weight"] = torch.randn(2, wide, generator=rng)
+        raw[f"diffusion_model.{fused}.lora_B.weight"] = torch.randn(
+            names.width(place), 2, generator=rng
+        )
+    ours = fit(read_tensors(raw, {}, None, "x").weights, names, "tiny-klein")
+    other = _convert_non_diffusers_flux2_lora_to_diffusers(dict(raw))
+    assert {f"transformer.{key}" for key in ours} == other.keys()
+    assert all(torch.equal(other[f"transformer.{key}"], value) for key, value in ours.items())
