@@ -11,8 +11,10 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
-		|| { echo "iclora needs Python 3.11 to 3.13; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "iclora needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 15))' \
+		|| echo "note: torch, numpy and scipy of constraints.txt have wheels for Python 3.11 to 3.14, not for this one"
 	$(PYTHON) -m venv .venv
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		$(BIN)/pip install -q "torch==$(TORCH)+cpu" \
