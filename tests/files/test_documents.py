@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -74,6 +75,26 @@ def test_long_rows_of_digits_are_text_inside_quotes():
     digits = "1" * 5000
     assert parse_json(f'{{"a": "{digits}"}}', "x", SettingsError) == {"a": digits}
     assert parse_toml(f"a = '{digits}'", "x", SettingsError) == {"a": digits}
+
+
+def test_a_number_too_long_to_count_is_refused_wherever_quotes_stand():
+    text = f'{{"a": "it\'s", "b": {"9" * 1000}}}'
+    with pytest.raises(SettingsError, match="a number too long"):
+        parse_json(text, "x", SettingsError)
+
+
+def test_many_rows_of_digits_take_no_longer_than_as_much_other_text():
+    rows = ",".join(f'"{"1" * 401}"' for _ in range(40_000))
+    began = time.process_time()
+    assert len(parse_json(f"[{rows}]", "x", SettingsError)) == 40_000
+    assert time.process_time() - began < 3  # Some 0.1 s; it was minutes.
+
+
+def test_what_a_server_writes_need_not_be_as_strict():
+    text = '{"a": 1, "a": [NaN, 1e999, -Infinity, 1.5]}'
+    assert parse_json(text, "x", SettingsError, foreign=True) == {"a": [None, None, None, 1.5]}
+    with pytest.raises(SettingsError, match="nested"):
+        parse_json("[" * 70 + "]" * 70, "x", SettingsError, foreign=True)
 
 
 def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path):

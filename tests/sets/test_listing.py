@@ -48,6 +48,24 @@ def test_links_inside_the_dataset_and_inside_a_linked_folder_are_read(make_datas
     assert [len(s.images) for s in dataset.sets] == [3, 3, 3]
 
 
+@pytest.mark.parametrize("target", ["..", "../..", "/", "../../."])
+def test_a_link_to_what_holds_the_dataset_is_not_followed(make_dataset, tmp_path, target):
+    root = make_dataset(sets=1, name="a/b")
+    (tmp_path / "a" / "elsewhere.png").write_bytes(b"x")
+    (root / "0001" / "up").symlink_to(target if target == "/" else f"../{target}")
+    files, problems = list_files(root)
+    assert not [name for name in files if name.startswith("0001/up")]
+    assert ["leads back" in p.text for p in problems] == [True]
+
+
+def test_a_folder_of_more_files_than_any_dataset_has_is_refused(make_dataset, monkeypatch):
+    root = make_dataset(sets=2)
+    assert len(list_files(root)[0]) == 9
+    monkeypatch.setattr("iclora.sets.listing._MOST_FILES", 8)
+    with pytest.raises(DatasetError, match="more than 8 files"):
+        list_files(root)
+
+
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device", "loop"])
 @pytest.mark.parametrize("name", ["2.png", "caption.txt", "metadata.jsonl"])
 def test_only_regular_files_are_read(make_dataset, tmp_path, monkeypatch, kind, name):

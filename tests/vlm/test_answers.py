@@ -292,10 +292,3 @@ def _survives(text):
 @given(st.lists(PIECES | st.text(max_size=8), max_size=12).map("".join))
 def test_no_answer_breaks_the_reader(text):
     _survives(text)
-
-
-@pytest.mark.fuzz
-@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(PIECES | st.text(max_size=20), max_size=40).map("".join))
-def test_no_answer_breaks_the_reader_in_a_long_run(text):
-    _survives(text)

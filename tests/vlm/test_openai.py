@@ -13,16 +13,12 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from iclora.errors import VisionModelError
 from iclora.vlm import Ask, load_vision_model
 from iclora.vlm.base import Turn
-from iclora.vlm.complaints import complaint, is_about_form
-from iclora.vlm.openai import OpenAIModel, answer_in
-from iclora.vlm.wire import Reply
+from iclora.vlm.openai import OpenAIModel
 
 MARKERS = ("[SCENE-1]", "[SCENE-2]", "[SCENE-3]")
 
@@ -515,29 +511,6 @@ def test_plain_words_of_an_address_do_not_go_missing_in_captions():
     captioner = OpenAIModel("m", "https://host.example/accounts/gallery-of-art/v1?tier=standard")
     words = "A standard gallery-of-art, and accounts of it."
     assert captioner.without_secrets(words) == words
-
-
-NAMES = "error message detail code status choices content usage finish_reason type text refusal"
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(NAMES.split()), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(VALUES, st.sampled_from([200, 302, 400, 404, 429, 500]))
-def test_a_body_of_any_shape_is_an_answer_or_a_complaint(value, status):
-    for data in (value, {"choices": [{"message": value, "error": value}], "usage": value}):
-        reply = Reply(status, data, json.dumps(data)[:2000])
-        answer = answer_in(data, ask())
-        assert answer is None or isinstance(answer.text, str)
-        assert answer is None or isinstance(answer.read + answer.written, int)
-        assert complaint(reply, "http://host", "m", 3).problem.isprintable()
-        assert isinstance(is_about_form(reply), bool)
 
 
 def test_a_server_that_is_gone_ends_the_run_with_advice(serve):

@@ -126,13 +126,16 @@ def parse_toml(data: bytes | str, source: str, refuse: Refusal) -> dict[str, Any
     return found
 
 
-def parse_json(data: bytes | str, source: str, refuse: Refusal) -> Any:
+def parse_json(data: bytes | str, source: str, refuse: Refusal, *, foreign: bool = False) -> Any:
     """A JSON document.
 
     Args:
         source: what to call it in an error.
-    Raises: what `refuse` makes, for text that is not JSON, a key that stands twice in one object,
-        NaN and infinity, numbers of more than 400 digits, and more than 64 levels.
+        foreign: True for what a server answers, which nobody can correct: a key that stands twice
+            counts as it stands last, and NaN and infinity are None.
+    Raises: what `refuse` makes, for text that is not JSON (from the ValueError that says where),
+        a key that stands twice in one object, NaN and infinity, numbers of more than 400 digits,
+        and more than 64 levels.
     """
     text = decode(data, source, refuse) if isinstance(data, bytes) else data.removeprefix("\ufeff")
     _check_numbers(text, source, refuse)
@@ -145,7 +148,10 @@ def parse_json(data: bytes | str, source: str, refuse: Refusal) -> Any:
         return found
 
     try:
-        found = json.loads(text, object_pairs_hook=once)
+        if foreign:
+            found = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        else:
+            found = json.loads(text, object_pairs_hook=once)
     except RecursionError as error:
         raise refuse(f"{source} is nested too deeply", "Check the file.") from error
     except ValueError as error:
@@ -254,17 +260,29 @@ def _check_keys(node: Any, source: str, refuse: Refusal) -> None:
         seen.add(key.value)
 
 
+def _finite(digits: str) -> float | None:
+    return value if math.isfinite(value := float(digits)) else None
+
+
 def _check_numbers(text: str, source: str, refuse: Refusal) -> None:
     """Refuse long rows of digits before a parser takes minutes for them.
 
     Inside quotes nobody reads them as a number, and they stay.
     """
+    begin, quotes, ticks = 0, 0, 0
     for row in re.finditer(rf"[0-9_]{{{_LONGEST_NUMBER + 1},}}", text):
-        before = text[text.rfind("\n", 0, row.start()) + 1 : row.start()]
-        if (before.count('"') - before.count('\\"')) % 2 == 0 and before.count("'") % 2 == 0:
+        # From the row before, or the line's beginning: each sign is counted once.
+        line = text.rfind("\n", begin, row.start()) + 1
+        if line:
+            begin, quotes, ticks = line, 0, 0
+        before = text[begin : row.start()]
+        quotes += before.count('"') - before.count('\\"')
+        ticks += before.count("'")
+        if quotes % 2 == 0 and ticks % 2 == 0:
             raise refuse(
                 f"{source} has a number of {len(row[0])} digits", "Write a number that counts."
             )
+        begin = row.end()
 
 
 def _check_values(found: Any, source: str, refuse: Refusal) -> None:
@@ -277,6 +295,8 @@ def _check_values(found: Any, source: str, refuse: Refusal) -> None:
         for value in level:
             if isinstance(value, float) and not math.isfinite(value):
                 raise refuse(f"{source} has the number {value}", "Write a finite number.")
+            if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER * 3.33:
+                raise refuse(f"{source} has a number too long to count", "Write one that counts.")
             if isinstance(value, dict):
                 deeper += value.values()
             elif isinstance(value, list):

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from os import scandir
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
@@ -26,6 +27,8 @@ from iclora.errors import DatasetError
 __all__ = ["File", "Files", "Problem", "list_files", "open_regular"]
 
 _LARGEST_FILE = 512 * 2**20
+_MOST_FILES = 500_000
+"""In a folder; more lie behind a link to something that is no dataset."""
 # Left by systems, sharing services and editors; compared in lower case.
 _CLUTTER = {
     "__macosx",
@@ -135,10 +138,14 @@ def list_files(path: Path) -> tuple[Files, list[Problem]]:
             found = _list_zip(path, problems)
         elif path.is_dir():
             real = path.resolve()
-            found = [
-                (name, partial(open_regular, place))
-                for name, place in _walk(path, "", (real,), (real,), problems)
-            ]
+            walk = _walk(path, "", (real,), (real,), problems)
+            places = list(islice(walk, _MOST_FILES + 1))
+            if len(places) > _MOST_FILES:
+                raise DatasetError(
+                    f"{path} holds more than {_MOST_FILES:,} files",
+                    "Give the dataset's own folder.",
+                )
+            found = [(name, partial(open_regular, place)) for name, place in places]
         else:
             raise DatasetError(f"there is no folder or zip archive {path}", "Check the path.")
     except (OSError, ValueError) as error:
@@ -198,8 +205,10 @@ def _walk(
             problems.append(_unreadable(shown, error))
             continue
         if is_folder:
-            real = place.resolve()
-            if real in above:
+            linked = entry.is_symlink()
+            real = place.resolve() if linked else above[-1] / entry.name
+            # Also to a folder that holds the whole dataset: the disk would be read for it.
+            if linked and any(folder.is_relative_to(real) for folder in above):
                 problems.append(
                     Problem(
                         shown,
@@ -209,7 +218,7 @@ def _walk(
                     )
                 )
                 continue
-            own = (*homes, real) if entry.is_symlink() else homes
+            own = (*homes, real) if linked else homes
             yield from _walk(place, shown, (*above, real), own, problems)
         elif is_plain or _is_ours(entry, place, shown, homes, problems):
             yield shown, place

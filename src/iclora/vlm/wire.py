@@ -22,13 +22,12 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
 
 from iclora.errors import VisionModelError
+from iclora.files.documents import parse_json
 
 __all__ = ["Broken", "Late", "Reply", "Unreadable", "Wire", "shown"]
 
 _LARGEST = 16 << 20
 """Bytes of a body, packed or not; an answer has some thousands."""
-_DEEPEST = 64
-"""Brackets within brackets in a body; a completion has six."""
 _CONNECT = 20.0
 """Seconds until there is a connection."""
 _USUAL = re.compile(
@@ -269,17 +268,13 @@ def _unpacked(raw: bytes, how: str) -> bytes:
 
 
 def _parsed(text: str) -> Any:
-    """A body as JSON; None if it is none. Raises: Unreadable if it is nested too deeply."""
-    if text.count("[") + text.count("{") > _DEEPEST:
-        depth = 0
-        for sign in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*+"', "", text)):
-            depth += 1 if sign in "[{" else -1
-            if depth > _DEEPEST:
-                raise Unreadable(f"it is nested more than {_DEEPEST} deep")
+    """A body as JSON; None if it is none. Raises: Unreadable for what no answer holds, as nests."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        return parse_json(text, "it", VisionModelError, foreign=True)
+    except VisionModelError as error:
+        if isinstance(error.__cause__, ValueError):
+            return None
+        raise Unreadable(error.problem) from None
 
 
 def _pause(value: str) -> float | None:
