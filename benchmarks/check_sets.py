@@ -55,6 +55,7 @@ def run(source: Path, words: list[str]) -> tuple[float, float, float]:
         [sys.executable, "-m", "iclora", *words],
         env={**os.environ, "PYTHONPATH": str(source)},
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     _, status, used = os.wait4(process.pid, 0)
     assert status == 0, words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from iclora.cli.table import table_lines
 from iclora.progress import Event, Progress
 from iclora.settings import TrainSettings, about
 
@@ -146,21 +148,10 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: 
     Args:
         whole: how many columns, from the left, must not break into lines.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number < whole)
-    for row in rows:
-        table.add_row(
-            *(Text(visible(cell)) for cell in row)
-        )  # Text: names may hold brackets, which are not markup.
-    console = Console()
-    with console.capture() as shown:  # Printed by us: rich ends the program on a closed pipe.
-        console.print(table)
-    print(shown.get(), end="", flush=True)
+    # A pipe or a file is given as much as the usual terminal.
+    width = shutil.get_terminal_size().columns
+    shown = [[visible(cell) for cell in row] for row in rows]
+    print("\n".join(table_lines(columns, shown, width, whole)), flush=True)
 
 
 def quiet_libraries() -> None:

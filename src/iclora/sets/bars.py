@@ -109,9 +109,11 @@ def is_bar(picture: Image, edges: Edges) -> bool:
 def _may_have_bars(picture: Image) -> bool:
     """True if some outermost line of a picture is of one colour; most end in many colours."""
     right, bottom = picture.width - 1, picture.height - 1
+    pixel: Any = picture.im.getpixel  # of a loaded picture; Image's own loads it each time
+    corners = {(x, y): pixel((x, y)) for x in (0, right) for y in (0, bottom)}
     rims = ((0, 0, right, 0), (0, bottom, right, bottom), (0, 0, 0, bottom))
     for rim in (*rims, (right, 0, right, bottom)):
-        ends: list[Any] = [picture.getpixel(rim[:2]), picture.getpixel(rim[2:])]
+        ends = corners[rim[:2]], corners[rim[2:]]
         if any(abs(a - b) > 48 for a, b in zip(*ends, strict=True)):
             continue
         line = picture.crop((rim[0], rim[1], rim[2] + 1, rim[3] + 1))

@@ -262,6 +262,8 @@ class Settings(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
         populate_by_name=True,
+        # Some twenty models; a command needs one or two.
+        defer_build=True,
     )
 
     @model_validator(mode="before")
