@@ -305,7 +305,7 @@ def stop_after(step):
     return after_step(step, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
-def encoded(model, settings, folder):
+def encoded(model, settings, folder, warn=lambda _: None):
     """The sets of a run as its objective takes them."""
     from iclora.progress import Progress
     from iclora.sets.check import accept, check_dataset
@@ -316,7 +316,12 @@ def encoded(model, settings, folder):
     dataset = open_dataset(settings.data)
     reports = check_dataset(dataset, resolutions=settings.resolutions, grid=model.grid)
     sets, empty = encode(
-        model, accept(dataset, reports), folder, workers=Workers(model.device), progress=Progress()
+        model,
+        accept(dataset, reports),
+        folder,
+        workers=Workers(model.device),
+        progress=Progress(),
+        warn=warn,
     )
     usual = tuple(number - 1 for number in dataset.recipe.usually_known)
     return Encoded(tuple(sets), empty, usual)

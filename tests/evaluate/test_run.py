@@ -88,6 +88,46 @@ def test_a_stopped_evaluation_makes_only_what_is_missing(clean, tmp_path, monkey
     assert again.rows["red share"].values == table.rows["red share"].values
 
 
+@pytest.mark.parametrize("name", ["composite.png", "panel-2.png", "latents.safetensors"])
+def test_a_damaged_set_of_a_stopped_evaluation_is_made_again_and_said(clean, tmp_path, name):
+    whole = evaluate(clean, setup_of(clean, tmp_path), [Redness()])
+    path = tmp_path / "base" / "0002" / name
+    expected = path.read_bytes()
+    path.write_bytes(expected[: len(expected) // 2])
+    said = []
+    table = evaluate(clean, setup_of(clean, tmp_path), [Redness()], warn=said.append)
+    assert path.read_bytes() == expected
+    assert (tmp_path / "base" / "damaged-0002").is_dir()
+    (text,) = said
+    assert "0002 is damaged" in text
+    assert table.rows["red share"].values == whole.rows["red share"].values
+
+
+def test_a_request_cut_short_does_not_end_an_evaluation(clean, tmp_path):
+    make_sets(clean, setup_of(clean, tmp_path, seeds=(0,)))
+    path = tmp_path / "base" / "0001" / "request.json"
+    expected = path.read_bytes()
+    path.write_bytes(expected[:50])
+    said = []
+    make_sets(clean, setup_of(clean, tmp_path, seeds=(0,)), warn=said.append)
+    assert path.read_bytes() == expected
+    assert len(said) == 1
+
+
+def test_a_second_process_that_evaluates_into_the_same_folder_is_refused(clean, tmp_path):
+    refused = []
+
+    def meanwhile(event):
+        if event.what == "making":
+            with pytest.raises(SettingsError, match="another process is writing"):
+                evaluate(clean, setup_of(clean, tmp_path, seeds=(0,)))
+            refused.append(event.done)
+
+    evaluate(clean, setup_of(clean, tmp_path, seeds=(0,)), progress=Progress(meanwhile))
+    assert refused == [1, 2]
+    assert not (tmp_path / ".lock").exists()
+
+
 def test_sets_of_another_evaluation_are_not_taken_for_this_ones(clean, tmp_path):
     make_sets(clean, setup_of(clean, tmp_path, seeds=(0,)))
     with pytest.raises(SettingsError, match="0001 holds a set of another evaluation"):

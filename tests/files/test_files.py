@@ -15,10 +15,12 @@ from iclora.files import (
     check_file,
     check_folder,
     clear_leftovers,
+    damaged_name,
     digest,
     inside,
     natural_key,
     replacing,
+    set_aside,
     work_folder,
     write_text,
 )
@@ -62,6 +64,25 @@ def test_a_log_that_cannot_be_written_is_a_storage_error(tmp_path):
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
     with pytest.raises(StorageError):
         append_line(tmp_path, "one")
+
+
+def test_a_line_after_one_that_a_kill_cut_short_stands_alone(tmp_path):
+    (tmp_path / "log").write_text('{"a": 1}\n{"b')
+    append_line(tmp_path / "log", "two")
+    append_line(tmp_path / "log", "three")
+    assert (tmp_path / "log").read_text() == '{"a": 1}\n{"b\ntwo\nthree\n'
+
+
+def test_what_is_damaged_is_set_aside_and_nothing_is_replaced(tmp_path):
+    for number, make in enumerate((Path.mkdir, Path.touch, Path.mkdir), 1):
+        make(tmp_path / "a")
+        place = set_aside(tmp_path / "a")
+        assert place.name == ("damaged-a" if number == 1 else f"damaged-a-{number}")
+        assert place.exists()
+    (tmp_path / "damaged-b").symlink_to(tmp_path / "nowhere")
+    assert damaged_name(tmp_path / "b").name == "damaged-b-2"
+    with pytest.raises(StorageError):
+        set_aside(tmp_path / "gone")
 
 
 def test_names_sort_as_people_count():
@@ -169,6 +190,19 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
         clear_leftovers(tmp_path)
     found = {p.name for p in tmp_path.iterdir()}
     assert found == {"new.txt", "0002", *(p.name for p in others)}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_who_is_alone_removes_young_leftovers_too_and_those_of_one_name(tmp_path):
+    left = [".a.txt.0123456789ab.tmp", ".a-0123456789ab.tmp", ".ab-0123456789ab.tmp"]
+    for name in left:
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(left)
+    clear_leftovers(tmp_path, "a", alone=True)
+    assert {p.name for p in tmp_path.iterdir()} == {left[0], left[2]}
+    clear_leftovers(tmp_path, alone=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):

@@ -18,6 +18,7 @@ from iclora.making.made import (
     find_kept,
     given_latents,
     next_folder,
+    read_kept,
     read_latents,
 )
 from iclora.making.request import Request, check_base
@@ -26,6 +27,8 @@ from iclora.sets.images import open_image
 from iclora.sets.layout import Layout
 from tests.conftest import CAPTION, picture
 from tests.making.helpers import prepared, run, told
+
+OLD = Path(__file__).parents[1] / "data" / "v0.2"
 
 
 def test_a_given_panel_of_the_wrong_shape_is_refused_before_any_computing(clean):
@@ -84,6 +87,84 @@ def test_latents_of_another_picture_or_another_size_are_not_taken(clean, tmp_pat
     (folder / "latents.safetensors").write_bytes(b"damaged")
     with pytest.raises(SettingsError, match="Remove it"):
         read_latents(folder / "panel-1.png", picture(96, 64, 3))
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 8
+    path.write_bytes(data)
+
+
+def repaint(path):
+    picture(*open_image(path).size, seed=9).save(path)
+
+
+def exchange(one, two):
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+
+
+DAMAGE = {
+    "a bit of the latents": lambda f: flip(f / "latents.safetensors", -40),
+    "a bit of their header": lambda f: flip(f / "latents.safetensors", 90),
+    "zeros in the latents": lambda f: (f / "latents.safetensors").write_bytes(
+        (f / "latents.safetensors").read_bytes()[:-400] + bytes(400)
+    ),
+    "a composite cut short": lambda f: (f / "composite.png").write_bytes(
+        (f / "composite.png").read_bytes()[:300]
+    ),
+    "a composite of another set": lambda f: repaint(f / "composite.png"),
+    "another panel": lambda f: repaint(f / "panel-2.png"),
+    "panels exchanged": lambda f: exchange(f / "panel-1.png", f / "panel-3.png"),
+    "no panel": lambda f: (f / "panel-3.png").unlink(),
+    "a request cut short": lambda f: (f / "request.json").write_bytes(
+        (f / "request.json").read_bytes()[:100]
+    ),
+    "an empty request": lambda f: (f / "request.json").write_bytes(b""),
+}
+
+
+def test_a_damaged_set_of_a_stopped_command_is_set_aside_and_said(clean, tmp_path):
+    made = generate(clean, CAPTION, **told(steps=1))
+    for number, (kind, damage) in enumerate(DAMAGE.items()):
+        said, out = [], tmp_path / f"{number}"
+        folder = made.save(out / "0001")
+        there = read_kept(folder, made.request, "another", pytest.fail, latents=True)
+        assert there.composite.tobytes() == made.composite.tobytes()
+        assert find_kept(out, [[made.request]]) == {0: folder}
+        damage(folder)
+        assert find_kept(out, [[made.request]], warn=said.append) == {}, kind
+        assert read_kept(folder, made.request, "another", said.append, latents=True) is None, kind
+        assert [p.name for p in out.iterdir()] == ["damaged-0001"]
+        assert all("0001 is damaged" in text for text in said)
+        assert len(said) == 2
+        assert read_kept(folder, made.request, "another", pytest.fail, latents=True) is None
+
+
+def test_a_set_of_another_request_is_refused_even_if_its_pictures_are_damaged(clean, tmp_path):
+    made = generate(clean, CAPTION, **told(steps=1))
+    folder = made.save(tmp_path / "0001")
+    (folder / "panel-1.png").write_bytes(b"")
+    other = made.request.model_copy(update={"steps": 2})
+    with pytest.raises(SettingsError, match="0001 holds another set"):
+        read_kept(folder, other, "another set", pytest.fail, latents=True)
+    assert folder.exists()
+
+
+def test_a_panel_that_was_retouched_may_go_on_without_latents(clean, tmp_path):
+    folder = generate(clean, CAPTION, **told(steps=1)).save(tmp_path / "0001")
+    repaint(folder / "panel-2.png")
+    made = GeneratedSet.load(folder)
+    assert made.latents == ()
+    with pytest.raises(SettingsError, match="not the picture that was saved"):
+        GeneratedSet.load(folder, unchanged=True)
+
+
+@pytest.mark.parametrize("name", ["0001", "0002"])
+def test_a_set_of_version_0_2_opens_with_its_latents(name):
+    made = GeneratedSet.load(OLD / "made" / name, unchanged=True)
+    assert len(made.latents) == len(made.panels)
 
 
 def test_settings_without_effect_are_said_to_have_none(clean):

@@ -123,9 +123,18 @@ def test_windows_that_do_not_fit_are_refused(settings, says):
         windows(*settings)
 
 
-def tale(model, out, story=TALE, progress=None, given=None, recipe=STORY, **settings):
+def tale(model, out, story=TALE, progress=None, given=None, recipe=STORY, warn=None, **settings):
     how = MakeSettings(**{"size": SIZE, "steps": 2, "seed": 3, **settings})
-    return extend(model, story, out, settings=how, recipe=recipe, given=given, progress=progress)
+    return extend(
+        model,
+        story,
+        out,
+        settings=how,
+        recipe=recipe,
+        given=given,
+        progress=progress,
+        warn=warn or pytest.fail,
+    )
 
 
 def test_a_story_grows_over_panels_that_keep_their_latents(clean, tmp_path):
@@ -162,6 +171,40 @@ def test_a_story_that_was_stopped_goes_on_to_the_same_images(clean, tmp_path):
     assert at
     with pytest.raises(SettingsError, match="another story"):
         tale(clean, tmp_path / "out", seed=4)
+
+
+def test_damaged_canvases_of_a_stopped_story_are_made_again_and_said(clean, tmp_path):
+    short, out, said = Story(TALE.overview, TALE.images[:6]), tmp_path / "out", []
+    whole = tale(clean, out, short, steps=1)
+    windows = out / "windows"
+    for number, name in enumerate(("composite.png", "latents.safetensors", "panel-3.png"), 1):
+        path = windows / f"000{number}" / name
+        path.write_bytes(path.read_bytes()[:200])
+    (windows / "0004" / "latents.safetensors").unlink()
+    (out / "03.png").write_bytes(b"")
+    again = tale(clean, out, short, steps=1, warn=said.append)
+    assert [i.tobytes() for i in again] == [i.tobytes() for i in whole]
+    assert Image.open(out / "03.png").tobytes() == whole[2].tobytes()
+    assert len(said) == 4
+    assert all("is damaged" in text and "made again" in text for text in said)
+    made = {p.name for p in windows.iterdir()}
+    assert made == {f"{kind}000{n}" for n in (1, 2, 3, 4) for kind in ("", "damaged-")}
+    tale(clean, out, short, steps=1)
+
+
+def test_a_second_process_that_extends_into_the_same_folder_is_refused(clean, tmp_path):
+    refused = []
+
+    def meanwhile(event):
+        if event.what == "extending":
+            with pytest.raises(SettingsError, match="another process is writing"):
+                tale(clean, tmp_path / "out", steps=1)
+            refused.append(event.done)
+
+    short = Story(TALE.overview, TALE.images[:4])
+    tale(clean, tmp_path / "out", short, steps=1, progress=Progress(meanwhile))
+    assert refused == [1, 2]
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_a_story_may_begin_with_a_picture_that_is_given(clean, tmp_path):

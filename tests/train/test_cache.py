@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save_file
 
 from iclora.errors import RunError
 from iclora.sets.canvas import compose
@@ -30,8 +31,11 @@ def encode(tiny, config, tmp_path, monkeypatch):
 
     def run():
         counts.update(text=0, image=0)
-        result = encoded(tiny, config(), tmp_path / "c")
+        run.said.clear()
+        result = encoded(tiny, config(), tmp_path / "c", run.said.append)
         return result, dict(counts)
+
+    run.said = []
 
     run.root = root
     return run
@@ -59,6 +63,84 @@ def test_an_entry_that_is_damaged_is_encoded_again(encode, tmp_path):
         path.write_bytes(path.read_bytes()[:20])
     _, counts = encode()
     assert counts == {"text": 1, "image": 1}
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 16
+    path.write_bytes(data)
+
+
+def nan(path):
+    tensors = load(path.read_bytes())
+    next(iter(tensors.values())).flatten()[-1] = float("nan")
+    save_file(tensors, path)
+
+
+def reshaped(path):
+    save_file({name: value[:-1] for name, value in load(path.read_bytes()).items()}, path)
+
+
+DAMAGE = {
+    "a bit of the content": lambda path: flip(path, -100),
+    "a bit of the header": lambda path: flip(path, 60),
+    "a block of zeros": lambda path: path.write_bytes(path.read_bytes()[:-600] + bytes(600)),
+    "NaN": nan,
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_an_entry_that_is_not_as_it_was_written_is_encoded_again_and_said(encode, tmp_path, kind):
+    before, _ = encode()
+    text, latents = before.sets[1].text(), before.sets[2].latents(1)
+    for path in (before.sets[1]._text, before.sets[2]._latents[1]):
+        DAMAGE[kind](path)
+    with pytest.raises(RunError, match="damaged"):
+        before.sets[2].latents(1)
+    again, counts = encode()
+    assert counts == {"text": 1, "image": 1}
+    assert len(encode.said) == 2
+    assert all("is encoded again" in text for text in encode.said)
+    assert torch.equal(again.sets[2].latents(1), latents)
+    assert all(torch.equal(again.sets[1].text()[name], value) for name, value in text.items())
+    assert encode()[1] == {"text": 0, "image": 0}
+    assert encode.said == []
+
+
+@pytest.mark.parametrize("kind", ["_latents", "_text"])
+def test_entries_that_changed_places_are_noticed(encode, kind):
+    before, _ = encode()
+    one, two = (getattr(entry, kind) for entry in before.sets[:2])
+    one, two = (one[0], two[0]) if kind == "_latents" else (one, two)
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    _, counts = encode()
+    assert sum(counts.values()) == 2
+    assert len(encode.said) == 2
+    assert (one.read_bytes(), two.read_bytes()) == (first, second)
+
+
+def test_entries_of_versions_without_checksums_are_used_if_shape_and_numbers_are_right(encode):
+    before, _ = encode()
+    paths = [path for entry in before.sets for path in (*entry._latents, entry._text)]
+    for path in paths:
+        save_file(load(path.read_bytes()), path)
+    assert encode()[1] == {"text": 0, "image": 0}
+    reshaped(paths[0])
+    nan(paths[1])
+    assert encode()[1] == {"text": 0, "image": 2}
+    assert len(encode.said) == 2
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_an_encoder_that_gives_no_finite_numbers_is_named_at_once(encode, tiny, monkeypatch, kind):
+    wrong = torch.full((4, 4), float("nan"))
+    found = wrong if kind == "image" else {"prompt": wrong}
+    monkeypatch.setattr(tiny, f"encode_{kind}", lambda _: found)
+    with pytest.raises(RunError, match="not finite"):
+        encode()
 
 
 def test_every_set_keeps_its_own_latents_and_words(encode, tiny):

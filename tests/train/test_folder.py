@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save_file
 
-from iclora.adapter import Adapter
+from iclora.adapter import Adapter, AdapterInfo
 from iclora.errors import RunError, StorageError
+from iclora.sets.recipe import load_recipe
 from iclora.train.folder import RunFolder
 from iclora.train.run import resume_settings, train
 from iclora.train.state import TrainState
@@ -50,8 +51,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(clean, config)
     whole = train(config("whole"), clean)
     train(config("parts"), clean, progress=stop_after(5))
     newest = config("parts").out + "/checkpoints/step-000005"
-    state = Path(newest, "state.safetensors")
-    state.write_bytes(state.read_bytes()[:5000])
+    flip(Path(newest, "state.safetensors"), -1000)
     said = []
     result = train(config("parts"), clean, resume=True, warn=said.append)
     assert any("step-000005 is damaged" in s for s in said)
@@ -97,6 +97,183 @@ def test_changed_data_is_noticed_on_resuming(clean, config):
     said = []
     train(settings, clean, resume=True, warn=said.append)
     assert any("dataset or its recipe has changed" in s for s in said)
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def saved(clean, config):
+    """A run's folder with checkpoints of steps 1 and 2, the state of step 1, and a fresh one."""
+    settings = config(rank=2, targets="attention", held_out=0.34)
+    recipe = load_recipe("film-storyboard")
+    info = AdapterInfo(
+        base="tiny",
+        family="flux",
+        rank=2,
+        alpha=6,
+        targets="attention",
+        steps=0,
+        recipe=recipe,
+        layout=recipe.canvas.resized(96, 192, 16).to_json(),
+    )
+    run, state = RunFolder(settings, info, "data", "base"), TrainState.fresh(clean, settings)
+    for step in (1, 2):
+        for parameter in state.live.values():
+            parameter.grad = torch.full_like(parameter, 1 / step)
+        state.optimizer.step()
+        state.step = step
+        state.average(0.9)
+        run.checkpoint(state)
+        if step == 1:
+            first = {name: value.clone() for name, value in state.tensors().items()}
+    return run, first, TrainState.fresh(clean, settings)
+
+
+def changed(path, change, metadata=None):
+    """Write a file of tensors as versions without checksums did, some of them changed."""
+    tensors = load(path.read_bytes())
+    for name, value in tensors.items():
+        change(name, value)
+    about = {"step": 2, "data": "data", "base": "base"} if metadata is None else metadata
+    save_file(tensors, path, {"iclora": json.dumps(about)})
+
+
+def poison(start, number):
+    def change(name, value):
+        if name.startswith(start):
+            value.flatten()[0] = number
+
+    return change
+
+
+def as_is(name, value):
+    pass
+
+
+DAMAGE = {
+    "a bit of the content": lambda path: flip(path, -500),
+    "a bit of the header": lambda path: flip(path, 200),
+    "its step": lambda path: path.write_bytes(
+        path.read_bytes().replace(b'\\"step\\": 2', b'\\"step\\": 3')
+    ),
+    "a block of zeros": lambda path: path.write_bytes(path.read_bytes()[:-900] + bytes(900)),
+    "a NaN average": lambda path: changed(path, poison("ema/", float("nan"))),
+    "an infinite weight": lambda path: changed(path, poison("live/", float("inf"))),
+    "a negative second moment": lambda path: changed(path, poison("adamw/exp_avg_sq/", -1e-9)),
+    "a count of steps": lambda path: changed(path, poison("adamw/step/single", 7)),
+    "no base in its header": lambda path: changed(path, as_is, {"step": 2, "data": "data"}),
+    "no step in its header": lambda path: changed(path, as_is, {"data": "data", "base": "base"}),
+    "a step that is text": lambda path: changed(
+        path, as_is, {"step": "2", "data": "data", "base": "base"}
+    ),
+    "a header that is a list": lambda path: changed(path, as_is, [1, 2]),
+    "the state of another step": lambda path: path.write_bytes(
+        path.parent.with_name("step-000001").joinpath(path.name).read_bytes()
+    ),
+    "an empty file": lambda path: path.write_bytes(b""),
+    "no file": Path.unlink,
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_costs_itself_alone(saved, kind):
+    run, first, state = saved
+    DAMAGE[kind](run.path / "checkpoints" / "step-000002" / "state.safetensors")
+    said = []
+    assert run.restore(state, said.append)
+    assert state.step == 1
+    assert all(torch.equal(value, first[name]) for name, value in state.tensors().items())
+    (text,) = said
+    assert "step-000002 is damaged" in text
+    assert "set aside as damaged-step-000002" in text
+    names = sorted(p.name for p in (run.path / "checkpoints").iterdir())
+    assert names == ["damaged-step-000002", "step-000001"]
+
+
+def test_a_checkpoint_of_a_version_without_checksums_is_gone_on_with(saved):
+    run, _, state = saved
+    changed(run.path / "checkpoints" / "step-000002" / "state.safetensors", as_is)
+    assert run.restore(state, pytest.fail)
+    assert state.step == 2
+
+
+def test_what_the_run_did_not_write_beside_its_checkpoints_is_left_alone_and_named(saved):
+    run, _, state = saved
+    folder = run.path / "checkpoints"
+    strays = ["step-3.bak", "step-abc", "step-\u00b2", "step-3", "step-0000003", "notes", "step-"]
+    strays += ["step-" + "9" * 240]
+    for number, name in enumerate(strays):
+        (Path.mkdir if number % 2 else Path.touch)(folder / name)
+    for name in ("damaged-step-000002", "damaged-step-000002-2"):
+        (folder / name).mkdir()
+    (folder / "step-000009").touch()
+    said = []
+    assert run.restore(state, said.append)
+    assert state.step == 2
+    assert all(name in said[0] for name in strays)
+    assert len(said) == 2
+    assert "step-000009 is damaged" in said[1]
+    names = {p.name for p in folder.iterdir()}
+    assert {*strays, "damaged-step-000009", "damaged-step-000002-2", "step-000001"} <= names
+    run.checkpoint(state)
+    assert {p.name for p in folder.iterdir()} == names
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(saved, monkeypatch):
+    run, _, state = saved
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("iclora.models.stored.safe_open", refused)
+    with pytest.raises(StorageError, match="Permission denied"):
+        run.restore(state, pytest.fail)
+    names = sorted(p.name for p in (run.path / "checkpoints").iterdir())
+    assert names == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize("damage", ["adapter", "state"])
+def test_the_best_adapter_is_made_from_numbers_that_have_a_checksum(saved, damage):
+    run, _, state = saved
+    run.restore(state, pytest.fail)
+    rows = []
+    for step, loss in ((0, 9.0), (1, 1.0), (2, 2.0)):
+        found = {"loss": loss, "by_level": [1.0] * 5, "by_panel": [1.0]}
+        rows.append(json.dumps({"step": step, "held out": found, "trained": found}))
+    run.measures.write_text("\n".join(rows) + "\n")
+    best = run.path / "checkpoints" / "step-000001"
+    expected = (best / "adapter.safetensors").read_bytes()
+    flip(best / f"{damage}.safetensors", -8)
+    said = []
+    run.finish(state, said.append)
+    if damage == "adapter":
+        assert (run.path / "adapter-best.safetensors").read_bytes() == expected
+        assert said == []
+    else:
+        assert not (run.path / "adapter-best.safetensors").exists()
+        assert "step-000001 is damaged" in said[0]
+    assert (run.path / "adapter.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "validation.jsonl"])
+@pytest.mark.parametrize("tail", [b"7\n", b"null\n", b"\xff\xfe\n", b"\0\0\0", b'{"step": 1}\n'])
+def test_a_logs_bad_tail_is_set_aside_and_the_run_goes_on(interrupted, name, tail):
+    run, state = interrupted
+    path = run.path / name
+    rows = [line for line in path.read_bytes().splitlines(True) if b'"step": 3' not in line]
+    path.write_bytes(path.read_bytes() + tail)
+    said = []
+    assert run.restore(state, said.append)
+    assert path.read_bytes() == b"".join(rows)
+    assert path.with_name(f"damaged-{name}").read_bytes() == tail.rstrip(b"\n") + b"\n"
+    assert len(said) == 1
+    run.plot()
+    assert run.best_step() == 2
 
 
 @pytest.fixture

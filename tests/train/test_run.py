@@ -27,7 +27,7 @@ from iclora.train.folder import RunFolder
 from iclora.train.loop import Watch
 from iclora.train.objective import Sample, accumulate, schedule
 from iclora.train.run import resume_settings, train
-from tests.conftest import CAPTION, after_step, encoded
+from tests.conftest import CAPTION, after_step, encoded, stop_after
 
 # -- the gradient -------------------------------------------------------------------------------
 
@@ -208,6 +208,98 @@ def test_a_folder_with_a_run_is_not_trained_into_again(clean, config, tmp_path):
     (tmp_path / "other" / "x").write_text("x")
     with pytest.raises(RunError, match="not an empty folder"):
         train(config("other"), clean)
+
+
+def test_the_same_command_goes_on_with_a_run_that_was_stopped_and_another_does_not(clean, config):
+    whole = train(config("whole"), clean)
+    train(config("parts"), clean, progress=stop_after(3))
+    with pytest.raises(RunError, match="already holds a run"):
+        train(config("parts", lr=0.01), clean)
+    said = []
+    result = train(config("parts"), clean, warn=said.append)
+    assert "it goes on" in said[0]
+    assert result.adapter.read_bytes() == whole.adapter.read_bytes()
+    logs = [(r.folder / "log.jsonl").read_bytes() for r in (whole, result)]
+    assert logs[0] == logs[1]
+
+
+def test_a_folder_in_which_the_first_file_was_being_written_is_taken(clean, config):
+    folder = Path(config().out)
+    folder.mkdir()
+    for name in (".config.toml.0123456789ab.tmp", ".config.toml.ba9876543210.tmp", ".lock"):
+        (folder / name).write_text("steps =")
+    result = train(config(steps=1), clean)
+    assert result.finished
+    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_started_again_by_the_same_command(
+    clean, config
+):
+    short = {"held_out": 0.34, "steps": 2, "resolutions": (64,)}
+    settings = config(**short)
+    whole = train(config("whole", **short), clean)
+
+    def killed():
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train(settings, clean, progress=after_step(1, killed))
+    result = train(settings, clean)
+    for name in ("log.jsonl", "validation.jsonl", "adapter.safetensors"):
+        assert (result.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_second_process_that_trains_into_the_same_folder_is_refused(clean, config, resume):
+    said = []
+
+    def meanwhile():
+        with pytest.raises(RunError, match="another process is writing"):
+            train(config(), clean, resume=resume)
+        said.append((Path(config().out) / "log.jsonl").read_text().count("\n"))
+
+    result = train(config(steps=2), clean, progress=after_step(1, meanwhile))
+    assert said == [1]
+    assert (result.folder / "log.jsonl").read_text().count("\n") == 2
+    assert not (result.folder / ".lock").exists()
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted", "at the end"])
+def test_previews_that_a_stop_left_out_are_drawn_later_with_the_same_weights(clean, config, how):
+    def preview_into(seen, kill_at=None):
+        def make(_):
+            def preview(step, write):
+                if step == kill_at:
+                    raise SystemExit
+                seen[step] = {k: v.detach().clone() for k, v in lora_parameters(clean).items()}
+                folder_of_previews.mkdir(exist_ok=True)
+                (folder_of_previews / f"step-{step:06d}.png").touch()
+
+            return preview
+
+        return make
+
+    whole, seen = {}, {}
+    short = {"preview_every": 2, "steps": 4, "lr": 0.01, "resolutions": (64,)}
+    settings = config("whole", **short)
+    folder_of_previews = Path(settings.out, "previews")
+    train(settings, clean, make_preview=preview_into(whole))
+    assert list(whole) == [2, 4]
+    settings = config(**short)
+    folder_of_previews = Path(settings.out, "previews")
+    if how == "interrupted":
+        train(settings, clean, make_preview=preview_into(seen), progress=stop_after(2))
+    else:
+        at = 2 if how == "killed" else 4
+        with pytest.raises(SystemExit):
+            train(settings, clean, make_preview=preview_into(seen, at))
+    resumed = {}
+    train(settings, clean, resume=True, make_preview=preview_into(resumed))
+    assert list(resumed) == ([4] if how == "at the end" else [2, 4])
+    assert list(seen) + list(resumed) == [2, 4]
+    for step, weights in resumed.items():
+        assert all(torch.equal(weights[k], v) for k, v in whole[step].items())
 
 
 def test_bad_data_stops_a_run_before_anything_is_written(clean, config, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from iclora.models.stored import Damaged
 from iclora.train.state import Mismatch, TrainState
 
 
@@ -49,6 +50,28 @@ def test_tensors_of_another_lora_are_refused_before_anything_is_changed(state, f
         if fault == "unknown":
             other |= {key: value, "live/nowhere": value}
     with pytest.raises(Mismatch, match="nowhere is unknown" if fault == "unknown" else key):
+        state.restore(other, 9)
+    assert state.step == 1
+    assert same(copied(state), before)
+
+
+@pytest.mark.parametrize("fault", ["negative", "steps", "half", "none", "dtype"])
+def test_numbers_that_no_optimizer_leaves_are_refused_before_anything_is_changed(state, fault):
+    before = copied(state)
+    other = {key: value + 1 for key, value in before.items()}
+    moment = [key for key in other if key.startswith("adamw/exp_avg_sq/")][-1]
+    count = [key for key in other if key.startswith("adamw/step/")][-1]
+    if fault == "negative":
+        other[moment].flatten()[-1] *= -1
+    elif fault == "steps":
+        other[count] += 1
+    elif fault == "dtype":
+        other[moment] = other[moment].double()
+    else:
+        for key in other:
+            if key.startswith("adamw/step/"):
+                other[key] = torch.tensor(0.5 if fault == "half" else 0.0)
+    with pytest.raises(Damaged, match=r"adamw|steps"):
         state.restore(other, 9)
     assert state.step == 1
     assert same(copied(state), before)

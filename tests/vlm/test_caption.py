@@ -1,6 +1,7 @@
 """Captioning a dataset: what is asked again, what is written when, what survives a kill."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -202,6 +203,25 @@ def test_a_killed_run_leaves_whole_captions_and_goes_on(bare, serve):
     summary = caption(root, serve(lambda body: (200, completion(good()))))
     assert set(summary.kept) == done
     assert set(summary.written) | done == {f"{n:04d}" for n in range(1, 9)}
+
+
+def test_a_second_process_that_captions_the_same_sets_is_refused_before_it_asks(bare, serve):
+    root, refused = bare(2), []
+    idle = serve(lambda body: (200, completion(good())))
+
+    def meanwhile(event):
+        with pytest.raises(DatasetError, match="another process is writing"):
+            caption(root, idle)
+        refused.append(event.done)
+
+    half = root / "0001" / ".caption.txt.0123456789ab.tmp"
+    half.touch()
+    os.utime(half, (1, 1))
+    server = serve(lambda body: (200, completion(good())))
+    assert len(caption(root, server, progress=Progress(meanwhile)).written) == 2
+    assert refused == [1, 2]
+    assert idle.bodies == []
+    assert list(root.rglob(".*")) == [], "no lock, and nothing a killed run left"
 
 
 def test_a_run_nobody_answers_stops_and_lists_what_it_asked(bare, serve):

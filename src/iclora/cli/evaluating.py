@@ -41,7 +41,12 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
     with console.progress() as progress:
         try:
             table = run_evaluation(
-                model, setup, metrics, together=settings.together, progress=progress
+                model,
+                setup,
+                metrics,
+                together=settings.together,
+                progress=progress,
+                warn=console.warn,
             )
         except (KeyboardInterrupt, Cancelled):
             console.say("sets that were made are kept; the same command goes on with the rest")

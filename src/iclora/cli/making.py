@@ -108,6 +108,7 @@ def extend(settings: ExtendSettings, console: Console) -> None:
             fresh=settings.fresh,
             given=given,
             progress=progress,
+            warn=console.warn,
         )
     console.say(f"wrote {out}: {len(made)} images, and every canvas under {out / 'windows'}")
 
@@ -137,7 +138,7 @@ def _make(settings: GenerateSettings, console: Console) -> None:
     of = settings.best_of or 1
     if not settings.request:
         wishes = [[ask.request for ask in asks[at : at + of]] for at in range(0, len(asks), of)]
-        kept = find_kept(out, wishes, settings.score)
+        kept = find_kept(out, wishes, settings.score, console.warn)
         for folder in kept.values():
             console.say(f"kept {folder}: it is what would be made")
         asks = [ask for number, ask in enumerate(asks) if number // of not in kept]

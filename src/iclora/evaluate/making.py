@@ -22,13 +22,19 @@ _TIMES = "times.jsonl"
 
 
 def make_sets(
-    model: DiffusionModel, setup: Setup, *, together: int = 1, progress: Progress | None = None
+    model: DiffusionModel,
+    setup: Setup,
+    *,
+    together: int = 1,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Make every set of the setup that is not there yet.
+    """Make every set of the setup that is not there yet, or is damaged.
 
     Args:
         together: sets in one batch, if canvas and given panels are alike.
         progress: hears of every set that is there, beside what a session reports.
+        warn: told of damaged sets.
     """
     for folder in (setup.out, *(setup.out / arm.folder for arm in setup.arms)):
         clear_leftovers(folder)
@@ -36,7 +42,7 @@ def make_sets(
         (arm, number)
         for arm in setup.arms
         for number in range(len(setup.cases))
-        if not setup.is_made(arm, number)
+        if setup.kept(arm, number, warn) is None
     ]
     asks = [
         Ask(setup.requests[arm.name][number], setup.cases[number].given, adapter=arm.adapter)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from iclora.errors import SettingsError
 from iclora.evaluate.figures import Table, measure
 from iclora.evaluate.making import make_sets, read_costs, read_sets
 from iclora.evaluate.metrics.base import Metric
 from iclora.evaluate.metrics.pixels import Pixels
 from iclora.evaluate.report import write_report
 from iclora.evaluate.setup import Setup
+from iclora.files.locks import LOCK, alone
 from iclora.models.base import PARTS, DiffusionModel
 from iclora.progress import Progress
 
@@ -28,6 +30,7 @@ def evaluate(
     *,
     together: int = 1,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Table:
     """Make what is missing of a setup's sets, measure all of them and write the report.
 
@@ -37,11 +40,25 @@ def evaluate(
     Args:
         metrics: beside those of bare pixels, seconds and memory.
         together: sets in one batch.
-    Raises: SettingsError, StorageError; VisionModelError if a judge cannot go on.
+        warn: told of sets that are damaged, and made again.
+    Raises: SettingsError, also if another process is at it; StorageError; VisionModelError if a
+        judge cannot go on.
     """
     for metric in metrics:
         metric.check(setup.recipe)
-    make_sets(model, setup, together=together, progress=progress)
+    with alone(setup.out / LOCK, setup.out, partial(SettingsError, setting="out")):
+        return _evaluate(model, setup, metrics, together, progress, warn)
+
+
+def _evaluate(
+    model: DiffusionModel,
+    setup: Setup,
+    metrics: Sequence[Metric],
+    together: int,
+    progress: Progress | None,
+    warn: Callable[[str], None],
+) -> Table:
+    make_sets(model, setup, together=together, progress=progress, warn=warn)
     facts = _facts(model, setup)
     # Nothing is made any more; the metrics' models may need the room.
     model.release(*PARTS)

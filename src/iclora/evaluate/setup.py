@@ -7,7 +7,7 @@ OUT/ARM/times.jsonl    what each cost
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 
 from iclora.adapter import Adapter
 from iclora.errors import SettingsError
+from iclora.making.made import GeneratedSet, holds, read_kept
 from iclora.making.request import Request, prepare
 from iclora.models.base import DiffusionModel
 from iclora.sets.dataset import Dataset
@@ -25,6 +26,8 @@ from iclora.sets.recipe import Recipe
 from iclora.settings import Mode, SampleSettings
 
 __all__ = ["Arm", "Case", "Setup", "arms_of", "cases_of_data", "cases_of_prompts", "set_up"]
+
+_OTHER = "a set of another evaluation"
 
 
 @dataclass(frozen=True)
@@ -137,18 +140,18 @@ class Setup:
         return self.out / arm.folder / f"{number + 1:04d}"
 
     def is_made(self, arm: Arm, number: int) -> bool:
-        """True if a set is there. Raises: SettingsError if it is another one."""
-        folder = self.folder(arm, number)
-        if not folder.exists():
-            return False
-        there, _ = Request.load(folder / "request.json")
-        if not there.same_pixels(self.requests[arm.name][number]):
-            raise SettingsError(
-                f"{folder} holds a set of another evaluation, or of this one with other settings",
-                "Choose another folder for `out`, or remove this one.",
-                setting="out",
-            )
-        return True
+        """True if a set is there, by its request. Raises: SettingsError if it is another one."""
+        return holds(self.folder(arm, number), self.requests[arm.name][number], _OTHER)
+
+    def kept(
+        self, arm: Arm, number: int, warn: Callable[[str], None] = lambda _: None
+    ) -> GeneratedSet | None:
+        """The set that is there, None if there is none; a damaged one is set aside, and said.
+
+        Raises: SettingsError if it is another one; StorageError.
+        """
+        folder, request = self.folder(arm, number), self.requests[arm.name][number]
+        return read_kept(folder, request, _OTHER, warn, latents=False)
 
 
 def set_up(

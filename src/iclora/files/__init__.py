@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,13 +32,16 @@ __all__ = [
     "check_file",
     "check_folder",
     "clear_leftovers",
+    "damaged_name",
     "digest",
     "digest_each",
     "inside",
+    "is_leftover",
     "make_cache",
     "natural_key",
     "place",
     "replacing",
+    "set_aside",
     "storage_error",
     "work_folder",
     "write_bytes",
@@ -246,18 +251,24 @@ def work_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path, name: str | None = None, *, alone: bool = False) -> None:
     """Remove what killed processes left half-written in a folder; what is being written stays.
 
     Every writer holds a lock on what it writes, which ends with its process.
+
+    Args:
+        name: of the file or folder that was to be written; by default any.
+        alone: True if no other process writes into the folder now (`locks.alone`).
     """
     if not fcntl or not folder.is_dir():
         return
-    for path in folder.glob(".*.tmp"):
-        if not re.search(r"[.-][0-9a-f]{12}\.tmp$", path.name) or path.is_symlink():
+    for path in folder.glob(
+        ".*.tmp" if name is None else f".{glob.escape(name)}[.-]????????????.tmp"
+    ):
+        if not is_leftover(path.name) or path.is_symlink():
             continue
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime < 1:
+            if not alone and time.time() - path.stat().st_mtime < 1:
                 continue  # It may be another process's, not locked yet.
             held = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
@@ -268,6 +279,30 @@ def clear_leftovers(folder: Path) -> None:
                     path.unlink()
             finally:
                 os.close(held)
+
+
+def is_leftover(name: str) -> bool:
+    """True for names that only a killed process leaves behind, or one that writes just now."""
+    return bool(re.fullmatch(r"\..+[.-][0-9a-f]{12}\.tmp", name))
+
+
+def damaged_name(path: Path) -> Path:
+    """A free name for what is damaged of a file: damaged-NAME, or damaged-NAME-2 and on."""
+    names = (f"damaged-{path.name}" + (f"-{n}" if n > 1 else "") for n in count(1))
+    return next(place for place in map(path.with_name, names) if not os.path.lexists(place))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged: nothing finds it any more, and nobody has lost it.
+
+    Returns: its new place beside the old one. Raises: StorageError.
+    """
+    free = damaged_name(path)
+    try:
+        path.rename(free)
+    except OSError as error:
+        raise storage_error(free, error) from error
+    return free
 
 
 def _lock(held: int) -> None:
@@ -301,10 +336,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log. Raises: StorageError."""
+    """Append one line to a log, also to one that a kill cut short. Raises: StorageError."""
     try:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+        with path.open("ab+") as file:
+            torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
     except OSError as error:
         raise storage_error(path, error) from error
 

@@ -10,21 +10,21 @@ OUT/0001/latents.safetensors of its panels: a panel that is given to another set
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from iclora.errors import IcloraError, SettingsError, StorageError
-from iclora.files import digest, inside, natural_key, work_folder, write_bytes, write_text
+from iclora.errors import IcloraError, ImageError, SettingsError, StorageError
+from iclora.files import digest, inside, natural_key, set_aside, work_folder, write_text
 from iclora.files.documents import read_json
 from iclora.making.given import hash_latents
 from iclora.making.request import Request
+from iclora.models.stored import Damaged, read_stored, store
 from iclora.sets.dataset import LAYOUT_KEY
 from iclora.sets.images import open_image, write_png
 
@@ -34,12 +34,16 @@ __all__ = [
     "GeneratedSet",
     "find_kept",
     "given_latents",
+    "holds",
     "next_folder",
+    "read_kept",
     "read_latents",
 ]
 
 _LATENTS = "latents.safetensors"
 _CHOICE = "choice.json"
+_ABOUT = ("vae", "pixels")
+"""What a file of latents says of itself."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +83,33 @@ class GeneratedSet:
     """None for a set that was read from disk."""
 
     @classmethod
-    def load(cls, folder: str | Path) -> GeneratedSet:
+    def load(cls, folder: str | Path, *, unchanged: bool = False) -> GeneratedSet:
         """Read a set that `save` wrote.
 
+        Args:
+            unchanged: refuse pictures that are not those that were saved. Else they may have been
+                retouched, and their latents are left out.
         Raises: SettingsError, ImageError if something is missing or not its own.
         """
         folder = Path(folder)
         request, given = Request.load(folder / "request.json")
-        panels, kept = [], []
+        pictures: dict[str, Image.Image] = {}
         for number in range(1, request.layout.panels + 1):
-            file = folder / f"panel-{number}.png"
-            read = number in given and request.given[number].file == file.name
-            panels.append(given[number] if read else open_image(file))
-            kept.append(read_latents(file, panels[-1]))
-        whole = [k for k in kept if k]
-        latents = tuple(k[0] for k in whole) if len(whole) == len(panels) else ()
-        composite = open_image(folder / "composite.png")
-        return cls(composite, tuple(panels), request, latents, whole[0][1] if latents else "")
+            name = f"panel-{number}"
+            read = number in given and request.given[number].file == f"{name}.png"
+            pictures[name] = given[number] if read else open_image(folder / f"{name}.png")
+        panels = tuple(pictures.values())
+        pictures["composite"] = open_image(folder / "composite.png")
+        hashes = {name: digest(picture.tobytes()) for name, picture in pictures.items()}
+        stored = _read_latents(folder / _LATENTS)
+        if unchanged:
+            _check_sizes(folder, request, pictures)
+            _check_hashes(folder, hashes, stored)
+        made = cls(pictures.pop("composite"), panels, request)
+        if not stored or any(stored.pixels.get(name) != hashes[name] for name in pictures):
+            return made
+        latents = tuple(stored.tensors[name] for name in pictures)
+        return replace(made, latents=latents, vae=stored.vae)
 
     def save(self, folder: str | Path, choice: Choice | None = None) -> Path:
         """Write composite.png, panel-1.png ... and request.json, all or none of them.
@@ -111,7 +125,7 @@ class GeneratedSet:
                 write_png(work / f"panel-{number}.png", panel)
             write_text(work / "request.json", self.request.model_dump_json(indent=2) + "\n")
             if self.latents:
-                write_bytes(work / _LATENTS, self._latents())
+                self._save_latents(work / _LATENTS)
             if choice:
                 write_text(work / _CHOICE, json.dumps(asdict(choice)) + "\n")
         return folder
@@ -139,10 +153,12 @@ class GeneratedSet:
             LAYOUT_KEY: json.dumps(request.layout.to_json()),
         }
 
-    def _latents(self) -> bytes:
-        tensors = {f"panel-{n}": t.contiguous() for n, t in enumerate(self.latents, 1)}
-        pixels = {f"panel-{n}": digest(p.tobytes()) for n, p in enumerate(self.panels, 1)}
-        return save(tensors, {"iclora": json.dumps({"vae": self.vae, "pixels": pixels})})
+    def _save_latents(self, path: Path) -> None:
+        tensors = {f"panel-{n}": t for n, t in enumerate(self.latents, 1)}
+        pictures = {f"panel-{n}": p for n, p in enumerate(self.panels, 1)}
+        pictures["composite"] = self.composite
+        pixels = {name: digest(picture.tobytes()) for name, picture in pictures.items()}
+        store(path, tensors, {"vae": self.vae, "pixels": pixels})
 
     def save_next(self, out: str | Path, choice: Choice | None = None) -> Path:
         """`save` under the next free number of a folder: OUT/0001, OUT/0002 and on.
@@ -160,31 +176,33 @@ class GeneratedSet:
 
 
 def find_kept(
-    out: Path, wishes: Sequence[Sequence[Request]], score: str | None = None
+    out: Path,
+    wishes: Sequence[Sequence[Request]],
+    score: str | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> dict[int, Path]:
     """Sets of a folder that would be made again: those that an earlier, stopped command left.
 
     Args:
         wishes: for each set that is wanted the requests it is the best of, or the one.
         score: who chooses, if it is the best of several.
+        warn: told of damaged sets, which are left alone.
     Returns: whole sets by the number of their wish, from 0; each stands for one wish.
     """
     there = {}
     for folder in sorted(out.glob("[0-9]*"), key=lambda path: natural_key(path.name)):
+        if not (folder / "request.json").is_file():
+            continue
         try:
-            made = GeneratedSet.load(folder)
+            made = GeneratedSet.load(folder, unchanged=True)
+        except IcloraError as error:
+            warn(f"{folder} is damaged ({error.problem}); it is left alone, and stands for no set")
+            continue
+        try:
             chosen = read_json(folder / _CHOICE, SettingsError, "choice") if score else {}
-            whole = made.composite.size == made.request.layout.size
-            sizes = tuple(panel.size for panel in made.panels)
-            whole &= all(
-                size == box or number in made.request.given
-                for number, (size, box) in enumerate(
-                    zip(sizes, made.request.layout.sizes, strict=True), 1
-                )
-            )
         except IcloraError:
-            continue  # Not a whole set; it is left alone, and made again beside it.
-        if whole and isinstance(chosen, dict):
+            continue  # It was not made as the best of several.
+        if isinstance(chosen, dict):
             there[folder] = made.request, chosen
     kept: dict[int, Path] = {}
     for number, requests in enumerate(wishes):
@@ -197,6 +215,105 @@ def find_kept(
     return kept
 
 
+def read_kept(
+    folder: Path, request: Request, other: str, warn: Callable[[str], None], *, latents: bool
+) -> GeneratedSet | None:
+    """Read the set that a stopped command left in a folder, if it is whole.
+
+    A damaged one is set aside, and said.
+
+    Args:
+        request: of the set that belongs there.
+        other: what to call a set of another request.
+        latents: True if it is of no use without them.
+    Returns: None if there is none.
+    Raises: SettingsError for a set of another request; StorageError.
+    """
+    if not os.path.lexists(folder):
+        return None
+    holds(folder, request, other)
+    try:
+        made = GeneratedSet.load(folder, unchanged=True)
+        if latents and not made.latents:
+            raise SettingsError(f"its {_LATENTS} is gone", "Make it again.")
+    except (SettingsError, ImageError) as error:
+        place = set_aside(folder)
+        warn(
+            f"{folder} is damaged ({error.problem}); it is set aside as {place.name} and made again"
+        )
+        return None
+    return made
+
+
+def holds(folder: Path, request: Request, other: str) -> bool:
+    """True if a folder holds a set of a request, by its request.json alone.
+
+    Raises: SettingsError if it holds a set of another one.
+    """
+    try:
+        there = Request.read(folder / "request.json")
+    except SettingsError:
+        return False  # It is gone or damaged.
+    if there.same_pixels(request):
+        return True
+    raise SettingsError(
+        f"{folder} holds {other}, or of this one with other settings",
+        "Choose another folder for `out`, or remove this one.",
+        setting="out",
+    )
+
+
+def _check_sizes(folder: Path, request: Request, pictures: Mapping[str, Image.Image]) -> None:
+    """Raises: SettingsError naming a picture of another size than it was saved in."""
+    sizes = {"composite": request.layout.size}
+    for number, size in enumerate(request.layout.sizes, 1):
+        if number not in request.given:  # Those keep their own size.
+            sizes[f"panel-{number}"] = size
+    for name, size in sizes.items():
+        if pictures[name].size != size:
+            raise _not_saved(folder, name)
+
+
+def _check_hashes(folder: Path, hashes: Mapping[str, str], stored: _Latents | None) -> None:
+    """Raises: SettingsError naming a picture that is not the one that was saved, if it is known."""
+    for name, found in hashes.items():
+        if stored and stored.pixels.get(name, found) != found:
+            raise _not_saved(folder, name)
+
+
+def _not_saved(folder: Path, name: str) -> SettingsError:
+    return SettingsError(
+        f"{folder / name}.png is not the picture that was saved", "Make the set again."
+    )
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """A file of latents."""
+
+    tensors: Mapping[str, Tensor]
+    vae: str
+    pixels: Mapping[str, str]
+    """Hashes of the pictures they belong to, and of the composite."""
+
+
+def _read_latents(path: Path) -> _Latents | None:
+    """Raises: SettingsError if the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        tensors, about = read_stored(path, before=_ABOUT)
+        pixels = about.get("pixels")
+        if not isinstance(pixels, dict) or set(tensors) != set(pixels) - {"composite"}:
+            raise Damaged("its header does not fit its content")
+    except Damaged as bad:
+        raise SettingsError(
+            f"{path} is damaged: {bad}",
+            "Remove it; panels are then encoded again from their pixels.",
+        ) from bad
+    return _Latents({n: t.float() for n, t in tensors.items()}, str(about.get("vae")), pixels)
+
+
 def read_latents(panel: Path, image: Image.Image) -> tuple[Tensor, str] | None:
     """Read the latents a panel of a made set was decoded from, if they lie beside it.
 
@@ -206,20 +323,10 @@ def read_latents(panel: Path, image: Image.Image) -> tuple[Tensor, str] | None:
     Returns: (rows, columns, channels) float32, and the fingerprint of their VAE.
     Raises: SettingsError if the file of latents is damaged.
     """
-    path = panel.with_name(_LATENTS)
-    if not path.is_file():
+    stored = _read_latents(panel.with_name(_LATENTS))
+    if stored is None or stored.pixels.get(panel.stem) != digest(image.tobytes()):
         return None
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["iclora"])
-            if about["pixels"].get(panel.stem) != digest(image.tobytes()):
-                return None
-            return file.get_tensor(panel.stem).float(), str(about["vae"])
-    except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise SettingsError(
-            f"{path} cannot be read: {error!r}",
-            "Remove it; panels are then encoded again from their pixels.",
-        ) from error
+    return stored.tensors[panel.stem], stored.vae
 
 
 def given_latents(

@@ -132,6 +132,17 @@ class Request(Settings):
         return self.model_copy(update=own)
 
     @classmethod
+    def read(cls, path: str | Path) -> Request:
+        """Read a request.json alone. Raises: SettingsError if it is not a request."""
+        try:
+            return cls.model_validate(read_json(path, SettingsError, "request"))
+        except ValidationError as error:
+            raise SettingsError(
+                f"{path} is not a request: {problems_of(error)}",
+                "Use what `iclora generate` or `iclora complete` wrote.",
+            ) from error
+
+    @classmethod
     def load(cls, path: str | Path) -> tuple[Request, dict[int, Image.Image]]:
         """Read a request.json and the given panels it names, which must lie beside it.
 
@@ -139,14 +150,7 @@ class Request(Settings):
             been changed; ImageError.
         """
         path = Path(path)
-        try:
-            request = cls.model_validate(read_json(path, SettingsError, "request"))
-        except ValidationError as error:
-            raise SettingsError(
-                f"{path} is not a request: {problems_of(error)}",
-                "Use what `iclora generate` or `iclora complete` wrote.",
-            ) from error
-        given = {}
+        request, given = cls.read(path), {}
         for number, panel in request.given.items():
             image = open_image(inside(path.parent, panel.file, SettingsError))
             if digest(image.tobytes()) != panel.sha256:

@@ -5,8 +5,9 @@ Panels that are kept go on as the latents they were decoded from, so nothing dri
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -15,8 +16,9 @@ from torch import Tensor
 from iclora.adapter import Adapter
 from iclora.errors import SettingsError
 from iclora.files import clear_leftovers
+from iclora.files.locks import LOCK, alone
 from iclora.making.given import describe_given
-from iclora.making.made import GeneratedSet
+from iclora.making.made import GeneratedSet, read_kept
 from iclora.making.request import (
     Request,
     check_base,
@@ -135,6 +137,7 @@ def extend(
     fresh: int | None = None,
     given: Mapping[int, Image.Image] | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Image.Image]:
     """Make a story of any length by sliding the canvas over panels that are given.
 
@@ -147,18 +150,31 @@ def extend(
         anchors: images of the first canvas that stay in view; see `windows`.
         fresh: new images on each further canvas; by default a third of its panels, at least 1.
         given: pictures of images of the first canvas, by number.
+        warn: told of canvases that are damaged, and made again.
     Returns: the images in order.
-    Raises: CaptionError, SettingsError, LayoutError, AdapterError, StorageError.
+    Raises: CaptionError, SettingsError, also if another process is at it; LayoutError,
+        AdapterError, StorageError.
     """
     settings = settings or MakeSettings()
     task = recipe_of(settings.recipe, adapter, recipe)
     panels = task.canvas.panels
     given = dict(given or {})
     plan = plan_windows(story, panels, anchors, fresh, given)
-    clear_leftovers(out)
-    clear_leftovers(out / "windows")
-    teller = _Teller(model, task, adapter, settings, out, Session(model, progress))
-    prompts = [_prompt(story, window, task) for window in plan]
+    teller = _Teller(model, task, adapter, settings, out, Session(model, progress), warn)
+    with alone(out / LOCK, out, partial(SettingsError, setting="out")):
+        return _tell(teller, story, plan, given, progress)
+
+
+def _tell(
+    teller: _Teller,
+    story: Story,
+    plan: Sequence[Window],
+    given: Mapping[int, Image.Image],
+    progress: Progress | None,
+) -> list[Image.Image]:
+    for folder in (teller.out, teller.out / "windows"):
+        clear_leftovers(folder, alone=True)
+    prompts = [_prompt(story, window, teller.recipe) for window in plan]
     # Every text is checked before the first picture is made, and encoded once.
     asks = [teller.prepare(w, p) for w, p in zip(plan, prompts, strict=True)]
     teller.session.encode(ask.request for ask in asks)
@@ -168,7 +184,7 @@ def extend(
         made = teller.tell(window, prompt, shown, f"{number:04d}")
         for image in sorted(made.keys() - written):
             shown[image] = made[image]
-            write_png(out / f"{image:02d}.png", made[image][0])
+            write_png(teller.out / f"{image:02d}.png", made[image][0])
             written.add(image)
         if progress:
             new = " ".join(f"{n:02d}" for n in window.images[-window.made :])
@@ -195,6 +211,7 @@ class _Teller:
     settings: MakeSettings
     out: Path
     session: Session
+    warn: Callable[[str], None]
 
     def prepare(
         self, window: Window, prompt: str, given: Mapping[int, _Shown] | None = None
@@ -231,15 +248,8 @@ class _Teller:
             return {image: shown[image] for image in window.images}
         ask = self.prepare(window, prompt, given)
         folder = self.out / "windows" / name
-        if folder.exists():
-            made = GeneratedSet.load(folder)
-            if not made.request.same_pixels(ask.request) or not made.latents:
-                raise SettingsError(
-                    f"{folder} holds a canvas of another story, or of this one with other settings",
-                    "Choose another folder for `out`, or remove this one.",
-                    setting="out",
-                )
-        else:
+        made = read_kept(folder, ask.request, "a canvas of another story", self.warn, latents=True)
+        if made is None:
             made = next(made for _, made in self.session.make([ask]))
             made.save(folder)
         pairs = zip(made.panels, made.latents, strict=True)

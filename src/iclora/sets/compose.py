@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import tomli_w
 
 from iclora import files
 from iclora.errors import CaptionError, DatasetError
+from iclora.files.locks import alone
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
 from iclora.sets.check import Problem, SetReport, TrainingSet, accept, check_dataset
@@ -21,11 +23,6 @@ from iclora.sets.layout import GRID
 from iclora.sets.letterbox import cut_note, with_cuts
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.settings import RESOLUTIONS
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; there the last rename fails for the second.
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["compose_dataset"]
 
@@ -60,7 +57,10 @@ def compose_dataset(
     notes: list[Problem] = []
     # The smallest usual training size beside it, or every set would count as too small for it.
     sizes = (min(min(RESOLUTIONS), resolution), resolution)
-    with _alone(out):
+    # Beside the folder, which is renamed into its place.
+    place = out.with_name(f".{files.digest(out.name)[:12]}.lock")
+    with alone(place, out, partial(DatasetError, setting="out")):
+        files.clear_leftovers(out.parent, out.name, alone=True)
         reports = list(check_dataset(source, resolutions=sizes, grid=grid))
         if cut_bars:
             source, reports, notes = _without_bars(source, reports, sizes, grid)
@@ -107,30 +107,6 @@ def _probed(out: Path) -> Path:
         raise DatasetError(problem, "Choose another `out`, a new folder.", setting="out")
     files.check_folder(real, "out")
     return real
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Let one process at a time write a folder; a lock ends with its process.
-
-    Raises: DatasetError if another is at it, or has filled the folder just now.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = out.with_name(f".{files.digest(out.name)[:12]}.lock")
-    with place.open("wb") as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DatasetError(
-                f"another process is writing {out} just now",
-                "Wait for it, or choose another `out`.",
-                setting="out",
-            ) from error
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
 
 
 def _write_composite(image_set: ImageSet, checked: TrainingSet, out: Path) -> None:

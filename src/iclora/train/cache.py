@@ -1,7 +1,8 @@
 """Encode once: latents and prompt embeddings on disk, keyed by content.
 
 A key covers the image or text, the canvas, and the encoder's weights and number format, so an
-edited image or caption, another canvas or another base is encoded again and nothing else is.
+edited image or caption, another canvas or another base is encoded again and nothing else is. An
+entry that is not as it was written is encoded again too.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iclora.errors import RunError
-from iclora.files import digest, write_bytes
+from iclora.files import clear_leftovers, digest
 from iclora.models.base import DiffusionModel, Text
+from iclora.models.stored import Damaged, read_stored, store
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
 from iclora.sets.check import TrainingSet
@@ -27,6 +27,8 @@ from iclora.sets.layout import Layout
 from iclora.train.workers import Workers
 
 __all__ = ["Encoded", "EncodedSet", "encode"]
+
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def encode(
     *,
     workers: Workers,
     progress: Progress,
+    warn: Warn = lambda _: None,
 ) -> tuple[list[EncodedSet], Text]:
     """Encode what the cache lacks, then free the encoders.
 
@@ -74,10 +77,15 @@ def encode(
 
     Args:
         folder: of the cache; it may serve several runs.
+        warn: told of damaged entries.
     Returns: the sets in their order, and the embedding of the empty text.
-    Raises: CaptionError over the token limit; ImageError, DatasetError, StorageError.
+    Raises: CaptionError over the token limit; ImageError, DatasetError, StorageError; RunError for
+        pictures or words that are encoded to numbers that are not finite.
     """
-    texts = _encode_texts(model, ["", *(s.caption for s in sets)], folder, workers, progress)
+    if workers.main:
+        clear_leftovers(folder)
+    captions = ["", *(s.caption for s in sets)]
+    texts = _encode_texts(model, captions, folder, workers, progress, warn)
     encoder = f"{model.fingerprint('vae')} {model.dtype}"
     encoded = [
         EncodedSet(
@@ -88,16 +96,23 @@ def encode(
         )
         for source, text in zip(sets, texts[1:], strict=True)
     ]
+    shapes = {
+        path: (layout.width // model.grid * (layout.height // model.grid), model.channels)
+        for entry in encoded
+        for path, layout in zip(entry._latents, entry.layouts, strict=True)
+    }
+    missing = {path for path, shape in shapes.items() if not _is_whole(path, warn, shape)}
 
     def encode_set(number: int) -> None:
         panels = sets[number].load().panels
         for layout, path in zip(sets[number].layouts, encoded[number]._latents, strict=True):
-            if not _whole(path):
+            if path in missing:
                 latents = model.encode_image(np.asarray(compose(layout, panels)))
                 # float32: under 3 MB a canvas, and no rounding that the encoder did not make.
-                write_bytes(path, save({"latents": latents.to(torch.float32).contiguous()}))
+                _keep(path, {"latents": latents.to(torch.float32)}, f'set "{sets[number].name}"')
+                missing.discard(path)
 
-    lacking = [n for n, entry in enumerate(encoded) if not all(map(_whole, entry._latents))]
+    lacking = [n for n, entry in enumerate(encoded) if missing.intersection(entry._latents)]
     _share_out("encoding images", lacking, len(sets), encode_set, workers, progress)
     model.release("vae")
     return encoded, _read(texts[0])
@@ -109,18 +124,19 @@ def _encode_texts(
     folder: Path,
     workers: Workers,
     progress: Progress,
+    warn: Warn,
 ) -> list[Path]:
     encoder = f"{model.fingerprint('text')} {model.dtype}"
     paths = [folder / f"text-{digest(encoder, text)[:32]}.safetensors" for text in captions]
 
     def encode_text(number: int) -> None:
-        write_bytes(paths[number], save(model.encode_text(captions[number])))
+        _keep(paths[number], model.encode_text(captions[number]), f'"{captions[number][:60]}"')
 
     first = {path: number for number, path in reversed(list(enumerate(paths)))}
     lacking = [
         number
         for path, number in sorted(first.items(), key=lambda item: item[1])
-        if not _whole(path)
+        if not _is_whole(path, warn)
     ]
     _share_out("encoding captions", lacking, len(captions), encode_text, workers, progress)
     model.release("text")
@@ -151,21 +167,46 @@ def _latents_name(encoder: str, source: TrainingSet, layout: Layout) -> str:
     return f"latents-{digest(encoder, source.digest, places)[:32]}.safetensors"
 
 
-def _whole(path: Path) -> bool:
-    if not path.is_file():
+def _keep(path: Path, tensors: dict[str, Tensor], what: str) -> None:
+    for value in tensors.values():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise RunError(
+                f"the base encodes {what} to numbers that are not finite",
+                "Use `dtype` fp32, or leave it out.",
+                setting="dtype",
+            )
+    # Its name is in it, or two entries that changed places would not be noticed.
+    store(path, tensors, {"entry": path.stem})
+
+
+def _read_entry(path: Path) -> dict[str, Tensor]:
+    """Raises: Damaged; StorageError."""
+    tensors, about = read_stored(path)
+    if about.get("entry", path.stem) != path.stem:
+        raise Damaged("it is another entry under this name")
+    return tensors
+
+
+def _is_whole(path: Path, warn: Warn, shape: tuple[int, int] | None = None) -> bool:
+    """True if an entry is there and can be used; one that is damaged is said."""
+    if not path.exists():
         return False
     try:
-        with safe_open(path, "pt"):
-            return True
-    except (OSError, SafetensorError):
+        tensors = _read_entry(path)
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        if shape and shapes != {"latents": shape}:
+            raise Damaged("its shape is another")
+    except Damaged as bad:
+        warn(f"cache entry {path} is damaged ({bad}); it is encoded again")
         return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return _read_entry(path)
+    except Damaged as bad:
         raise RunError(
-            f"cache entry {path} is gone or damaged ({error})",
+            f"cache entry {path} is gone or damaged ({bad})",
             "Resume the run: what is missing is encoded again.",
-        ) from error
+        ) from bad

@@ -9,6 +9,8 @@ RUN/cache/                         latents and prompt embeddings
 RUN/adapter.safetensors            the result
 RUN/README.md                      its model card, written by `model_card`
 RUN/adapter-best.safetensors       the best on held-out sets, if that is another one
+
+What was damaged is renamed to damaged-NAME, and the run goes on without it.
 """
 
 from __future__ import annotations
@@ -16,22 +18,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from iclora.adapter import Adapter, AdapterInfo, fold
 from iclora.errors import RunError
-from iclora.files import append_line, storage_error, write_bytes, write_text
+from iclora.files import append_line, clear_leftovers, set_aside, work_folder
+from iclora.models.stored import Damaged, read_stored, store
 from iclora.settings import TrainSettings
 from iclora.train.plots import plot_loss, plot_validation
+from iclora.train.records import cut, read_losses, read_measures
 from iclora.train.state import Mismatch, TrainState
 from iclora.train.validation import best_step
 
@@ -39,6 +40,8 @@ __all__ = ["RunFolder"]
 
 _STATE = "state.safetensors"
 _ADAPTER = "adapter.safetensors"
+_ABOUT = ("step", "data", "base")
+"""What a checkpoint says of itself."""
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -69,10 +72,10 @@ class RunFolder:
 
     # -- adapters and checkpoints ---------------------------------------------------------------
 
-    def save_adapter(self, path: Path, state: TrainState) -> None:
-        """Write the averaged weights as an adapter. Raises: StorageError."""
-        weights = fold(state.ema, self.settings.alpha / self.settings.rank)
-        info = self.info.model_copy(update={"steps": state.step})
+    def save_adapter(self, path: Path, averaged: Mapping[str, Tensor], step: int) -> None:
+        """Write the averaged weights of a step as an adapter. Raises: StorageError."""
+        weights = fold(averaged, self.settings.alpha / self.settings.rank)
+        info = self.info.model_copy(update={"steps": step})
         Adapter(weights, info).save(path, _DTYPES[self.settings.save_dtype])
 
     def checkpoint(self, state: TrainState) -> None:
@@ -81,18 +84,11 @@ class RunFolder:
         Raises: StorageError; the earlier checkpoints remain.
         """
         folder = self._of_step(state.step)
-        work = folder.with_name(f".{folder.name}")
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            self.save_adapter(work / _ADAPTER, state)
-            about = json.dumps({"step": state.step, "data": self.data, "base": self.base})
-            write_bytes(work / _STATE, save(state.tensors(), {"iclora": about}))
-            shutil.rmtree(folder, ignore_errors=True)
-            work.rename(folder)
-        except OSError as error:
-            raise storage_error(folder, error) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        with work_folder(folder) as work:
+            self.save_adapter(work / _ADAPTER, state.ema, state.step)
+            about = {"step": state.step, "data": self.data, "base": self.base}
+            store(work / _STATE, state.tensors(), about)
         best = self.best()
         for old in self.checkpoints()[self.settings.keep :]:
             if old != best:
@@ -101,81 +97,124 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoint folders, the newest first."""
-        steps = [
-            int(path.name.removeprefix("step-"))
-            for path in (self.path / "checkpoints").glob("step-*")
-            if re.fullmatch(r"step-[0-9]+", path.name)
-        ]
-        return [self._of_step(step) for step in sorted(steps, reverse=True)]
+        found = (_step_of(path) for path in (self.path / "checkpoints").glob("step-*"))
+        steps = sorted((step for step in found if step is not None), reverse=True)
+        return [self._of_step(step) for step in steps]
+
+    def _strays(self) -> list[str]:
+        """Names beside the checkpoints that this program does not write."""
+        folder = self.path / "checkpoints"
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        ours = re.compile(r"\..*|damaged-.*", re.DOTALL)
+        return [n for n in names if _step_of(Path(n)) is None and not ours.fullmatch(n)]
 
     def _of_step(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def best_step(self) -> int | None:
         """Return the step with the lowest loss on held-out sets; None if none are measured."""
-        return best_step(_read_rows(self.measures))
+        return best_step(read_measures(self.measures))
 
     def best(self) -> Path | None:
         """Return the checkpoint of that step, if it is still there."""
         folder = self._of_step(self.best_step() or 0)
         return folder if folder.is_dir() else None
 
-    def finish(self, state: TrainState) -> None:
-        """Write the result, and the best checkpoint's adapter if that is another one.
+    def finish(self, state: TrainState, warn: Callable[[str], None]) -> None:
+        """Write the adapter and, if another checkpoint is better on held-out sets, that one too.
 
+        The adapter comes last: a run that has one is finished.
+
+        Args:
+            warn: told if the better checkpoint is damaged.
         Raises: StorageError.
         """
-        self.save_adapter(self.path / _ADAPTER, state)
-        best = self.best()
-        if best and self.best_step() != state.step:
-            write_bytes(self.path / "adapter-best.safetensors", (best / _ADAPTER).read_bytes())
+        best, other = self.best(), self.path / "adapter-best.safetensors"
+        if best is None or self.best_step() == state.step:
+            other.unlink(missing_ok=True)  # Of a run that was made longer.
+        else:
+            try:
+                step, _, tensors = _read_checkpoint(best)
+            except Damaged as bad:
+                warn(f"checkpoint {best} is damaged ({bad}), so {other.name} is not written")
+            else:
+                # From the tensors that have a checksum, and not from the adapter beside them.
+                averaged = {
+                    k.removeprefix("ema/"): v for k, v in tensors.items() if k[:4] == "ema/"
+                }
+                self.save_adapter(other, averaged, step)
+        self.save_adapter(self.path / _ADAPTER, state.ema, state.step)
 
     # -- resuming -------------------------------------------------------------------------------
 
-    def restore(self, state: TrainState, warn: Callable[[str], None], *, cut: bool = True) -> bool:
+    def clear(self) -> None:
+        """Remove what a killed process left half-written; no other process may be at this run."""
+        for folder in (self.path, *(self.path / n for n in ("checkpoints", "previews", "cache"))):
+            clear_leftovers(folder, alone=True)
+        for work in (self.path / "checkpoints").glob(".step-*"):  # As they were called before.
+            shutil.rmtree(work, ignore_errors=True)
+
+    def restore(self, state: TrainState, warn: Callable[[str], None], *, main: bool = True) -> bool:
         """Take over the newest whole checkpoint, and set damaged ones aside.
 
-        Only a file that cannot be read counts as damaged: running out of memory, for instance, is
+        Only what is wrong with a file counts as damage: running out of memory, for instance, is
         the machine's trouble, and no reason to give up a checkpoint.
 
         Args:
-            cut: True removes later steps from the log.
+            main: True removes later steps from the log, and names files that are not the run's.
         Returns: False if there is none; `state` is then as it was.
-        Raises: RunError if the checkpoint was made with another base; `state` is then as it was.
+        Raises: RunError if the checkpoint was made with another base; `state` is then as it was;
+            StorageError.
         """
+        strays = self._strays() if main else []
+        if strays:
+            where = self.path / "checkpoints"
+            warn(f"in {where} these are no checkpoints, and are left alone: {', '.join(strays)}")
         for folder in self.checkpoints():
             try:
-                step, about, tensors = _read_checkpoint(folder / _STATE)
-            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as bad:
-                warn(f"checkpoint {folder} is damaged ({bad}); going back to the one before it")
-                _set_aside(folder)
-                continue
-            if about.get("base") != self.base:
-                raise RunError(
-                    f"the weights of {self.settings.base} are not those this run was started with",
-                    "Restore the base, or start a new run in another folder.",
-                    setting="base",
+                step, about, tensors = _read_checkpoint(folder)
+                self._take_over(state, folder, step, about, tensors)
+            except Damaged as bad:
+                warn(
+                    f"checkpoint {folder} is damaged ({bad}), and set aside as "
+                    f"{set_aside(folder).name}; going back to the one before it"
                 )
-            try:
-                state.restore(tensors, step)
-            except Mismatch as error:
-                raise RunError(
-                    f"checkpoint {folder} is of another base or another LoRA: {error}",
-                    "Restore the base and the run's config.toml, or start a new run in another "
-                    "folder.",
-                ) from error
-            if about.get("data") != self.data:
+                continue
+            if about["data"] != self.data:
                 warn(
                     "the dataset or its recipe has changed since this checkpoint; the run goes on "
                     "with the new one"
                 )
-            if cut:
-                self._cut(state.step)
+            if main:
+                self._cut(state.step, warn)
             return True
         warn(f"{self.path} holds no whole checkpoint; starting from step 0")
-        if cut:
-            self._cut(0)
+        if main:
+            self._cut(-1, warn)  # The base alone is measured again, too.
         return False
+
+    def _take_over(
+        self,
+        state: TrainState,
+        folder: Path,
+        step: int,
+        about: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        """Raises: RunError for a checkpoint of another base or LoRA; Damaged."""
+        if about["base"] != self.base:
+            raise RunError(
+                f"the weights of {self.settings.base} are not those this run was started with",
+                "Restore the base, or start a new run in another folder.",
+                setting="base",
+            )
+        try:
+            state.restore(tensors, step)
+        except Mismatch as error:
+            raise RunError(
+                f"checkpoint {folder} is of another base or another LoRA: {error}",
+                "Restore the base and the run's config.toml, or start a new run in another folder.",
+            ) from error
 
     # -- log and plots --------------------------------------------------------------------------
 
@@ -184,49 +223,39 @@ class RunFolder:
         row = {"step": state.step, "loss": round(loss, 6), "sets": names}
         append_line(self._log, json.dumps(row))
 
-    def _cut(self, last: int) -> None:
+    def _cut(self, last: int, warn: Callable[[str], None]) -> None:
         """Remove the steps after the checkpoint, which are taken and logged again."""
         for path in (self._log, self.measures):
-            rows = _read_rows(path)
-            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last]
-            if kept or rows:
-                write_text(path, "".join(kept))
+            cut(path, last, warn)
+
+    def preview(self, step: int) -> Path:
+        """The place of a step's previews."""
+        return self.path / "previews" / f"step-{step:06d}.png"
 
     def plot(self) -> None:
         """Draw the losses so far. Raises: StorageError."""
-        rows = _read_rows(self._log)
+        rows = read_losses(self._log)
         if rows:
             plot_loss(self.path / "loss.png", [r["step"] for r in rows], [r["loss"] for r in rows])
-        measured = _read_rows(self.measures)
+        measured = read_measures(self.measures)
         if len(measured) > 1:
             plot_validation(self.path / "validation.png", measured)
 
 
-def _read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["iclora"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return int(about["step"]), about, tensors
+def _step_of(path: Path) -> int | None:
+    """The step of a checkpoint by its name; None for names that `checkpoint` does not give."""
+    found = re.fullmatch(r"step-([0-9]{6,12})", path.name)
+    step = int(found[1]) if found else -1
+    return step if path.name == f"step-{step:06d}" else None
 
 
-def _set_aside(folder: Path) -> None:
-    """Rename a damaged checkpoint: `keep` counts folders, and would rather remove whole ones.
-
-    Raises: StorageError.
-    """
-    names = (f"damaged-{folder.name}" + (f"-{n}" if n > 1 else "") for n in count(1))
-    free = next(path for path in map(folder.with_name, names) if not path.exists())
-    try:
-        folder.rename(free)
-    except OSError as error:
-        raise storage_error(free, error) from error
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # the line a killed run was writing
-    return rows
+def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """Raises: Damaged; StorageError."""
+    tensors, about = read_stored(folder / _STATE, before=_ABOUT)
+    known = {name: type(about.get(name)) for name in _ABOUT}
+    if known != {"step": int, "data": str, "base": str}:
+        raise Damaged("its header lacks the step, the data or the base")
+    step: int = about["step"]
+    if step != _step_of(folder):
+        raise Damaged(f"it is of step {step}")
+    return step, about, tensors

@@ -58,6 +58,7 @@ class Loop:
         sizes = [len(s.layouts) for s in self.encoded.sets]
         if state.step == 0:
             self._measure()
+        self._draw_late()
         while state.step < settings.steps:
             first = state.step * settings.batch
             samples = [schedule(settings.seed, first + i, sizes) for i in range(settings.batch)]
@@ -70,9 +71,22 @@ class Loop:
                 self._keep()
             if stopping and not last:
                 return False
-            if self.preview and (last or state.step % settings.preview_every == 0):
+            if self.preview and self._is_shown():
                 self._draw(self.preview)
         return True
+
+    def _is_shown(self) -> bool:
+        settings, step = self.run.settings, self.state.step
+        return step == settings.steps or step % settings.preview_every == 0
+
+    def _draw_late(self) -> None:
+        """Draw the previews of the checkpoint that a stopped run did not come to draw."""
+        if self.preview and self.state.step and self._is_shown():
+            there = self.run.preview(self.state.step).exists()
+            if self.run.settings.shard:
+                self.workers.wait()  # Until all have seen the same, for all draw together.
+            if not there:
+                self._draw(self.preview)
 
     def _step(self, samples: Sequence[Sample]) -> tuple[float, bool]:
         """Take one optimizer step of all processes. Returns: its loss, and whether to stop."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from iclora.adapter import AdapterInfo
 from iclora.adapter.export import shared_name
 from iclora.errors import RunError, SettingsError
-from iclora.files import write_text
+from iclora.files import check_folder, is_leftover, write_text
+from iclora.files.locks import LOCK, alone
 from iclora.models.base import DiffusionModel, Sampling
 from iclora.models.passes import COMPILED_SHAPES
 from iclora.progress import Progress
@@ -76,7 +79,8 @@ def train(
 
     Args:
         model: the base, opened by `load_model(settings.base, ...)`.
-        resume: go on from the newest whole checkpoint in `settings.out`.
+        resume: go on from the newest whole checkpoint in `settings.out`; a run with these very
+            settings that was stopped there goes on in any case.
         progress: hears of "encoding captions", "encoding images" and, after every optimizer step,
             of "training" with its `loss`: the mean squared error of the velocity.
         data: the sets, if they have been checked with these settings, as by a plan.
@@ -97,20 +101,39 @@ def train(
         # The first process speaks; the others draw only if the base is spread over all.
         warn, progress = None, None
         make_preview = make_preview if settings.shard else None
-    elif not resume:
-        _refuse_taken(Path(settings.out))
     warn, progress = warn or _silent, progress or Progress()
     _tell_processes(settings, workers, model.device.type, warn)
+    folder = Path(settings.out)
+    check_folder(folder, "out")
+    with _alone(folder) if workers.main else nullcontext():
+        if not resume and _holds_it(settings, model):
+            resume = True
+            warn(f"{folder} holds this run, stopped before its end: it goes on")
+        workers.wait()  # Until all have seen what was there.
+        return _train(settings, model, workers, resume, progress, data, make_preview, warn)
+
+
+def _train(
+    settings: TrainSettings,
+    model: DiffusionModel,
+    workers: Workers,
+    resume: bool,
+    progress: Progress,
+    data: RunData | None,
+    make_preview: Callable[[Recipe], Preview] | None,
+    warn: Warn,
+) -> RunResult:
     data = data or find_data(settings, model, warn)
     draw = make_preview if settings.preview_every else None
     preview = draw(data.dataset.recipe) if draw else None
     info = _describe(settings, model, data)
     run = RunFolder(settings, info, data.dataset.digest, model.identity())
     if workers.main:
+        run.clear()
         write_text(run.path / "config.toml", _anywhere(settings, model).to_toml())
     if settings.shard:
         model.release("denoiser")
-    encoded, held = _encode(settings, model, data, run.path, workers, progress)
+    encoded, held = _encode(settings, model, data, run.path, workers, progress, warn)
     if settings.compile:
         _tell_shapes(encoded, warn)
     state = _start(run, model, workers, resume, warn)
@@ -120,10 +143,10 @@ def train(
         loop = Loop(run, model, encoded, state, workers, validation, preview, track, stop, progress)
         finished = loop.run_to_end()
     if finished and workers.main:
-        run.finish(state)
         told = info.model_copy(update={"steps": state.step})
         if not write_card(run.path, told, settings, len(data.trained)):
             warn(f"{run.path / CARD} is your own and is left as it is")
+        run.finish(state, warn)  # At the end: a run with an adapter is finished.
     workers.wait()
     workers.close()
     return RunResult(run.path, state.step, finished, run.best_step())
@@ -179,16 +202,29 @@ def _check_shares(settings: TrainSettings, workers: Workers) -> None:
         )
 
 
-def _refuse_taken(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if (folder / "config.toml").is_file():
-        raise RunError(
-            f"{folder} already holds a run",
-            "Resume it, or choose another folder as `out`.",
-            setting="out",
-        )
-    raise RunError(f"{folder} is not an empty folder", "Choose another `out`.", setting="out")
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    return alone(folder / LOCK, folder, partial(RunError, setting="out"))
+
+
+def _holds_it(settings: TrainSettings, model: DiffusionModel) -> bool:
+    """True if the folder `out` holds a run with these settings, stopped before its end.
+
+    Raises: RunError if it holds anything else; False is for an empty one.
+    """
+    folder = Path(settings.out)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if all(name == LOCK or is_leftover(name) for name in names):
+        return False
+    if "config.toml" not in names:
+        raise RunError(f"{folder} is not an empty folder", "Choose another `out`.", setting="out")
+    ours = _anywhere(settings, model).model_copy(update={"out": str(folder)})
+    if "adapter.safetensors" not in names and resume_settings(folder, {}) == ours:
+        return True
+    raise RunError(
+        f"{folder} already holds a run",
+        "Resume it, or choose another folder as `out`.",
+        setting="out",
+    )
 
 
 def _describe(settings: TrainSettings, model: DiffusionModel, data: RunData) -> AdapterInfo:
@@ -234,11 +270,12 @@ def _encode(
     folder: Path,
     workers: Workers,
     progress: Progress,
+    warn: Warn,
 ) -> tuple[Encoded, list[EncodedSet]]:
     """Encode the sets to train on and those to measure on."""
     cache = Path(settings.cache) if settings.cache else folder / "cache"
     sets = [*data.trained, *data.held]
-    encoded, empty = encode(model, sets, cache, workers=workers, progress=progress)
+    encoded, empty = encode(model, sets, cache, workers=workers, progress=progress, warn=warn)
     usual = tuple(number - 1 for number in data.dataset.recipe.usually_known)
     count = len(data.trained)
     return Encoded(tuple(encoded[:count]), empty, usual), encoded[count:]
@@ -269,7 +306,7 @@ def _start(
         # The main process first: it sets damaged checkpoints aside.
         if not workers.main:
             workers.wait()
-        run.restore(state, warn, cut=workers.main)
+        run.restore(state, warn, main=workers.main)
         if workers.main:
             workers.wait()
     model.recompute = settings.recomputed(model.blocks)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from iclora.adapter import attach
 from iclora.models.base import DiffusionModel
+from iclora.models.stored import Damaged
 from iclora.settings import TrainSettings
 
 __all__ = ["Mismatch", "TrainState"]
@@ -72,9 +73,11 @@ class TrainState:
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take over what `tensors` returned.
 
-        Raises: Mismatch if names or shapes differ, before anything is changed.
+        Raises, before anything is changed: Mismatch if names or shapes differ; Damaged for numbers
+            that no optimizer leaves.
         """
         self._check(tensors)
+        self._check_numbers(tensors)
         for key, parameter in self.live.items():
             parameter.copy_(tensors[f"live/{key}"])
             self.ema[key].copy_(tensors[f"ema/{key}"])
@@ -97,6 +100,16 @@ class TrainState:
         for name, shape in wanted.items():
             if found[name] != shape:
                 raise Mismatch(f"{name} is {tuple(found[name])} and not {tuple(shape)}")
+
+    def _check_numbers(self, tensors: Mapping[str, Tensor]) -> None:
+        taken = {float(tensors[f"adamw/step/{key}"]) for key in self.live}
+        if len(taken) > 1 or any(count < 1 or count % 1 for count in taken):
+            raise Damaged("its modules have taken different numbers of steps")
+        for name, value in tensors.items():
+            if value.dtype != torch.float32:
+                raise Damaged(f"{name} is not in float32")
+            if name.startswith("adamw/exp_avg_sq/") and (value < 0).any():
+                raise Damaged(f"{name} is negative, and squares are not")
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

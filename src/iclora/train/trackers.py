@@ -93,8 +93,9 @@ def tracking(settings: TrainSettings, folder: Path, step: int, main: bool) -> It
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    later = step + 1 if step else 0  # The base alone is measured again.
     trackers: list[Any] = [
-        LOGGER_TYPE_TO_CLASS[name]("tensorboard", logging_dir=folder, purge_step=step + 1)
+        LOGGER_TYPE_TO_CLASS[name]("tensorboard", logging_dir=folder, purge_step=later)
         if name == "tensorboard"
         else LOGGER_TYPE_TO_CLASS[name]("iclora", name=folder.name)
         for name in names

@@ -15,7 +15,8 @@ from typing import Literal
 from PIL import Image
 
 from iclora.errors import CaptionError, DatasetError, IcloraError, VisionModelError
-from iclora.files import append_line, digest, write_text
+from iclora.files import clear_leftovers, digest, write_text
+from iclora.files.locks import alone
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
 from iclora.sets.caption import TOKEN_LIMIT, estimate_tokens
@@ -24,19 +25,19 @@ from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path
 from iclora.sets.recipe import Recipe
 from iclora.vlm.asking import Unanswerable, ask_about, ask_for_prompt, read_answer, shrink
 from iclora.vlm.base import Answer, Ask, Turn, VisionModel
+from iclora.vlm.journal import Journal
 
 __all__ = ["FAILURES", "Outcome", "Summary", "caption_dataset", "write_prompt"]
 
 FAILURES = "caption-failures.json"
 _JOURNAL = ".iclora-captioning.jsonl"
+_LOCK = ".iclora-captioning.lock"
 _TRIES = 4
 """The first answer, and three after an objection."""
 _KEPT = 2000
 """Characters of an answer that are shown to the model again, or to its user."""
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 """White space, and a byte-order mark."""
-_LARGEST_JOURNAL = 64 << 20
-"""Bytes; some hundred thousand names."""
 _AT_ONCE = 16
 """Least sets held in memory together."""
 _SILENCE = 8
@@ -99,8 +100,8 @@ def caption_dataset(
         warn: told of every set that gets no caption, and why.
     Returns: the outcome for every set. Sets without a good caption are also listed in
         `dataset.path / FAILURES`.
-    Raises: DatasetError for an archive, which cannot be written into; VisionModelError if the
-        captioner cannot go on, or many sets in a row get no answer.
+    Raises: DatasetError for an archive, which cannot be written into, and if another process is
+        at it; VisionModelError if the captioner cannot go on, or many sets in a row get no answer.
     """
     _refuse_unwritable(dataset)
     summary, progress = Summary(), progress or Progress()
@@ -115,31 +116,39 @@ def caption_dataset(
     recipe = dataset.recipe.sampled(20, 3.5).model_dump_json()
     # Not the address: a server may come back at another.
     key = digest(captioner.name, recipe, str(limit), send, str(longest))
-    journal = _Journal(dataset.path / _JOURNAL, key)
-    done = {s.name for s in dataset.sets if _has_words(s)}
-    if overwrite:
-        done &= journal.begin()
-    summary.kept += [s.name for s in dataset.sets if s.name in done]
-    todo = {s.name: s for s in dataset.sets if s.name not in done}
-    try:
-        outcomes = _all_outcomes(list(todo.values()), captioner, judge, look, summary)
-        for count, outcome in enumerate(outcomes, 1):
-            place = caption_path(dataset, todo[outcome.name])
-            _keep(outcome, place, overwrite, journal, summary)
-            if outcome.caption is None and warn:
-                helps = f"; {outcome.advice}" if outcome.advice else ""
-                warn(f"{outcome.name}: no caption, {outcome.problem}{helps}")
-            progress("captioning", count, len(todo), outcome.name, outcome=outcome)
-    except VisionModelError as error:
-        raise VisionModelError(
-            f"{error.problem}; {len(summary.written)} of {len(todo)} captions are written",
-            f"{error.advice} The same command goes on with the rest.",
-        ) from error
-    finally:
-        _list_failures(dataset.path / FAILURES, summary.failed)
-    if overwrite and not summary.failed:
-        journal.end()
+    journal = Journal(dataset.path / _JOURNAL, key)
+    with alone(dataset.path / _LOCK, dataset.path, DatasetError):
+        _clear(dataset)
+        done = {s.name for s in dataset.sets if _has_words(s)}
+        if overwrite:
+            done &= journal.begin()
+        summary.kept += [s.name for s in dataset.sets if s.name in done]
+        todo = {s.name: s for s in dataset.sets if s.name not in done}
+        try:
+            outcomes = _all_outcomes(list(todo.values()), captioner, judge, look, summary)
+            for count, outcome in enumerate(outcomes, 1):
+                place = caption_path(dataset, todo[outcome.name])
+                _keep(outcome, place, overwrite, journal, summary)
+                if outcome.caption is None and warn:
+                    helps = f"; {outcome.advice}" if outcome.advice else ""
+                    warn(f"{outcome.name}: no caption, {outcome.problem}{helps}")
+                progress("captioning", count, len(todo), outcome.name, outcome=outcome)
+        except VisionModelError as error:
+            raise VisionModelError(
+                f"{error.problem}; {len(summary.written)} of {len(todo)} captions are written",
+                f"{error.advice} The same command goes on with the rest.",
+            ) from error
+        finally:
+            _list_failures(dataset.path / FAILURES, summary.failed)
+        if overwrite and not summary.failed:
+            journal.end()
     return summary
+
+
+def _clear(dataset: Dataset) -> None:
+    """Remove captions that a killed run left half-written."""
+    for folder in {dataset.path, *(caption_path(dataset, each).parent for each in dataset.sets)}:
+        clear_leftovers(folder)
 
 
 def _refuse_unwritable(dataset: Dataset) -> None:
@@ -169,7 +178,7 @@ def _refuse_unwritable(dataset: Dataset) -> None:
 
 
 def _keep(
-    outcome: Outcome, place: Path, overwrite: bool, journal: _Journal, summary: Summary
+    outcome: Outcome, place: Path, overwrite: bool, journal: Journal, summary: Summary
 ) -> None:
     """Write one caption, if there is one and nobody else wrote one, and note it."""
     if outcome.caption is None:
@@ -353,38 +362,6 @@ def _has_words(image_set: ImageSet) -> bool:
     if image_set.caption_file is None:
         return False
     return bool(image_set.caption_bytes().strip(_BLANK))
-
-
-class _Journal:
-    """Which sets an overwriting run has done, so that a killed one goes on."""
-
-    def __init__(self, path: Path, settings: str) -> None:
-        self._path, self._settings = path, settings
-
-    def begin(self) -> set[str]:
-        """Names that are done already; none if the last run ended, or was another."""
-        lines: list[str] = []
-        if self._path.is_file() and self._path.stat().st_size <= _LARGEST_JOURNAL:
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if lines and lines[0] == json.dumps(self._settings):
-            # The last line may be cut short by a kill; then its set is done once more.
-            done = set()
-            for line in lines[1:]:
-                with suppress(ValueError, RecursionError):
-                    name = json.loads(line)
-                    done |= {name} if isinstance(name, str) else set()
-            # Written again, or the next name would join the torn line.
-            rows = [self._settings, *sorted(done)]
-            write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-            return done
-        write_text(self._path, json.dumps(self._settings) + "\n")
-        return set()
-
-    def note(self, name: str) -> None:
-        append_line(self._path, json.dumps(name))
-
-    def end(self) -> None:
-        self._path.unlink(missing_ok=True)
 
 
 def _list_failures(path: Path, failed: Sequence[Outcome]) -> None:
