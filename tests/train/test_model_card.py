@@ -46,6 +46,7 @@ def block(card, language):
     [
         (DEV, "other", "flux-1-dev-non-commercial-license"),
         ("black-forest-labs/FLUX.1-schnell", "apache-2.0", None),
+        ("black-forest-labs/FLUX.2-klein-base-4B", "apache-2.0", None),
         ("somebody/flux-of-their-own", None, None),
     ],
 )
