@@ -108,7 +108,7 @@ def test_small_twin_and_orphan_files_are_warned_about(make_dataset):
     assert "0003.txt" in [p.subject for p in errors(open_dataset(root))]
     texts = " ".join(str(p) for p in found)
     assert "the same images as set" in texts
-    assert "caption without an image" in texts
+    assert "no image or set takes" in texts
     assert "megapixels" in texts
 
 

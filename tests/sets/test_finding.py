@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from iclora.errors import DatasetError
-from iclora.sets import finding, unread
+from iclora.sets import unread
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import caption_path, open_dataset
 from iclora.sets.kinds import IMAGE_SUFFIXES
@@ -41,7 +41,6 @@ def encoded(form):
 def no_heic(monkeypatch):
     """As it is without the extra that reads HEIC."""
     plain = tuple(ending for ending in IMAGE_SUFFIXES if ending not in (".heic", ".heif", ".hif"))
-    monkeypatch.setattr(finding, "IMAGE_SUFFIXES", plain)
     monkeypatch.setattr(unread, "IMAGE_SUFFIXES", plain)
 
 
@@ -84,6 +83,57 @@ def test_what_is_not_read_is_named_and_no_set_vanishes(tmp_path, no_heic, name, 
     assert problem.advice
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], "an empty folder"),
+        ([".DS_Store"], "an empty folder"),
+        (["caption.txt"], "no image or set takes"),
+        (["a.mp4", "b.mp4"], "2 films"),
+        (["1.png.crdownload"], ".crdownload"),
+        (["1.png.lnk"], ".lnk"),
+        ([".1.png.icloud"], "iCloud"),
+        (["1.npz"], "numbers"),
+    ],
+)
+def test_a_set_of_which_no_picture_is_there_is_an_error(tmp_path, names, says):
+    panels(tmp_path / "0001", caption=CAPTION)
+    (tmp_path / "0002").mkdir()
+    (tmp_path / "notes").mkdir()
+    for name in names:
+        (tmp_path / "0002" / name).write_bytes(b"a boat")
+    found = open_dataset(tmp_path, STORY).problems
+    assert [p.severity for p in found if p.subject == "notes"] == ["warning"]
+    assert any(p.severity == "error" and says in p.text for p in found)
+
+
+@pytest.mark.parametrize(
+    "name", ["caption.md", "caption", "Caption.rtf", "prompt.docx", "captions.yaml", "caption.json"]
+)
+def test_a_caption_in_another_kind_of_file_is_named(tmp_path, name):
+    panels(tmp_path / "0001")
+    (tmp_path / "0001" / name).write_text(json.dumps(CAPTION))
+    (problem,) = open_dataset(tmp_path, STORY).problems
+    assert "caption.txt" in problem.advice
+
+
+def test_caches_of_other_trainers_beside_pictures_are_no_error(tmp_path):
+    panels(tmp_path / "0001", caption=CAPTION)
+    for name in ("1_0064x0032_flux.npz", "1_te.npz", "2.safetensors"):
+        (tmp_path / "0001" / name).write_bytes(b"PK")
+    assert {p.severity for p in open_dataset(tmp_path, STORY).problems} == {"warning"}
+
+
+def test_a_caption_in_utf_16_is_read_and_one_with_control_characters_named(tmp_path):
+    panels(tmp_path / "0001", caption=CAPTION)
+    place = tmp_path / "0001" / "caption.txt"
+    place.write_bytes(CAPTION.encode("utf-16"))
+    assert open_dataset(tmp_path, STORY).sets[0].caption() == CAPTION
+    for damage in (CAPTION.encode() + bytes(9), CAPTION.encode("utf-16-le"), b"\x1b[31m boat"):
+        place.write_bytes(damage)
+        assert any("control character" in p.text for p in problems(open_dataset(tmp_path, STORY)))
+
+
 def test_files_of_a_kind_are_named_once_a_folder(tmp_path):
     panels(tmp_path / "0001", caption=CAPTION)
     panels(tmp_path / "0002", caption=CAPTION, seed=1)
@@ -115,7 +165,17 @@ def test_endings_of_jpeg_that_browsers_write_are_read(tmp_path):
 def test_what_systems_and_services_leave_is_no_set(tmp_path):
     panels(tmp_path / "0001", caption=CAPTION)
     panels(tmp_path / "0002", caption=CAPTION, seed=1)
-    for name in ("@eaDir/1.png", "#recycle", "$RECYCLE.BIN", "@Recycle", "__MACOSX", ".thumbs"):
+    for name in (
+        "@__thumb/1.png",
+        "@tmp/1.png",
+        "@SynoResource",
+        "@eaDir/1.png",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "@Recycle",
+        "__MACOSX",
+        ".thumbs",
+    ):
         panels(tmp_path / "0001" / name)
     for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._1.png"):
         (tmp_path / "0002" / name).write_bytes(b"junk")

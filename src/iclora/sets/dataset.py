@@ -26,12 +26,13 @@ from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
 from iclora.files.documents import parse_json, parse_toml
 from iclora.sets.bars import Edges, find_edges, opposite
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
-from iclora.sets.finding import find_sets, is_image
+from iclora.sets.finding import find_sets
 from iclora.sets.images import BLANK, png_text, read_image
 from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.layout import Layout, Size
 from iclora.sets.listing import Files, Problem, list_files
 from iclora.sets.recipe import Recipe, load_recipe, read_recipe, recipe_names
+from iclora.sets.unread import is_image
 from iclora.sets.words import Words
 
 __all__ = [
@@ -286,8 +287,8 @@ def open_dataset(
     root = _common_folder(listing)
     chosen = load_recipe(recipe) if recipe is not None else _manifest_recipe(path, listing, root)
     own = [PurePosixPath(n) for n in listing if PurePosixPath(n).suffix.lower() == ".toml"]
-    found, problems = find_sets(listing, root, chosen, [p.as_posix() for p in own])
-    problems = [*unlisted, *_other_manifests(listing, root, chosen), *problems]
+    found, problems = find_sets(listing, root, chosen, [p.as_posix() for p in own], unlisted)
+    problems = [*_other_manifests(listing, root, chosen), *problems]
     if not found:
         raise DatasetError(
             "; ".join([f"{path} holds no image sets", *map(str, problems)]),

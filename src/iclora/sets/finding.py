@@ -14,13 +14,12 @@ from iclora.errors import CaptionError, DatasetError, ImageError
 from iclora.files.documents import parse_json
 from iclora.sets.caption import has_markers
 from iclora.sets.images import picture_size
-from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.listing import Files, Problem
 from iclora.sets.recipe import Recipe
-from iclora.sets.unread import name_unread
+from iclora.sets.unread import as_lost_sets, is_image, name_unread
 from iclora.sets.words import MOST_TEXT, TEXT_SUFFIXES, Library, Words, read_text
 
-__all__ = ["Found", "find_sets", "is_image"]
+__all__ = ["Found", "find_sets"]
 
 _LONGEST_NAME = 180
 """Bytes of a set's name at most, so that files can be called by it: disks take 255."""
@@ -37,19 +36,19 @@ class Found:
     words: Words | None
 
 
-def is_image(name: str) -> bool:
-    """True if a file is read as a picture."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def find_sets(
-    listing: Files, root: PurePosixPath, recipe: Recipe, ours: Sequence[str]
+    listing: Files,
+    root: PurePosixPath,
+    recipe: Recipe,
+    ours: Sequence[str],
+    unlisted: Sequence[Problem] = (),
 ) -> tuple[list[Found], list[Problem]]:
     """Find the sets below a folder of a listing.
 
     Args:
         root: the folder that holds them all.
         ours: names of files that are read for something else, such as the manifest.
+        unlisted: what could not be listed.
     Returns: the sets, and everything that is not read, with the reason.
     """
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
@@ -58,7 +57,7 @@ def find_sets(
             folders[PurePosixPath(name).parent].append(name)
     library = Library(listing, recipe)
     sets: list[Found] = []
-    problems: list[Problem] = []
+    problems = list(unlisted)
     for folder, images in folders.items():
         sets += _sets_of_folder(listing, library, folder, images, root, recipe, problems)
     used = {
@@ -72,6 +71,8 @@ def find_sets(
     problems += library.problems
     problems += [_orphan(listing, name, recipe) for name in orphans]
     problems += name_unread(listing, [n for n in left if n not in orphans], root)
+    homes = [PurePosixPath(f.images[0]).parent.as_posix() for f in sets if not f.composite]
+    problems = as_lost_sets(problems, homes)
     counts = Counter(found.name for found in sets)
     problems += [
         Problem(name, "more than one image set of this name", "Rename or remove the others.")
@@ -190,8 +191,8 @@ def _orphan(listing: Files, name: str, recipe: Recipe) -> Problem:
     images = ", ".join(TEXT_SUFFIXES)
     return Problem(
         name,
-        "a caption without an image",
-        "Add the image or remove the text. A caption has the name of its image "
+        "a text that no image or set takes for its caption",
+        "Rename or remove it, or add its image. A caption has the name of its image "
         f"({images}), or lies as caption.txt in a folder of panels.",
         "error" if told else "warning",
         caption=True,

@@ -41,6 +41,9 @@ _CLUTTER = {
     "#snapshot",
     "@recycle",
     "@recently-snapshot",
+    "@__thumb",
+    "@synoresource",
+    "@tmp",
     "$recycle.bin",
     "system volume information",
     "lost+found",
@@ -194,7 +197,13 @@ def _walk(
     except OSError as error:
         problems.append(_unreadable(inside or str(folder), error))
         return
+    if not any(entry for entry in found if not _is_clutter(entry.name)) and inside:
+        problems.append(
+            Problem(inside, "an empty folder", "Put its pictures there, or remove it.", "warning")
+        )
     for entry in found:
+        if entry.name.endswith(".icloud"):
+            problems.append(_in_the_cloud(f"{inside}/{entry.name}".lstrip("/")))
         if _is_clutter(entry.name):
             continue
         place, shown = folder / entry.name, f"{inside}/{entry.name}".lstrip("/")
@@ -222,6 +231,14 @@ def _walk(
             yield from _walk(place, shown, (*above, real), own, problems)
         elif is_plain or _is_ours(entry, place, shown, homes, problems):
             yield shown, place
+
+
+def _in_the_cloud(name: str) -> Problem:
+    return Problem(
+        name,
+        "iCloud keeps this file and has left a stub here, so it is not read",
+        "Download it: open the folder in the Finder and choose Download Now.",
+    )
 
 
 def _is_ours(

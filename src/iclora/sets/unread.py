@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Literal
 
 from iclora.errors import DatasetError
 from iclora.sets.kinds import HEIC_ADVICE, IMAGE_SUFFIXES, kind_of
 from iclora.sets.listing import Files, Problem
+from iclora.sets.words import JOINT
 
-__all__ = ["name_unread"]
+__all__ = ["as_lost_sets", "is_image", "name_unread"]
 
 _PICTURES = (
     "avif gif jxl jp2 j2k jpf jpx psd psb xcf kra svg eps ai tga exr hdr dds ico dib",
     "raw cr2 cr3 nef arw dng orf rw2 raf pef qoi ppm pgm pnm pcx apng clip procreate",
 )
-_TABLES = ("parquet arrow feather tfrecord tfrecords lance h5 hdf5 npz lmdb mdb beton sqlite db",)
+_TABLES = ("parquet arrow feather tfrecord tfrecords lance h5 hdf5 lmdb mdb beton sqlite db",)
 _ARCHIVES = ("tar tgz gz bz2 xz zst zip 7z rar cbz cbr pdf",)
 _FILMS = ("mp4 mov webm mkv avi m4v",)
 # Documents, programs and what iclora itself writes beside sets.
 _QUIET = ("md rst html htm py ipynb sh license gitattributes cff",)
+_TEXTS = ("md rst rtf doc docx odt html htm text log json yaml yml",)
 _QUIET_NAMES = ("readme readme.txt license license.txt licence licence.txt caption-failures.json",)
 _ENDINGS = {
     "PNG": ".png",
@@ -64,7 +68,7 @@ def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
     if _is_one_of(path.name.lower(), _QUIET_NAMES):
         return None
     ending = path.suffix.lower().lstrip(".")
-    if name.lower().endswith(IMAGE_SUFFIXES):
+    if is_image(name):
         where = f'outside "{root}", the folder of its iclora.toml'
         return _of(f"picture{{s}} {where}", f"Open one dataset at a time: {path.parts[0]}.")
     named, found = _is_one_of(ending, _PICTURES), _sniff(listing, name)
@@ -86,12 +90,50 @@ def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
         )
     if _is_one_of(ending, _ARCHIVES):
         return _of(f".{ending} archive{{s}}", "Unpack, or give a zip archive by itself, or remove.")
+    if ending == "npz":
+        beside = any(
+            is_image(other) and PurePosixPath(other).parent == path.parent for other in listing
+        )
+        return _of(
+            "file{s} of numbers, perhaps another trainer's cache",
+            "Remove it, or write its pictures into files.",
+            "warning" if beside else "error",
+        )
+    if path.stem.lower() in JOINT and (not ending or _is_one_of(ending, _TEXTS)):
+        return _of("text{s} of another kind", "Save it as plain text: caption.txt.", "warning")
     if _is_one_of(ending, _QUIET):
         return None
     if _is_one_of(ending, _FILMS):
         return _of("film{s}", "Save the frames you mean as PNG, or remove it.", "warning")
     what = f"file{{s}} with the ending {path.suffix}" if ending else "file{s} without an ending"
     return _of(what, "Remove what does not belong here.", "warning")
+
+
+def is_image(name: str) -> bool:
+    """True if a file is read as a picture."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def as_lost_sets(problems: Iterable[Problem], sets: Iterable[str]) -> list[Problem]:
+    """Warnings as errors where what they concern is a folder called as those of sets are.
+
+    A set whose pictures are gone is no matter to pass over.
+
+    Args:
+        sets: the folders of sets.
+    """
+    sets = set(sets)
+    usual = {re.sub(r"\d+", "0", folder) for folder in sets}
+
+    def is_lost(problem: Problem) -> bool:
+        path = PurePosixPath(problem.subject)
+        folders = {path.as_posix(), path.parent.as_posix()} - sets
+        return any(re.sub(r"\d+", "0", folder) in usual for folder in folders)
+
+    return [
+        replace(p, severity="error") if p.severity == "warning" and is_lost(p) else p
+        for p in problems
+    ]
 
 
 def _is_one_of(word: str, lists: Sequence[str]) -> bool:

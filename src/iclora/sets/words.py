@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,19 +22,20 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from iclora.errors import CaptionError, DatasetError
-from iclora.files.documents import parse_json
+from iclora.files.documents import decode, parse_json
 from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.listing import File, Files, Problem
 from iclora.sets.recipe import Recipe
 
-__all__ = ["MOST_TEXT", "TEXT_SUFFIXES", "Library", "Words", "read_text"]
+__all__ = ["JOINT", "MOST_TEXT", "TEXT_SUFFIXES", "Library", "Words", "read_text"]
 
 MOST_TEXT = 2**20
 """Bytes of a caption's file at most; of a table of captions, 64 times as many."""
 TEXT_SUFFIXES = (".txt", ".caption", ".json")
 _TABLES = ("metadata.jsonl", "metadata.csv")
 _COLUMNS = ("text", "caption", "prompt", "joint_caption", "description")
-_JOINT = ("caption", "captions", "prompt", "text", "description")
+JOINT = ("caption", "captions", "prompt", "text", "description")
+"""Names of a text, without its ending, that tells of the panels in its folder."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,18 @@ class Words:
 
 
 def read_text(file: File, most: int = MOST_TEXT) -> str:
-    """A text file without a byte-order mark and outer white space.
+    """A text file without byte order marks and outer white space.
 
-    Raises: DatasetError if it cannot be read; CaptionError if it is not UTF-8.
+    Raises: DatasetError if it cannot be read; CaptionError if it is neither UTF-8 nor UTF-16 with
+        a mark, or holds signs that no text has.
     """
-    try:
-        return file.read(most).decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
+    text = decode(file.read(most), f"caption {file.name}", CaptionError).strip()
+    if found := re.search(r"[\x00-\x08\x0e-\x1f]", text):
         raise CaptionError(
-            f"caption {file.name} is not UTF-8 text ({error.reason} at byte {error.start})",
-            "Save it as UTF-8.",
-        ) from error
+            f"caption {file.name} holds the control character {found[0]!a}",
+            "Save it as plain text of UTF-8.",
+        )
+    return text
 
 
 class Library:
@@ -106,7 +109,7 @@ class Library:
         """
         own = {self._text(image.rsplit(".", 1)[0]) for image in images}
         last = PurePosixPath(folder).name
-        names = [*_JOINT, *([last] if last else [])]
+        names = [*JOINT, *([last] if last else [])]
         near = [f"{folder}/{name}".lstrip("/") for name in names]
         found = [self._text(key) for key in [*near, *([folder] if folder else [])]]
         joint = next((self._of_file(n) for n in found if n is not None and n not in own), None)
