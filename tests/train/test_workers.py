@@ -1,16 +1,28 @@
 """Several processes on one run: the same gradient, one writer, any number on resuming."""
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import distributed
+from torch.distributed.tensor import DTensor
 
+from iclora.cli.main import main
 from iclora.errors import RunError
+from iclora.models import load_model
+from iclora.progress import Progress
+from iclora.sets.check import accept, check_dataset
+from iclora.sets.dataset import open_dataset
+from iclora.train.cache import encode
 from iclora.train.run import resume_settings, train
 from iclora.train.workers import PATIENCE, Workers
 from tests.conftest import write_dataset
@@ -25,121 +37,128 @@ ACCELERATE = (
     "--dynamo_backend=no",
     "--main_process_port=0",
 )
-# Three processes share a batch of four unevenly.
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=3")
-TRAIN = ("-m", "iclora", "train")
 
 
-TOGETHER = """
-import json
-import sys
-from pathlib import Path
+def work_together(data):
+    """Encode, sum gradients and spread a base, as one of some processes; write what was found."""
+    workers = Workers(torch.device("cpu"))
+    found = {}
+    model = load_model("tiny", device="cpu")
 
-import torch
-from torch import distributed
-from torch.distributed.tensor import DTensor
+    # Each encodes its share.
+    ran = {"text": 0, "image": 0}
 
-from iclora.models import load_model
-from iclora.progress import Progress
-from iclora.sets.check import accept, check_dataset
-from iclora.sets.dataset import open_dataset
-from iclora.train.cache import encode
-from iclora.train.workers import Workers
-
-torch.set_num_threads(1)
-data, out = sys.argv[1:]
-workers = Workers(torch.device("cpu"))
-found = {}
-model = load_model("tiny", device="cpu")
-
-# Each encodes its share.
-ran = {"text": 0, "image": 0}
-for kind in ran:
-    def counted(value, real=getattr(model, f"encode_{kind}"), kind=kind):
+    def counted(kind, real, value):
         ran[kind] += 1
         return real(value)
-    setattr(model, f"encode_{kind}", counted)
-dataset = open_dataset(data)
-sets = accept(dataset, check_dataset(dataset, resolutions=(64, 96), grid=16))
-encoded, _ = encode(model, sets, Path(out, "cache"), workers=workers, progress=Progress())
-found["ran"] = dict(ran)
-found["sum"] = float(sum(s.latents(n).sum() for s in encoded for n in range(len(s.layouts))))
 
-# Gradients are summed.
-parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
-parameters[0].grad = torch.full((2, 3), workers.rank + 1.0)
-found["numbers"] = workers.sum(parameters, 0.5, float(workers.rank))
-found["grads"] = [p.grad.tolist() for p in parameters]
-found["storages"] = len({p.grad.untyped_storage().data_ptr() for p in parameters})
+    for kind in ran:
+        name = f"encode_{kind}"
+        setattr(model, name, partial(counted, kind, getattr(model, name)))
+    dataset = open_dataset(data)
+    sets = accept(dataset, check_dataset(dataset, resolutions=(64, 96), grid=16))
+    encoded, _ = encode(model, sets, Path("cache"), workers=workers, progress=Progress())
+    found["ran"] = dict(ran)
+    found["sum"] = float(sum(s.latents(n).sum() for s in encoded for n in range(len(s.layouts))))
 
-# A spread base.
-def held(model):
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.denoiser.parameters()]
-    return sum(p.numel() for p in local)
+    # Gradients are summed.
+    parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+    parameters[0].grad = torch.full((2, 3), workers.rank + 1.0)
+    found["numbers"] = workers.sum(parameters, 0.5, float(workers.rank))
+    found["grads"] = [p.grad.tolist() for p in parameters]
+    found["storages"] = len({p.grad.untyped_storage().data_ptr() for p in parameters})
 
-spread = load_model("tiny", device="cpu")
-spread.mesh = workers.mesh()
-z, text = torch.randn(1, 16, model.channels), model.encode_text("a boat")
-ask = (z, torch.tensor([0.5]), [text], (64, 64), 1.0)
-found["before"] = held(spread) / held(model)
-with torch.no_grad():
-    found["same"] = torch.equal(model.velocity(*ask), spread.velocity(*ask))
-found["after"] = held(spread) / held(model)
+    # A spread base.
+    def held(model):
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in model.denoiser.parameters()]
+        return sum(p.numel() for p in local)
 
-workers.close()
-found["left"] = not distributed.is_initialized()
-Path(out, f"{workers.rank}.json").write_text(json.dumps(found))
-"""
+    spread = load_model("tiny", device="cpu")
+    spread.mesh = workers.mesh()
+    z, text = torch.randn(1, 16, model.channels), model.encode_text("a boat")
+    ask = (z, torch.tensor([0.5]), [text], (64, 64), 1.0)
+    found["before"] = held(spread) / held(model)
+    with torch.no_grad():
+        found["same"] = torch.equal(model.velocity(*ask), spread.velocity(*ask))
+    found["after"] = held(spread) / held(model)
+
+    workers.close()
+    found["left"] = not distributed.is_initialized()
+    Path(f"{workers.rank}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What each of two processes found, that ran the script above together."""
+    """What each of two processes found, that ran `work_together`."""
     folder = tmp_path_factory.mktemp("together")
     data = write_dataset(folder / "data", 3)
-    (folder / "together.py").write_text(TOGETHER)
-    start_all([sys.executable, "together.py", str(data), str(folder)], folder, 2)
+    start_all(work_together, folder, 2, str(data))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def start_all(command, folder, count):
-    """Start processes as torchrun would, without waiting for its agent to start."""
+# Forked from a process that has imported torch: an import takes seconds, a fork none.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "iclora.train.run",
+        "iclora.cli.main",
+        "iclora.making.preview",
+        "torch.distributed.fsdp",
+        "diffusers.models.transformers.transformer_flux",
+        "diffusers.models.autoencoders.autoencoder_kl",
+        "transformers.models.t5.modeling_t5",
+        "transformers.models.clip.modeling_clip",
+    ]
+)
+
+
+def _be_one(run, folder, environment, said, *args):
+    """What a process of `start_all` does."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    torch.set_num_threads(1)
+    sys.exit(run(*args))
+
+
+def start_all(run, folder, count, *args):
+    """Start processes as torchrun would, each of which calls `run` in a folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = [
-        subprocess.Popen(
-            command,
-            cwd=folder,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "LOCAL_WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
+    said = [folder / f"said-{rank}.txt" for rank in range(count)]
+    running = []
+    for rank in range(count):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ICLORA_CACHE": os.environ["ICLORA_CACHE"],
+        }
+        child = (run, str(folder), environment, str(said[rank]), *args)
+        running.append(FORKS.Process(target=_be_one, args=child))
+        running[-1].start()
+    until = time.monotonic() + 200
     try:
-        said = [process.communicate(timeout=200) for process in running]
+        for process in running:
+            process.join(until - time.monotonic())
     finally:
         for process in running:
             process.kill()
-    for process, (_, err) in zip(running, said, strict=True):
-        assert process.returncode == 0, err[-3000:]
-    return said
+    for process, words in zip(running, said, strict=True):
+        assert process.exitcode == 0, words.read_text()[-3000:]
+    return [words.read_text() for words in said]
 
 
 def write_run(settings, folder):
     """A run file that two processes read."""
     (folder / "run.toml").write_text(settings.to_toml())
-    return (*TRAIN, "run.toml", "--device", "cpu")
+    return ["train", "run.toml", "--device", "cpu"]
 
 
 def assert_alike(ours, theirs):
@@ -149,13 +168,14 @@ def assert_alike(ours, theirs):
         assert (value - theirs[name]).norm() <= 2e-3 * value.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
-def test_processes_together_train_what_one_would(clean, config, tmp_path, launcher):
-    short = {"batch": 4, "lr": 0.01, "steps": 4}
-    one = train(config(**short), clean)
-    words = write_run(config("many", **short), tmp_path)
+def test_processes_that_accelerate_starts_train_what_one_would_and_one_goes_on_with_their_run(
+    clean, config, tmp_path
+):
+    short = {"batch": 4, "lr": 0.01}
+    one = train(config(**short, steps=4), clean)
+    words = write_run(config("many", **short, steps=2), tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, *words],
+        [sys.executable, "-m", *ACCELERATE, "-m", "iclora", *words],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -166,24 +186,27 @@ def test_processes_together_train_what_one_would(clean, config, tmp_path, launch
     assert done.stdout.count("wrote ") == 1, "one process speaks"
     assert done.stderr.count("processes share the 4 sets of every step") == 1
     assert "of accelerate's settings" not in done.stderr
-    assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
     # One process wrote the log: each step once.
-    assert len((tmp_path / "many" / "log.jsonl").read_text().splitlines()) == 4
-
-
-def test_a_run_is_resumed_by_another_number_of_processes(clean, config, tmp_path):
-    one = train(config(batch=4, lr=0.01, steps=4), clean)
-    words = write_run(config("many", batch=4, lr=0.01, steps=2), tmp_path)
-    start_all([sys.executable, *words], tmp_path, 2)
+    assert len((tmp_path / "many" / "log.jsonl").read_text().splitlines()) == 2
     settings = resume_settings(tmp_path / "many", {"steps": 4})
     assert_alike(one.adapter, train(settings, clean, resume=True).adapter)
+
+
+def test_three_processes_share_a_batch_of_four_unevenly_and_train_what_one_would(
+    clean, config, tmp_path
+):
+    short = {"batch": 4, "lr": 0.01, "steps": 2}
+    one = train(config(**short), clean)
+    said = start_all(main, tmp_path, 3, write_run(config("many", **short), tmp_path))
+    assert "".join(said).count("wrote ") == 1, "one process speaks"
+    assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
 
 
 def test_trouble_in_one_process_ends_them_all_with_its_message(config, tmp_path):
     words = write_run(config("many", batch=4), tmp_path)
     (tmp_path / "data" / "0001" / "caption.txt").unlink()
     with pytest.raises(AssertionError, match="has no caption"):
-        start_all([sys.executable, *words], tmp_path, 2)
+        start_all(main, tmp_path, 2, words)
     assert not (tmp_path / "many" / "config.toml").exists()
 
 
@@ -229,7 +252,7 @@ def test_a_run_with_a_spread_base_trains_what_one_process_would(clean, config, t
     }
     one = train(config(**settings), clean)
     many = config("many", **settings, preview_every=2, preview_resolution=64, shard=True)
-    start_all([sys.executable, *write_run(many, tmp_path)], tmp_path, 2)
+    start_all(main, tmp_path, 2, write_run(many, tmp_path))
     assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
     measured = [
         [
