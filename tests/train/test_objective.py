@@ -6,13 +6,16 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iclora.adapter import attach
-from iclora.models import flow
+from iclora.models import flow, load_model
 from iclora.models.base import Given
 from iclora.sets.layout import token_mask
 from iclora.train.objective import Sample, accumulate, draw_given
 from tests.conftest import encoded
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -43,6 +46,39 @@ def test_panels_are_given_as_often_as_asked_the_usual_ones_half_of_the_time(conf
 def test_joint_training_gives_no_panel_and_a_single_panel_is_never_given(config):
     assert draw_given(flow.generator(0), config(), 3, (0,)) == ()
     assert draw_given(flow.generator(0), config(conditional=1.0), 1, ()) == ()
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often somebody waits for a number of the meta device, and hands out zeros."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        copied = op is torch.ops.aten._to_copy.default and kwargs.get("device") == CPU
+        if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            if copied:
+                self.count += 1
+                return torch.zeros(args[0].shape)
+            if op is torch.ops.aten._local_scalar_dense.default:
+                self.count += 1
+                return 0.0
+        return op(*args, **kwargs)
+
+
+@pytest.mark.parametrize("conditional", [0.0, 0.6, 1.0])
+def test_a_step_waits_for_the_device_once(config, tmp_path, conditional):
+    """On the meta device nothing can be read but through `Reads`: mask, count or branch."""
+    settings = config(batch=6, conditional=conditional, isolate_given=conditional > 0)
+    model = load_model("tiny", device="cpu")
+    data = encoded(model, settings, tmp_path / "cache")
+    attach(model, rank=4, alpha=6, targets="all", seed=0)
+    model.denoiser.to("meta")
+    model.device = torch.device("meta")
+    samples = [Sample(20 + i, i % 3, 0) for i in range(6)]
+    with Reads() as reads:
+        accumulate(model, data, samples, settings)
+    assert reads.count == 1
 
 
 @pytest.mark.parametrize("isolate", [False, True])
