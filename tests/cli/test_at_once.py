@@ -38,6 +38,11 @@ CASES = [
     (["extend", "p.txt", *STORY], "line 1"),
     (["extend", "story.txt", *STORY, "--anchor", "9"], "anchors [9]"),
     (["evaluate", *STORY, "--prompt", "x", "--out", "file"], "file is a file"),
+    (["review", "d", "--out", "/dev/full"], "not a regular file"),
+    (["review", "d", "--out", "d"], "d is a folder"),
+    (["export", "a", "--format", "peft", "--out", "/dev/full"], "there already"),
+    (["export", "a", "--format", "kohya", "--out", "file/x"], "file is a file"),
+    (["demo", "--out", "file/x"], "file is a file"),
     (["evaluate", *STORY, "--prompts", "p.txt"], "line 1"),
 ]
 CODE = """

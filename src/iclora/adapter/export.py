@@ -24,7 +24,7 @@ from torch import Tensor
 
 from iclora.adapter.formats import fit
 from iclora.errors import AdapterError
-from iclora.files import write_bytes
+from iclora.files import work_folder, write_bytes
 from iclora.models.names import Names, Place
 from iclora.registry import Registry
 
@@ -95,12 +95,16 @@ def export(
 
 
 def write_export(path: Path, files: Files) -> None:
-    """Write what `export` made: one file at `path`, or several inside it. Raises: StorageError."""
+    """Write what `export` made: one file at `path`, or several inside it, whole or not at all.
+
+    Raises: StorageError.
+    """
     if len(files) == 1:
         write_bytes(path, *files.values())
         return
-    for name, content in files.items():
-        write_bytes(path / name, content)
+    with work_folder(path) as work:
+        for name, content in files.items():
+            write_bytes(work / name, content)
 
 
 def shared_name(base: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclora.cli.output import as_options, quiet_loading, show_table, tell
+from iclora.files import check_file
 from iclora.progress import Console, Event, Progress
 from iclora.settings import (
     CaptionSettings,
@@ -134,14 +135,15 @@ def review(settings: ReviewSettings, console: Console) -> None:
     from iclora.sets.dataset import open_dataset
     from iclora.sets.review import write_review
 
+    place = Path(settings.data).resolve()
+    name = place.stem if place.is_file() else place.name
+    out = Path(settings.out) if settings.out else place.with_name(f"{name}-review.html")
+    check_file(out, "out")
     dataset = open_dataset(settings.data, settings.recipe)
     budget = _token_budget(settings.base)
     if settings.base:
         budget["unknown"] = _rules_of(settings.base).unknown_letters
     reports = list(check_dataset(dataset, **budget))
-    place = dataset.path.resolve()
-    name = place.stem if place.is_file() else place.name
-    out = Path(settings.out) if settings.out else place.with_name(f"{name}-review.html")
     write_review(dataset, reports, out, budget.get("limit", 512))
     console.say(f"wrote {out}; open it in a browser")
 

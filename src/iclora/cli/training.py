@@ -231,6 +231,10 @@ def info(settings: InfoSettings, console: Console) -> None:
 @verb(ExportSettings)
 def export(settings: ExportSettings, console: Console) -> None:
     """Write an adapter as another tool reads it, its recipe kept inside."""
+    out = Path(settings.out)
+    if os.path.lexists(out):
+        raise SettingsError(f"{out} is there already", "Choose another `out`.", setting="out")
+    check_folder(out.parent, "out")
     from iclora.adapter import Adapter
     from iclora.adapter.export import SAVE_DTYPES, write_export
     from iclora.adapter.export import export as export_weights
@@ -238,9 +242,6 @@ def export(settings: ExportSettings, console: Console) -> None:
     from iclora.models import load_model
     from iclora.models.outline import shipped_outline
 
-    out = Path(settings.out)
-    if out.exists():
-        raise SettingsError(f"{out} is there already", "Choose another `out`.", setting="out")
     adapter = Adapter.load(settings.adapter)
     for note in adapter.notes:
         console.warn(note)

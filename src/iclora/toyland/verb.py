@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from iclora.files import check_folder
 from iclora.progress import Console
 from iclora.settings import Settings, verb
 
@@ -37,6 +38,7 @@ class DemoSettings(Settings):
 @verb(DemoSettings)
 def demo(settings: DemoSettings, console: Console) -> None:
     """Show the whole method on the small base that ships with iclora."""
+    check_folder(settings.out, "out")
     import transformers
 
     from iclora.toyland.demo import run_demo
