@@ -44,6 +44,16 @@ def test_a_number_that_belongs_to_a_prompt_stays(tmp_path):
         "<lora:style:0.8>",
         "--seed=3",
         "\u2014ar 3:2",
+        "--negative_prompt x",
+        "--guidance-scale 3",
+        "--lora x",
+        "with (red sails:1.3)",
+        "[calm:stormy:0.5]",
+        "{red|blue} sails",
+        "in __colour__",
+        "embedding:easynegative",
+        "a gull::2",
+        "BREAK a gull",
     ],
 )
 @pytest.mark.parametrize("read", [read_prompts, Story.read])
@@ -51,6 +61,61 @@ def test_options_of_other_tools_are_refused_by_line(tmp_path, option, read):
     path = write(tmp_path, f"# note\na boat\na boat at sea {option}\n")
     with pytest.raises(SettingsError, match=r"line 3: .* is an option of another tool"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/imagine prompt: a boat",
+        "/imagine a boat",
+        "Negative prompt: blurry",
+        "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512",
+        '{"prompt": "a boat"}',
+        "prompt,seed",
+        '"prompt";"seed"',
+    ],
+)
+def test_lines_of_other_tools_are_refused(tmp_path, line):
+    with pytest.raises(SettingsError, match=r"line 2: "):
+        read_prompts(write(tmp_path, f"a boat\n{line}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a boat\n- a gull", "bullets"),
+        ("\u2022 a boat\n* a gull", "bullets"),
+        ('"a boat"\n"a gull"', "quotes"),
+        ("\u201ca boat\u201d\n\u201ca gull\u201d", "quotes"),
+        ("Prompt: a boat\nprompt: a gull", "prompt:"),
+        ("Prompt 1: a boat\nPrompt 2: a gull", "numbers"),
+        ("1 - a boat\n2 - a gull", "numbers"),
+        ("1.a boat\n2.a gull", "numbers"),
+        ("; note\na boat\n% note\na gull", "2 comment lines"),
+        ("<!-- a\nnote -->\na boat\n---\na gull", "1 comment line"),
+        ("```\na boat\na gull\n```", "2 comment lines"),
+        ("REM note\na boat\na gull", "1 comment line"),
+    ],
+)
+def test_what_stands_around_prompts_is_left_out_with_a_word(tmp_path, text, says):
+    read = read_prompts(write(tmp_path, text))
+    assert read.lines == ("a boat", "a gull")
+    assert says in read.notes[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[MOVIE-SHOTS] A day, [SCENE-1] at (3:2) two boats, [SCENE-2] 9:30, [SCENE-3] a -- b",
+        "a sign that says \u201cSteps: 20\u201d beside a door",
+        '"Home", she says, and a "boat"',
+        "a boy \u2014tired\u2014 walks __ slowly",
+        "1.5 metres of rope",
+        "[TOP-LEFT] a {curly} pattern",
+    ],
+)
+def test_words_of_a_prompt_are_no_options(tmp_path, line):
+    assert read_prompts(write(tmp_path, line)).lines == (line,)
 
 
 def test_a_story_reads_its_lines_as_prompts_are_read(tmp_path):

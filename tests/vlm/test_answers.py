@@ -292,3 +292,33 @@ def _survives(text):
 @given(st.lists(PIECES | st.text(max_size=8), max_size=12).map("".join))
 def test_no_answer_breaks_the_reader(text):
     _survives(text)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"overview: {OVER}\npanels:\n" + "\n".join(f"  - {w}" for w in WORDS[:3]),
+        f"<overview>{OVER}</overview>"
+        + "".join(f"<panel{n}>{w}</panel{n}>" for n, w in enumerate(WORDS[:3], 1)),
+        f"<caption><overview>{OVER}</overview>\n"
+        + "".join(f'<scene id="{n}">{w}</scene>\n' for n, w in enumerate(WORDS[:3], 1))
+        + "</caption>",
+        marked("\nSzene {n}: "),
+        marked("\n\u573a\u666f{n}\uff1a"),
+        whole(panels=[f"{n}\ufe0f\u20e3 {w}" for n, w in enumerate(WORDS[:3], 1)]),
+        whole(
+            panels=[
+                f"In the {n} panel, {w}"
+                for n, w in zip(("first", "second", "third"), WORDS, strict=False)
+            ]
+        ),
+    ],
+)
+def test_no_list_element_or_label_of_another_language_reaches_a_caption(answer):
+    assert read(answer) == rendered(STORY)
+
+
+@pytest.mark.parametrize("words", ["N/A", "none", "null", "(empty)", "No description."])
+def test_a_panel_of_which_a_model_has_nothing_to_say_is_refused(words):
+    with pytest.raises(CaptionError, match="panel 2 has no words"):
+        read(whole(panels=[WORDS[0], words, WORDS[2]]))

@@ -29,7 +29,8 @@ class Prompts:
 def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
     """A text file with a prompt in each line that is neither empty nor a comment.
 
-    Comments begin with # or //. Numbers before lines are left out if they count: 1. 2. 3.
+    Comments begin with #, //, ; or %, or stand in <!-- -->. Numbers before lines are left out if
+    they count (1. 2. 3.), bullets and quotes if every line has them.
 
     Args:
         setting: the one that names the file.
@@ -39,19 +40,31 @@ def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
     def refuse(problem: str, advice: str) -> SettingsError:
         return SettingsError(problem, advice, setting)
 
-    text = read_words(path, refuse, setting)
+    text = re.sub(r"<!--.*?-->", "", read_words(path, refuse, setting), flags=re.DOTALL)
     rows = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    kept = [(n, line) for n, line in rows if not re.match(r"#(?!\w)|#\s*\w|//", line)]
+    kept = [(n, line) for n, line in rows if not _COMMENT.match(line)]
     notes = []
     if len(kept) < len(rows):
         count = len(rows) - len(kept)
         notes.append(f"{path}: {count} comment line{'s' * (count > 1)} left out")
-    bare = [_unnumbered(line) for _, line in kept]
-    numbers = [number for number, _ in bare if number is not None]
-    counts = list(range(numbers[0], numbers[0] + len(kept))) if numbers else []
-    if numbers and numbers == counts:
-        kept = [(n, line) for (n, _), (_, line) in zip(kept, bare, strict=True)]
-        notes.append(f"{path}: the numbers before the lines are left out")
+    for what, bare in (
+        ("numbers", _without_numbers([line for _, line in kept])),
+        ("bullets", _without([line for _, line in kept], r"[-*+\u2022]\s+(.*)")),
+        ('words "prompt:"', _without([line for _, line in kept], r"(?i:prompt)\s*:\s*(.*)")),
+    ):
+        if bare:
+            kept = [(n, line) for (n, _), line in zip(kept, bare, strict=True)]
+            notes.append(f"{path}: the {what} before the lines are left out")
+    bare = _without([line for _, line in kept], r"[\"\u201c](.*)[\"\u201d],?")
+    if bare and not any('"' in line for line in bare):
+        kept = [(n, line) for (n, _), line in zip(kept, bare, strict=True)]
+        notes.append(f"{path}: the quotes around the lines are left out")
+    for n, line in kept:
+        if re.match(r"[{\[]\s*(\"|$)|\"?(prompt|text)\"?\s*[,;\t]\s*\S+$", line, re.IGNORECASE):
+            raise refuse(
+                f"{setting} {path}, line {n}: this is JSON or a table and not a prompt",
+                "Write one prompt in each line, its words alone.",
+            )
     for n, line in kept:
         found = foreign_words(line)
         if found:
@@ -64,10 +77,27 @@ def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
     return Prompts(tuple(line for _, line in kept), tuple(notes))
 
 
-def _unnumbered(line: str) -> tuple[int | None, str]:
-    """The number that a line begins with, such as 1. or (2), and what follows it."""
-    match = re.match(r"[(\[]?([0-9]{1,4})[.):\]]+\s+(?=\S)", line)
-    return (int(match[1]), line[match.end() :]) if match else (None, line)
+_COMMENT = re.compile(r"#(?!\w)|#\s*\w|//|[;%]\s|REM\s|\W*$")
+"""A line that other tools leave out, and one without a word: a rule, a fence."""
+
+
+def _without(lines: Sequence[str], form: str) -> list[str]:
+    """The lines without what stands around the group of a pattern; nothing unless all match."""
+    found = [re.fullmatch(form, line) for line in lines]
+    return [match[1] for match in found if match] if lines and all(found) else []
+
+
+def _without_numbers(lines: Sequence[str]) -> list[str]:
+    """The lines without the numbers before them; nothing unless these count: 1. 2. 3."""
+    form = (
+        r"(?i:prompt\s*)?[(\[#]?([0-9]{1,4})"
+        r"(?:[.):\]]+\s+|[.):\]]+(?=[^\W\d])|\s+[-\u2013\u2014]\s+)(?=\S)"
+    )
+    found = [re.match(form, line) for line in lines]
+    numbers = [int(match[1]) for match in found if match]
+    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(lines))):
+        return []
+    return [line[match.end() :] for line, match in zip(lines, found, strict=True) if match]
 
 
 # -- stories ------------------------------------------------------------------------------------

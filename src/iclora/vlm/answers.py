@@ -70,7 +70,10 @@ _MARKDOWN = (
 )
 _BULLET = re.compile(r"^[ \t]*[-+*\u2022\u00b7\u25cf\u25aa\u2013\u2014][ \t]+", re.MULTILINE)
 
-_NOUNS = r"(?:scene|panel|shot|frame|image|picture|photo|slide|page|step|figure)"
+_NOUNS = (
+    r"(?:scene|panel|shot|frame|image|picture|photo|slide|page|step|figure|szene|bild|sc\u00e8ne"
+    r"|escena|vi\u00f1eta|cena|scena|\u573a\u666f|\u753b\u9762|\u30b7\u30fc\u30f3)"
+)
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 _TAG = (
@@ -96,7 +99,8 @@ _NUMBERED = (
     re.compile(r"(?:^|(?<=\s))[(\[]?(\d{1,2})[.)\]:]+\s+"),
 )
 _HEAD = re.compile(
-    rf"\s*(?:{_BRACKETED.pattern}|({_TAG}){_OF}{_ENDS}|[(\[#]?(\d{{1,2}})(?:[.)\]:]+(?=\s)))",
+    rf"\s*(?:{_BRACKETED.pattern}|(?:in|on)[ \t]+({_TAG}),|({_TAG}){_OF}{_ENDS}"
+    r"|[(\[#]?(\d{1,2})(?:[.)\]:]+(?=\s)))",
     re.IGNORECASE,
 )
 _INSIDE = re.compile(
@@ -198,8 +202,21 @@ def _last_object(text: str, keys: Sequence[str]) -> dict[str, Any] | None:
     return found
 
 
+_ELEMENTS = (
+    # <panel id="1"> as <panel 1>, which is a label; its end is none.
+    (
+        re.compile(rf"<({_NOUNS})\s+\w+\s*=\s*[\"']?(\d{{1,2}})[\"']?\s*>", re.IGNORECASE),
+        r"<\1 \2>",
+    ),
+    (re.compile(rf"</{_NOUNS}[ _-]?\d{{0,2}}\s*>", re.IGNORECASE), "\n"),
+    (re.compile("([0-9])\ufe0f?\u20e3"), r"\1."),
+)
+
+
 def clean(text: str) -> str:
     """Free a text of chat tokens, HTML, markdown and signs nobody sees; its lines stay."""
+    for pattern, put in _ELEMENTS:
+        text = pattern.sub(put, text)
     for _ in range(4):  # What stands inside another comes out with the next round.
         before = text
         text = html.unescape(text)

@@ -36,6 +36,20 @@ _WORDS_PER_TOKEN = 0.7
 _ALIKE = 0.92
 
 
+_NOTHING = (
+    "n a",
+    "none",
+    "null",
+    "empty",
+    "nothing",
+    "tbd",
+    "no description",
+    "undefined",
+    "string",
+)
+"""What models write where they have no words."""
+
+
 class Unanswerable(CaptionError):
     """An answer that asking again would not better: a refusal in prose, or nothing at all."""
 
@@ -185,7 +199,10 @@ def _from_marks(text: str, recipe: Recipe) -> tuple[str, list[str]]:
                 return parts
             return caption.overview, list(caption.panels)
         if parts := split_at_marks(words, recipe.markers):
-            return parts
+            # As YAML has it, the list's name stands before its first entry.
+            return re.sub(
+                r"(?:^|(?<=\n))\s*(?:panels|scenes|captions)\s*:\s*$", "", parts[0]
+            ), parts[1]
     words = clean(text)
     if is_refusal(words):
         raise Unanswerable(
@@ -227,7 +244,7 @@ def _refuse_twins(panels: Sequence[str]) -> None:
     """Raises: CaptionError for panels described alike, which would teach the base nothing."""
     bare = [re.findall(r"\w+", words.lower()) for words in panels]
     for number, words in enumerate(bare, 1):
-        if not words:
+        if not words or " ".join(words) in _NOTHING:
             raise CaptionError(f"panel {number} has no words", "Say what it shows.")
     for (a, one), (b, other) in itertools.combinations(enumerate(bare, 1), 2):
         if difflib.SequenceMatcher(None, one, other).ratio() > _ALIKE:
