@@ -11,11 +11,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from iclora.adapter import Adapter
+from iclora.models.base import Sampling
 from iclora.sets.recipe import load_recipe
 from iclora.settings import TrainSettings, settings_of
 from iclora.train.model_card import model_card, prompt_form, write_card
 from iclora.train.run import train
 
+USUAL = Sampling()
 DEV = "black-forest-labs/FLUX.1-dev"
 
 
@@ -33,8 +35,10 @@ def settings(tmp_path):
     return settings_of(TrainSettings, {name: str(tmp_path / name) for name in paths})
 
 
-def of(info, settings, base, **more):
-    return ModelCard(model_card(info.model_copy(update={"base": base}), settings, 20, **more))
+def of(info, settings, base, sampling=USUAL, **more):
+    return ModelCard(
+        model_card(info.model_copy(update={"base": base}), settings, 20, sampling, **more)
+    )
 
 
 def block(card, language):
@@ -66,7 +70,7 @@ def test_a_base_that_the_hub_has_not_is_none_there(info, settings, base):
 
 
 def test_no_folder_of_this_machine_stands_in_a_card(info, settings, tmp_path):
-    card = model_card(info, settings, 20, [("a prompt", "previews/step-000001-1.png")])
+    card = model_card(info, settings, 20, USUAL, [("a prompt", "previews/step-000001-1.png")])
     assert str(tmp_path) not in card
     assert "for own" in card
 
@@ -119,6 +123,14 @@ def test_diffusers_paints_with_the_adapter_by_the_code_of_a_card(
     assert np.abs(pictures[0] - pictures[1]).mean() > 1
 
 
+def test_the_code_of_a_card_takes_the_steps_that_a_distilled_base_has(info, settings):
+    sampled = info.model_copy(update={"recipe": info.recipe.sampled(20, 3.5)})
+    few = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
+    code = block(of(sampled, settings, DEV, few), "python")
+    assert "num_inference_steps=4," in code
+    assert "guidance_scale" not in code
+
+
 def test_a_run_ends_with_a_card_that_is_the_same_each_time(clean, config):
     one, two = (train(config(name, steps=1), clean).folder / "README.md" for name in "ab")
     assert one.read_bytes() == two.read_bytes()
@@ -128,11 +140,11 @@ def test_a_run_ends_with_a_card_that_is_the_same_each_time(clean, config):
 
 def test_a_card_that_somebody_made_their_own_is_left_alone(info, settings, tmp_path):
     card = tmp_path / "README.md"
-    assert write_card(tmp_path, info, settings, 3)
-    assert write_card(tmp_path, info, settings, 4)
+    assert write_card(tmp_path, info, settings, 3, USUAL)
+    assert write_card(tmp_path, info, settings, 4, USUAL)
     assert "tuned on 4" in card.read_text()
     card.write_text("my own words")
-    assert not write_card(tmp_path, info, settings, 5)
+    assert not write_card(tmp_path, info, settings, 5, USUAL)
     assert card.read_text() == "my own words"
 
 
@@ -141,6 +153,6 @@ def test_only_pictures_that_are_there_are_shown(info, settings, tmp_path):
     told = settings.model_copy(update={"preview_prompts": ("one", "two")})
     for name in ("step-000001-2.png", "step-000001.png", "step-000009-1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / "previews" / name)
-    write_card(tmp_path, info, told, 3)
+    write_card(tmp_path, info, told, 3, USUAL)
     (shown,) = ModelCard.load(tmp_path / "README.md").data.widget
     assert (shown["text"], shown["output"]["url"]) == ("two", "previews/step-000001-2.png")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from iclora.adapter import Adapter
 from iclora.cli.main import main
 from iclora.errors import RunError
+from iclora.models.base import Sampling
 from iclora.settings import TrainSettings, settings_of
 from iclora.train.model_card import write_card
 from iclora.train.push import collect
@@ -145,7 +146,7 @@ def ended(lora, tmp_path):
     info = adapter.info.model_copy(update={"base": paths["base"]})
     Adapter(adapter.weights, info).save(lora)
     told = settings_of(TrainSettings, paths)
-    write_card(folder, info.model_copy(update={"base": DEV}), told, 20)
+    write_card(folder, info.model_copy(update={"base": DEV}), told, 20, Sampling())
     return folder
 
 

@@ -19,6 +19,7 @@ from iclora.adapter.export import shared_name
 from iclora.errors import RunError
 from iclora.files import write_text
 from iclora.files.documents import read_words
+from iclora.models.base import Sampling
 from iclora.models.licences import LICENCES, hub_id
 from iclora.pages.page import render_markdown
 from iclora.sets.recipe import Recipe
@@ -33,13 +34,16 @@ _TAGS = ("text-to-image", "lora", "in-context-lora", "diffusers", "iclora", "tem
 _OURS = "<!-- Written by iclora"
 
 
-def write_card(folder: Path, info: AdapterInfo, settings: TrainSettings, sets: int) -> bool:
+def write_card(
+    folder: Path, info: AdapterInfo, settings: TrainSettings, sets: int, sampling: Sampling
+) -> bool:
     """Write the card of a run that has ended, with the previews of its last step.
 
     Args:
         folder: of the run.
         info: of its adapter.
         sets: image sets it was trained on.
+        sampling: the base's own.
     Returns: False if a card is there that somebody has made their own; it is left alone.
     Raises: StorageError.
     """
@@ -51,7 +55,7 @@ def write_card(folder: Path, info: AdapterInfo, settings: TrainSettings, sets: i
     pictures = [f"{last}-{number}.png" for number in range(1, len(prompts) + 1)]
     shown = [(p, url) for p, url in zip(prompts, pictures, strict=True) if (folder / url).is_file()]
     grid = f"{last}.png" if (folder / f"{last}.png").is_file() else None
-    write_text(path, model_card(info, settings, sets, shown, grid))
+    write_text(path, model_card(info, settings, sets, sampling, shown, grid))
     return True
 
 
@@ -59,6 +63,7 @@ def model_card(
     info: AdapterInfo,
     settings: TrainSettings,
     sets: int,
+    sampling: Sampling,
     shown: Sequence[tuple[str, str]] = (),
     grid: str | None = None,
 ) -> str:
@@ -97,7 +102,7 @@ def model_card(
         prompts=len(shown) or 1,
         form=form,
         example=_in_quotes(recipe.example),
-        code=_diffusers(info, base),
+        code=_diffusers(info, base, sampling),
         settings={"base": base, "recipe": recipe.name, **settings.shown(), "steps": info.steps},
     )
     return f"---\n{front.to_yaml(line_break=chr(10))}\n---\n{body}"
@@ -113,14 +118,18 @@ def _in_quotes(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _diffusers(info: AdapterInfo, base: str) -> str:
+def _diffusers(info: AdapterInfo, base: str, usual: Sampling) -> str:
     """Python that loads base and adapter and paints the example."""
     sampling = info.recipe.sampling
+    # A base that was distilled to few steps wins over the recipe, as in `prepare`.
+    steps, guidance = sampling.steps, sampling.guidance
+    if usual.fixed_steps:
+        steps, guidance = usual.steps, usual.guidance
     told: dict[str, Any] = {
         "width": info.layout.width,
         "height": info.layout.height,
-        "num_inference_steps": sampling.steps,
-        "guidance_scale": sampling.guidance or None,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance or None,
     }
     rest = "".join(f"    {name}={value},\n" for name, value in told.items() if value is not None)
     example = json.dumps(info.recipe.example, ensure_ascii=False)

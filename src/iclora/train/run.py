@@ -144,7 +144,7 @@ def _train(
         finished = loop.run_to_end()
     if finished and workers.main:
         told = info.model_copy(update={"steps": state.step})
-        if not write_card(run.path, told, settings, len(data.trained)):
+        if not write_card(run.path, told, settings, len(data.trained), model.sampling):
             warn(f"{run.path / CARD} is your own and is left as it is")
         run.finish(state, warn)  # At the end: a run with an adapter is finished.
     workers.wait()
