@@ -183,6 +183,7 @@ def test_a_run_writes_what_its_users_look_for(clean, config, plots):
     result = train(settings, clean)
     names = {p.name for p in result.folder.iterdir()}
     assert names == {
+        "README.md",
         "adapter.safetensors",
         "cache",
         "checkpoints",
