@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from iclora.errors import DatasetError, StorageError
@@ -188,3 +190,16 @@ def test_a_link_to_an_empty_folder_is_written_through(make_dataset, tmp_path):
     compose_dataset(open_dataset(make_dataset(1)), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "0001.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_what_a_killed_compose_left_is_gone_after_the_next_one_and_nothing_of_others(
+    make_dataset, tmp_path
+):
+    left, other = tmp_path / ".out-0123456789ab.tmp", tmp_path / ".in-0123456789ab.tmp"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "0001.png").write_bytes(b"half")
+        os.utime(folder, (0, 0))
+    compose_dataset(open_dataset(make_dataset(sets=1)), tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"data", "out", other.name}

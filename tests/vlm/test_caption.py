@@ -70,6 +70,16 @@ def test_every_set_gets_a_caption_that_check_finds_nothing_wrong_with(bare, serv
     assert text.startswith("[MOVIE-SHOTS] A day by the sea. [SCENE-1] <Ana> leaves")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_what_a_killed_run_left_half_written_is_gone_after_the_next_one(bare, serve):
+    root = bare(2)
+    left = root / "0001" / ".caption.txt.0123456789ab.tmp"
+    left.write_text("half")
+    os.utime(left, (0, 0))
+    caption(root, serve(lambda body: (200, completion(good()))))
+    assert {p.name for p in (root / "0001").iterdir()} == {"1.png", "2.png", "3.png", "caption.txt"}
+
+
 def test_composites_get_their_text_beside_them(tmp_path, serve):
     for name in "ab":
         Image.new("RGB", (64, 96 + ord(name))).save(tmp_path / f"{name}.png")

@@ -158,7 +158,7 @@ def check_folder(path: str | Path, setting: str | None = None) -> None:
 
 
 def check_file(path: str | Path, setting: str | None = None) -> None:
-    """Find out whether a file can be written or replaced.
+    """Find out whether a file can be written or replaced; clear what a kill left of it.
 
     Args:
         setting: the one that names it.
@@ -167,6 +167,7 @@ def check_file(path: str | Path, setting: str | None = None) -> None:
     path = Path(path)
     check_folder(path.parent, setting)
     _refuse_special(path, setting)
+    clear_leftovers(path.parent, path.name)
 
 
 def _refuse_special(path: Path, setting: str | None = None) -> None:

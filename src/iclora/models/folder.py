@@ -27,6 +27,7 @@ from iclora.models.base import DiffusionModel, Part, Text
 from iclora.models.names import Names, linears_of
 from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
+from iclora.models.sizes import check_sizes
 from iclora.settings import Precision
 
 __all__ = ["FolderModel", "files_read"]
@@ -129,7 +130,7 @@ class FolderModel(DiffusionModel):
     # -- reading --------------------------------------------------------------------------------
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """The settings of a subfolder. Raises: ModelError if they cannot be read."""
+        """The settings of a subfolder. Raises: ModelError if they are unreadable or absurd."""
         try:
             config = read_json(self.folder / part / file, ModelError, "settings")
         except ModelError as error:
@@ -142,6 +143,7 @@ class FolderModel(DiffusionModel):
                 f"{part}/{file} of {self.name} holds no settings",
                 "Download the model again, whole and in diffusers' layout.",
             )
+        check_sizes(config, f"{part}/{file} of {self.name}")
         return config
 
     def load(self, part: str, cls: Any, **options: Any) -> Any:

@@ -152,7 +152,7 @@ def load_model(
     except (KeyError, TypeError, ModelError) as error:
         why = error.problem if isinstance(error, ModelError) else "it names no pipeline"
         raise ModelError(f"{index} is damaged: {why}", "Download the model again.") from error
-    if pipeline not in FAMILIES:
+    if not isinstance(pipeline, str) or pipeline not in FAMILIES:
         raise ModelError(
             f"{name} is a {pipeline}, a family iclora does not know yet",
             f"It knows {', '.join(sorted(FAMILIES))}; see the README for models of these.",

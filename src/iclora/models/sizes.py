@@ -1,0 +1,90 @@
+"""What the settings of a base may say, so that nothing is built of a million layers or of text.
+
+A config.json is somebody else's file. Libraries build what it says, whatever that is, and fail
+somewhere inside if it is no number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from iclora.errors import ModelError
+
+__all__ = ["check_sizes"]
+
+_WIDTH = 2**18
+"""Of a layer or a vocabulary's share of one; the widest of today's have some ten thousand."""
+_RANGES = {
+    # Blocks and layers: FLUX.1 has 19 and 38.
+    "num_layers": 1000,
+    "num_single_layers": 1000,
+    "num_hidden_layers": 1000,
+    "num_decoder_layers": 1000,
+    "layers_per_block": 100,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "num_heads": 1024,
+    "attention_head_dim": 4096,
+    "head_dim": 4096,
+    "d_kv": 4096,
+    "hidden_size": _WIDTH,
+    "intermediate_size": _WIDTH,
+    "projection_dim": _WIDTH,
+    "d_model": _WIDTH,
+    "d_ff": _WIDTH,
+    "joint_attention_dim": _WIDTH,
+    "pooled_projection_dim": _WIDTH,
+    "in_channels": _WIDTH,
+    "out_channels": _WIDTH,
+    "latent_channels": 4096,
+    "norm_num_groups": 4096,
+    "patch_size": 1024,
+    "image_size": 2**16,
+    "sample_size": 2**16,
+    "max_position_embeddings": 2**22,
+    "vocab_size": 2**24,
+    "relative_attention_num_buckets": 2**16,
+}
+"""The greatest number by key; the least is 1."""
+_LISTS = {"block_out_channels": 16, "axes_dims_rope": 16}
+"""The most sizes of a list by key."""
+_NUMBERS = ("shift_factor", "scaling_factor", "model_max_length", "layer_norm_eps", "rope_theta")
+_MAY_LACK = ("out_channels", "shift_factor", "scaling_factor", "sample_size", "model_max_length")
+"""May be null."""
+
+
+def check_sizes(config: Mapping[str, Any], source: str) -> None:
+    """Refuse settings that describe no module that anybody could have.
+
+    Args:
+        config: of one part; keys that are unknown here are not judged.
+        source: what to call it in the error.
+    Raises: ModelError naming the key.
+    """
+    for key, value in config.items():
+        if value is None and key in _MAY_LACK:
+            continue
+        why = ""
+        if key in _RANGES and not _is_size(value, _RANGES[key]):
+            why = f"a whole number from 1 to {_RANGES[key]:,}"
+        elif key in _LISTS and not (
+            isinstance(value, list)
+            and 1 <= len(value) <= _LISTS[key]
+            and all(_is_size(each, _WIDTH) for each in value)
+        ):
+            why = f"a list of 1 to {_LISTS[key]} sizes"
+        elif key in _NUMBERS and not (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ):
+            why = "a number"
+        if why:
+            raise ModelError(
+                f"{source} has {str(value)[:60]!r} for {key}, where {why} must stand",
+                "Download the model again, whole and in diffusers' layout.",
+            )
+
+
+def _is_size(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
