@@ -37,6 +37,7 @@ from iclora.files.documents import parse_json, parse_toml
 from iclora.making.made import GeneratedSet
 from iclora.making.request import Request
 from iclora.making.words import Story, read_prompts
+from iclora.models import load_model
 from iclora.models.flux.names import flux_names
 from iclora.models.names import Names
 from iclora.sets.caption import JointCaption, estimate_tokens, has_markers
@@ -46,11 +47,12 @@ from iclora.sets.images import encode_png, png_text, read_image
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import load_recipe, read_recipe
 from iclora.settings import PlanSettings, TrainSettings, read_settings
+from iclora.train.aitoolkit import import_run
 from iclora.vlm.asking import ask_for_prompt, read_answer
 from iclora.vlm.complaints import complaint, is_about_form
 from iclora.vlm.openai import answer_in
 from iclora.vlm.wire import Reply, Unreadable, _parsed, _pause, shown
-from tests.conftest import CAPTION, picture
+from tests.conftest import CAPTION, FLUX_DEV, picture
 
 STORY, FOUR = load_recipe("film-storyboard"), load_recipe("portrait-photography")
 PER_SEED = 10
@@ -430,9 +432,44 @@ def prompts(rng: random.Random, place: Path) -> None:
     Story.read(place / "a.txt")
 
 
+BASE_FILES = (
+    "model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json",
+    "text_encoder_2/config.json", "tokenizer_2/tokenizer_config.json", "scheduler/config.json",
+)  # fmt: skip
+
+
+def bases(rng: random.Random, place: Path) -> None:
+    root = place / "base"
+    if not root.is_dir():
+        shutil.copytree(FLUX_DEV, root)
+    name = rng.choice([name for name in BASE_FILES if (root / name).is_file()])
+    good = (root / name).read_bytes()
+    sizes = {"num_layers": 1, "num_single_layers": 1}
+    found = json.loads(good) | (sizes if name.startswith("transformer") else {})
+    try:
+        (root / name).write_text(spoilt_document(rng, found), "utf-8", "replace")
+        model = load_model(str(root), "cpu", weights=False)
+        if name.startswith("transformer"):
+            _ = model.names
+    finally:
+        (root / name).write_bytes(good)
+
+
+def configurations(rng: random.Random, place: Path) -> None:
+    process = {
+        "type": "sd_trainer", "network": {"type": "lora", "linear": 16, "linear_alpha": 16},
+        "datasets": [{"folder_path": "d", "caption_ext": "txt", "resolution": [512, 768]}],
+        "train": {"batch_size": 1, "steps": 2000, "lr": 1e-4, "dtype": "bf16", "ema_config": {}},
+        "model": {"name_or_path": "x/FLUX.1-dev", "is_flux": True, "quantize": True},
+    }  # fmt: skip
+    good = {"job": "extension", "config": {"name": "a", "process": [process]}}
+    (place / "run.yml").write_text(spoilt_document(rng, good), "utf-8", "replace")
+    import_run(place / "run.yml", recipe="film-storyboard")
+
+
 DOORS = (
     captions, answers, bodies, zips, folders, images, layouts, recipes, runs, documents, adapters,
-    requests, prompts,
+    requests, prompts, bases, configurations,
 )  # fmt: skip
 
 
@@ -469,7 +506,9 @@ def run(door, cases: int, place: Path, **how) -> None:
 def test_no_input_raises_anything_but_an_error_of_ours(door, tmp_path):
     for seed in KEPT.get(door.__name__, ()):
         passes(door, seed, tmp_path)
-    run(door, 150, tmp_path, derandomize=True, database=None)
+    slow = door in (zips, folders, requests)
+    cases = 30 if door is bases else 60 if slow else 150
+    run(door, cases, tmp_path, derandomize=True, database=None)
 
 
 @pytest.mark.fuzz

@@ -217,3 +217,9 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(StorageError, match="exists"), work_folder(tmp_path / "a"):
         pass
+
+
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_a_folder_is_not_replaced_by_a_file(path):
+    with pytest.raises(StorageError, match="is a folder"), replacing(Path(path)):
+        pass

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from iclora.cli.table import table_lines
+from iclora.files.visible import visible
 from iclora.progress import Event, Progress
 from iclora.settings import TrainSettings, about
 
@@ -33,11 +34,8 @@ __all__ = [
     "show_error",
     "show_table",
     "tell",
-    "visible",
 ]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, and marks that turn the direction of writing; not tabs and line ends."""
 _COLOURS = {"error": "1;31", "warning": "1;33", "note": "1;33", "hint": "1;36"}
 
 
@@ -88,15 +86,6 @@ def open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def visible(text: str) -> str:
-    """A text whose control characters are shown as escapes: \\x1b for the one that begins colours.
-
-    Names and captions come from other people's files; sent to a terminal, such characters could
-    rewrite what stands there.
-    """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def option_of(model: type[BaseModel], name: str) -> str:

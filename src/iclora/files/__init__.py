@@ -204,6 +204,8 @@ def replacing(path: Path) -> Iterator[Path]:
     # Its own name counts for little: it is cut so that a name of 255 bytes can be written too. The
     # number of a process is not unique among containers that share a folder.
     own = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+    if not own:  # "." and "/"
+        _refuse_special(path)
     temporary = path.with_name(f".{own}.{uuid.uuid4().hex[:12]}.tmp")
     held = -1
     try:

@@ -1,6 +1,7 @@
 """Pages that need no other file: pictures inside, small enough to look through, nothing runs.
 
-A page is a template in `templates/` that extends `base.html.jinja`. All text is escaped there;
+A page is a template in `templates/` that extends `base.html.jinja`. All text is escaped there, and
+control characters are shown;
 pictures come as URLs that hold them, so that few large ones are in memory at once. A model card is
 Markdown and has its pictures beside it.
 """
@@ -15,6 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from iclora.files.visible import visible
+
 __all__ = ["data_url", "render", "render_markdown"]
 
 
@@ -25,14 +28,14 @@ def render(template: str, **values: Any) -> str:
         template: "review", "report" or "demo".
         values: what it shows; every name it uses must be there.
     """
-    return _pages().get_template(f"{template}.html.jinja").render(values)
+    return visible(_pages().get_template(f"{template}.html.jinja").render(values))
 
 
 def render_markdown(template: str, **values: Any) -> str:
     """A text in Markdown, from `templates/NAME.md.jinja`; values as for `render`."""
     pages = _pages(escape=False)
     pages.filters["fenced"], pages.filters["cell"] = _fenced, _cell
-    return pages.get_template(f"{template}.md.jinja").render(values)
+    return visible(pages.get_template(f"{template}.md.jinja").render(values))
 
 
 def _fenced(text: str, language: str) -> str:

@@ -145,6 +145,8 @@ def _pairs(value: Any) -> Any:
 
 def _written(text: str) -> str:
     """The text, if there is anything in it to read. Raises: ValueError."""
+    if "\0" in text:
+        raise ValueError("the text holds a null character")
     if not any(c.isprintable() and not c.isspace() for c in text):
         raise ValueError("the text is blank")
     return text
