@@ -90,6 +90,13 @@ def test_many_rows_of_digits_take_no_longer_than_as_much_other_text():
     assert time.process_time() - began < 3  # Some 0.1 s; it was minutes.
 
 
+@pytest.mark.parametrize("text", ['["\\ud800"]', '{"a": {"\\uDC00x": 1}}', '{"a": ["b\\ud83d"]}'])
+def test_half_a_character_is_refused_since_no_file_could_hold_it(text):
+    with pytest.raises(SettingsError, match="half a character"):
+        parse_json(text, "x", SettingsError)
+    assert parse_json('"\\ud83d\\ude00"', "x", SettingsError) == "\U0001f600"
+
+
 def test_what_a_server_writes_need_not_be_as_strict():
     text = '{"a": 1, "a": [NaN, 1e999, -Infinity, 1.5]}'
     assert parse_json(text, "x", SettingsError, foreign=True) == {"a": [None, None, None, 1.5]}

@@ -39,6 +39,8 @@ _MOST_YAML = 2**20
 """Bytes of YAML; a configuration has a few thousand, and the reader takes seconds for a million."""
 _MOST_NODES = 100_000
 """Values of a YAML document once its aliases are written out."""
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character, which no file can hold: text of it could not be written."""
 _LONGEST_NUMBER = 400
 """Digits; a float has 309 before its point at most, and Python takes quadratic time for more."""
 
@@ -132,10 +134,10 @@ def parse_json(data: bytes | str, source: str, refuse: Refusal, *, foreign: bool
     Args:
         source: what to call it in an error.
         foreign: True for what a server answers, which nobody can correct: a key that stands twice
-            counts as it stands last, and NaN and infinity are None.
+            counts as it stands last, NaN and infinity are None, half characters stay.
     Raises: what `refuse` makes, for text that is not JSON (from the ValueError that says where),
-        a key that stands twice in one object, NaN and infinity, numbers of more than 400 digits,
-        and more than 64 levels.
+        a key that stands twice in one object, NaN and infinity, half characters, numbers of more
+        than 400 digits, and more than 64 levels.
     """
     text = decode(data, source, refuse) if isinstance(data, bytes) else data.removeprefix("\ufeff")
     _check_numbers(text, source, refuse)
@@ -156,7 +158,7 @@ def parse_json(data: bytes | str, source: str, refuse: Refusal, *, foreign: bool
         raise refuse(f"{source} is nested too deeply", "Check the file.") from error
     except ValueError as error:
         raise refuse(f"{source} is not valid JSON: {error}", "Check that line.") from error
-    _check_values(found, source, refuse)
+    _check_values(found, source, refuse, foreign)
     return found
 
 
@@ -285,7 +287,7 @@ def _check_numbers(text: str, source: str, refuse: Refusal) -> None:
         begin = row.end()
 
 
-def _check_values(found: Any, source: str, refuse: Refusal) -> None:
+def _check_values(found: Any, source: str, refuse: Refusal, foreign: bool = False) -> None:
     """Refuse what no setting can be; without recursion, so that depth itself can be refused."""
     level, depth = [found], 0
     while level:
@@ -297,8 +299,12 @@ def _check_values(found: Any, source: str, refuse: Refusal) -> None:
                 raise refuse(f"{source} has the number {value}", "Write a finite number.")
             if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER * 3.33:
                 raise refuse(f"{source} has a number too long to count", "Write one that counts.")
+            if isinstance(value, str) and not foreign and _HALF.search(value):
+                raise refuse(
+                    f"{source} has half a character (\\ud800 and its like)", "Write it whole."
+                )
             if isinstance(value, dict):
-                deeper += value.values()
+                deeper += (*value, *value.values())
             elif isinstance(value, list):
                 deeper += value
         level, depth = deeper, depth + 1
