@@ -5,11 +5,13 @@ import gzip
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -19,6 +21,7 @@ from iclora.errors import VisionModelError
 from iclora.vlm import Ask, load_vision_model
 from iclora.vlm.base import Turn
 from iclora.vlm.openai import OpenAIModel
+from iclora.vlm.wire import Late, Wire
 
 MARKERS = ("[SCENE-1]", "[SCENE-2]", "[SCENE-3]")
 
@@ -443,6 +446,26 @@ def test_pictures_do_not_follow_a_redirect(serve):
         list(OpenAIModel("m", server.url).answer([ask()]))
     assert "hush" not in str(refused.value)
     assert not other.bodies
+
+
+def test_headers_that_come_one_by_one_are_not_waited_for():
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def behave():
+        connection, _ = listener.accept()
+        connection.recv(1 << 16)
+        with suppress(OSError), connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            for number in range(50):
+                connection.sendall(b"X-%d: a\r\n" % number)
+                time.sleep(0.1)
+
+    threading.Thread(target=behave, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(Late):
+        Wire(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "", 0.5).post("x", {})
+    assert time.monotonic() - began < 3
+    listener.close()
 
 
 @pytest.mark.parametrize("packed", ["gzip", "deflate", "br", "gzip, gzip"])

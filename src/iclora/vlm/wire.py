@@ -12,8 +12,11 @@ import json
 import math
 import os
 import re
+import socket
+import threading
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -123,11 +126,15 @@ class Wire:
                         raise Unreadable(f"it is larger than {_LARGEST >> 20} MB")
                     if time.monotonic() > late:
                         raise Late
+                if time.monotonic() > late:
+                    raise Late
                 if response.length:
                     raise Broken("it broke off")
         except TimeoutError:
             raise Late from None
         except (OSError, HTTPException, ValueError) as error:
+            if time.monotonic() > late:  # Cut off by us.
+                raise Late from None
             reason = getattr(error, "reason", None) or error
             raise Broken(self.free(str(reason))[:200] or type(error).__name__) from None
         headers = response.headers
@@ -156,9 +163,25 @@ class _Prompt:
     """A connection that is made soon or not at all; what comes over it may take longer."""
 
     def connect(self: Any) -> None:
-        patience, self.timeout = self.timeout, min(self.timeout, _CONNECT)
+        self.patience, self.timeout = self.timeout, min(self.timeout, _CONNECT)
         super().connect()  # type: ignore[misc]
-        self.sock.settimeout(patience)
+        self.sock.settimeout(self.patience)
+
+    def getresponse(self: Any) -> HTTPResponse:
+        # A socket's patience begins again with every byte, and headers may come one by one.
+        cut = threading.Timer(self.patience, _cut_off, [self.sock])
+        cut.daemon = True
+        cut.start()
+        try:
+            found: HTTPResponse = super().getresponse()  # type: ignore[misc]
+            return found
+        finally:
+            cut.cancel()
+
+
+def _cut_off(connection: socket.socket) -> None:
+    with suppress(OSError, ValueError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _HttpConnection(_Prompt, HTTPConnection):
