@@ -61,6 +61,7 @@ TRAINING = [
     "2",
 ]
 TRAINING += ["--steps", "4", "--save-every", "2", "--keep", "2", "--preview-every", "2"]
+TRAINING += ["--preview-resolution", "64"]
 TRAINING += ["--batch", "2", "--held-out", "0.25"]
 COMMANDS = {
     "train": ["train", *TRAINING, "--out", "out"],
