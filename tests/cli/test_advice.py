@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,39 @@ def test_a_manifest_that_is_told_is_read(ask, make_dataset, tmp_path):
     name, line = re.search(r"write (\S+) with the line (.*)\.", err).groups()
     (data / name).write_text(line)
     assert "does not say which recipe" not in ask("check", data)[1]
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_recipe_that_is_meant_is_there(ask, make_dataset, manifest):
+    data = make_dataset(sets=1)
+    (data / "iclora.toml").write_text('recipe = "film storybord"')
+    words = ["check", data, "--resolutions", "64"]
+    _, err = ask(*words, *([] if manifest else ["--recipe", "film-story"]))
+    name = re.search(r'Did you mean "(.*)"\?', err)[1]
+    assert ask(*words, "--recipe", name)[0] == 0
+
+
+def test_a_picture_renamed_as_told_is_read(ask, make_dataset):
+    data = make_dataset(sets=1)
+    file = data / "0001" / "2.png"
+    file = file.rename(file.with_suffix(".jpg_large"))
+    status, err = ask("check", data, "--resolutions", "64")
+    assert status == 2
+    file.rename(file.with_suffix(re.search(r"Rename to (\.\w+)\.", err)[1]))
+    assert ask("check", data, "--resolutions", "64")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems name files by letters")
+def test_names_that_a_locale_cannot_say_are_read_with_the_variable_that_is_told(make_dataset):
+    data = make_dataset(sets=1)
+    (data / "0001").rename(data / "\u6d77\u6e2f")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "iclora", "check", str(data), "--resolutions", "64"]
+    done = subprocess.run(words, env=plain, capture_output=True)
+    assert done.returncode == 2
+    name, value = re.search(rb"set (\w+)=(\d),", done.stderr).groups()
+    told = {**plain, name.decode(): value.decode()}
+    assert subprocess.run(words, env=told, capture_output=True).returncode == 0
 
 
 def test_markers_that_are_told_are_taken(ask):

@@ -23,7 +23,7 @@ from PIL import Image
 
 from iclora import files
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
-from iclora.files.documents import parse_json, parse_toml
+from iclora.files.documents import decode, parse_json, parse_toml
 from iclora.sets.bars import Edges, find_edges, opposite
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
 from iclora.sets.finding import find_sets
@@ -31,7 +31,7 @@ from iclora.sets.images import BLANK, png_text, read_image
 from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.layout import Layout, Size
 from iclora.sets.listing import Files, Problem, list_files
-from iclora.sets.recipe import Recipe, load_recipe, read_recipe, recipe_names
+from iclora.sets.recipe import Recipe, load_recipe, meant, read_recipe, recipe_names
 from iclora.sets.unread import is_image
 from iclora.sets.words import Words
 
@@ -351,14 +351,14 @@ def _manifest_recipe(path: Path, listing: Files, root: PurePosixPath) -> Recipe:
         ) from error
     own = (root / str(recipe)).as_posix()
     if recipe not in recipe_names() and own in listing:
-        return read_recipe(
-            listing[own].read(_MANIFEST_SIZE).decode("utf-8-sig", "replace"), f"{path}/{own}"
-        )
+        data = listing[own].read(_MANIFEST_SIZE)
+        return read_recipe(decode(data, f"{path}/{own}", RecipeError), f"{path}/{own}")
     if recipe not in recipe_names():
         # Not a path elsewhere: a dataset must not make its reader open other files.
         raise RecipeError(
             f'{path}/{name} names the recipe "{recipe}", which is neither one of iclora\'s nor a '
             "file beside it",
-            f"Use one of {', '.join(recipe_names())}, or put the TOML file into the dataset.",
+            f"{meant(str(recipe))}Use one of {', '.join(recipe_names())}, or put the TOML file "
+            "into the dataset.",
         )
     return load_recipe(str(recipe))

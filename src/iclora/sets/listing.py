@@ -15,6 +15,7 @@ import stat
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -156,16 +157,19 @@ def list_files(path: Path) -> tuple[Files, list[Problem]]:
     files = {}
     for name, opener in found:
         if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
-            problems.append(
-                Problem(
-                    ascii(name)[1:-1],
-                    "a file with an unreadable name is not read",
-                    "Rename it, to letters of UTF-8.",
-                )
-            )
+            problems.append(_unnamed(name))
         else:
             files[name] = File(name, opener)
     return files, problems
+
+
+def _unnamed(name: str) -> Problem:
+    advice = "Rename it, to letters of UTF-8."
+    with suppress(UnicodeError):
+        # It is this process that reads names as ASCII, as with LC_ALL=C.
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            advice = f"It is {os.fsencode(name).decode()!a}: set PYTHONUTF8=1, and run it again."
+    return Problem(ascii(name)[1:-1], "a file with an unreadable name is not read", advice)
 
 
 def _is_clutter(name: str) -> bool:

@@ -18,7 +18,7 @@ from iclora.errors import CaptionError, IcloraError, RecipeError
 from iclora.files.documents import parse_toml, read_words
 from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.layout import Layout
-from iclora.settings import problems_of
+from iclora.settings import nearest, problems_of
 
 __all__ = ["Recipe", "load_recipe", "read_recipe", "recipe_names"]
 
@@ -171,9 +171,16 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     else:
         raise RecipeError(
             f'there is no recipe "{name}", nor a file of that name',
-            f"Use one of {', '.join(recipe_names())}, or the path of a TOML file of your own.",
+            f"{meant(name)}Use one of {', '.join(recipe_names())}, or the path of a TOML file of "
+            "your own.",
         )
     return read_recipe(text, name)
+
+
+def meant(name: str) -> str:
+    """The recipe that somebody meant, as a question; empty if none is near."""
+    near = nearest(name, recipe_names())
+    return f'Did you mean "{near}"? ' if near else ""
 
 
 def read_recipe(text: str, source: str) -> Recipe:
