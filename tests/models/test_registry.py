@@ -90,6 +90,41 @@ def test_a_single_checkpoint_file_is_refused_with_advice(tmp_path):
         load_model(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("tensors", "file", "base"),
+    [
+        ({"double_stream_modulation_img.lin": 3072}, "flux-2-klein-base-4b", "2-klein-base-4B"),
+        ({"double_stream_modulation_img.lin": 4096}, "flux-2-klein-9b", "2-klein-9B"),
+        ({"double_stream_modulation_img.lin": 6144}, "flux2_dev", "2-dev"),
+        ({"double_blocks.0.img_mod.lin": 3072}, "flux1", "1-schnell"),
+        (
+            {"double_blocks.0.img_mod.lin": 3072, "guidance_in.in_layer": 256},
+            "model.diffusion_model",
+            "1-dev",
+        ),
+    ],
+)
+def test_a_single_file_is_told_which_whole_model_it_is_a_part_of(tmp_path, tensors, file, base):
+    prefix = "model.diffusion_model." if "." in file else ""
+    about = {"dtype": "BF16", "data_offsets": [0, 0]}
+    header = {f"{prefix}{n}.weight": {**about, "shape": [0, w]} for n, w in tensors.items()}
+    text = json.dumps({"__metadata__": {"a": "b"}, **header}).encode()
+    path = tmp_path / f"{file}.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    for place in (path, tmp_path):
+        with pytest.raises(ModelError, match=rf"`hf download black-forest-labs/FLUX\.{base}`"):
+            load_model(str(place))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "says"), [("Flux2KleinKVPipeline", "keys are kept"), ("FluxFillPipeline", "mask")]
+)
+def test_relatives_that_do_not_do_are_refused_with_a_reason(tmp_path, pipeline, says):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    with pytest.raises(ModelError, match=says):
+        load_model(str(tmp_path))
+
+
 def test_another_family_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3"}))
     with pytest.raises(ModelError, match="StableDiffusion3"):

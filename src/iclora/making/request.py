@@ -7,7 +7,6 @@ request.json, it makes the same set again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,16 @@ from iclora.adapter import Adapter
 from iclora.errors import SettingsError
 from iclora.files import digest, inside
 from iclora.files.documents import read_json
+from iclora.making.checks import (
+    Note,
+    check_mode,
+    isolates,
+    mode_of,
+    notes_of_base,
+    notes_of_panels,
+    repetitions,
+    without_effect,
+)
 from iclora.making.given import GivenPanel, describe_given, fitting_latents
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.sets.caption import check_budget, unknown_note
@@ -46,19 +55,8 @@ from iclora.settings import (
     problems_of,
 )
 
-__all__ = [
-    "Note",
-    "Request",
-    "check_base",
-    "machine_of",
-    "panel_seed",
-    "prepare",
-    "recipe_of",
-    "repetitions",
-]
+__all__ = ["Request", "check_base", "machine_of", "panel_seed", "prepare", "recipe_of"]
 
-_REPETITIONS = 3
-"""Of early steps in mode resample, unless the wish says otherwise."""
 _OLD_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 """As requests of version 0.2 spelled them at first."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -84,6 +82,8 @@ class Request(Settings):
     strength: Strength = 1.0
     """Factor on the adapter's update."""
     recipe: str
+    markers: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+    """The recipe's, in mode reference, where those of given panels are read as other words."""
     prompt: Prompt
     negative: Annotated[str, Field(max_length=100_000)] = ""
     """What the unguided pass reads, for bases that are guided by two passes."""
@@ -116,9 +116,23 @@ class Request(Settings):
             )
         if len(self.seeds) != panels:
             raise ValueError(f"{len(self.seeds)} seeds for {panels} panels")
+        if self.markers and len(self.markers) != panels:
+            raise ValueError(f"{len(self.markers)} markers for {panels} panels")
         if not set(self.given) < set(range(1, panels + 1)):
             raise ValueError(f"given panels {sorted(self.given)} of {panels}")
         return self
+
+    @property
+    def read(self) -> str:
+        """The prompt as the base reads it: in mode reference, given panels by their number there.
+
+        "[SCENE-1]" becomes "image 1" if panel 1 is given, as people name pictures to such bases.
+        """
+        text = self.prompt
+        if self.mode == "reference" and self.markers:
+            for number, panel in enumerate(sorted(self.given), 1):
+                text = text.replace(self.markers[panel - 1], f"image {number}")
+        return text
 
     def same_pixels(self, other: Request) -> bool:
         """True if both make the same set, whatever their base and adapter are called."""
@@ -162,17 +176,6 @@ class Request(Settings):
         return request, given
 
 
-@dataclass(frozen=True)
-class Note:
-    """What the reader of a wish's result should know."""
-
-    text: str
-    about: Literal["settings", "prompt", "panel", "adapter"] = "settings"
-
-    def __str__(self) -> str:
-        return self.text
-
-
 # -- from a wish to a request ---------------------------------------------------------------------
 
 
@@ -198,7 +201,8 @@ def prepare(
             panels at their own size, or else one of the adapter's or the recipe's area with the
             given panels' shapes.
     Returns: the request, and notes for the user.
-    Raises: SettingsError, CaptionError (markers, token limit), LayoutError, RecipeError.
+    Raises: SettingsError, CaptionError (markers, token limit), LayoutError, RecipeError;
+        AdapterError for an adapter of another family.
     """
     given = dict(given or {})
     task = recipe_of(wish.recipe, adapter, recipe)
@@ -212,15 +216,18 @@ def prepare(
     layout = layout or _layout(model, task, adapter, wish.size, given)
     for number in (*given, *wish.panel_seeds):
         layout.check_number(number)
-    notes += _notes_of_panels(layout, given, model.grid)
-    mode = _mode(wish, adapter, bool(given), notes)
-    notes += _without_effect(model, wish, mode)
+    notes += notes_of_panels(layout, given, model.grid)
+    notes += notes_of_base(model, adapter)
+    mode = mode_of(wish, adapter, bool(given), notes)
+    check_mode(model, mode)
+    notes += without_effect(model, wish, mode)
     values = {
         **machine_of(model),
         "adapter": str(adapter.path) if adapter and adapter.path else None,
         "adapter_sha256": adapter.sha256 if adapter else "",
         "strength": wish.strength,
         "recipe": task.name,
+        "markers": task.markers if mode == "reference" else (),
         "prompt": text,
         "negative": wish.negative,
         "layout": layout,
@@ -230,7 +237,7 @@ def prepare(
         **_sampling(model, wish, task),
         "given": describe_given(given, fitting_latents(layout, latents or {}, given, model.grid)),
         "mode": mode,
-        "isolate_given": mode == "clean" and _isolates(adapter),
+        "isolate_given": mode == "clean" and isolates(adapter),
         "boost": wish.boost,
         "resample": repetitions(wish.resample, mode),
         "resample_from": wish.resample_from,
@@ -279,68 +286,13 @@ def _sampling(model: DiffusionModel, wish: Wish, task: Recipe) -> dict[str, Any]
     """Steps and guidance: the wish's, else the recipe's, else the base's own."""
     base = model.sampling
     steps = (wish.steps, None if base.fixed_steps else task.sampling.steps, base.steps)
-    guidance = (wish.guidance, task.sampling.guidance, base.guidance, 0.0)
+    # What an adapter's recipe says of guidance is of the base it was trained on.
+    told = None if base.guided == "none" else task.sampling.guidance
+    guidance = (wish.guidance, told, base.guidance, 0.0)
     return {
         "steps": next(n for n in steps if n is not None),
         "guidance": next(value for value in guidance if value is not None),
     }
-
-
-def _mode(wish: Wish, adapter: Adapter | None, given: bool, notes: list[Note]) -> Mode:
-    if not given:
-        if wish.mode is not None:
-            notes.append(Note(f"no panel is given: mode {wish.mode} has no effect"))
-        return "sdedit"
-    trained = bool(adapter and adapter.info and adapter.info.conditional)
-    if wish.mode == "clean" and not trained:
-        notes.append(
-            Note(
-                "the adapter was not trained with clean panels (`conditional`), so what mode clean "
-                "makes is a matter of luck",
-                "adapter",
-            )
-        )
-    return wish.mode or ("clean" if trained else "sdedit")
-
-
-def _isolates(adapter: Adapter | None) -> bool:
-    return bool(adapter and adapter.info and adapter.info.isolate_given)
-
-
-def repetitions(resample: int | None, mode: Mode) -> int:
-    """How often an early step is repeated in a mode, if `resample` does not say."""
-    if resample is None:
-        return _REPETITIONS if mode == "resample" else 0
-    return resample
-
-
-def _without_effect(model: DiffusionModel, wish: Wish, mode: Mode) -> list[Note]:
-    """Settings that somebody set and that nothing reads."""
-    was_set, notes = wish.model_fields_set, []
-    guided = model.sampling.guided
-    if "guidance" in was_set and wish.guidance is not None and guided == "none":
-        notes.append(Note(f"{model.name} is not guided: `guidance` has no effect"))
-    if wish.negative and guided != "two-pass":
-        notes.append(Note(f"{model.name} is not guided by two passes: `negative` has no effect"))
-    if "boost" in was_set and mode != "boost":
-        notes.append(Note(f"`boost` has no effect in mode {mode}"))
-    if "resample_from" in was_set and not repetitions(wish.resample, mode):
-        notes.append(Note("`resample_from` has no effect without `resample`"))
-    return notes
-
-
-def _notes_of_panels(layout: Layout, given: Mapping[int, Image.Image], grid: int) -> list[Note]:
-    notes = []
-    for number, image in given.items():
-        fitted = layout.fit_panel(number, image)
-        if fitted.size != image.size:
-            text = (
-                f"panel {number} is {image.width}x{image.height} px and "
-                f"{fitted.width}x{fitted.height} in the composite (its edges lie on the "
-                f"{grid} px token grid); panel-{number}.png keeps your pixels"
-            )
-            notes.append(Note(text, "panel"))
-    return notes
 
 
 def _layout(

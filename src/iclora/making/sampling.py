@@ -90,7 +90,7 @@ def _denoise(
     requests = [ask.request for ask in asks]
     noise = _noise(model, requests)
     tokens, x0 = _given_tokens(model, asks)
-    given = _given(first, tokens)
+    given = _given(first, tokens, model.grid)
     guided, *unguided = zip(*texts, strict=True)
 
     def velocity(z: Tensor, sigma: float) -> Tensor:
@@ -100,10 +100,10 @@ def _denoise(
     return flow.denoise(
         velocity,
         noise,
-        model.sigmas(first.steps, noise.shape[1]),
+        _sigmas(model, first),
         given=tokens,
         x0=x0,
-        clean=first.mode == "clean",
+        clean=first.mode in ("clean", "reference"),
         resample=_resample(model, requests),
         on_step=on_step,
     ).cpu()
@@ -162,19 +162,37 @@ def _resample(model: DiffusionModel, requests: Sequence[Request]) -> flow.Resamp
 
 def count_steps(model: DiffusionModel, request: Request) -> int:
     """Steps that a batch of such requests takes, repetitions included."""
-    layout = request.layout
-    tokens = (layout.width // model.grid) * (layout.height // model.grid)
-    sigmas = model.sigmas(request.steps, tokens)[:-1]
+    sigmas = _sigmas(model, request)[:-1]
     return sum(1 + request.resample * (s >= request.resample_from) for s in sigmas)
 
 
-def _given(request: Request, tokens: Tensor | None) -> Given | None:
+def _sigmas(model: DiffusionModel, request: Request) -> list[float]:
+    """The noise levels of a request, by the tokens that are on its canvas."""
+    layout = request.layout
+    tokens = (layout.width // model.grid) * (layout.height // model.grid)
+    if request.mode == "reference":
+        tokens -= int((_references(request, model.grid) > 0).sum())
+    return model.sigmas(request.steps, tokens)
+
+
+def _references(request: Request, grid: int) -> Tensor:
+    """The number of the reference that each token of the canvas belongs to, int (n,)."""
+    layout = request.layout
+    labels = torch.zeros(layout.height // grid, layout.width // grid, dtype=torch.int)
+    for label, number in enumerate(sorted(request.given), 1):
+        labels[_cells(layout.boxes[number - 1], grid)] = label
+    return labels.flatten()
+
+
+def _given(request: Request, tokens: Tensor | None, grid: int) -> Given | None:
     """How the base is to read the given panels."""
     if tokens is None:
         return None
     if request.mode == "clean":
         cache: list[tuple[Tensor, Tensor]] | None = [] if request.isolate_given else None
         return Given(tokens, clean=True, isolated=request.isolate_given, cache=cache)
+    if request.mode == "reference":
+        return Given(tokens, references=_references(request, grid))
     return Given(tokens, scale=request.boost) if request.mode == "boost" else None
 
 

@@ -17,17 +17,10 @@ from iclora.adapter import Adapter
 from iclora.errors import SettingsError
 from iclora.files import clear_leftovers
 from iclora.files.locks import LOCK, alone
+from iclora.making.checks import check_mode, repetitions
 from iclora.making.given import describe_given
 from iclora.making.made import GeneratedSet, read_kept
-from iclora.making.request import (
-    Request,
-    check_base,
-    machine_of,
-    panel_seed,
-    prepare,
-    recipe_of,
-    repetitions,
-)
+from iclora.making.request import Request, check_base, machine_of, panel_seed, prepare, recipe_of
 from iclora.making.session import Ask, Session
 from iclora.making.words import Story, Window, plan_windows, windows
 from iclora.models.base import DiffusionModel
@@ -75,6 +68,8 @@ def reroll(
     info = adapter.info if adapter else None
     usual: Mode = "clean" if info and info.conditional else "sdedit"
     how = mode or (old.mode if old.given else usual)
+    check_mode(model, how)
+    markers = old.markers or (info.recipe.markers if info else ())
     latents = _latents(model, made, given)
     told = {"boost": boost, "resample": resample, "resample_from": resample_from}
     if mode == "resample" and resample is None and not old.resample:
@@ -90,6 +85,7 @@ def reroll(
             ],
             "given": describe_given(given, latents),
             "mode": how,
+            "markers": markers if how == "reference" else (),
             "isolate_given": bool(how == "clean" and info and info.isolate_given),
         }
         | {name: value for name, value in told.items() if value is not None}

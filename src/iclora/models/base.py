@@ -82,6 +82,10 @@ class Given:
     cache: list[tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
     """With `isolated`, an empty list for their keys and values. The base fills it once; as long
     as the same list is passed, given tokens are not computed again."""
+    references: Tensor | None = field(default=None, compare=False)
+    """int (n,) on the CPU: 0 at tokens of the canvas, k at those of reference k, from 1. References
+    are left off the canvas and read beside it as the base was trained to read pictures, for a
+    base with `reads_references`. Each is a rectangle."""
     count: int = field(init=False)
     """Given tokens of a sample, counted at construction."""
 
@@ -89,6 +93,8 @@ class Given:
         assert self.cache is None or (self.isolated and self.clean), "what changes is not cached"
         assert self.scale == 1 or not self.clean, "clean tokens need no scale"
         assert self.tokens.ndim == 1 or self.clean, "only clean tokens may differ in a batch"
+        plain = not self.clean and self.scale == 1
+        assert self.references is None or plain, "references are read in one way"
         count = int(self.tokens.view(-1, self.tokens.shape[-1])[0].sum())
         object.__setattr__(self, "count", count)
 
@@ -114,6 +120,10 @@ class DiffusionModel(ABC):
     """Tokens the text encoder reads at most, special tokens included."""
     sampling: Sampling
     """Steps and guidance, unless a recipe or a user says otherwise."""
+    takes_adapters_of: frozenset[str] = frozenset()
+    """Other bases whose adapters it takes as its own, by name: those it was distilled from."""
+    reads_references: bool = False
+    """True if it was trained to read pictures beside the canvas."""
     device: torch.device
     """The device it computes on."""
     dtype: torch.dtype

@@ -31,8 +31,16 @@ def _of_dev(base: str) -> Licence:
 
 LICENCES: dict[str, Licence] = {
     "black-forest-labs/FLUX.1-schnell": Licence("apache-2.0"),
-    "black-forest-labs/FLUX.2-klein-4B": Licence("apache-2.0"),
     "black-forest-labs/FLUX.2-klein-base-4B": Licence("apache-2.0"),
+    "black-forest-labs/FLUX.2-klein-4B": Licence("apache-2.0"),
+    **{
+        base: Licence(
+            "other",
+            "flux-non-commercial-license",
+            f"https://huggingface.co/{base}/blob/main/LICENSE.md",
+        )
+        for base in ("black-forest-labs/FLUX.2-klein-base-9B", "black-forest-labs/FLUX.2-klein-9B")
+    },
     **{
         base: _of_dev(base)
         for base in ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-Krea-dev")

@@ -136,10 +136,12 @@ def placed(z: Tensor, position_ids: Tensor, sigma: Tensor, given: Given | None) 
 
     Args:
         z: (B, n, c), row by row.
-        position_ids: (n, axes).
+        position_ids: (n, axes); those of references are the family's own.
         sigma: (B,), of the noisy tokens, on the device.
     """
     levels, order = segments(sigma, given, z.shape[1])
+    if given and given.references is not None:
+        order = torch.argsort(given.references, stable=True).to(z.device)
     if order is not None:
         z, position_ids = in_order(z, order), position_ids[order]
     if given and given.cache:

@@ -17,6 +17,7 @@ from iclora.errors import ModelError, SettingsError
 from iclora.files.documents import read_json
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.models.quantize import KINDS, check_precision
+from iclora.models.single_file import whole_of
 from iclora.registry import Registry
 from iclora.settings import Precision
 
@@ -55,6 +56,23 @@ BASES: Registry[Callable[[], Path]] = Registry(
     },
 )
 """Bases that need no download: a name, and what finds or makes its folder."""
+
+_REFUSED: dict[str, tuple[str, str]] = {
+    "Flux2KleinKVPipeline": (
+        "it is distilled to 4 steps and to references whose keys are kept, and spoilt by training",
+        "Use FLUX.2-klein-base-9B, or -9B to generate; iclora keeps the keys of given panels with "
+        "adapters trained with `isolate_given`.",
+    ),
+    "FluxFillPipeline": (
+        "it reads a mask and a picture beside the noise, which no other tool's adapter does",
+        "Use FLUX.1-dev: it completes sets without.",
+    ),
+    "QwenImageLayeredPipeline": (
+        "it paints layers of one picture, with transparency, where a set needs panels",
+        "Use a base that paints one picture.",
+    ),
+}
+"""Relatives of families that iclora knows, by pipeline: why not, and what instead."""
 
 # Weights as safetensors only: a pickle runs code when it is opened.
 _SETTINGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/chat_template.jinja"]
@@ -144,14 +162,16 @@ def load_model(
     if not index.is_file():
         raise ModelError(
             f"{name} is not a model folder in diffusers' layout (it has no model_index.json)",
-            "A single checkpoint file, as ComfyUI uses, does not hold all parts: download the "
-            "model's whole repository, for instance with `hf download`.",
+            _whole(*sorted(folder.glob("*.safetensors"))),
         )
     try:
         pipeline = read_json(index, ModelError, "model index")["_class_name"]
     except (KeyError, TypeError, ModelError) as error:
         why = error.problem if isinstance(error, ModelError) else "it names no pipeline"
         raise ModelError(f"{index} is damaged: {why}", "Download the model again.") from error
+    if isinstance(pipeline, str) and pipeline in _REFUSED:
+        why, instead = _REFUSED[pipeline]
+        raise ModelError(f"{name} is a {pipeline}: {why}", instead, setting="base")
     if not isinstance(pipeline, str) or pipeline not in FAMILIES:
         raise ModelError(
             f"{name} is a {pipeline}, a family iclora does not know yet",
@@ -167,10 +187,7 @@ def _find(name: str, weights: bool) -> Path:
     if path.is_dir():
         return _snapshot(path) or path
     if path.is_file():
-        raise ModelError(
-            f"{name} is a file; a base is a folder in diffusers' layout",
-            "Download the model's whole repository, for instance with `hf download`.",
-        )
+        raise ModelError(f"{name} is a file; a base is a folder in diffusers' layout", _whole(path))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
         raise ModelError(
             f'there is no folder "{name}", and it is not a hub id',
@@ -187,6 +204,16 @@ def _snapshot(folder: Path) -> Path | None:
         main = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
         found = [path for path in found if path.name == main] or found
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _whole(*files: Path) -> str:
+    """Advice to somebody who has single checkpoint files, of which the first that shows counts."""
+    base = next(filter(None, map(whole_of, files)), None)
+    what = f"`hf download {base}`" if base else "`hf download OWNER/NAME`"
+    return (
+        "A single checkpoint file, as ComfyUI uses, does not hold all parts: download the whole "
+        f"model by {what}, or set `base` to that id."
+    )
 
 
 def _download(name: str, wanted: list[str]) -> Path:

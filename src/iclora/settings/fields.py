@@ -62,13 +62,15 @@ Precision = Annotated[
 
 PRECISIONS: tuple[Literal["full", "fp8", "int8", "nf4"], ...] = ("full", "fp8", "int8", "nf4")
 
-Mode = Literal["sdedit", "resample", "boost", "clean"]
+Mode = Literal["sdedit", "resample", "boost", "clean", "reference"]
 """How missing panels are made.
 
 sdedit: given panels are as noisy as the rest at every step (the paper's).
 resample: the same, and early steps are taken several times.
 boost: the same, and the rest pays given panels more attention.
 clean: given panels carry no noise and the base is told so; for adapters trained on it.
+reference: given panels are left off the canvas and read as pictures beside it; for bases that
+    were trained to.
 """
 
 RESOLUTIONS = (512, 768, 1024, 1280, 1536)

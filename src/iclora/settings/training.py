@@ -36,6 +36,8 @@ class TrainSettings(Machine):
     """new run folder"""
     recipe: FilePath | None = None
     """recipe name or TOML path; by default the one the dataset names"""
+    distilled: bool = setting(False, resume="free")
+    """train on a base that was distilled to few steps, although training undoes that"""
 
     steps: Number = setting(5000, resume="free")
     """optimizer steps"""
@@ -69,7 +71,8 @@ class TrainSettings(Machine):
     caption_dropout: Share = 0.05
     """share of samples trained with an empty text"""
     guidance: Guidance = 1.0
-    """value of the guidance embedding in training; 1, not the 3.5 of sampling"""
+    """value of the guidance embedding in training, for bases that have one; 1, not the 3.5 of
+    sampling"""
     sigma_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
     """mean of the normal draw whose sigmoid is the noise level; above 0 favours noise"""
     sigma_std: Annotated[float, Field(gt=0, le=100)] = 1.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from iclora.errors import DatasetError
+from iclora.errors import DatasetError, SettingsError
 from iclora.models.base import DiffusionModel
 from iclora.sets.check import TrainingSet, accept, check_dataset
 from iclora.sets.dataset import Dataset, open_dataset
 from iclora.settings import TrainSettings
 from iclora.train.validation import hold_out
 
-__all__ = ["RunData", "find_data"]
+__all__ = ["RunData", "check_base", "find_data"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,28 @@ class RunData:
     trained: list[TrainingSet]
     held: list[TrainingSet]
     """Sets to measure on: some of the dataset, or those of `validation`."""
+
+
+def check_base(
+    settings: TrainSettings, model: DiffusionModel, warn: Callable[[str], None] | None = None
+) -> None:
+    """Refuse a base that training spoils.
+
+    Args:
+        warn: told of settings that the base does not read.
+    Raises: SettingsError for a base that was distilled to few steps, unless it is asked for.
+    """
+    sampling = model.sampling
+    if sampling.fixed_steps and not settings.distilled:
+        raise SettingsError(
+            f"{model.name} was distilled to {sampling.steps} steps, which training undoes: what it "
+            "paints turns grey and blurred",
+            "Train on the base it was distilled from; such adapters run on it. To train on it all "
+            "the same, set `distilled`.",
+            setting="base",
+        )
+    if warn and "guidance" in settings.model_fields_set and sampling.guided != "embedded":
+        warn(f"{model.name} has no embedding of guidance: `guidance` has no effect in training")
 
 
 def find_data(

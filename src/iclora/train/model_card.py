@@ -140,7 +140,7 @@ pipeline = DiffusionPipeline.from_pretrained({json.dumps(base)}, dtype=torch.bfl
 pipeline.load_lora_weights("USER/NAME", weight_name="{ADAPTER}")
 pipeline.enable_model_cpu_offload()
 picture = pipeline(
-    {example},
+    prompt={example},
 {rest}    generator=torch.Generator().manual_seed(0),
 ).images[0]
 picture.save("{info.recipe.name}.png")"""

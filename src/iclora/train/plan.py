@@ -23,7 +23,7 @@ from iclora.settings import Precision, TrainSettings
 from iclora.train.canvases import Canvases, CanvasesOf, canvases_of_sets, find_canvases
 from iclora.train.card import GB, Card, find_card, speed_of
 from iclora.train.costs import Costs
-from iclora.train.data import RunData, find_data
+from iclora.train.data import RunData, check_base, find_data
 
 __all__ = ["Plan", "choose", "plan_run"]
 
@@ -128,12 +128,14 @@ def plan_run(
             handed on in the plan. Otherwise a `vram` in GB may stand for a card that this machine
             does not have, and the dataset and the base may still be missing.
         warn: told of everything that is odd about the sets.
-    Raises: SettingsError if nothing fits, saying by how much; ModelError, DatasetError.
+    Raises: SettingsError if nothing fits, saying by how much, or for a base that training spoils;
+        ModelError, DatasetError.
     """
     card = find_card(settings, here)
     outline = None if here else shipped_outline(settings.base)
     dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[card.dtype]
     model = load_model(str(outline or settings.base), "cpu", dtype, weights=False)
+    check_base(settings, model, warn)
     data = find_data(settings, model, warn) if here else None
     if data:
         canvases = canvases_of_sets(data.sets, data.dataset, model.grid)

@@ -21,14 +21,14 @@ from iclora.adapter.export import shared_name
 from iclora.errors import RunError, SettingsError
 from iclora.files import check_folder, is_leftover, write_text
 from iclora.files.locks import LOCK, alone
-from iclora.models.base import DiffusionModel, Sampling
+from iclora.models.base import DiffusionModel
 from iclora.models.passes import COMPILED_SHAPES
 from iclora.progress import Progress
 from iclora.sets.check import typical_layout
 from iclora.sets.recipe import Recipe, recipe_names
 from iclora.settings import TrainSettings, about, read_settings
 from iclora.train.cache import Encoded, EncodedSet, encode
-from iclora.train.data import RunData, find_data
+from iclora.train.data import RunData, check_base, find_data
 from iclora.train.folder import RunFolder
 from iclora.train.launcher import unheeded
 from iclora.train.loop import Loop, Preview, interruptible
@@ -103,6 +103,7 @@ def train(
         make_preview = make_preview if settings.shard else None
     warn, progress = warn or _silent, progress or Progress()
     _tell_processes(settings, workers, model.device.type, warn)
+    check_base(settings, model, warn)
     folder = Path(settings.out)
     check_folder(folder, "out")
     with _alone(folder) if workers.main else nullcontext():
@@ -228,9 +229,7 @@ def _holds_it(settings: TrainSettings, model: DiffusionModel) -> bool:
 
 
 def _describe(settings: TrainSettings, model: DiffusionModel, data: RunData) -> AdapterInfo:
-    # A base with a fixed number of steps says nothing about others, which may use the adapter too.
-    usual = Sampling() if model.sampling.fixed_steps else model.sampling
-    recipe = data.dataset.recipe
+    usual, recipe = model.sampling, data.dataset.recipe
     layout = typical_layout(recipe.canvas, [s.sizes for s in data.sets], model.grid)
     return AdapterInfo(
         base=model.name,
@@ -239,7 +238,8 @@ def _describe(settings: TrainSettings, model: DiffusionModel, data: RunData) -> 
         alpha=settings.alpha,
         targets=settings.targets,
         steps=0,
-        recipe=recipe.sampled(usual.steps, usual.guidance or 0.0),
+        # A base with a fixed number of steps says nothing of others, which may use the adapter too.
+        recipe=recipe if usual.fixed_steps else recipe.sampled(usual.steps, usual.guidance or 0.0),
         layout=layout,
         conditional=settings.conditional,
         isolate_given=settings.isolate_given,

@@ -8,15 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from iclora.adapter import Adapter, remove
+from iclora.adapter import Adapter, AdapterInfo, remove
 from iclora.adapter.export import export
+from iclora.errors import AdapterError, SettingsError
 from iclora.making.sampling import panel_noise
 from iclora.making.session import complete, generate
+from iclora.making.story import reroll
 from iclora.models import flow, load_model
 from iclora.progress import Progress
+from iclora.train.data import check_base
 from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, FAST, encoded, picture, stop_after, write_dataset
-from tests.making.helpers import SIZE, carry_noise, prepared, run, told
+from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ def test_completing_by_sdedit_is_diffusers_inpainting(clean, pipeline, monkeypat
     assert (pipeline._unpatchify_latents(made)[0] - other).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["sdedit", "resample", "boost", "clean"])
+@pytest.mark.parametrize("mode", ["sdedit", "resample", "boost", "clean", "reference"])
 def test_given_panels_come_back_pixel_for_pixel_in_every_mode(clean, mode):
     panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
     made = complete(clean, CAPTION, panels, **told(steps=2, mode=mode))
@@ -174,6 +177,66 @@ def test_a_whole_completion_with_kept_keys_is_the_one_without(clean, monkeypatch
     plain = run(clean, request, panels)
     for one, other in zip(kept.latents, plain.latents, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("given", "left"), [({1: 1}, (96, 128)), ({1: 1, 3: 3}, (96, 64))])
+def test_references_are_the_pipelines_and_the_canvas_is_the_panels_to_make(
+    clean, pipeline, given, left
+):
+    """Pictures in diffusers' own way, at the noise of the rest, 10 apart on their axis."""
+    panels = {number: picture(96, 64, seed) for number, seed in given.items()}
+    made = complete(clean, CAPTION, panels, seed=3, **told(steps=3, mode="reference"))
+    layout, grid = made.request.layout, 16
+    words = made.request.prompt
+    for k, number in enumerate(sorted(panels), 1):
+        words = words.replace(f"[SCENE-{number}]", f"image {k}")
+        assert made.panels[number - 1] == panels[number]
+        assert made.composite.crop(layout.boxes[number - 1].corners) == panels[number]
+    assert made.request.read == words
+    missing = [n for n in (1, 2, 3) if n not in panels]
+    noise = panel_noise(layout, made.request.seeds, grid, 128).view(12, 6, 128)
+    rows = [noise[4 * (n - 1) : 4 * n] for n in missing]
+    cells = torch.cat(rows).permute(2, 0, 1)[None]
+    other = pipeline(
+        image=[panels[n] for n in sorted(panels)],
+        prompt=words,
+        width=left[0],
+        height=left[1],
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        latents=cells,
+        output_type="latent",
+    ).images
+    norm = pipeline.vae.bn
+    deviation = (norm.running_var + pipeline.vae.config.batch_norm_eps).sqrt()
+    ours = torch.cat([made.latents[n - 1] for n in missing]) * deviation + norm.running_mean
+    ours = pipeline._unpatchify_latents(ours.permute(2, 0, 1)[None])
+    assert (ours - other).abs().max() < 1e-4
+
+
+def test_a_reference_beside_a_panel_to_make_leaves_a_narrower_canvas(clean):
+    """In a grid of panels, rows and columns that nothing is left of are not counted."""
+    labels = torch.zeros(4, 6, dtype=torch.int)
+    labels[:, :2], labels[:2, 4:] = 1, 2
+    ids = clean._position_ids((96, 64), labels.flatten()).view(4, 6, 4)
+    assert ids[:, :2, 0].unique().tolist() == [10]
+    assert ids[:2, 4:, 0].unique().tolist() == [20]
+    assert ids[1, 5].tolist() == [20, 1, 1, 0]
+    assert ids[3, 2].tolist() == [0, 3, 0, 0]
+    assert ids[3, 5].tolist() == [0, 3, 3, 0]
+
+
+def test_a_base_that_reads_no_references_says_so(tiny):
+    with pytest.raises(SettingsError, match="not trained to read pictures beside the canvas"):
+        prepared(tiny, CAPTION, given={1: picture(96, 64)}, **told(mode="reference"))
+
+
+def test_a_panel_is_made_again_around_references(clean):
+    made = generate(clean, CAPTION, **told(steps=2))
+    remove(clean)
+    other = reroll(clean, made, [2], seed=5, mode="reference")
+    assert other.request.mode == "reference"
+    assert [a == b for a, b in zip(made.panels, other.panels, strict=True)] == [True, False, True]
 
 
 # -- training -----------------------------------------------------------------------------------
@@ -266,6 +329,50 @@ def test_the_loss_is_that_of_diffusers_own_pass(clean, settings, tmp_path, pipel
             )[0]
         expected += float((v[0] - (eps - x0)).square().mean()) / 2
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_distilled_base_is_trained_only_if_that_is_said(distilled, settings):
+    base = str(distilled.folder)
+    with pytest.raises(SettingsError, match="was distilled to 4 steps, which training undoes"):
+        train(settings(base=base), distilled)
+    assert train(settings(base=base, distilled=True, steps=1), distilled).finished
+    remove(distilled)
+
+
+def test_a_guidance_that_training_does_not_read_is_said(clean, settings):
+    said = []
+    check_base(settings(guidance=2.0), clean, said.append)
+    check_base(settings(), clean, said.append)
+    assert len(said) == 1
+    assert "`guidance` has no effect in training" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("trained", "says"),
+    [
+        ("black-forest-labs/FLUX.2-klein-base-4B", "distilled kin: it runs here, in 4 steps"),
+        ("me/another", "another base than FLUX.2-klein-4B: what it makes here is a matter of luck"),
+        ("/home/me/FLUX.2-klein-4B", None),
+    ],
+)
+def test_an_adapter_of_a_base_runs_on_its_distilled_kin_and_that_is_said(distilled, trained, says):
+    info = AdapterInfo(
+        base=trained,
+        family="flux2",
+        rank=1,
+        alpha=1,
+        targets="all",
+        steps=1,
+        recipe=STORY.sampled(50, 4.0),
+        layout=STORY.canvas.to_json(),
+    )
+    request, notes = prepared(distilled, CAPTION, adapter=Adapter({}, info))
+    assert (request.steps, request.guidance) == (4, 0)
+    about = [note for note in notes if "adapter was trained on" in note]
+    assert (says in about[0]) if says else not about
+    other = Adapter({}, info.model_copy(update={"family": "flux"}))
+    with pytest.raises(AdapterError, match="of the family flux, and"):
+        prepared(distilled, CAPTION, adapter=other)
 
 
 # -- names --------------------------------------------------------------------------------------

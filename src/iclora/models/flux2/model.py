@@ -33,6 +33,12 @@ _LAYERS = (9, 18, 27)
 """Hidden states of Qwen3 that are the text, side by side: as diffusers' pipeline and Black Forest
 Labs' code take them, not its training script (diffusers #13445)."""
 
+_REFERENCE = 10
+"""What lies between two references on the axis that counts pictures."""
+
+_BASES = frozenset({"FLUX.2-klein-base-4B", "FLUX.2-klein-base-9B", "tiny-klein"})
+"""Undistilled bases. One of another size does not fit, which is said when it is put on."""
+
 _ADVICE = "Use FLUX.2-klein-base-4B or -9B, or their distilled kin, whole and in diffusers' layout."
 
 
@@ -70,6 +76,7 @@ class KleinModel(FolderModel):
     }
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
     max_text_tokens = 512
+    reads_references = True
     folders = {  # noqa: RUF012
         "text": ("text_encoder", "tokenizer"),
         "vae": ("vae",),
@@ -108,6 +115,7 @@ class KleinModel(FolderModel):
         self.sampling = Sampling(steps=50, guidance=4.0, guided="two-pass")
         if self.distilled:
             self.sampling = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
+            self.takes_adapters_of = _BASES
 
     # -- parts ----------------------------------------------------------------------------------
 
@@ -237,7 +245,7 @@ class KleinModel(FolderModel):
         unguided: Sequence[Text] | None = None,
     ) -> Tensor:
         sigma = sigma.to(self.device)
-        ids = self._position_ids(size)
+        ids = self._position_ids(size, given.references if given else None).to(self.device)
 
         def one(texts: Sequence[Text]) -> Tensor:
             prompt = self.on_device(texts)["prompt"]
@@ -259,11 +267,24 @@ class KleinModel(FolderModel):
         config = self.config("transformer")
         return int(config["num_layers"]) + int(config["num_single_layers"])
 
-    def _position_ids(self, size: tuple[int, int]) -> Tensor:
-        """(n, 4) float32: 0, row, column, 0 of every token, for the rotary embedding."""
+    def _position_ids(self, size: tuple[int, int], references: Tensor | None = None) -> Tensor:
+        """(n, 4) float32: picture, row, column, 0 of every token, for the rotary embedding.
+
+        References count their own rows and columns, as picture 10, 20 and so on; the canvas counts
+        those that are left of it.
+        """
         h, w = size[1] // self.grid, size[0] // self.grid
-        axes = (torch.arange(edge, device=self.device) for edge in (1, h, w, 1))
-        return torch.cartesian_prod(*axes).float()
+        ids = torch.cartesian_prod(*(torch.arange(edge) for edge in (1, h, w, 1))).float()
+        if references is None:
+            return ids
+        cells = ids.view(h, w, 4)
+        for number in range(int(references.max()) + 1):
+            own = (references == number).view(h, w)
+            rows, columns = own.any(1).cumsum(0) - 1, own.any(0).cumsum(0) - 1
+            counted = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).float()
+            cells[..., 0][own] = _REFERENCE * number
+            cells[..., 1:3][own] = counted[own]
+        return ids
 
     def sigmas(self, steps: int, tokens: int) -> list[float]:
         self._scheduler.set_timesteps(
