@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The whole of In-Context LoRA on the command line, verb by verb, on the tiny random base.
-# Its pictures are NOISE, for the base's weights are random; the walk is the one for FLUX.1.
+# The whole of In-Context LoRA on the command line, verb by verb, on a tiny random base.
+# Its pictures are NOISE, for the base's weights are random; the walk is the one for a true base.
 #
-#     examples/verbs.sh FOLDER
+#     examples/verbs.sh FOLDER [tiny or tiny-klein]
 set -euo pipefail
 out=${1:?give a new folder}
+base=${2:-tiny}
 here=$(cd "$(dirname "$0")" && pwd)
 if [ -e "$out" ]; then echo "$out exists; remove it first"; exit 2; fi
 mkdir -p "$out"
@@ -17,13 +18,13 @@ step "2. compose: three panels to a canvas, nothing cropped"
 iclora compose "$out/sets" --recipe film-storyboard --out "$out/data"
 
 step "3. check: every image, every caption, every token"
-iclora check "$out/data" --base tiny
+iclora check "$out/data" --base "$base"
 
 step "4. plan: what the run will take, and with which settings"
-iclora plan --base tiny --data "$out/data" --resolutions 256 384 --batch 2 --device cpu --vram 4
+iclora plan --base "$base" --data "$out/data" --resolutions 256 384 --batch 2 --device cpu --vram 4
 
 step "5. train: a rank-16 LoRA, 20 steps on a random base"
-iclora train --base tiny --data "$out/data" --out "$out/run" --steps 20 --batch 2 \
+iclora train --base "$base" --data "$out/data" --out "$out/run" --steps 20 --batch 2 \
     --resolutions 256 384 --preview-every 10 --preview-resolution 384 --no-gradient-checkpointing
 
 prompt="[MOVIE-SHOTS] A calm day at sea in flat colours follows a boat with a blue sail, \
@@ -47,8 +48,8 @@ iclora info "$out/run/adapter.safetensors"
 
 cat <<EOF
 
-Done. The tiny base is RANDOM, so $out/made holds noise beside the panel that was given;
-with --base black-forest-labs/FLUX.1-dev the same commands make pictures.
+Done. The base is RANDOM, so $out/made holds noise beside the panel that was given;
+with --base black-forest-labs/FLUX.2-klein-base-4B the same commands make pictures.
   $out/data/0001.png                 a composite
   $out/run/previews, $out/run/loss.png
   $out/made/0001, $out/made/0002     sets, panel by panel

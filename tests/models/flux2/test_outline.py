@@ -17,9 +17,11 @@ from iclora.models.flux2.model import KleinModel
 from iclora.models.flux2.outline import KleinOutline
 from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.models.quantize import quantize
-from iclora.settings import TrainSettings
+from iclora.settings import TrainSettings, read_settings
 from iclora.train.costs import Costs
+from iclora.train.plan import plan_run
 from tests.train.test_costs import measured_peak
+from tests.train.test_plan import EXAMPLES
 
 CPU = torch.device("cpu")
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
@@ -164,3 +166,14 @@ def test_encoders_are_counted_without_weights(small):
 def test_both_sizes_are_planned_for_without_a_file_of_theirs():
     for size, folder in SHIPPED.items():
         assert shipped_outline(f"black-forest-labs/FLUX.2-klein-base-{size}") == folder
+
+
+@pytest.mark.parametrize("vram", [12, 24])
+def test_the_shipped_run_files_of_klein_are_what_plan_chooses(vram):
+    """The paper's run: 4 sets, 512 to 1536 px, rank 16."""
+    path = EXAMPLES / f"klein-{vram}gb.toml"
+    told = {"base": "black-forest-labs/FLUX.2-klein-base-4B", "data": "DATA", "out": "RUN"}
+    shipped = read_settings(TrainSettings, path, {})
+    assert (shipped.batch, shipped.rank, max(shipped.resolutions)) == (4, 16, 1536)
+    found = plan_run(read_settings(TrainSettings, None, {**told, "vram": vram}), here=False)
+    assert found.run_file() == path.read_text()
