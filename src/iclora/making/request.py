@@ -123,7 +123,7 @@ class Request(Settings):
         return self
 
     @property
-    def read(self) -> str:
+    def words(self) -> str:
         """The prompt as the base reads it: in mode reference, given panels by their number there.
 
         "[SCENE-1]" becomes "image 1" if panel 1 is given, as people name pictures to such bases.

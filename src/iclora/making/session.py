@@ -72,7 +72,7 @@ class Session:
     def _read(self, request: Request) -> tuple[str, ...]:
         """The texts of a request: the prompt and, if the base has one, the unguided pass's."""
         two = self.model.sampling.guided == "two-pass"
-        return (request.read, request.negative) if two else (request.read,)
+        return (request.words, request.negative) if two else (request.words,)
 
     def make(self, asks: Sequence[Ask], together: int = 1) -> Iterator[tuple[int, GeneratedSet]]:
         """Make a set for every ask.

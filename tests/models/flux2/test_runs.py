@@ -192,7 +192,7 @@ def test_references_are_the_pipelines_and_the_canvas_is_the_panels_to_make(
         words = words.replace(f"[SCENE-{number}]", f"image {k}")
         assert made.panels[number - 1] == panels[number]
         assert made.composite.crop(layout.boxes[number - 1].corners) == panels[number]
-    assert made.request.read == words
+    assert made.request.words == words
     missing = [n for n in (1, 2, 3) if n not in panels]
     noise = panel_noise(layout, made.request.seeds, grid, 128).view(12, 6, 128)
     rows = [noise[4 * (n - 1) : 4 * n] for n in missing]
