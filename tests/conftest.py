@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -35,6 +36,12 @@ _LONG = ("test_workers.py", "test_official_set.py", "flux/test_forward.py", "tes
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, or one process waits for the other at the end."""
     items.sort(key=lambda item: not str(item.path).endswith(_LONG))
+
+
+def pytest_collection_finish() -> None:
+    """Spare what is imported from every search for garbage; runs and sessions ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
