@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,10 +11,12 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from iclora.cli.main import main
 from iclora.cli.training import recomputes_unasked
 from iclora.sets.images import open_image
 from iclora.sets.recipe import load_recipe
 from iclora.settings import TrainSettings, read_settings
+from tests import processes
 from tests.conftest import CAPTION
 
 AI_TOOLKIT = f"""
@@ -61,17 +61,13 @@ def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(clean, make_dataset, 
     longer = ["--steps", "12", "--save-every", "3", *TRAIN[2:]]
     data = ["--base", "tiny", "--data", str(make_dataset()), *longer]
     assert run("train", *data, "--out", tmp_path / "whole")[0] == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "iclora", "train", *data, "--out", str(tmp_path / "parts")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: the sums' order
-    )
+    words = ["train", *data, "--out", str(tmp_path / "parts")]
+    process = processes.start(main, tmp_path, tmp_path / "said.txt", {}, words)
     log = tmp_path / "parts" / "log.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 4):
+    while process.is_alive() and not (log.exists() and log.read_text().count("\n") >= 4):
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert not (tmp_path / "parts" / "adapter.safetensors").exists()
     assert run("train", "--resume", tmp_path / "parts")[0] == 0
     one, two = ((tmp_path / n / "adapter.safetensors").read_bytes() for n in ("whole", "parts"))

@@ -1,8 +1,6 @@
 """Several processes on one run: the same gradient, one writer, any number on resuming."""
 
 import json
-import multiprocessing
-import os
 import socket
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from iclora.sets.dataset import open_dataset
 from iclora.train.cache import encode
 from iclora.train.run import resume_settings, train
 from iclora.train.workers import PATIENCE, Workers
+from tests import processes
 from tests.conftest import write_dataset
 
 # On any free port. `--multi_gpu` is its word for several processes; `--device cpu` is ours.
@@ -96,33 +95,6 @@ def together(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-# Forked from a process that has imported torch: an import takes seconds, a fork none.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "iclora.train.run",
-        "iclora.cli.main",
-        "iclora.making.preview",
-        "torch.distributed.fsdp",
-        "diffusers.models.transformers.transformer_flux",
-        "diffusers.models.autoencoders.autoencoder_kl",
-        "transformers.models.t5.modeling_t5",
-        "transformers.models.clip.modeling_clip",
-    ]
-)
-
-
-def _be_one(run, folder, environment, said, *args):
-    """What a process of `start_all` does."""
-    os.chdir(folder)
-    os.environ.update(environment)
-    file = os.open(said, os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    torch.set_num_threads(1)
-    sys.exit(run(*args))
-
-
 def start_all(run, folder, count, *args):
     """Start processes as torchrun would, each of which calls `run` in a folder."""
     with socket.socket() as free:
@@ -138,11 +110,8 @@ def start_all(run, folder, count, *args):
             "LOCAL_WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "ICLORA_CACHE": os.environ["ICLORA_CACHE"],
         }
-        child = (run, str(folder), environment, str(said[rank]), *args)
-        running.append(FORKS.Process(target=_be_one, args=child))
-        running[-1].start()
+        running.append(processes.start(run, folder, said[rank], environment, *args))
     until = time.monotonic() + 200
     try:
         for process in running:

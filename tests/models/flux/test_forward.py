@@ -196,7 +196,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture
 def counted(monkeypatch):
     """Tracing as for a compilation, without C++; how many graphs there are so far."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     compiled.cache_clear()
     torch._dynamo.reset()
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -237,9 +237,9 @@ def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_onc
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
 def test_quantised_blocks_compile(kind, counted):
     net = quantised(kind)
-    # One block of each sort: tracing is what this test costs.
+    # One block, whose products are those of every other: tracing is what this test costs.
     net.transformer_blocks, net.single_transformer_blocks = (
-        net.transformer_blocks[:1],
+        nn.ModuleList(),
         net.single_transformer_blocks[:1],
     )
     check_compiled(with_lora(net), kind)
