@@ -172,7 +172,7 @@ def test_settings_in_backticks_are_said_as_options_and_other_words_stay():
 
 @pytest.mark.parametrize(
     "words",
-    [["--adapter", "a", "--adapter", "b"], ["--given", "1=a", "--seed", "1", "--seed", "2"]],
+    [["--prompts", "a", "--prompts", "b"], ["--given", "1=a", "--seed", "1", "--seed", "2"]],
 )
 def test_a_single_value_that_is_given_twice_is_refused(words, capsys):
     with pytest.raises(SystemExit):

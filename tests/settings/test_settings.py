@@ -176,7 +176,7 @@ def test_a_home_is_expanded_in_every_path(monkeypatch, tmp_path):
     found = settings_of(TrainSettings, {n: f"~/{n}" for n in PATHS})
     assert {getattr(found, n) for n in PATHS} == {f"{home}/{n}" for n in PATHS}
     words = {"set": "~/s", "panel": [1], "adapter": "~/a"}
-    assert settings_of(RerollSettings, words).adapter == f"{home}/a"
+    assert settings_of(RerollSettings, words).adapter == (f"{home}/a",)
     told = {"metric": ["clip:~/m"], "adapter": ["a=~/b", "~/c"], "given": ["1=~/d", "2"]}
     told = settings_of(EvaluateSettings, told)
     assert told.metric == (f"clip:{home}/m",)

@@ -1,6 +1,16 @@
-"""LoRA weights: files of iclora and other tools (`file`), layers on a base (`layers`)."""
+"""LoRA weights: files of any tool (`file`), several at once (`stack`), layers (`layers`)."""
 
 from iclora.adapter.file import Adapter, AdapterInfo, fold
 from iclora.adapter.layers import attach, lora_parameters, remove
+from iclora.adapter.stack import load_stack, stack
 
-__all__ = ["Adapter", "AdapterInfo", "attach", "fold", "lora_parameters", "remove"]
+__all__ = [
+    "Adapter",
+    "AdapterInfo",
+    "attach",
+    "fold",
+    "load_stack",
+    "lora_parameters",
+    "remove",
+    "stack",
+]

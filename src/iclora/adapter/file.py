@@ -9,7 +9,7 @@ base, recipe and layout stand in the file's metadata.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -73,6 +73,15 @@ class Adapter:
     """How that file names and scales its modules."""
     notes: tuple[str, ...] = ()
     """What a user should know of it, a sentence each."""
+    strength: float = 1.0
+    """Factor on its update."""
+    beside: tuple[Adapter, ...] = ()
+    """Further adapters whose updates are added; see `stack`."""
+
+    @property
+    def parts(self) -> tuple[Adapter, ...]:
+        """All that are added up, each alone: this one, then those beside it."""
+        return (replace(self, beside=()), *self.beside)
 
     @classmethod
     def load(cls, source: str | Path) -> Adapter:
@@ -101,11 +110,13 @@ class Adapter:
         write_bytes(path, save(tensors, {_NAME: self.info.model_dump_json()}))
 
     def apply(self, model: DiffusionModel, strength: float = 1.0) -> None:
-        """Add it to the base's denoiser, in place of any other.
+        """Add it, and what is beside it, to the base's denoiser, in place of any other.
 
+        Args:
+            strength: a further factor on all updates.
         Raises: AdapterError naming the modules the base does not have or that differ in shape.
         """
-        layers.apply(model, self.weights, strength)
+        layers.apply(model, [(part.weights, part.strength * strength) for part in self.parts])
 
 
 def fold(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from iclora.adapter.formats import fit
 from iclora.models.base import DiffusionModel
 from iclora.models.linear import check_loras
 
-__all__ = ["apply", "attach", "lora_parameters", "remove"]
+__all__ = ["Part", "apply", "attach", "lora_parameters", "remove", "stack"]
+
+Part = tuple[Mapping[str, Tensor], float]
+"""An adapter's weights and the factor on their update."""
 
 _NAME = "iclora"
 
@@ -42,29 +45,49 @@ def attach(
     return parameters
 
 
-def apply(model: DiffusionModel, weights: Mapping[str, Tensor], strength: float) -> None:
-    """Add an adapter's weights to the base's denoiser, in place of any other.
+def apply(model: DiffusionModel, parts: Sequence[Part]) -> None:
+    """Add the updates of one adapter or several to the base's denoiser, in place of any other.
 
     Args:
-        weights: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r), modules
-            by any name that `fit` knows.
-        strength: factor on the update.
+        parts: weights "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r),
+            modules by any name that `fit` knows, and their strength.
     Raises: AdapterError naming the modules the base does not have or that differ in shape; the
         base is then as it was.
     """
-    if model.applied and model.applied[0] is weights and model.applied[1] == strength:
+    before = model.applied or ()
+    same = [a[0] is b[0] and a[1] == b[1] for a, b in zip(before, parts, strict=False)]
+    if model.applied and len(before) == len(parts) and all(same):
         return
-    fitted = fit(weights, model.names, model.name)
+    fitted = [(fit(weights, model.names, model.name), strength) for weights, strength in parts]
+    # One adapter keeps its numbers; several become one LoRA, for there is one product to compute.
+    weights, strength = fitted[0] if len(fitted) == 1 else (stack(fitted), 1.0)
     remove(model)
     denoiser: Any = model.denoiser
     denoiser.load_lora_adapter(
-        {f"transformer.{key}": value for key, value in fitted.items()},
+        {f"transformer.{key}": value for key, value in weights.items()},
         prefix="transformer",
         adapter_name=_NAME,
     )
     denoiser.set_adapters([_NAME], [strength])
     check_loras(denoiser)
-    model.applied = (weights, strength)
+    model.applied = tuple(parts)
+
+
+def stack(parts: Sequence[Part]) -> dict[str, Tensor]:
+    """One LoRA whose update is the sum of several, exactly: A under A, B beside B.
+
+    Args:
+        parts: weights by the base's own modules.
+    Returns: weights, float32; the rank of a module is the sum of the ranks of those that adapt it.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for weights, strength in parts:
+        for key, value in weights.items():
+            factor = strength if ".lora_B." in key else 1.0
+            found.setdefault(key, []).append(value.float() * factor)
+    return {
+        key: torch.cat(values, dim=1 if ".lora_B." in key else 0) for key, values in found.items()
+    }
 
 
 def remove(model: DiffusionModel) -> None:

@@ -86,12 +86,12 @@ def extend(settings: ExtendSettings, console: Console) -> None:
 
     if settings.recipe:
         plan(load_recipe(settings.recipe))
-    from iclora.adapter import Adapter
+    from iclora.adapter import load_stack
     from iclora.making.asks import base_of, machine_for
     from iclora.making.request import recipe_of
     from iclora.making.story import extend as make_story
 
-    adapter = Adapter.load(settings.adapter) if settings.adapter else None
+    adapter = load_stack(settings.adapter)
     for note in adapter.notes if adapter else ():
         console.warn(note)
     plan(recipe_of(settings.recipe, adapter))

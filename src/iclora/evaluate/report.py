@@ -34,6 +34,11 @@ def write_report(setup: Setup, table: Table, facts: Mapping[str, Any]) -> None:
         arm.name: {
             "adapter": str(arm.adapter.path) if arm.adapter else None,
             "sha256": arm.adapter.sha256 if arm.adapter else "",
+            "strength": arm.adapter.strength if arm.adapter else 1.0,
+            "beside": [
+                {"adapter": str(each.path), "sha256": each.sha256, "strength": each.strength}
+                for each in (arm.adapter.beside if arm.adapter else ())
+            ],
             "mode": arm.mode,
         }
         for arm in setup.arms

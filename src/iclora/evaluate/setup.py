@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from iclora.adapter import Adapter
+from iclora.adapter import Adapter, load_stack
 from iclora.errors import SettingsError
 from iclora.making.made import GeneratedSet, holds, read_kept
 from iclora.making.request import Request, prepare
@@ -23,7 +23,7 @@ from iclora.models.base import DiffusionModel
 from iclora.sets.dataset import Dataset
 from iclora.sets.images import check_shown
 from iclora.sets.recipe import Recipe
-from iclora.settings import Mode, SampleSettings
+from iclora.settings import Mode, SampleSettings, split_strength
 
 __all__ = ["Arm", "Case", "Setup", "arms_of", "cases_of_data", "cases_of_prompts", "set_up"]
 
@@ -68,22 +68,36 @@ def arms_of(files: Sequence[str], modes: Sequence[Mode | None] = (None,)) -> lis
     """The base alone and every adapter, each in every mode.
 
     Args:
-        files: adapter files, each by its path or as NAME=PATH. Without a name an adapter is called
-            by its file, or by its folder if the file is called adapter.
+        files: adapter files, each by its path or as NAME=PATH, with =STRENGTH behind it where that
+            is not 1; several that are added up are joined by +. Without a name an adapter is
+            called by its file, or by its folder if the file is called adapter.
     Raises: AdapterError.
     """
     adapters: list[tuple[str, Adapter | None]] = [("base", None)]
     for text in files:
-        name, mark, path = text.partition("=")
-        if not mark or Path(text).exists():
-            name, path = "", text
-        file = Path(path)
-        own = file.resolve().parent.name if file.stem == "adapter" else file.stem
-        adapters.append((name or own, Adapter.load(file)))
+        name, sources = _sources(text)
+        adapters.append((name or "+".join(map(_called, sources)), load_stack(sources)))
     return [
         Arm(f"{name}, {mode}" if mode else name, adapter, mode)
         for (name, adapter), mode in product(adapters, modes or (None,))
     ]
+
+
+def _sources(text: str) -> tuple[str, list[str]]:
+    """The name, if there is one, and the files of NAME=FILE=STRENGTH+FILE and so on."""
+    name, mark, rest = text.partition("=")
+    # A=0.7 is a file with its strength, and no name with a file called 0.7.
+    begin = rest.split("+", 1)[0]
+    strong = "=" not in begin and split_strength(f"file={begin}")[1] is not None
+    if not mark or strong or Path(text).exists():
+        name, rest = "", text
+    whole = Path(split_strength(rest)[0]).exists()
+    return name, [rest] if whole else rest.split("+")
+
+
+def _called(source: str) -> str:
+    file = Path(split_strength(source)[0])
+    return file.resolve().parent.name if file.stem == "adapter" else file.stem
 
 
 def cases_of_prompts(

@@ -8,14 +8,14 @@ for number, made in Session(model).make(asks): ...
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
-from iclora.adapter import Adapter
+from iclora.adapter import Adapter, load_stack, stack
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.made import given_latents, read_latents
 from iclora.making.request import Request, check_base, prepare, recipe_of
@@ -24,7 +24,7 @@ from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
 from iclora.sets.images import open_given
 from iclora.sets.recipe import Recipe
-from iclora.settings import CompleteSettings, GenerateSettings, Machine
+from iclora.settings import CompleteSettings, GenerateSettings, Machine, split_strength
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
 
@@ -64,7 +64,7 @@ def open_sources(settings: GenerateSettings) -> Sources:
         )
     background = settings.background if isinstance(settings, CompleteSettings) else "white"
     given = open_given(files, background)
-    adapter = Adapter.load(settings.adapter) if settings.adapter else None
+    adapter = load_stack(settings.adapter)
     base = base_of(settings.base, adapter)
     prompts = [
         *settings.prompt,
@@ -206,25 +206,46 @@ def _write_ideas(
     return written
 
 
-def load_adapter_of(request: Request, path: str | None = None) -> Adapter | None:
-    """The adapter a request was made with, from its place then or from `path`.
+def load_adapter_of(request: Request, paths: Sequence[str] = ()) -> Adapter | None:
+    """The adapters a request was made with, from their places then or from `paths`.
 
-    Raises: AdapterError if it is gone or has other content.
+    Args:
+        paths: where they lie now, in any order.
+    Raises: AdapterError if one is gone or has other content; SettingsError for a strength, which
+        the request decides.
     """
-    where = path or request.adapter
-    if where is None:
-        if request.adapter_sha256:
-            raise AdapterError(
-                "this request was made with an adapter, and does not say where it lies",
-                "Set `adapter` to its file.",
-                setting="adapter",
-            )
+    told = next((path for path in paths if split_strength(path)[1] is not None), None)
+    if told:
+        raise SettingsError(
+            f"{told} names a strength, and the request decides it",
+            "Name the file alone, or make a new request.",
+            setting="adapter",
+        )
+    if not paths and not request.adapters:
         return None
-    adapter = Adapter.load(where)
-    if adapter.sha256 != request.adapter_sha256:
+    where = list(paths) or [each.file for each in request.adapters if each.file]
+    if not paths and len(where) < len(request.adapters):
         raise AdapterError(
-            f"{where} is not the adapter this request was made with",
+            "this request was made with an adapter, and does not say where it lies",
+            "Set `adapter` to its file.",
+            setting="adapter",
+        )
+    found = {str(path): Adapter.load(str(path)) for path in where}
+    by_hash = {adapter.sha256: adapter for adapter in found.values()}
+    wanted = [each.sha256 for each in request.adapters]
+    other = next((path for path, each in found.items() if each.sha256 not in wanted), None)
+    if other:
+        raise AdapterError(
+            f"{other} is not the adapter this request was made with",
             "Set `adapter` to the right file, or make a new request with this one.",
             setting="adapter",
         )
-    return adapter
+    if set(wanted) - set(by_hash):
+        raise AdapterError(
+            f"this request was made with {len(wanted)} adapters, and {len(where)} are named",
+            "Name every one by `adapter`, or none where they still lie where they did.",
+            setting="adapter",
+        )
+    return stack(
+        [replace(by_hash[each.sha256], strength=each.strength) for each in request.adapters]
+    )

@@ -143,9 +143,11 @@ class GeneratedSet:
             "Size": "{}x{}".format(*self.composite.size),
             "Model": request.base,
         }
-        if request.adapter_sha256:
-            name = Path(request.adapter or "adapter").stem
-            values["Lora hashes"] = f'"{name}: {request.adapter_sha256[:12]}"'
+        if request.adapters:
+            hashes = [
+                f"{Path(a.file or 'adapter').stem}: {a.sha256[:12]}" for a in request.adapters
+            ]
+            values["Lora hashes"] = f'"{", ".join(hashes)}"'
         lines.append(", ".join(f"{key}: {value}" for key, value in values.items()))
         return {
             "parameters": "\n".join(lines),

@@ -20,6 +20,7 @@ from iclora.adapter import Adapter
 from iclora.errors import SettingsError
 from iclora.files import digest, inside
 from iclora.files.documents import read_json
+from iclora.making.beside import Beside, describe_beside
 from iclora.making.checks import (
     Note,
     check_mode,
@@ -81,6 +82,8 @@ class Request(Settings):
     adapter_sha256: str = ""
     strength: Strength = 1.0
     """Factor on the adapter's update."""
+    beside: tuple[Beside, ...] = ()
+    """Further adapters whose updates are added."""
     recipe: str
     markers: tuple[Annotated[str, Field(max_length=200)], ...] = ()
     """The recipe's, in mode reference, where those of given panels are read as other words."""
@@ -136,14 +139,24 @@ class Request(Settings):
 
     def same_pixels(self, other: Request) -> bool:
         """True if both make the same set, whatever their base and adapter are called."""
-        mine, theirs = (each.model_dump(exclude=set(_NO_PIXELS)) for each in (self, other))
+        nameless: Any = dict.fromkeys(_NO_PIXELS, True) | {"beside": {"__all__": {"file"}}}
+        mine, theirs = (each.model_dump(exclude=nameless) for each in (self, other))
         return mine == theirs
+
+    @property
+    def adapters(self) -> tuple[Beside, ...]:
+        """All adapters that are added up, none for the base alone."""
+        if not (self.adapter_sha256 or self.beside):
+            return ()
+        first = Beside(file=self.adapter, sha256=self.adapter_sha256, strength=self.strength)
+        return (first, *self.beside)
 
     def shared(self) -> Request:
         """The same request without the folders of this machine, for files that are passed on."""
         names = {"base": self.base, "adapter": self.adapter}
         own = {n: Path(path).name for n, path in names.items() if path and Path(path).is_absolute()}
-        return self.model_copy(update=own)
+        beside = tuple(each.shared() for each in self.beside)
+        return self.model_copy(update={**own, "beside": beside})
 
     @classmethod
     def read(cls, path: str | Path) -> Request:
@@ -225,7 +238,8 @@ def prepare(
         **machine_of(model),
         "adapter": str(adapter.path) if adapter and adapter.path else None,
         "adapter_sha256": adapter.sha256 if adapter else "",
-        "strength": wish.strength,
+        "strength": wish.strength * (adapter.strength if adapter else 1.0),
+        "beside": describe_beside(adapter, wish.strength),
         "recipe": task.name,
         "markers": task.markers if mode == "reference" else (),
         "prompt": text,

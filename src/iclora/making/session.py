@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.adapter import Adapter, remove
+from iclora.adapter.layers import apply
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.made import GeneratedSet
 from iclora.making.request import Request, check_base, prepare
@@ -135,7 +136,7 @@ class Session:
         if ask.adapter is AS_IS:
             encoded = self._texts.keys() >= set(self._read(request))
             assert encoded or not self.free, "texts are encoded before the denoiser is as it is"
-        elif (ask.adapter.sha256 if ask.adapter else "") != request.adapter_sha256:
+        elif _hashes(ask.adapter) != [each.sha256 for each in request.adapters]:
             raise AdapterError(
                 "the request was made with another adapter",
                 "Use that one, or make a new request.",
@@ -199,17 +200,26 @@ def _alike(asks: Sequence[Ask]) -> list[list[int]]:
     groups: dict[Any, dict[Any, list[int]]] = {}
     for number, ask in enumerate(asks):
         r = ask.request
-        weights = ask.adapter.weights if isinstance(ask.adapter, Adapter) else ask.adapter
-        carried = (id(weights), r.strength)
+        parts = ask.adapter.parts if isinstance(ask.adapter, Adapter) else (ask.adapter,)
+        weights = [part.weights if isinstance(part, Adapter) else part for part in parts]
+        carried = (*map(id, weights), r.strength, *(each.strength for each in r.beside))
         how = (r.layout, tuple(sorted(r.given)), r.mode, r.isolate_given, r.boost, r.steps)
         more = (r.guidance, r.resample, r.resample_from)
         groups.setdefault(carried, {}).setdefault(how + more, []).append(number)
     return list(chain.from_iterable(group.values() for group in groups.values()))
 
 
+def _hashes(adapter: Adapter | None) -> list[str]:
+    """Those that requests hold: none for weights that lie in no file."""
+    known = adapter and (adapter.sha256 or adapter.beside)
+    return [part.sha256 for part in adapter.parts] if adapter and known else []
+
+
 def _use(model: DiffusionModel, ask: Ask) -> None:
     """Load the ask's adapter into the denoiser, or unload any."""
     if isinstance(ask.adapter, Adapter):
-        ask.adapter.apply(model, ask.request.strength)
+        strengths = [ask.request.strength, *(each.strength for each in ask.request.beside)]
+        weights = [part.weights for part in ask.adapter.parts]
+        apply(model, list(zip(weights, strengths, strict=True)))
     elif ask.adapter is None:
         remove(model)

@@ -79,6 +79,10 @@ def reroll(
         | machine_of(model)
         | {
             "adapter": str(adapter.path) if adapter and adapter.path else None,
+            "beside": [
+                each.model_dump() | {"file": part.path and str(part.path)}
+                for each, part in zip(old.beside, adapter.beside if adapter else (), strict=True)
+            ],
             "seeds": [
                 panel_seed(seed, n) if n in panels else before
                 for n, before in enumerate(old.seeds, 1)

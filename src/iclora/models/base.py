@@ -130,9 +130,9 @@ class DiffusionModel(ABC):
     """The number format of its weights, bf16 or fp32."""
     precision: Precision = "full"
     """The form in which the linear layers of its blocks are kept; full is as `dtype` says."""
-    applied: tuple[Mapping[str, Tensor], float] | None = None
-    """Weights and strength of the adapter that the denoiser carries, so that the same one is not
-    loaded again; None after a release or a removal."""
+    applied: tuple[tuple[Mapping[str, Tensor], float], ...] | None = None
+    """Weights and strength of the adapters that the denoiser carries, so that the same ones are
+    not loaded again; None after a release or a removal."""
     recompute: int = 0
     """Number of blocks that keep their input alone for the backward pass."""
     compiled: bool = False

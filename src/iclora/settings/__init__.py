@@ -55,6 +55,7 @@ from iclora.settings.fields import (
     Strength,
     about,
     foreign_words,
+    split_strength,
 )
 from iclora.settings.findings import nearest, problems_of
 from iclora.settings.making import (
@@ -118,5 +119,6 @@ __all__ = [
     "problems_of",
     "read_settings",
     "settings_of",
+    "split_strength",
     "verb",
 ]

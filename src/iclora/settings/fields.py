@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -14,6 +15,7 @@ __all__ = [
     "MOST_PIXELS",
     "PRECISIONS",
     "RESOLUTIONS",
+    "AdapterFiles",
     "Boost",
     "Colour",
     "Count",
@@ -46,6 +48,7 @@ __all__ = [
     "foreign_words",
     "given_panel",
     "setting",
+    "split_strength",
 ]
 
 M = TypeVar("M", bound="Settings")
@@ -213,6 +216,36 @@ def arm(text: str) -> str:
     return f"{name}={place(path)}" if equals and "/" not in name else place(text)
 
 
+def split_strength(text: str) -> tuple[str, float | None]:
+    """A file and its strength of FILE=0.7; no strength if none is written.
+
+    Raises: ValueError for a strength that is far from what adapters bear.
+    """
+    match = re.fullmatch(r"(.+)=([-+0-9.eE]+|[-+]?(?:nan|inf|infinity))", text, re.DOTALL | re.I)
+    if match is None or Path(text).exists():
+        return text, None
+    try:
+        strength = float(match[2])
+    except ValueError:
+        return text, None
+    if not -100 <= strength <= 100:
+        raise ValueError(f"{match[2]} is no strength; it must be between -100 and 100")
+    return match[1], strength
+
+
+def _weighted(text: str) -> str:
+    """FILE or FILE=STRENGTH, the file's path expanded. Raises: ValueError."""
+    path, strength = split_strength(text)
+    if not path:
+        raise ValueError("must not be empty")
+    return place(path) if strength is None else f"{place(path)}={strength:g}"
+
+
+def _several(value: Any) -> Any:
+    """(value,) of one that stands alone, as before there could be more."""
+    return (value,) if isinstance(value, str) else () if value is None else value
+
+
 def given_panel(text: str) -> str:
     """PANEL or PANEL=FILE. Raises: ValueError."""
     match = re.fullmatch(r"([1-9][0-9]?)(=(.+))?", text, re.DOTALL)
@@ -255,6 +288,9 @@ Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size), AfterValidator(_pa
 Colour = Annotated[str, AfterValidator(_colour)]
 Device = Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")]
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(place)]
+AdapterFiles = Annotated[
+    tuple[Annotated[str, AfterValidator(_weighted)], ...], BeforeValidator(_several)
+]
 GivenFiles = Annotated[dict[Panel, FilePath], BeforeValidator(_pairs)]
 PanelSeeds = Annotated[dict[Panel, Seed], BeforeValidator(_pairs)]
 Prompts = tuple[Annotated[Prompt, AfterValidator(_of_this_tool)], ...]

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from iclora.errors import SettingsError
 from iclora.settings.fields import (
+    AdapterFiles,
     Boost,
     Colour,
     Count,
@@ -139,8 +140,9 @@ class GenerateSettings(MakeSettings, OnBase, Captioning):
     """text file with one joint prompt per line"""
     idea: Prompts = setting((), decided=True)
     """one line that a captioner turns into a joint prompt; repeat for more"""
-    adapter: FilePath | None = None
-    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
+    adapter: AdapterFiles = setting((), metavar="FILE[=STRENGTH]")
+    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub; repeat for more,
+    which are added up, each with a strength of its own, as style.safetensors=0.7"""
     count: Count = setting(1, decided=True)
     """sets per prompt, with seeds one apart"""
     best_of: Count | None = setting(None, decided=True, metavar="N")
@@ -195,8 +197,9 @@ class RerollSettings(OnBase):
     """a panel to make again, counted from 1; repeat for more"""
     seed: Seed = 1
     """of its new noise"""
-    adapter: FilePath | None = None
-    """adapter file; by default the one the set was made with"""
+    adapter: AdapterFiles = setting((), metavar="FILE")
+    """adapter file; by default the one the set was made with; repeat for more, if it was made with
+    several"""
     mode: Mode | None = None
     """how the panels are made around those that stay; by default as the set was made"""
     boost: Boost | None = None
@@ -223,8 +226,9 @@ class ExtendSettings(MakeSettings, OnBase):
     background: Colour = setting("white", metavar="COLOUR")
     """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
     white, black and gray that shows the picture"""
-    adapter: FilePath | None = None
-    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
+    adapter: AdapterFiles = setting((), metavar="FILE[=STRENGTH]")
+    """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub; repeat for more,
+    which are added up, each with a strength of its own, as style.safetensors=0.7"""
     out: FilePath = "out"
     """folder for what is made"""
 
@@ -247,8 +251,11 @@ class EvaluateSettings(SampleSettings, OnBase):
     white, black and gray that shows the picture"""
     seeds: Count = 1
     """seeds per prompt, the same in every arm"""
-    adapter: tuple[Annotated[str, AfterValidator(arm)], ...] = setting((), metavar="[NAME=]FILE")
-    """adapter file; repeat for more arms"""
+    adapter: tuple[Annotated[str, AfterValidator(arm)], ...] = setting(
+        (), metavar="[NAME=]FILE[=STRENGTH][+FILE...]"
+    )
+    """an arm's adapter, or several that are added up, each with its strength, as
+    mix=a.safetensors=0.7+b.safetensors; repeat for more arms"""
     mode: tuple[Mode, ...] = ()
     """how panels are made around given ones; repeat for more arms"""
     metric: tuple[ModelName, ...] = ()
