@@ -24,6 +24,13 @@ def test_every_base_that_can_be_planned_for_passes():
         check_sizes(json.loads(path.read_text()), str(path))
 
 
+def test_all_settings_of_a_whole_flux_2_pass(klein):
+    found = sorted(klein.folder.glob("*/*config.json"))
+    assert {path.parent.name for path in found} >= {"transformer", "vae", "text_encoder"}
+    for path in found:
+        check_sizes(json.loads(path.read_text()), str(path))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -40,6 +47,9 @@ def test_every_base_that_can_be_planned_for_passes():
         ("axes_dims_rope", [16, "56", 56]),
         ("block_out_channels", []),
         ("block_out_channels", [128] * 60),
+        ("patch_size", [2, 2, 2]),
+        ("patch_size", [2, "2"]),
+        ("patch_size", []),
         ("scaling_factor", "NaN"),
         ("scaling_factor", float("nan")),
         ("model_max_length", "512"),

@@ -48,10 +48,19 @@ _RANGES = {
     "relative_attention_num_buckets": 2**16,
 }
 """The greatest number by key; the least is 1."""
-_LISTS = {"block_out_channels": 16, "axes_dims_rope": 16}
+_LISTS = {"block_out_channels": 16, "decoder_block_out_channels": 16, "axes_dims_rope": 16}
 """The most sizes of a list by key."""
+_EDGES = ("patch_size", "sample_size", "image_size")
+"""Sizes that may be a list of two, rows and columns."""
 _NUMBERS = ("shift_factor", "scaling_factor", "model_max_length", "layer_norm_eps", "rope_theta")
-_MAY_LACK = ("out_channels", "shift_factor", "scaling_factor", "sample_size", "model_max_length")
+_MAY_LACK = (
+    "out_channels",
+    "decoder_block_out_channels",
+    "shift_factor",
+    "scaling_factor",
+    "sample_size",
+    "model_max_length",
+)
 """May be null."""
 
 
@@ -67,7 +76,8 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
         if value is None and key in _MAY_LACK:
             continue
         why = ""
-        if key in _RANGES and not _is_size(value, _RANGES[key]):
+        edges = value if key in _EDGES and isinstance(value, list) and len(value) == 2 else [value]
+        if key in _RANGES and not all(_is_size(edge, _RANGES[key]) for edge in edges):
             why = f"a whole number from 1 to {_RANGES[key]:,}"
         elif key in _LISTS and not (
             isinstance(value, list)
