@@ -47,6 +47,14 @@ def test_a_run_killed_between_checkpoints_takes_the_lost_steps_again(clean, conf
     assert [json.loads(r)["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_plot_that_a_kill_kept_back_is_drawn_by_the_next_run(clean, config, monkeypatch):
+    train(config("whole"), clean)
+    drawn = []
+    monkeypatch.setattr("iclora.train.folder.plot_loss", lambda *how: drawn.append(how[1]))
+    train(config("whole"), clean, resume=True)
+    assert drawn == [[1, 2, 3, 4, 5, 6]]
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(clean, config):
     whole = train(config("whole"), clean)
     train(config("parts"), clean, progress=stop_after(5))

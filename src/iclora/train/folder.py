@@ -187,6 +187,7 @@ class RunFolder:
                 )
             if main:
                 self._cut(state.step, warn)
+                self.plot()  # The kill may have come just before.
             return True
         warn(f"{self.path} holds no whole checkpoint; starting from step 0")
         if main:
