@@ -90,3 +90,17 @@ def test_evaluate_says_what_is_wrong_before_it_makes_anything(clean, words, says
     assert status == 2
     assert says in err
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_asks_what_an_adapter_leaves_of_the_base(lora, tmp_path, run):
+    (tmp_path / "pictures.txt").write_text("A tree.\n# a comment\nA boat.\n")
+    words = ["evaluate", "--adapter", lora, "--knowledge", tmp_path / "pictures.txt"]
+    words += ["--size", "64x64", "--steps", 1, "--out", tmp_path / "out"]
+    status, out, err = run(*words)
+    assert status == 0
+    assert "1 comment line left out" in err
+    assert "2 sets by each of: base; run at 0; run at 0.5; run at 1" in out
+    assert re.search(r"pixels distance\n  base +-\n  run at 0 +0.000 \(0.000 to 0.000\)\n", out)
+    status, _, err = run(*words, "--prompt", CAPTION)
+    assert status == 2
+    assert "leave it out beside `knowledge`" in err or "beside --knowledge" in err

@@ -265,7 +265,7 @@ def test_a_canvas_is_resized_to_exactly_what_was_asked_or_refused():
     free = Layout.free([(0, 0, 100, 100), (100, 0, 100, 100)], 200, 100)
     assert free.resized(256, 128, 16).sizes == ((128, 128), (128, 128))
     assert free.resized(256, 256, 16).sizes == ((128, 256), (128, 256))
-    with pytest.raises(LayoutError, match="too small for these boxes"):
+    with pytest.raises(LayoutError, match="too small for boxes"):
         free.resized(16, 256, 16)
 
 

@@ -22,6 +22,7 @@ __all__ = ["evaluate"]
 def evaluate(settings: EvaluateSettings, console: Console) -> None:
     """Measure what a base and adapters make of the same prompts and seeds, side by side."""
     check_at_once(settings, console)
+    from iclora.evaluate.knowledge import STRENGTHS, at_strengths
     from iclora.evaluate.report import as_text
     from iclora.evaluate.run import evaluate as run_evaluation
     from iclora.evaluate.setup import arms_of, set_up
@@ -29,7 +30,9 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
 
     arms = arms_of(settings.adapter, settings.mode or (None,))
     base = base_of(settings.base, *(arm.adapter for arm in arms))
-    recipe, cases = _cases(settings, arms)
+    if strengths := settings.strengths or (STRENGTHS if settings.knowledge else ()):
+        arms = at_strengths(arms, strengths)
+    recipe, cases = _from_outside(settings) if settings.knowledge else _cases(settings, arms)
     metrics = [
         open_metric(name, settings.model_device, settings.api, recipe) for name in settings.metric
     ]
@@ -57,6 +60,15 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
     console.say(
         f"\n{as_text(setup, table)}\n\nwrote {setup.out / 'report.html'}; open it in a browser"
     )
+
+
+def _from_outside(settings: EvaluateSettings) -> tuple[Recipe, list[Case]]:
+    """The cases of prompts from outside the adapters' task, and the first one's recipe."""
+    from iclora.evaluate.knowledge import cases_from_outside, read_outside
+
+    prompts = read_outside(settings.knowledge, settings.size)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    return next(iter(prompts.values()))[0], cases_from_outside(prompts, seeds)
 
 
 def _cases(settings: EvaluateSettings, arms: list[Arm]) -> tuple[Recipe, list[Case]]:

@@ -177,6 +177,9 @@ def check_at_once(settings: GenerateSettings | EvaluateSettings, console: Consol
         prompts += read.lines
         for note in read.notes:
             console.warn(note)
+    for text in settings.knowledge if isinstance(settings, EvaluateSettings) else ():
+        for note in read_prompts(text.rpartition("=")[2], "knowledge").notes:
+            console.warn(note)
     if isinstance(settings, GenerateSettings):
         settings.check_decided()
         if settings.request:

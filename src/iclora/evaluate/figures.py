@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from iclora.evaluate.intervals import Estimate, bootstrap, compare
@@ -29,6 +30,8 @@ class Row:
     """By arm."""
     groups: dict[str, str] = field(default_factory=dict)
     """Which prompt each key belongs to."""
+    recipe: str = ""
+    """The recipe whose sets alone it is of, where prompts are of several."""
 
     def estimate(self, arm: str) -> Estimate | None:
         """The arm's mean; None if nothing could be measured."""
@@ -51,16 +54,34 @@ class Table:
     sources: dict[str, str] = field(default_factory=dict)
     """What stands behind each metric."""
 
-    def add(self, figure: str, meaning: str, arm: str, key: str, group: str, value: float) -> None:
-        """Enter one value."""
-        row = self.rows.setdefault(figure, Row(figure, meaning))
-        row.values.setdefault(arm, {})[key] = value
-        row.groups[key] = group
+    def add(
+        self,
+        figure: str,
+        meaning: str,
+        arm: str,
+        key: str,
+        group: str,
+        value: float,
+        recipe: str = "",
+    ) -> None:
+        """Enter one value; with a recipe, into that recipe's own row as well."""
+        name = f"{figure}, {recipe}"
+        for row in (Row(figure, meaning), Row(name, meaning, recipe=recipe))[: 1 + bool(recipe)]:
+            kept = self.rows.setdefault(row.name, row)
+            kept.values.setdefault(arm, {})[key] = value
+            kept.groups[key] = group
+
+    def ordered(self) -> list[Row]:
+        """All rows, those of one recipe last."""
+        names = list(dict.fromkeys(row.recipe for row in self.rows.values()))
+        return sorted(
+            self.rows.values(), key=lambda row: (row.recipe != "", names.index(row.recipe))
+        )
 
     def to_json(self, first: str) -> dict[str, Any]:
         """Estimates, differences to the first arm, and every single value."""
         found: dict[str, Any] = {}
-        for row in self.rows.values():
+        for row in self.ordered():
             arms = {}
             for arm in row.values:
                 mean = row.estimate(arm)
@@ -84,7 +105,8 @@ def measure(
 ) -> Table:
     """Measure every set of every arm.
 
-    Sets are read again for every metric, so that few are in memory at once.
+    Sets are read again for every metric, so that few are in memory at once. Those of prompts from
+    outside a task are also set beside the first arm's, and their figures stand apart by recipe.
 
     Args:
         sets: by arm, what reads them from the first on, one per case.
@@ -93,13 +115,21 @@ def measure(
     Raises: SettingsError if a metric cannot go on.
     """
     table = Table()
+    outside = any(case.recipe for case in cases)
+    own = {case.name: case.recipe.name if case.recipe else "" for case in cases}
+    recipes = own if len(set(own.values())) > 1 else {}
+    first = next(iter(sets), "")
     for label, metric in _labels(metrics).items():
         table.sources[label] = metric.source
         for count, (arm, read) in enumerate(sets.items(), 1):
-            for key, group, figures in _figures(metric, cases, read()):
+            found = _figures(metric, cases, read())
+            if outside and arm != first:
+                found = chain(found, _beside(metric, cases, read(), sets[first]()))
+            for key, group, figures in found:
                 for name, value in figures.items():
                     meaning = metric.figures.get(name, "")
-                    table.add(f"{label} {name}", meaning, arm, key, group, value)
+                    of = recipes.get(group, "")
+                    table.add(f"{label} {name}", meaning, arm, key, group, value, of)
             if progress:
                 progress(f"measuring {label}", count, len(sets))
         table.notes += [note for note in metric.notes if note not in table.notes]
@@ -139,6 +169,15 @@ def _figures(
             if len(seeds) > 1:
                 yield case.name, case.name, metric.across_seeds(seeds)
             del seeds
+
+
+def _beside(
+    metric: Metric, cases: Sequence[Case], sets: Iterable[Made], first: Iterable[Made]
+) -> Iterator[tuple[str, str, Figures]]:
+    """Figures of each case beside the first arm's set of it."""
+    pairs = zip(sets, first, strict=True)
+    for case, figures in zip(cases, metric.beside(pairs), strict=True):
+        yield case.key, case.name, figures
 
 
 def _labels(metrics: Sequence[Metric]) -> dict[str, Metric]:

@@ -66,7 +66,8 @@ def read_sets(setup: Setup, arm: Arm) -> Iterator[Made]:
     Raises: SettingsError, ImageError if a set is missing or damaged.
     """
     for number, case in enumerate(setup.cases):
-        yield to_made(GeneratedSet.load(setup.folder(arm, number)), setup.recipe, case.given)
+        made = GeneratedSet.load(setup.folder(arm, number))
+        yield to_made(made, setup.recipe_of(case), case.given)
 
 
 def to_made(
@@ -80,7 +81,9 @@ def to_made(
     if given is None:
         given = {n: made.panels[n - 1] for n in made.request.given}
     texts: tuple[str, ...] = ()
-    if all(marker in made.request.prompt for marker in recipe.markers):
+    if not recipe.markers:
+        texts = (made.request.prompt,)
+    elif all(marker in made.request.prompt for marker in recipe.markers):
         texts = recipe.parse(made.request.prompt).words
     return Made(recipe, made.request.layout, made.composite, made.panels, texts, given)
 

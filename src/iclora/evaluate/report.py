@@ -58,10 +58,12 @@ def write_report(setup: Setup, table: Table, facts: Mapping[str, Any]) -> None:
 
 
 def as_text(setup: Setup, table: Table) -> str:
-    """The table for a terminal: a block per figure, a line per arm."""
+    """The table for a terminal: a block per figure, a line per arm; recipes are not told apart."""
     first, lines = setup.arms[0].name, []
     wide = max(len(arm.name) for arm in setup.arms)
-    for row in table.rows.values():
+    for row in table.ordered():
+        if row.recipe:
+            continue
         lines.append(row.name)
         for arm in setup.arms:
             less = None if arm.name == first else row.difference(arm.name, first)
@@ -79,11 +81,12 @@ def _page(setup: Setup, table: Table, facts: Mapping[str, Any]) -> str:
             "meaning": row.meaning,
             "cells": [_cell(row, arm.name, first) for arm in setup.arms],
         }
-        for row in table.rows.values()
+        for row in table.ordered()
     ]
     return render(
         "report",
-        recipe=setup.recipe.name,
+        recipe=facts["recipe"],
+        outside=setup.outside,
         arms=[arm.name for arm in setup.arms],
         count=count,
         prompts=len({case.name for case in setup.cases}),

@@ -45,7 +45,8 @@ def evaluate(
         judge cannot go on.
     """
     for metric in metrics:
-        metric.check(setup.recipe)
+        for recipe in setup.recipes:
+            metric.check(recipe)
     with alone(setup.out / LOCK, setup.out, partial(SettingsError, setting="out")):
         return _evaluate(model, setup, metrics, together, progress, warn)
 
@@ -77,12 +78,13 @@ def _evaluate(
 
 
 def _facts(model: DiffusionModel, setup: Setup) -> dict[str, Any]:
-    first = setup.requests[setup.arms[0].name][0]
+    requests = setup.requests[setup.arms[0].name]
+    first = requests[0]
     seeds = list(dict.fromkeys(case.seed for case in setup.cases))
     return {
         "base": model.name,
-        "recipe": setup.recipe.name,
-        "canvas": "{}x{}".format(*first.layout.size),
+        "recipe": ", ".join(recipe.name for recipe in setup.recipes),
+        "canvas": ", ".join(dict.fromkeys("{}x{}".format(*r.layout.size) for r in requests)),
         "steps": first.steps,
         "guidance": first.guidance,
         "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}",

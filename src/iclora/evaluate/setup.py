@@ -58,6 +58,9 @@ class Case:
     seed: int
     given: Mapping[int, Image.Image] = field(default_factory=dict)
     """Given panels by number, counted from 1."""
+    recipe: Recipe | None = None
+    """What it is a set of, if that is not the evaluation's own: a prompt from outside, painted on
+    this recipe's canvas."""
 
     @property
     def key(self) -> str:
@@ -141,6 +144,7 @@ class Setup:
     """Everything that will be made and measured, checked in full."""
 
     recipe: Recipe
+    """Of the cases that have none of their own."""
     arms: tuple[Arm, ...]
     """All are compared with the first."""
     cases: tuple[Case, ...]
@@ -148,6 +152,20 @@ class Setup:
     """By arm, one per case."""
     out: Path
     notes: tuple[str, ...]
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """All that cases are of, in their order."""
+        return list({r.name: r for r in map(self.recipe_of, self.cases)}.values())
+
+    @property
+    def outside(self) -> bool:
+        """Whether prompts come from outside a task, so that sets are compared with the base's."""
+        return any(case.recipe for case in self.cases)
+
+    def recipe_of(self, case: Case) -> Recipe:
+        """What the case is a set of."""
+        return case.recipe or self.recipe
 
     def folder(self, arm: Arm, number: int) -> Path:
         """The folder of an arm's set for case `number`, from 0."""
@@ -179,9 +197,10 @@ def set_up(
     """Turn arms and cases into requests; nothing is computed.
 
     All arms paint a case on the same canvas from the same noise: the first adapter's canvas, if
-    there is one.
+    there is one of the case's recipe.
 
     Args:
+        recipe: of the cases that have none of their own.
         out: a new folder, or one that a stopped evaluation of the same setup left.
         settings: how sets are sampled; the seed is each case's own.
     Raises: SettingsError, CaptionError, LayoutError; SettingsError if `out` holds other sets.
@@ -192,13 +211,14 @@ def set_up(
     notes = _notes_of_adapters(arms)
     requests: dict[str, list[Request]] = {arm.name: [] for arm in arms}
     for case in cases:
-        wish = settings.wish(case.prompt, seed=case.seed)
-        first, _ = prepare(model, wish, recipe=recipe, adapter=shaping, given=case.given)
+        of, own = (case.recipe, {"size": None}) if case.recipe else (recipe, {})
+        wish = settings.wish(case.prompt, seed=case.seed, **own)
+        first, _ = prepare(model, wish, recipe=of, adapter=shaping, given=case.given)
         for arm in arms:
             request, said = prepare(
                 model,
-                settings.wish(case.prompt, seed=case.seed, mode=arm.mode, **arm.own),
-                recipe=recipe,
+                settings.wish(case.prompt, seed=case.seed, mode=arm.mode, **own, **arm.own),
+                recipe=of,
                 adapter=arm.adapter,
                 layout=first.layout,
                 given=case.given,

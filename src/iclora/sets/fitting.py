@@ -19,6 +19,7 @@ __all__ = [
     "fit_edges",
     "fit_rows",
     "place_edges",
+    "ranks",
     "rows_around",
     "shares",
     "stack",
@@ -251,3 +252,9 @@ def check_canvas(rows: Sequence[int], width: int, height: int, grid: int) -> Non
             f"of at least {grid} px",
             "Use a larger canvas.",
         )
+
+
+def ranks(spans: Sequence[Size], whole: int) -> list[Size]:
+    """The order of every span's ends among all ends, which sizes do not change."""
+    ends = sorted({0, whole, *(end for span in spans for end in span)})
+    return [(ends.index(a), ends.index(b)) for a, b in spans]

@@ -26,6 +26,7 @@ from iclora.sets.fitting import (
     fit_edges,
     fit_rows,
     place_edges,
+    ranks,
     rows_around,
     shares,
     stack,
@@ -108,7 +109,7 @@ class Layout(BaseModel):
     def _checked(self) -> Layout:
         """This layout. Raises: LayoutError if no set can lie on it."""
         n = len(self.boxes)
-        if not 2 <= n <= _MOST_PANELS:
+        if not 2 <= n <= _MOST_PANELS and not self.single:
             raise LayoutError(
                 f"a layout of {n} panel{'s' * (n != 1)}; a set has 2 to {_MOST_PANELS}",
                 "Add or remove panels.",
@@ -194,6 +195,11 @@ class Layout(BaseModel):
     @property
     def panels(self) -> int:
         return len(self.boxes)
+
+    @property
+    def single(self) -> bool:
+        """Whether it is no set's but a single picture's: one panel that fills its canvas."""
+        return self.boxes == (Box(0, 0, self.width, self.height),) and not self.per_row
 
     @property
     def size(self) -> Size:
@@ -321,8 +327,7 @@ class Layout(BaseModel):
         down = place_edges([(b.top, b.bottom) for b in self.boxes], self.height, height, grid)
         if across is None or down is None:
             raise LayoutError(
-                f"a canvas of {width}x{height} px is too small for these boxes of at least "
-                f"{grid} px",
+                f"a canvas of {width}x{height} px is too small for boxes of at least {grid} px",
                 "Use a larger canvas.",
             )
         return self._moved(across, down)
@@ -370,14 +375,9 @@ class Layout(BaseModel):
             ) from error
 
 
-def _ranks(layout: Layout) -> list[tuple[int, ...]]:
-    """The order of every edge of every box among all edges, which sizes do not change."""
-    xs = sorted({0, layout.width, *(x for b in layout.boxes for x in (b.left, b.right))})
-    ys = sorted({0, layout.height, *(y for b in layout.boxes for y in (b.top, b.bottom))})
-    return [
-        (xs.index(b.left), ys.index(b.top), xs.index(b.right), ys.index(b.bottom))
-        for b in layout.boxes
-    ]
+def _ranks(layout: Layout) -> tuple[list[Size], list[Size]]:
+    across = ranks([(b.left, b.right) for b in layout.boxes], layout.width)
+    return across, ranks([(b.top, b.bottom) for b in layout.boxes], layout.height)
 
 
 def token_mask(layout: Layout, panels: Collection[int], grid: int = GRID) -> NDArray[np.bool_]:

@@ -73,7 +73,7 @@ class Recipe(_Frozen):
     prefix: str = ""
     """Task tag every caption begins with, such as "[MOVIE-SHOTS]"; may be empty."""
     markers: tuple[str, ...]
-    """One per panel in reading order, such as "[SCENE-1]"."""
+    """One per panel in reading order, such as "[SCENE-1]"; none for a single picture."""
     instruction: str
     """The instruction for a vision-language model that captions a set of this task."""
     example: str
@@ -88,9 +88,10 @@ class Recipe(_Frozen):
     def _fits_together(self) -> Recipe:
         try:
             panels = self.canvas.panels
-            if len(self.markers) != panels:
+            # A single picture's words are all its own.
+            if len(self.markers) != (0 if self.canvas.single else panels):
                 raise ValueError(f"{len(self.markers)} markers for {panels} panels")
-            if len(set(self.markers)) != panels:
+            if len(set(self.markers)) != len(self.markers):
                 raise ValueError("two panels have the same marker")
             for marker in self.markers:
                 if not re.fullmatch(r"\[[^\[\]\s]+\]", marker):
@@ -128,7 +129,14 @@ class Recipe(_Frozen):
                 f'"{text.strip()[:30]}"',
                 f"Put {self.prefix} in front.",
             )
-        return JointCaption.parse(text, self.markers)
+        if self.markers:
+            return JointCaption.parse(text, self.markers)
+        if has_markers(text, ()):
+            raise CaptionError(
+                f'a single picture is asked for, and the prompt names panels: "{text[:40]}"',
+                "Name the recipe of the set, or leave the markers out.",
+            )
+        return JointCaption(text, (), ())
 
     def prompt(self, text: str) -> tuple[str, list[str]]:
         """A user's prompt made ready for the base, and what had to be done or said about it.
@@ -147,7 +155,7 @@ class Recipe(_Frozen):
             notes.append(f"put {self.prefix} in front of the prompt, as in training")
         if has_markers(text, self.markers):
             self.parse(text)
-        else:
+        elif self.markers:
             notes.append(
                 f"the prompt has no panel markers ({' '.join(self.markers)}), so every panel is "
                 f"told the same; see `iclora recipes {self.name}` for the form"
@@ -186,12 +194,17 @@ def meant(name: str) -> str:
 def read_recipe(text: str, source: str) -> Recipe:
     """A recipe from TOML text; `source` names it in errors. Raises: RecipeError."""
     try:
-        return Recipe.model_validate(_tuples(parse_toml(text, f"recipe {source}", RecipeError)))
+        found = Recipe.model_validate(_tuples(parse_toml(text, f"recipe {source}", RecipeError)))
     except ValidationError as error:
         raise RecipeError(
             f"recipe {source} does not fit together: {problems_of(error)}",
             "Compare it with the recipes that ship with iclora, in its folder recipes/.",
         ) from error
+    if found.canvas.single:
+        raise RecipeError(
+            f"recipe {source} is of a single picture; a set has 2 to 9 panels", "Add a panel."
+        )
+    return found
 
 
 def _tuples(value: Any) -> Any:

@@ -47,6 +47,7 @@ __all__ = [
     "arm",
     "foreign_words",
     "given_panel",
+    "outside",
     "setting",
     "split_strength",
 ]
@@ -244,6 +245,12 @@ def _weighted(text: str) -> str:
 def _several(value: Any) -> Any:
     """(value,) of one that stands alone, as before there could be more."""
     return (value,) if isinstance(value, str) else () if value is None else value
+
+
+def outside(text: str) -> str:
+    """RECIPE=~/file with paths expanded, or a file alone. Raises: ValueError."""
+    recipe, equals, path = text.rpartition("=")
+    return f"{place(recipe)}={place(path)}" if equals and recipe else place(path)
 
 
 def given_panel(text: str) -> str:

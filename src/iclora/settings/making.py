@@ -33,6 +33,7 @@ from iclora.settings.fields import (
     about,
     arm,
     given_panel,
+    outside,
     setting,
 )
 from iclora.settings.reading import settings_of
@@ -246,6 +247,14 @@ class EvaluateSettings(SampleSettings, OnBase):
         (), also=("known",), metavar="PANEL[=FILE]"
     )
     """a given panel, counted from 1: of each set of `data`, or a file; repeat for more"""
+    knowledge: tuple[Annotated[str, AfterValidator(outside)], ...] = setting(
+        (), metavar="[RECIPE=]FILE"
+    )
+    """what adapters leave of the base: text file with prompts from outside their task, of single
+    pictures (of `size`) or of another recipe, a name or TOML path; repeat for more recipes"""
+    strengths: tuple[Strength, ...] = ()
+    """factor on every adapter's update; repeat for more arms; by default `strength`, with
+    `knowledge` 0, 0.5 and 1"""
     background: Colour = setting("white", metavar="COLOUR")
     """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
     white, black and gray that shows the picture"""
@@ -270,3 +279,15 @@ class EvaluateSettings(SampleSettings, OnBase):
     """sets in one batch"""
     out: FilePath = "evaluation"
     """folder for what is made"""
+
+    @model_validator(mode="after")
+    def _prompts_from_one_place(self) -> EvaluateSettings:
+        names = ("prompt", "prompts", "data", "given", "recipe", "mode")
+        beside = [name for name in names if getattr(self, name)]
+        if self.knowledge and beside:
+            raise ValueError(f"`{beside[0]}`: leave it out beside `knowledge`")
+        if self.strengths and "strength" in self.model_fields_set:
+            raise ValueError("`strength`: leave it out beside `strengths`")
+        if len(set(self.strengths)) < len(self.strengths):
+            raise ValueError("`strengths`: give each once")
+        return self

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from iclora.errors import SettingsError
 from iclora.evaluate.metrics.base import Figures, Made, Metric
@@ -14,9 +14,9 @@ from iclora.sets.recipe import Recipe
 from iclora.toyland.judge import agreement, diversity, read, stated_right
 from iclora.toyland.tasks import TASKS, Task
 from iclora.toyland.wording import traits_said
-from iclora.toyland.world import IDENTITY, TRAITS
+from iclora.toyland.world import IDENTITY, TOPICS, TRAITS
 
-__all__ = ["Toyland", "open_toyland"]
+__all__ = ["Toyland", "open_toyland", "topic_of"]
 
 
 class Toyland(Metric):
@@ -31,7 +31,11 @@ class Toyland(Metric):
         "same all": "share of sets whose panels agree in all they should share",
         "carried all": "share of made panels with all of a given panel's identity",
         "carried all but pose": "the same without the pose, which toyland's base cannot copy",
-        "diversity": "share of the identity in which the first made panel differs between seeds",
+        "diversity": "share of the identity in which the first made panel differs between seeds; "
+        "of a single picture the part that its words leave open",
+        "as told": "share of all traits that made panels are told and show; style and weather are "
+        "taken as told",
+        "as the first": "share of the traits that the judge reads alike in the first arm's panel",
         **{f"same {t}": f"share of sets whose panels agree in {t}" for t in TRAITS},
         **{f"carried {t}": f"share of made panels with a given panel's {t}" for t in TRAITS},
         **{f"stated {t}": f"share of made panels that show the {t} they are told" for t in TRAITS},
@@ -41,7 +45,7 @@ class Toyland(Metric):
         super().__init__("toyland's judge, which reads the truth from pixels")
 
     def check(self, recipe: Recipe) -> None:
-        if recipe.name not in TASKS:
+        if recipe.name not in TASKS and not recipe.canvas.single:
             raise SettingsError(
                 f'toyland has no sets of the recipe "{recipe.name}"',
                 f"It knows {', '.join(TASKS)}.",
@@ -49,24 +53,42 @@ class Toyland(Metric):
 
     def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         for made in sets:
-            task = TASKS[made.recipe.name]
-            seen = [_read(panel, task, n) for n, panel in enumerate(made.panels)]
-            same = agreement(seen, task.relation)
-            figures = {f"same {trait}": float(value) for trait, value in same.items()}
+            seen, figures = _read_all(made), {}
+            task = None if made.layout.single else TASKS[made.recipe.name]
+            if task:
+                same = agreement(seen, task.relation)
+                figures = {f"same {trait}": float(value) for trait, value in same.items()}
             if made.words:
-                said = [traits_said(made.words[n], task.topic) for n in made.own]
+                said = [traits_said(made.words[n], _topic(made)) for n in made.own]
                 right = stated_right(said, [seen[n] for n in made.own])
                 figures |= {f"stated {t}": float(np.mean(v)) for t, v in right.items()}
-            if made.given:
+                marks = [m for t, v in right.items() if t not in _TAKEN for m in v]
+                if marks:
+                    figures["as told"] = float(np.mean(marks))
+            if task and made.given:
                 truth = seen[min(made.given) - 1]
                 carried = _carried(task, truth, [seen[n] for n in made.own])
                 figures |= {f"carried {t}": float(np.mean(v)) for t, v in carried.items()}
             yield figures
 
     def across_seeds(self, sets: Sequence[Made]) -> Figures:
-        task, panel = TASKS[sets[0].recipe.name], sets[0].own[0]
-        seen = [_read(made.panels[panel], task, panel) for made in sets]
-        return {"diversity": diversity(seen, IDENTITY[task.topic])}
+        first = sets[0]
+        topic, panel = _topic(first), first.own[0]
+        told = traits_said(first.words[0], topic) if first.layout.single else ()
+        free = [trait for trait in IDENTITY[topic] if trait not in told]
+        if not free:
+            return {}
+        return {"diversity": diversity([_read_all(made)[panel] for made in sets], free)}
+
+    def beside(self, pairs: Iterable[tuple[Made, Made]]) -> Iterator[Figures]:
+        for made, first in pairs:
+            one, other = _read_all(made), _read_all(first)
+            read = [t for t in TOPICS[_topic(made)] if t not in _TAKEN]
+            yield {
+                "as the first": float(
+                    np.mean([one[n][t] == other[n][t] for n in made.own for t in read])
+                )
+            }
 
 
 def open_toyland(model: str, device: str, url: str | None) -> Toyland:
@@ -75,10 +97,40 @@ def open_toyland(model: str, device: str, url: str | None) -> Toyland:
     return Toyland()
 
 
-def _read(panel: Image.Image, task: Task, number: int) -> dict[str, str]:
-    """What the judge sees; style and weather are taken as the task has them."""
-    fixed = task.fixed[number]
-    return read(panel, task.topic, **{k: v for k, v in fixed.items() if k in ("style", "weather")})
+_TAKEN = ("style", "weather")
+"""Traits that the judge does not read but takes as the task has them, or as the words say."""
+
+
+_NOUNS = {"emblem": "logo", "letter": "letter", "slide": "slide", "room": "room"}
+
+
+def topic_of(text: str) -> str:
+    """What the words of a single picture are about: the topic of which they say most."""
+
+    def said(topic: str) -> int:
+        noun = topic in _NOUNS and re.search(rf"\b{_NOUNS[topic]}\b", text)
+        return len(traits_said(text, topic)) + bool(noun)
+
+    return max(TOPICS, key=said)
+
+
+def _topic(made: Made) -> str:
+    if made.layout.single:
+        return topic_of(made.words[0])
+    return TASKS[made.recipe.name].topic
+
+
+def _read_all(made: Made) -> list[dict[str, str]]:
+    """What the judge sees in every panel."""
+    topic = _topic(made)
+    if made.layout.single:
+        fixed: Sequence[Mapping[str, str]] = [traits_said(made.words[0], topic)]
+    else:
+        fixed = TASKS[made.recipe.name].fixed
+    return [
+        read(panel, topic, **{k: v for k, v in own.items() if k in _TAKEN})
+        for panel, own in zip(made.panels, fixed, strict=True)
+    ]
 
 
 def _carried(

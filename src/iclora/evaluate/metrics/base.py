@@ -75,6 +75,14 @@ class Metric(ABC):
         del sets
         return {}
 
+    def beside(self, pairs: Iterable[tuple[Made, Made]]) -> Iterator[Figures]:
+        """Figures of each set beside the first arm's of the same words and noise, in order.
+
+        None by default. Measured for prompts from outside a task.
+        """
+        for _ in pairs:
+            yield {}
+
 
 def made_pairs(made: Made) -> list[tuple[int, int]]:
     """Pairs of panels, from 0, at least one of which the base made."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
 
-from iclora.errors import CaptionError
+from iclora.errors import CaptionError, SettingsError
 from iclora.evaluate.metrics.base import Figures, Made, Metric
+from iclora.sets.recipe import Recipe
 from iclora.vlm import VisionModel, load_vision_model
 from iclora.vlm.answers import clean, final_words, find_object
 from iclora.vlm.asking import shrink
@@ -105,6 +106,14 @@ class Judge(Metric):
         super().__init__(captioner.name)
         self.notes += captioner.notices
         self._captioner = captioner
+
+    def check(self, recipe: Recipe) -> None:
+        if recipe.canvas.single:
+            raise SettingsError(
+                "a judge compares the panels of a set, and single pictures are asked for",
+                "Use another `metric`, or leave single pictures out of `knowledge`.",
+                setting="metric",
+            )
 
     def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         """Raises: VisionModelError if no set can be judged any more."""

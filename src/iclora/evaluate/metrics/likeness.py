@@ -29,6 +29,7 @@ Rows = NDArray[np.float32]
 _TOGETHER = 16
 """Pictures or texts in one pass."""
 _CONSISTENCY = "mean likeness of two panels of a set, at least one of them made"
+_BESIDE = "mean likeness of a made panel with the first arm's, from the same words and noise"
 _DIVERSITY = (
     "mean unlikeness of the same panel under different seeds; sets that are all alike have none, "
     "however consistent"
@@ -59,13 +60,21 @@ class Likeness(Metric):
             yield self._of_set(made)
 
     def _of_set(self, made: Made) -> Figures:
+        pairs = made_pairs(made)
+        if not pairs:
+            return {}
         rows = self.pictures(made.panels)
         likeness = rows @ rows.T
-        return {"consistency": float(np.mean([likeness[p] for p in made_pairs(made)]))}
+        return {"consistency": float(np.mean([likeness[p] for p in pairs]))}
 
     def across_seeds(self, sets: Sequence[Made]) -> Figures:
         rows = [self.pictures(made.panels) for made in sets]
         return {"diversity": spread(sets, lambda a, b, n: 1 - float(rows[a][n] @ rows[b][n]))}
+
+    def beside(self, pairs: Iterable[tuple[Made, Made]]) -> Iterator[Figures]:
+        for made, first in pairs:
+            one, other = self.pictures(made.panels), self.pictures(first.panels)
+            yield {"as the first": float(np.mean([one[n] @ other[n] for n in made.own]))}
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Rows:
         """(count, channels) float32, each row of length 1."""
@@ -109,7 +118,11 @@ class Dino(Likeness):
     """
 
     name = "dino"
-    figures: ClassVar[Mapping[str, str]] = {"consistency": _CONSISTENCY, "diversity": _DIVERSITY}
+    figures: ClassVar[Mapping[str, str]] = {
+        "consistency": _CONSISTENCY,
+        "diversity": _DIVERSITY,
+        "as the first": _BESIDE,
+    }
 
     def _open(self, source: str) -> tuple[Any, Any]:
         model = _load(transformers.AutoModel, source)
@@ -146,6 +159,7 @@ class Clip(Likeness):
         "though words that are alike raise it as well",
         "own over others": "adherence less leakage: how far a panel shows its own words",
         "diversity": _DIVERSITY,
+        "as the first": _BESIDE,
     }
 
     def __init__(self, source: str, device: torch.device) -> None:
@@ -196,8 +210,11 @@ class Clip(Likeness):
             told = self.pictures(made.panels) @ self.texts(made.words).T
             count = len(made.panels)
             own = float(np.mean([told[n, n] for n in made.own]))
-            others = float(np.mean([told[n, m] for n in made.own for m in range(count) if m != n]))
-            found |= {"adherence": own, "leakage": others, "own over others": own - others}
+            found["adherence"] = own
+            if count > 1:
+                mixed = [told[n, m] for n in made.own for m in range(count) if m != n]
+                others = float(np.mean(mixed))
+                found |= {"leakage": others, "own over others": own - others}
         return found
 
 

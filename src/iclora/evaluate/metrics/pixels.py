@@ -26,6 +26,8 @@ class Pixels(Metric):
         "given error": "largest change of a given panel's pixels, 0 to 255; 0 unless broken",
         "seam": "step across the borders of panels over the steps inside them; near 1 panels run "
         "into each other; neither high nor low is good in itself",
+        "distance": "mean absolute difference to the first arm's picture of the same noise, 0 to "
+        "255; 0 where every pixel is the same",
     }
 
     def __init__(self) -> None:
@@ -40,6 +42,11 @@ class Pixels(Metric):
             if ratio is not None:
                 found["seam"] = ratio
             yield found
+
+    def beside(self, pairs: Iterable[tuple[Made, Made]]) -> Iterator[Figures]:
+        for made, first in pairs:
+            one, other = (np.asarray(each.composite).astype(float) for each in (made, first))
+            yield {"distance": float(np.abs(one - other).mean())}
 
 
 def _given_errors(made: Made) -> Iterator[float]:
