@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,8 +83,11 @@ def test_a_request_of_version_0_2_repeats_to_the_same_picture(clean, name, monke
     (ask,) = asks_of(settings, clean, sources)
     again = next(made for _, made in Session(clean).make([ask]))
     before = GeneratedSet.load(folder)
-    assert again.composite.tobytes() == before.composite.tobytes()
-    assert [p.tobytes() for p in again.panels] == [p.tobytes() for p in before.panels]
+    # Another processor's products may round one value to the next grey level.
+    for one, other in zip(
+        [again.composite, *again.panels], [before.composite, *before.panels], strict=True
+    ):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
     for one, other in zip(again.latents, before.latents, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     # Written again, it is spelled as requests are now.
