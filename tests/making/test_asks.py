@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from iclora.errors import SettingsError
+from iclora.adapter import Adapter
+from iclora.errors import ModelError, SettingsError
 from iclora.making.asks import asks_of, base_of, machine_for, open_sources
 from iclora.making.made import GeneratedSet
 from iclora.making.session import Session, complete, generate
+from iclora.models import load_model
+from iclora.models.tiny import tiny_folder
 from iclora.settings import CompleteSettings, GenerateSettings, RerollSettings
+from iclora.train.run import train
 from iclora.vlm import VisionModel
 from iclora.vlm.base import Answer
 from tests.conftest import CAPTION
@@ -126,6 +131,25 @@ def test_what_is_missing_is_said_before_a_base_is_opened(settings, says):
         open_sources(settings)
     with pytest.raises(SettingsError, match="no base is given"):
         base_of(None)
+
+
+def test_an_adapter_holds_no_path_of_the_machine_and_finds_its_base_by_its_run(
+    config, tmp_path, monkeypatch
+):
+    base = tmp_path / "bases" / "my-base"
+    shutil.copytree(tiny_folder(), base)
+    settings = config(base=str(base), steps=1, resolutions=(64,))
+    result = train(settings, load_model(str(base), device="cpu"))
+    assert str(tmp_path).encode() not in result.adapter.read_bytes()
+    ours = Adapter.load(result.folder)
+    assert ours.info.base == "my-base"
+    assert base_of(None, ours) == str(base)
+    assert base_of("another", ours) == "another"
+    moved = shutil.copy(result.adapter, tmp_path / "moved.safetensors")
+    found = base_of(None, Adapter.load(moved))
+    with pytest.raises(ModelError, match="my-base") as caught:
+        load_model(found, device="cpu")
+    assert caught.value.setting == "base"
 
 
 class Writer(VisionModel):

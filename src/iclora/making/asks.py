@@ -25,6 +25,7 @@ from iclora.models.base import DiffusionModel
 from iclora.sets.images import open_given
 from iclora.sets.recipe import Recipe
 from iclora.settings import CompleteSettings, GenerateSettings, Machine, split_strength
+from iclora.train.run import base_beside
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
 
@@ -116,8 +117,8 @@ def base_of(base: str | None, *adapters: Adapter | None) -> str:
 
     Raises: SettingsError if nothing says.
     """
-    infos = [adapter.info for adapter in adapters if adapter and adapter.info]
-    found = base or next((info.base for info in infos), None)
+    known = [adapter for adapter in adapters if adapter and adapter.info]
+    found = base or (_trained_on(known[0]) if known else None)
     if found is None:
         raise SettingsError(
             "no base is given",
@@ -125,6 +126,12 @@ def base_of(base: str | None, *adapters: Adapter | None) -> str:
             setting="base",
         )
     return found
+
+
+def _trained_on(adapter: Adapter) -> str:
+    assert adapter.info
+    beside = base_beside(adapter.path, adapter.info.base) if adapter.path else None
+    return beside or adapter.info.base
 
 
 def asks_of(

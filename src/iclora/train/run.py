@@ -232,7 +232,8 @@ def _describe(settings: TrainSettings, model: DiffusionModel, data: RunData) -> 
     usual, recipe = model.sampling, data.dataset.recipe
     layout = typical_layout(recipe.canvas, [s.sizes for s in data.sets], model.grid)
     return AdapterInfo(
-        base=model.name,
+        # Adapters are given to others, who have no folders of this machine; see `base_beside`.
+        base=shared_name(model.name),
         family=model.family,
         rank=settings.rank,
         alpha=settings.alpha,
@@ -351,3 +352,18 @@ def resume_settings(
             "an unstopped run's"
         )
     return read_settings(TrainSettings, path, {**overrides, "out": str(folder)})
+
+
+def base_beside(adapter: Path, name: str) -> str | None:
+    """Find the folder of a base that an adapter names without its path.
+
+    Args:
+        adapter: a file in a run's folder, or anywhere else.
+        name: of the base, as the adapter says.
+    Returns: the base of that run if it has this name; else None.
+    """
+    try:
+        base = resume_settings(adapter.parent, {}).base
+    except (RunError, SettingsError):
+        return None
+    return base if shared_name(base) == name else None
