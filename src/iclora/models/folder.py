@@ -106,8 +106,8 @@ class FolderModel(DiffusionModel):
     """The subfolders of each part."""
     held: ClassVar[Mapping[Part, tuple[str, ...]]]
     """The cached properties that hold a part's modules."""
-    network: ClassVar[str]
-    """The denoiser's class in diffusers."""
+    network: ClassVar[Any]
+    """The denoiser's class, or the name of one of diffusers, imported when it is needed."""
     targets: ClassVar[Mapping[str, str]]
     """Patterns of the names of linear layers in blocks, by the choice of LoRA targets."""
 
@@ -181,9 +181,15 @@ class FolderModel(DiffusionModel):
             model.to(self.device)
         return model
 
+    @property
+    def network_class(self) -> Any:
+        """The denoiser's class."""
+        named = isinstance(self.network, str)
+        return getattr(diffusers, self.network) if named else self.network
+
     @cached_property
     def denoiser(self) -> nn.Module:
-        model = self.load("transformer", getattr(diffusers, self.network), dtype=self.dtype)
+        model = self.load("transformer", self.network_class, dtype=self.dtype)
         assert isinstance(model, nn.Module)
         return model
 
@@ -248,7 +254,7 @@ class FolderModel(DiffusionModel):
         # Of the settings alone: an adapter is converted without the base's weights.
         try:
             with torch.device("meta"):
-                net = getattr(diffusers, self.network).from_config(self.config("transformer"))
+                net = self.network_class.from_config(self.config("transformer"))
         except (TypeError, ValueError) as error:
             raise ModelError(
                 f"transformer/config.json of {self.name} describes no model ({error!r})",

@@ -199,7 +199,7 @@ class FolderOutline(ABC):
             counts: blocks of each kind.
         """
         settings = self.model.config("transformer") | dict(zip(self.counts, counts, strict=False))
-        kind = getattr(diffusers, self.model.network)
+        kind = self.model.network_class
         return self.built(lambda: kind.from_config(settings), "transformer")
 
     def built(self, make: Callable[[], Any], part: str) -> Any:

@@ -12,9 +12,11 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2KVParallelSelfAttnProcessor,
 )
 from peft import LoraConfig
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 
 from iclora.models.attention import blockwise, isolated, reading
-from iclora.models.flux2.forward import Inputs, flux2_forward
+from iclora.models.flux2.forward import Inputs, flux2_forward, shard_flux2
 from iclora.models.passes import Levels, Shapes, compiled
 from iclora.models.quantize import quantize
 
@@ -196,6 +198,28 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradients(recompute):
         kept.append(sum(saved))
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
     assert kept[1] < kept[0]
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped")
+def test_a_pass_over_spread_weights_is_the_pass():
+    """One process, as a group of its own; several are tested with FLUX.1."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        net = transformer(double=1, single=1)
+        whole = flux2_forward(net, inputs())
+        shard_flux2(net, init_device_mesh("cpu", (1,)))
+        with_lora(net)
+        spread = flux2_forward(net, inputs(), recompute=1)
+        spread.sum().backward()
+        grads = [p.grad for p in net.parameters() if p.requires_grad]
+        for parameter in net.parameters():
+            parameter.data.zero_() if parameter.requires_grad else None
+        assert torch.equal(flux2_forward(net, inputs()), whole)
+    finally:
+        distributed.destroy_process_group()
+    assert len(grads) == 2 * (12 + 2)
+    assert all(grad is not None and grad.any() for grad in grads)
+    assert not torch.equal(spread, whole)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
