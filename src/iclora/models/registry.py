@@ -63,6 +63,11 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "Use FLUX.2-klein-base-9B, or -9B to generate; iclora keeps the keys of given panels with "
         "adapters trained with `isolate_given`.",
     ),
+    "Flux2Pipeline": (
+        "FLUX.2-dev has 32 billion parameters and a text encoder of 24 billion, which iclora does "
+        "not read yet",
+        "Use FLUX.2-klein-base-4B or -9B.",
+    ),
     "FluxFillPipeline": (
         "it reads a mask and a picture beside the noise, which no other tool's adapter does",
         "Use FLUX.1-dev: it completes sets without.",

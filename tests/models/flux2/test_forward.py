@@ -244,7 +244,7 @@ def test_quantised_blocks_compute_with_their_codes_and_give_gradients(kind):
 @pytest.fixture
 def counted(monkeypatch):
     """Tracing as for a compilation, without C++; how many graphs there are so far."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     compiled.cache_clear()
     torch._dynamo.reset()
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]

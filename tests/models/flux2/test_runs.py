@@ -30,7 +30,7 @@ def clean(klein):
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path, encodings):
     """Settings of a short run of klein on a small dataset."""
     from iclora.settings import TrainSettings, read_settings
 
@@ -43,6 +43,7 @@ def settings(tmp_path):
             "out": str(tmp_path / out),
             "steps": 3,
             "resolutions": (64,),
+            "cache": encodings,
         }
         return read_settings(TrainSettings, None, {**FAST, **own, **more})
 

@@ -273,7 +273,7 @@ _EMA: dict[str, Fate] = {
     **_off("use_feedback"),
     **_one("param_multiplier"),
 }
-_BASE = "iclora trains FLUX.1-dev, -schnell and -Krea-dev so far."
+_BASE = "Those of FLUX.1-dev, -schnell and -Krea-dev are read so far; write a run file."
 _MODEL: dict[str, Fate] = {
     "name_or_path": Becomes("base"),
     "is_flux": Only((True,), _BASE),
