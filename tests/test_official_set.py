@@ -89,7 +89,7 @@ def test_the_seams_are_where_the_eye_sees_them(panels):
 
 
 def test_it_trains_generates_and_completes_on_the_tiny_base(clean, dataset, tmp_path):
-    assert compose_dataset(dataset, tmp_path / "data", resolution=544) == []
+    assert compose_dataset(dataset, tmp_path / "data", resolution=320) == []
     config = read_settings(
         TrainSettings,
         None,

@@ -58,7 +58,7 @@ def test_settings_that_describe_no_model_are_named(small, tmp_path):
     config = small / "text_encoder" / "config.json"
     before = config.read_text()
     try:
-        config.write_text('{"hidden_size": "wide"}')
+        config.write_text('{"hidden_act": "none of torch"}')
         with pytest.raises(ModelError, match=r"text_encoder/config\.json of x describes no model"):
             outline_of(opened(small), torch.float32, "full").text_encoders  # noqa: B018
     finally:

@@ -284,11 +284,21 @@ def test_a_logs_bad_tail_is_set_aside_and_the_run_goes_on(interrupted, name, tai
     assert run.best_step() == 2
 
 
+@pytest.fixture(scope="module")
+def _ended(tmp_path_factory):
+    """Holds the folder of one ended run, once a test has made it."""
+    return tmp_path_factory.mktemp("ended") / "run"
+
+
 @pytest.fixture
-def interrupted(clean, config):
+def interrupted(clean, config, _ended):
     """The folder of a run that stopped at step 2, its log at step 3, and a fresh state."""
     settings = config(save_every=2, steps=3, held_out=0.34)
-    train(settings, clean)
+    if _ended.exists():
+        shutil.copytree(_ended, settings.out)
+    else:
+        train(settings, clean)
+        shutil.copytree(settings.out, _ended)
     run = folder_of(settings)
     shutil.rmtree(run.path / "checkpoints" / "step-000003")
     return run, TrainState.fresh(clean, settings)

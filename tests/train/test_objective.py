@@ -66,19 +66,19 @@ class Reads(TorchDispatchMode):
         return op(*args, **kwargs)
 
 
-@pytest.mark.parametrize("conditional", [0.0, 0.6, 1.0])
-def test_a_step_waits_for_the_device_once(config, tmp_path, conditional):
+def test_a_step_waits_for_the_device_once(config, tmp_path):
     """On the meta device nothing can be read but through `Reads`: mask, count or branch."""
-    settings = config(batch=6, conditional=conditional, isolate_given=conditional > 0)
     model = load_model("tiny", device="cpu")
-    data = encoded(model, settings, tmp_path / "cache")
+    data = encoded(model, config(), tmp_path / "cache")
     attach(model, rank=4, alpha=6, targets="all", seed=0)
     model.denoiser.to("meta")
     model.device = torch.device("meta")
     samples = [Sample(20 + i, i % 3, 0) for i in range(6)]
-    with Reads() as reads:
-        accumulate(model, data, samples, settings)
-    assert reads.count == 1
+    for conditional in (0.0, 0.6, 1.0):
+        settings = config(batch=6, conditional=conditional, isolate_given=conditional > 0)
+        with Reads() as reads:
+            accumulate(model, data, samples, settings)
+        assert reads.count == 1
 
 
 @pytest.mark.parametrize("isolate", [False, True])

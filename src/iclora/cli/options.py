@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
@@ -36,6 +37,11 @@ class _Parser(argparse.ArgumentParser):
             message += f"; did you mean {names[near]}?"
         show_error(message, f"`{self.prog} --help` lists what there is.")
         self.exit(2)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own passes over a reader that has left, and ends as if all had been read.
+        if message:
+            (file or sys.stderr).write(message)
 
 
 class _Once(argparse.Action):

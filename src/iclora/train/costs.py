@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from iclora.adapter import attach
 from iclora.models.attention import Attend, blockwise
 from iclora.models.outline import META, Batch, Outline, Streams, loss
+from iclora.models.passes import Pass
 from iclora.models.quantize import Frozen
 from iclora.settings import TrainSettings
 
@@ -214,6 +215,7 @@ class Costs:
         self._attend: Attend = blockwise if kernels == "cpu" else _fused
         self._shares: dict[tuple[Batch, int, bool], Share] = {}
         self._ends: dict[Batch, tuple[int, Share]] = {}
+        self._begun: dict[Batch, tuple[Streams, Pass]] = {}
         lora = attach(
             outline.model,
             rank=settings.rank,
@@ -284,7 +286,7 @@ class Costs:
     def _share(self, batch: Batch, number: int, again: bool) -> Share:
         key = (batch, number, again)
         if key not in self._shares:
-            streams, shared = self.outline.begin(batch, self._attend)
+            streams, shared = self._begin(batch)
             piece = self.outline.pieces[number]
 
             def block(*given: Any) -> Any:
@@ -296,6 +298,11 @@ class Costs:
             run = replace(piece, block=block).run
             self._shares[key] = _count(lambda x: run(x, shared, again), streams, self.kernels)
         return self._shares[key]
+
+    def _begin(self, batch: Batch) -> tuple[Streams, Pass]:
+        if batch not in self._begun:
+            self._begun[batch] = self.outline.begin(batch, self._attend)
+        return self._begun[batch]
 
     def _end(self, batch: Batch) -> tuple[int, Share]:
         """Count what lives beside the blocks, and the share of the last layer and the loss."""
