@@ -60,25 +60,32 @@ def mode_of(wish: Wish, adapter: Adapter | None, given: bool, notes: list[Note])
 
 
 def notes_of_base(model: DiffusionModel, adapter: Adapter | None) -> list[Note]:
-    """What to know of an adapter that was trained on another base."""
-    info = adapter.info if adapter else None
-    if info is None:
-        return []
-    mine, theirs = (shared_name(base).rpartition("/")[2] for base in (model.name, info.base))
-    if info.family != model.family:
-        raise AdapterError(
-            f"the adapter was trained on {info.base}, of the family {info.family}, and "
-            f"{model.name} is of the family {model.family}",
-            "Use it with that base, or leave `base` out.",
-            setting="adapter",
-        )
-    if mine == theirs:
-        return []
-    if theirs in model.takes_adapters_of:
-        text = f"the adapter was trained on {theirs}, of which {mine} is the distilled kin"
-        return [Note(f"{text}: it runs here, in {model.sampling.steps} steps", "adapter")]
-    text = f"the adapter was trained on {theirs}, another base than {mine}"
-    return [Note(f"{text}: what it makes here is a matter of luck", "adapter")]
+    """What to know of adapters that were trained on another base.
+
+    Raises: AdapterError for one of another family.
+    """
+    infos = [part.info for part in adapter.parts if part.info] if adapter else []
+    for info in infos:
+        if info.family != model.family:
+            raise AdapterError(
+                f"the adapter was trained on {info.base}, of the family {info.family}, and "
+                f"{model.name} is of the family {model.family}",
+                "Use it with that base, or leave `base` out.",
+                setting="adapter",
+            )
+    mine, *others = (
+        shared_name(base).rpartition("/")[2] for base in (model.name, *(i.base for i in infos))
+    )
+    notes = []
+    for theirs in dict.fromkeys(others):
+        text = f"the adapter was trained on {theirs}"
+        if theirs in model.takes_adapters_of:
+            text += f", of which {mine} is the distilled kin: it runs here, in "
+            notes.append(Note(f"{text}{model.sampling.steps} steps", "adapter"))
+        elif theirs != mine:
+            text += f", and this base is called {mine}: if it is another, what it makes is a "
+            notes.append(Note(f"{text}matter of luck", "adapter"))
+    return notes
 
 
 def check_mode(model: DiffusionModel, mode: Mode) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import diffusers
 import numpy as np
 import pytest
@@ -352,7 +354,10 @@ def test_a_guidance_that_training_does_not_read_is_said(clean, settings):
     ("trained", "says"),
     [
         ("black-forest-labs/FLUX.2-klein-base-4B", "distilled kin: it runs here, in 4 steps"),
-        ("me/another", "another base than FLUX.2-klein-4B: what it makes here is a matter of luck"),
+        (
+            "me/another",
+            "is called FLUX.2-klein-4B: if it is another, what it makes is a matter of luck",
+        ),
         ("/home/me/FLUX.2-klein-4B", None),
     ],
 )
@@ -372,8 +377,9 @@ def test_an_adapter_of_a_base_runs_on_its_distilled_kin_and_that_is_said(distill
     about = [note for note in notes if "adapter was trained on" in note]
     assert (says in about[0]) if says else not about
     other = Adapter({}, info.model_copy(update={"family": "flux"}))
-    with pytest.raises(AdapterError, match="of the family flux, and"):
-        prepared(distilled, CAPTION, adapter=other)
+    for wrong in (other, replace(Adapter({}, info), beside=(other,))):
+        with pytest.raises(AdapterError, match="of the family flux, and"):
+            prepared(distilled, CAPTION, adapter=wrong)
 
 
 # -- names --------------------------------------------------------------------------------------
