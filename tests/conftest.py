@@ -329,6 +329,8 @@ def encoded(model, settings, folder, warn=lambda _: None):
         workers=Workers(model.device),
         progress=Progress(),
         warn=warn,
+        read=lambda caption: dataset.recipe.texts(caption, settings.text),
+        encoding=settings.encode,
     )
     usual = tuple(number - 1 for number in dataset.recipe.usually_known)
     return Encoded(tuple(sets), empty, usual)

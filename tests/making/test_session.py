@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from iclora.adapter import Adapter, attach
-from iclora.errors import AdapterError, SettingsError
+from iclora.errors import AdapterError, CaptionError, SettingsError
 from iclora.making.asks import load_adapter_of
 from iclora.making.request import Request
 from iclora.making.sampling import panel_noise
@@ -22,6 +22,7 @@ from iclora.making.session import Ask, Session, complete, generate
 from iclora.models import flow, load_model
 from iclora.models.base import Given, Sampling
 from iclora.progress import Cancelled, Progress
+from iclora.sets.caption import JointCaption
 from iclora.sets.layout import Layout, token_mask
 from tests.conftest import CAPTION, picture
 from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
@@ -429,7 +430,7 @@ def test_a_base_guided_by_two_passes_reads_the_negative_prompt(clean, monkeypatc
     seen = []
     velocity = clean.velocity
 
-    def two_passes(z, sigma, texts, size, guidance, given=None, unguided=None):
+    def two_passes(z, sigma, texts, size, guidance, given=None, unguided=None, panels=None):
         seen.append((texts, unguided))
         return velocity(z, sigma, texts, size, guidance, given)
 
@@ -454,3 +455,62 @@ def test_asks_that_cannot_be_met_are_refused_before_any_of_them_is_made(clean, l
     other = request.model_copy(update={"base_fingerprint": "0" * 64})
     with pytest.raises(SettingsError, match="not those this request was made with"):
         session.make([Ask(request), Ask(other)])
+
+
+# -- texts that are read apart ------------------------------------------------------------------
+
+
+def apart(path, lora, kind="isolated"):
+    """An adapter that was trained with such texts."""
+    adapter = Adapter.load(lora)
+    file = path / f"{kind}.safetensors"
+    Adapter(adapter.weights, adapter.info.model_copy(update={"text": kind})).save(file)
+    return Adapter.load(file)
+
+
+def test_an_adapter_trained_on_texts_apart_makes_sets_so_and_another_wish_is_said(
+    clean, lora, tmp_path
+):
+    adapter = apart(tmp_path, lora)
+    request, notes = prepared(clean, CAPTION, adapter=adapter, **told(steps=1))
+    assert (request.text, notes) == ("isolated", [])
+    assert request.panel_texts == JointCaption.parse(CAPTION, STORY.markers).texts("isolated")
+    other, notes = prepared(clean, CAPTION, adapter=adapter, text="joint", **told(steps=1))
+    assert (other.text, other.panel_texts) == ("joint", ())
+    assert any("trained with `text` isolated" in note for note in notes)
+    plain, notes = prepared(clean, CAPTION, adapter=Adapter.load(lora), **told(steps=1))
+    assert (plain.text, notes) == ("joint", [])
+
+
+@pytest.mark.parametrize("mode", ["sdedit", "boost", "clean"])
+def test_panels_read_their_own_words_in_every_mode_and_a_request_repeats_it(clean, mode, tmp_path):
+    given = {2: picture(96, 64, 1)}
+    how = told(mode=mode, text="isolated")
+    made = complete(clean, CAPTION, given, **how)
+    joint = complete(clean, CAPTION, given, **told(mode=mode))
+    assert made.panels[0].tobytes() != joint.panels[0].tobytes()
+    assert made.panels[1].tobytes() == given[2].tobytes()
+    where = made.save(tmp_path / "0001")
+    request, pictures = Request.load(where / "request.json")
+    assert request.panel_texts == made.request.panel_texts
+    again = run(clean, request, pictures)
+    assert again.composite.tobytes() == made.composite.tobytes()
+
+
+def test_words_beyond_the_bases_budget_are_read_if_panels_read_their_own(clean):
+    long = CAPTION.replace("sails out", "sails out " + "and on " * 140)
+    long = long.replace("sails home", "sails home " + "far and away " * 60)
+    with pytest.raises(CaptionError, match="tokens long"):
+        prepared(clean, long, **told())
+    request, _ = prepared(clean, long, text="isolated", **told(steps=1))
+    made = run(clean, request)
+    other, _ = prepared(clean, long[:-14] + " at night", text="isolated", **told(steps=1))
+    assert run(clean, other).panels[2].tobytes() != made.panels[2].tobytes()
+    with pytest.raises(CaptionError, match="panel 3"):
+        prepared(clean, long + " far" * 900, text="isolated", **told())
+
+
+def test_without_markers_every_panel_reads_the_prompt(clean):
+    request, notes = prepared(clean, "a day at sea", text="isolated", **told(steps=1))
+    assert request.panel_texts == ("[MOVIE-SHOTS] a day at sea",) * 3
+    assert any("told the same" in note for note in notes)

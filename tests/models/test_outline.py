@@ -26,7 +26,13 @@ def test_everything_is_on_the_meta_device_in_the_runs_number_format(small, dtype
 
 def test_a_pass_in_outline_has_the_shapes_of_a_real_one(small):
     outline = outline_of(opened(small), torch.float32, "full")
-    for batch in (Batch(2, 64, 96), Batch(2, 64, 96, given=True, isolated=True)):
+    for batch in (
+        Batch(2, 64, 96),
+        Batch(2, 64, 96, given=True, isolated=True),
+        Batch(2, 64, 96, texts=3),
+        Batch(2, 64, 96, given=True, texts=3),
+        Batch(2, 64, 96, given=True, isolated=True, texts=3),
+    ):
         streams, shared = outline.begin(batch, lambda q, _k, _v: q.transpose(1, 2).flatten(2))
         for piece in outline.pieces:
             streams = piece.run(streams, shared, False)

@@ -104,3 +104,21 @@ def test_a_text_over_the_budget_is_refused_and_names_what_would_be_lost():
     assert check_budget(text, count, 600, "it") == 600
     with pytest.raises(CaptionError, match=r"it is 600 tokens long and the base reads 512.*w51\d"):
         check_budget(text, count, 512, "it")
+
+
+TOLD = "Two friends, [LEFT] <Ana> waves, while [RIGHT] <Ben> sleeps."
+
+
+def test_each_panel_reads_the_overview_and_its_own_words_alone():
+    caption = JointCaption.parse(TOLD, ("[LEFT]", "[RIGHT]"))
+    assert caption.texts("joint") == (TOLD,)
+    assert caption.texts("isolated") == (
+        "Two friends, [LEFT] <Ana> waves, while",
+        "Two friends, [RIGHT] <Ben> sleeps.",
+    )
+    assert caption.texts("alone") == ("[LEFT] <Ana> waves, while", "[RIGHT] <Ben> sleeps.")
+
+
+def test_the_text_of_an_only_panel_is_the_whole_caption():
+    text = "A day, [TOP] the sea, "
+    assert JointCaption.parse(text, ("[TOP]",)).texts("isolated") == (text,)

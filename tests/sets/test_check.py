@@ -203,3 +203,24 @@ def test_words_that_the_base_cannot_read_are_warned_of_with_their_share(make_dat
     assert (problem.subject, problem.severity) == ("0002", "warning")
     share = int(problem.text.split("%")[0].split()[-1])
     assert 20 < share <= 100
+
+
+def test_a_caption_may_be_longer_than_the_budget_if_each_panel_reads_its_own(make_dataset, tiny):
+    root = make_dataset(sets=1)
+    long = CAPTION.replace("then", "then " + "and on " * 140).replace(
+        "home", "home " + "far " * 200
+    )
+    (root / "0001" / "caption.txt").write_text(long)
+    dataset, budget = open_dataset(root), {"count_tokens": tiny.count_tokens, "limit": 512}
+    joint, apart = (
+        next(iter(check_dataset(dataset, **budget, text=kind))) for kind in ("joint", "isolated")
+    )
+    assert joint.tokens is None
+    assert any("tokens long" in p.text for p in joint.problems)
+    texts = dataset.recipe.parse(long).texts("isolated")
+    assert apart.by_text == tuple(map(tiny.count_tokens, texts))
+    assert apart.tokens == max(apart.by_text) <= 512 < sum(apart.by_text)
+    assert not any("tokens" in p.text for p in apart.problems)
+    short = {**budget, "limit": apart.tokens - 1}
+    (report,) = check_dataset(dataset, **short, text="isolated")
+    assert any("panel" in p.text and "tokens long" in p.text for p in report.problems)

@@ -12,6 +12,9 @@ from safetensors.torch import load, save_file
 from iclora.errors import RunError
 from iclora.sets.canvas import compose
 from iclora.sets.dataset import open_dataset
+from iclora.sets.layout import Layout
+from iclora.sets.tokens import cells_of
+from iclora.train.cache import _encode_canvas
 from tests.conftest import CAPTION, encoded, picture
 
 
@@ -93,8 +96,8 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_an_entry_that_is_not_as_it_was_written_is_encoded_again_and_said(encode, tmp_path, kind):
     before, _ = encode()
-    text, latents = before.sets[1].text(), before.sets[2].latents(1)
-    for path in (before.sets[1]._text, before.sets[2]._latents[1]):
+    text, latents = before.sets[1].texts()[0], before.sets[2].latents(1)
+    for path in (before.sets[1]._texts[0], before.sets[2]._latents[1]):
         DAMAGE[kind](path)
     with pytest.raises(RunError, match="damaged"):
         before.sets[2].latents(1)
@@ -103,16 +106,15 @@ def test_an_entry_that_is_not_as_it_was_written_is_encoded_again_and_said(encode
     assert len(encode.said) == 2
     assert all("is encoded again" in text for text in encode.said)
     assert torch.equal(again.sets[2].latents(1), latents)
-    assert all(torch.equal(again.sets[1].text()[name], value) for name, value in text.items())
+    assert all(torch.equal(again.sets[1].texts()[0][name], value) for name, value in text.items())
     assert encode()[1] == {"text": 0, "image": 0}
     assert encode.said == []
 
 
-@pytest.mark.parametrize("kind", ["_latents", "_text"])
+@pytest.mark.parametrize("kind", ["_latents", "_texts"])
 def test_entries_that_changed_places_are_noticed(encode, kind):
     before, _ = encode()
-    one, two = (getattr(entry, kind) for entry in before.sets[:2])
-    one, two = (one[0], two[0]) if kind == "_latents" else (one, two)
+    one, two = (getattr(entry, kind)[0] for entry in before.sets[:2])
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
@@ -124,7 +126,7 @@ def test_entries_that_changed_places_are_noticed(encode, kind):
 
 def test_entries_of_versions_without_checksums_are_used_if_shape_and_numbers_are_right(encode):
     before, _ = encode()
-    paths = [path for entry in before.sets for path in (*entry._latents, entry._text)]
+    paths = [path for entry in before.sets for path in (*entry._latents, *entry._texts)]
     for path in paths:
         save_file(load(path.read_bytes()), path)
     assert encode()[1] == {"text": 0, "image": 0}
@@ -148,7 +150,7 @@ def test_every_set_keeps_its_own_latents_and_words(encode, tiny):
     dataset = open_dataset(encode.root)
     for entry, image_set in zip(result.sets, dataset.sets, strict=True):
         text = tiny.encode_text(image_set.caption())
-        assert torch.equal(entry.text()["prompt"], text["prompt"])
+        assert torch.equal(entry.texts()[0]["prompt"], text["prompt"])
         panels = image_set.load(dataset.recipe).panels
         for size, layout in enumerate(entry.layouts):
             expected = tiny.encode_image(np.asarray(compose(layout, panels)))
@@ -176,3 +178,27 @@ def test_an_entry_that_vanished_is_named(encode, tmp_path):
         path.unlink()
     with pytest.raises(RunError, match="gone or damaged"):
         result.sets[0].latents(0)
+
+
+def test_panels_encoded_alone_lie_where_the_canvas_has_them(tiny, config, tmp_path):
+    whole = encoded(tiny, config(), tmp_path / "c")
+    alone = encoded(tiny, config(encode="panels"), tmp_path / "c")
+    source = open_dataset(config().data)
+    panels = source.sets[1].load(source.recipe).panels
+    entry = alone.sets[1]
+    layout = entry.layouts[1]
+    cells = entry.latents(1).view(layout.height // 16, layout.width // 16, -1)
+    for number, (box, panel) in enumerate(zip(layout.boxes, panels, strict=True), 1):
+        pixels = np.asarray(layout.fit_panel(number, panel))
+        expected = tiny.encode_image(pixels).view(box.height // 16, box.width // 16, -1)
+        assert torch.equal(cells[cells_of(box, 16)], expected)
+    assert not torch.equal(entry.latents(1), whole.sets[1].latents(1))
+
+
+def test_a_gap_between_panels_is_encoded_with_the_canvas(tiny):
+    layout = Layout.free([(0, 0, 64, 32), (0, 48, 64, 48)], 64, 96)
+    panels = [picture(64, 32, 1), picture(64, 48, 2)]
+    whole, alone = (_encode_canvas(tiny, layout, panels, how) for how in ("canvas", "panels"))
+    gap = slice(2 * 4, 3 * 4)
+    assert torch.equal(whole[gap], alone[gap])
+    assert not torch.equal(whole[:8], alone[:8])

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iclora.adapter import attach
 from iclora.models import flow
-from iclora.models.base import Given
+from iclora.models.base import Given, Panels
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import Batch, outline_of
 from iclora.models.quantize import quantize
@@ -60,7 +60,13 @@ class Real:
             tokens = torch.arange(n).expand(batch.count, n) < n // 2
             given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
         sigma = torch.full((batch.count,), 0.5)
-        v = model.velocity(x0, sigma, [text] * batch.count, (batch.width, batch.height), 1.0, given)
+        size, panels = (batch.width, batch.height), None
+        if batch.texts > 1:
+            text = model.join_texts([text] * batch.texts)
+            owner = torch.arange(n) * batch.texts // n
+            panels = Panels(owner, (128,) * batch.texts)
+        texts = [text] * batch.count
+        v = model.velocity(x0, sigma, texts, size, 1.0, given, None, panels)
         torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
 
 
@@ -158,6 +164,8 @@ CASES = [
     ("nf4", "bfloat16", 6, MANY),
     ("full", "float32", 3, Batch(2, 512, 384, given=True)),
     ("full", "float32", 3, Batch(2, 512, 384, given=True, isolated=True)),
+    ("full", "float32", 0, Batch(1, 512, 384, texts=3)),
+    ("full", "float32", 3, Batch(2, 512, 384, texts=3)),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ from iclora.train.state import TrainState
 from tests.conftest import after_step, picture, stop_after
 
 
-def test_a_run_stopped_and_resumed_gives_the_same_bytes_as_one_that_was_not(clean, config):
+@pytest.mark.parametrize(
+    "how", [{}, {"text": "isolated", "encode": "panels", "conditional": 0.5, "steps": 6}]
+)
+def test_a_run_stopped_and_resumed_gives_the_same_bytes_as_one_that_was_not(clean, config, how):
+    config = partial(config, **how)
     whole = train(config("whole"), clean)
     result = train(config("parts"), clean, progress=stop_after(3))
     assert (result.finished, result.step) == (False, 3)

@@ -19,9 +19,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def case(clean, config, tmp_path):
+def case(clean, config, tmp_path, request):
     """A dataset of three sets and a LoRA whose B is not zero."""
-    settings = config(batch=4, conditional=1.0, micro_batch=1)
+    kind = getattr(request, "param", "joint")
+    settings = config(batch=4, conditional=1.0, micro_batch=1, text=kind)
     data = encoded(clean, settings, tmp_path / "cache")
     parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
     rng = torch.Generator().manual_seed(3)
@@ -103,7 +104,7 @@ def test_the_loss_is_that_of_the_unknown_tokens_alone_and_each_sample_weighs_the
             v = model.velocity(
                 z[None],
                 sigma.float(),
-                [entry.text()],
+                entry.texts(),
                 (layout.width, layout.height),
                 1.0,
                 Given(mask, clean=True, isolated=isolate),
@@ -114,6 +115,7 @@ def test_the_loss_is_that_of_the_unknown_tokens_alone_and_each_sample_weighs_the
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters.values())
 
 
+@pytest.mark.parametrize("case", ["joint", "isolated"], indirect=True)
 def test_the_gradient_is_the_same_however_samples_are_grouped(case):
     model, settings, data, parameters, samples = case
     found = []

@@ -22,7 +22,7 @@ from iclora.progress import Cancelled, Progress
 from iclora.sets.check import check_dataset
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import open_dataset
-from iclora.sets.layout import Layout
+from iclora.sets.layout import Layout, token_mask
 from iclora.train.folder import RunFolder
 from iclora.train.loop import Watch
 from iclora.train.objective import Sample, accumulate, schedule
@@ -33,9 +33,9 @@ from tests.conftest import CAPTION, after_step, encoded, stop_after
 
 
 @pytest.fixture
-def gradient_case(clean, config, tmp_path):
+def gradient_case(clean, config, tmp_path, request):
     """Four samples of two canvas sizes and a LoRA whose B is not zero."""
-    settings = config(batch=4, caption_dropout=0.3)
+    settings = config(batch=4, caption_dropout=0.3, text=getattr(request, "param", "joint"))
     data = encoded(clean, settings, tmp_path / "cache")
     parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
     rng = torch.Generator().manual_seed(3)
@@ -69,7 +69,7 @@ def float64_reference(model, settings, data, parameters, samples):
         eps = torch.randn(x0.shape[1:], generator=flow.generator("noise", *key)).double()[None]
         normal = torch.randn(1, generator=flow.generator("sigma", *key)).double()
         dropped = torch.rand(1, generator=flow.generator("dropout", *key)) < 0.3
-        text = data.empty if dropped else entry.text()
+        texts = [data.empty] if dropped else entry.texts()
         sigma = 1 / (1 + torch.exp(-normal))
         rows, columns = layout.height // 16, layout.width // 16
         grid = np.stack(np.meshgrid(range(rows), range(columns), indexing="ij"), -1).reshape(-1, 2)
@@ -79,12 +79,13 @@ def float64_reference(model, settings, data, parameters, samples):
             weights,
             kwargs={
                 "hidden_states": (1 - sigma) * x0 + sigma * eps,
-                "encoder_hidden_states": text["prompt"].double()[None],
-                "pooled_projections": text["pooled"].double()[None],
+                "encoder_hidden_states": torch.cat([t["prompt"] for t in texts]).double()[None],
+                "pooled_projections": sum(t["pooled"].double() for t in texts)[None] / len(texts),
                 "timestep": sigma,
                 "guidance": torch.ones(1).double(),
                 "img_ids": ids,
-                "txt_ids": torch.zeros(512, 3),
+                "txt_ids": torch.zeros(512 * len(texts), 3),
+                "joint_attention_kwargs": mask_of(layout, texts),
                 "return_dict": False,
             },
         )[0]
@@ -93,12 +94,25 @@ def float64_reference(model, settings, data, parameters, samples):
     return total.detach().item(), {k: v.grad for k, v in lora.items()}
 
 
+def mask_of(layout, texts):
+    """diffusers' attention as panels that read texts of their own have it; none for one text."""
+    if len(texts) == 1:
+        return None
+    of = [np.full(512, panel) for panel in range(len(texts))]
+    owners = sum(panel * token_mask(layout, [panel]) for panel in range(len(texts))).flatten()
+    panel = torch.from_numpy(np.concatenate([*of, owners]))
+    image = torch.arange(len(panel)) >= 512 * len(texts)
+    return {"attention_mask": (panel[:, None] == panel) | (image[:, None] & image)}
+
+
 def relative(got, want):
     return float((got.double() - want).norm() / want.norm())
 
 
+@pytest.mark.parametrize("gradient_case", ["joint", "isolated"], indirect=True)
 def test_lora_gradients_equal_a_float64_reference_without_peft(gradient_case):
     model, settings, data, parameters, samples = gradient_case
+    assert {len(entry.texts()) for entry in data.sets} == {1 if settings.text == "joint" else 3}
     loss = accumulate(model, data, samples, settings)
     expected, gradients = float64_reference(*gradient_case)
     assert loss == pytest.approx(expected, rel=1e-5)

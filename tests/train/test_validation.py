@@ -35,7 +35,7 @@ def test_the_measure_is_the_mean_velocity_error_by_level_and_panel(clean, sets):
             z = ((1 - level) * x0 + level * eps).float()[None]
             v = (
                 clean.velocity(
-                    z, torch.tensor([level]), [entry.text()], (layout.width, layout.height), 1.0
+                    z, torch.tensor([level]), entry.texts(), (layout.width, layout.height), 1.0
                 )[0]
                 .detach()
                 .double()

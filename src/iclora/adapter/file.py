@@ -27,6 +27,7 @@ from iclora.files.documents import parse_json
 from iclora.models.base import DiffusionModel
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe
+from iclora.settings import TextKind
 
 __all__ = ["Adapter", "AdapterInfo", "fold"]
 
@@ -53,6 +54,8 @@ class AdapterInfo(BaseModel):
     """Share of samples it was trained on with some panels given, clean."""
     isolate_given: bool = False
     """True if these attended to themselves alone."""
+    text: TextKind = "joint"
+    """What each panel read."""
     iclora: str = __version__
 
 

@@ -176,7 +176,7 @@ def check(settings: CheckSettings, console: Console) -> int:
     from iclora.sets.dataset import open_dataset
 
     dataset = open_dataset(settings.data, settings.recipe)
-    how: dict[str, Any] = {"resolutions": settings.resolutions}
+    how: dict[str, Any] = {"resolutions": settings.resolutions, "text": settings.text}
     if settings.base:
         model = _rules_of(settings.base)
         how |= {
@@ -189,14 +189,14 @@ def check(settings: CheckSettings, console: Console) -> int:
     rows = []
     for report in reports:
         worst = {p.severity for p in report.problems}
-        tokens = "-" if report.tokens is None else f"{report.tokens}"
+        counted = " ".join(map(str, report.by_text)) or "-"
         rows.append(
             (
                 report.name,
                 str(len(report.sizes)),
                 " ".join(f"{w}x{h}" for w, h in report.sizes),
                 f"{sum(w * h for w, h in report.sizes) / 1e6:.2f}",
-                tokens if settings.base or tokens == "-" else f"~{tokens}",
+                counted if settings.base or counted == "-" else f"~{counted}",
                 "error" if "error" in worst else "warning" if worst else "ok",
             )
         )

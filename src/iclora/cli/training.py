@@ -149,6 +149,7 @@ def _train(
             seed=config.seed,
             folder=Path(config.out, "previews"),
             last=config.steps,
+            text=config.text,
         )
 
     with console.progress() as progress:
@@ -301,6 +302,7 @@ def _show_adapter(path: str, console: Console) -> None:
     console.say(
         f"base         {about.base} ({about.family})\ntrained      {about.steps} steps, "
         f"rank {about.rank}, alpha {about.alpha:g}, targets {about.targets}\n"
+        f"texts        {about.text}\n"
         f"recipe       {about.recipe.name}: {' '.join(about.recipe.markers)}\n"
         f"layout       {canvas.width}x{canvas.height} px, {canvas.panels} panels\n"
         f"written by   iclora {about.iclora}\n\n"

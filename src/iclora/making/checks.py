@@ -13,7 +13,7 @@ from iclora.adapter.export import shared_name
 from iclora.errors import AdapterError, SettingsError
 from iclora.models.base import DiffusionModel
 from iclora.sets.layout import Layout
-from iclora.settings import Mode, Wish
+from iclora.settings import Mode, TextKind, Wish
 
 __all__ = [
     "Note",
@@ -88,8 +88,14 @@ def notes_of_base(model: DiffusionModel, adapter: Adapter | None) -> list[Note]:
     return notes
 
 
-def check_mode(model: DiffusionModel, mode: Mode) -> None:
-    """Raises: SettingsError for a mode that the base cannot do."""
+def check_mode(model: DiffusionModel, mode: Mode, text: TextKind) -> None:
+    """Raises: SettingsError for a mode that the base cannot do, or not with such texts."""
+    if mode == "reference" and text != "joint":
+        raise SettingsError(
+            f"mode reference reads one text for all panels, and `text` is {text}",
+            "Set `text` to joint, or take another mode.",
+            setting="text",
+        )
     if mode == "reference" and not model.reads_references:
         raise SettingsError(
             f"{model.name} was not trained to read pictures beside the canvas",

@@ -13,7 +13,7 @@ from iclora.making.session import AS_IS, Ask, Session
 from iclora.models.base import DiffusionModel
 from iclora.sets.images import write_png
 from iclora.sets.recipe import Recipe
-from iclora.settings import Wish, settings_of
+from iclora.settings import TextKind, Wish, settings_of
 
 __all__ = ["make_preview"]
 
@@ -27,6 +27,7 @@ def make_preview(
     seed: int,
     folder: Path,
     last: int | None = None,
+    text: TextKind = "joint",
 ) -> Callable[[int, bool], Image.Image]:
     """Make a function that draws each prompt by the base alone and by the adapter so far.
 
@@ -36,13 +37,15 @@ def make_preview(
         resolution: side of a square of the previews' area, px.
         last: the step after which each picture by the adapter is also written alone, as
             folder/step-000250-1.png: a model card shows them beside their prompts.
+        text: what a panel reads.
     Returns: a function of the step that draws a grid, the base beside the adapter, and writes it as
         folder/step-000250.png if it is told to.
     Raises: CaptionError, SettingsError for a prompt that would fail later.
     """
     # The canvas itself, for equal rows of its size may have other panels.
     canvas = recipe.canvas.fit(recipe.canvas.sizes, resolution**2, model.multiple)
-    wishes = [settings_of(Wish, {"prompt": prompt, "seed": seed}) for prompt in prompts]
+    told = {"seed": seed, "text": text}
+    wishes = [settings_of(Wish, {**told, "prompt": prompt}) for prompt in prompts]
     requests = [prepare(model, wish, recipe=recipe, layout=canvas)[0] for wish in wishes]
     # Training decides when parts of the base are freed.
     session = Session(model, free=False)

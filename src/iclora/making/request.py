@@ -32,8 +32,9 @@ from iclora.making.checks import (
     without_effect,
 )
 from iclora.making.given import GivenPanel, describe_given, fitting_latents
+from iclora.making.texts import checked_texts, text_kind
 from iclora.models.base import DTYPES, DiffusionModel
-from iclora.sets.caption import check_budget, unknown_note
+from iclora.sets.caption import unknown_note
 from iclora.sets.images import open_image
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe, load_recipe
@@ -52,6 +53,7 @@ from iclora.settings import (
     Sigma,
     Steps,
     Strength,
+    TextKind,
     Wish,
     problems_of,
 )
@@ -90,6 +92,9 @@ class Request(Settings):
     prompt: Prompt
     negative: Annotated[str, Field(max_length=100_000)] = ""
     """What the unguided pass reads, for bases that are guided by two passes."""
+    text: TextKind = "joint"
+    panel_texts: tuple[Prompt, ...] = ()
+    """What each panel reads, if that is not the prompt as a whole."""
     layout: Layout
     seeds: tuple[Seed, ...]
     """One per panel: changing one makes the noise of that panel alone again."""
@@ -121,6 +126,8 @@ class Request(Settings):
             raise ValueError(f"{len(self.seeds)} seeds for {panels} panels")
         if self.markers and len(self.markers) != panels:
             raise ValueError(f"{len(self.markers)} markers for {panels} panels")
+        if len(self.panel_texts) != (0 if self.text == "joint" else panels):
+            raise ValueError(f"{len(self.panel_texts)} texts of panels, text {self.text}")
         if not set(self.given) < set(range(1, panels + 1)):
             raise ValueError(f"given panels {sorted(self.given)} of {panels}")
         return self
@@ -136,6 +143,11 @@ class Request(Settings):
             for number, panel in enumerate(sorted(self.given), 1):
                 text = text.replace(self.markers[panel - 1], f"image {number}")
         return text
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is encoded: one text for all panels, or one for each."""
+        return self.panel_texts or (self.words,)
 
     def same_pixels(self, other: Request) -> bool:
         """True if both make the same set, whatever their base and adapter are called."""
@@ -221,8 +233,9 @@ def prepare(
     task = recipe_of(wish.recipe, adapter, recipe)
     text, said = task.prompt(wish.prompt)
     notes = [Note(each, "prompt") for each in said]
-    # encode_text refuses a long one as well; here it happens before any weights are loaded.
-    check_budget(text, model.count_tokens, model.max_text_tokens, "the prompt")
+    kind, odd = text_kind(model, wish.text, adapter)
+    notes += [Note(odd, "adapter")] * bool(odd)
+    texts = checked_texts(model, task, text, kind)
     unread = unknown_note(text, model.unknown_letters)
     if unread:
         notes.append(Note(f"{unread}: write the prompt in English", "prompt"))
@@ -232,7 +245,7 @@ def prepare(
     notes += notes_of_panels(layout, given, model.grid)
     notes += notes_of_base(model, adapter)
     mode = mode_of(wish, adapter, bool(given), notes)
-    check_mode(model, mode)
+    check_mode(model, mode, kind)
     notes += without_effect(model, wish, mode)
     values = {
         **machine_of(model),
@@ -244,6 +257,8 @@ def prepare(
         "markers": task.markers if mode == "reference" else (),
         "prompt": text,
         "negative": wish.negative,
+        "text": kind,
+        "panel_texts": () if kind == "joint" else texts,
         "layout": layout,
         "seeds": tuple(
             wish.panel_seeds.get(n, panel_seed(wish.seed, n)) for n in range(1, layout.panels + 1)

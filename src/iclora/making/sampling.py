@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,12 @@ from iclora.making.given import fitting_latents
 from iclora.making.made import Cost, GeneratedSet
 from iclora.making.request import Request
 from iclora.models import flow
-from iclora.models.base import DiffusionModel, Given, Text
+from iclora.models.base import DiffusionModel, Given, Panels, Text
 from iclora.sets.canvas import split
-from iclora.sets.layout import Box, Layout, token_mask
+from iclora.sets.layout import Layout, token_mask
+from iclora.sets.tokens import cells_of
 
-__all__ = ["AS_IS", "AsIs", "Ask", "count_steps", "load_vae", "paint", "panel_noise"]
+__all__ = ["AS_IS", "AsIs", "Ask", "Read", "count_steps", "load_vae", "paint", "panel_noise"]
 
 OnStep = Callable[[int, int], None]
 """Hears of (steps done, steps in all)."""
@@ -55,16 +56,22 @@ class Ask:
     """None for the base alone."""
 
 
+class Read(NamedTuple):
+    """The texts of an ask."""
+
+    guided: tuple[Text, ...]
+    """What the guided pass reads: one text for all panels, or one for each."""
+    unguided: Text | None = None
+    """What the unguided pass reads, if the base has one."""
+
+
 def paint(
-    model: DiffusionModel,
-    asks: Sequence[Ask],
-    texts: Sequence[Sequence[Text]],
-    on_step: OnStep | None = None,
+    model: DiffusionModel, asks: Sequence[Ask], texts: Sequence[Read], on_step: OnStep | None = None
 ) -> list[GeneratedSet]:
     """Sample and decode asks that differ in words, seeds and pictures alone.
 
     Args:
-        texts: of each ask, what the guided pass reads and, if the base has one, the unguided.
+        texts: what each ask reads.
     """
     with _Meter(model.device) as meter:
         drawn = _denoise(model, asks, texts, on_step)
@@ -79,10 +86,7 @@ def paint(
 
 @torch.no_grad()
 def _denoise(
-    model: DiffusionModel,
-    asks: Sequence[Ask],
-    texts: Sequence[Sequence[Text]],
-    on_step: OnStep | None,
+    model: DiffusionModel, asks: Sequence[Ask], texts: Sequence[Read], on_step: OnStep | None
 ) -> Tensor:
     """The latents of a batch. Returns: (B, n, c) on the CPU."""
     first = asks[0].request
@@ -90,12 +94,15 @@ def _denoise(
     requests = [ask.request for ask in asks]
     noise = _noise(model, requests)
     tokens, x0 = _given_tokens(model, asks)
-    given = _given(first, tokens, model.grid)
-    guided, *unguided = zip(*texts, strict=True)
+    given = _given(first, None if tokens is None else tokens.cpu(), model.grid)
+    guided, lengths = zip(*(model.as_one(text.guided) for text in texts), strict=True)
+    unguided = [text.unguided for text in texts if text.unguided is not None]
+    panels = Panels.of(layout, lengths[0], model.grid)
 
     def velocity(z: Tensor, sigma: float) -> Tensor:
         sigmas = torch.full((len(z),), sigma, device=model.device)
-        return model.velocity(z, sigmas, guided, layout.size, first.guidance, given, *unguided)
+        how = (layout.size, first.guidance, given, unguided or None, panels)
+        return model.velocity(z, sigmas, guided, *how)
 
     return flow.denoise(
         velocity,
@@ -121,7 +128,7 @@ def _decode(
         composite.paste(fitted, layout.boxes[number - 1].corners[:2])
     panels = tuple(ask.given.get(n, panel) for n, panel in enumerate(split(layout, composite), 1))
     cells = tokens.view(layout.height // model.grid, layout.width // model.grid, -1)
-    latents = tuple(cells[_cells(box, model.grid)].clone() for box in layout.boxes)
+    latents = tuple(cells[cells_of(box, model.grid)].clone() for box in layout.boxes)
     return composite, panels, latents
 
 
@@ -134,7 +141,7 @@ def panel_noise(layout: Layout, seeds: Sequence[object], grid: int, channels: in
     # Free boxes may leave gaps; these take noise of their own.
     noise = torch.randn(h, w, channels, generator=flow.generator("gaps", *seeds))
     for seed, box in zip(seeds, layout.boxes, strict=True):
-        cells = _cells(box, grid)
+        cells = cells_of(box, grid)
         shape = noise[cells].shape
         noise[cells] = torch.randn(shape, generator=flow.generator("panel", seed))
     return noise.reshape(1, h * w, channels)
@@ -180,7 +187,7 @@ def _references(request: Request, grid: int) -> Tensor:
     layout = request.layout
     labels = torch.zeros(layout.height // grid, layout.width // grid, dtype=torch.int)
     for label, number in enumerate(sorted(request.given), 1):
-        labels[_cells(layout.boxes[number - 1], grid)] = label
+        labels[cells_of(layout.boxes[number - 1], grid)] = label
     return labels.flatten()
 
 
@@ -210,7 +217,7 @@ def _given_tokens(
         for number, image in ask.given.items():
             # Each panel is encoded alone: a placeholder beside it would bleed into its latents,
             # across the border by convolution and everywhere by group norm.
-            cells = _cells(layout.boxes[number - 1], model.grid)
+            cells = cells_of(layout.boxes[number - 1], model.grid)
             if number in fitting:
                 place[cells] = fitting[number]
             else:
@@ -218,11 +225,6 @@ def _given_tokens(
                 pixels = np.asarray(layout.fit_panel(number, image))
                 place[cells] = model.encode_image(pixels).view(shape)
     return mask.flatten().to(model.device), x0.flatten(1, 2).to(model.device)
-
-
-def _cells(box: Box, grid: int) -> tuple[slice, slice]:
-    """Rows and columns of a panel's tokens."""
-    return (slice(box.top // grid, box.bottom // grid), slice(box.left // grid, box.right // grid))
 
 
 # -- what it costs ------------------------------------------------------------------------------

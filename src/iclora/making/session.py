@@ -21,7 +21,7 @@ from iclora.adapter.layers import apply
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.made import GeneratedSet
 from iclora.making.request import Request, check_base, prepare
-from iclora.making.sampling import AS_IS, Ask, count_steps, load_vae, paint
+from iclora.making.sampling import AS_IS, Ask, Read, count_steps, load_vae, paint
 from iclora.models.base import DiffusionModel, Text
 from iclora.progress import Progress
 from iclora.sets.layout import Layout
@@ -71,9 +71,14 @@ class Session:
             self.model.release("text")
 
     def _read(self, request: Request) -> tuple[str, ...]:
-        """The texts of a request: the prompt and, if the base has one, the unguided pass's."""
+        """The texts of a request: what panels read and, if the base has one, the unguided pass."""
         two = self.model.sampling.guided == "two-pass"
-        return (request.words, request.negative) if two else (request.words,)
+        return (*request.texts, request.negative) if two else request.texts
+
+    def _encoded(self, request: Request) -> Read:
+        two = self.model.sampling.guided == "two-pass"
+        guided = tuple(self._texts[text] for text in request.texts)
+        return Read(guided, self._texts[request.negative] if two else None)
 
     def make(self, asks: Sequence[Ask], together: int = 1) -> Iterator[tuple[int, GeneratedSet]]:
         """Make a set for every ask.
@@ -113,7 +118,7 @@ class Session:
                 self._progress("painting", before + step, sum(steps), note)
 
             _use(self.model, asks[batch[0]])
-            texts = [[self._texts[text] for text in self._read(asks[n].request)] for n in batch]
+            texts = [self._encoded(asks[number].request) for number in batch]
             made = paint(self.model, [asks[n] for n in batch], texts, on_step)
             for number in batch:
                 # Taken out, so that nothing is held here once its taker lets go of it.
@@ -204,7 +209,7 @@ def _alike(asks: Sequence[Ask]) -> list[list[int]]:
         weights = [part.weights if isinstance(part, Adapter) else part for part in parts]
         carried = (*map(id, weights), r.strength, *(each.strength for each in r.beside))
         how = (r.layout, tuple(sorted(r.given)), r.mode, r.isolate_given, r.boost, r.steps)
-        more = (r.guidance, r.resample, r.resample_from)
+        more = (r.guidance, r.resample, r.resample_from, r.text)
         groups.setdefault(carried, {}).setdefault(how + more, []).append(number)
     return list(chain.from_iterable(group.values() for group in groups.values()))
 

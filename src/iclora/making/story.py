@@ -68,7 +68,7 @@ def reroll(
     info = adapter.info if adapter else None
     usual: Mode = "clean" if info and info.conditional else "sdedit"
     how = mode or (old.mode if old.given else usual)
-    check_mode(model, how)
+    check_mode(model, how, old.text)
     markers = old.markers or (info.recipe.markers if info else ())
     latents = _latents(model, made, given)
     told = {"boost": boost, "resample": resample, "resample_from": resample_from}

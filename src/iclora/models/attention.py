@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from itertools import accumulate, chain, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Attend", "Cache", "blockwise", "isolated", "pick_attention", "reading", "scaled"]
+__all__ = [
+    "Attend",
+    "Cache",
+    "Shares",
+    "blockwise",
+    "by_parts",
+    "isolated",
+    "parts_of",
+    "pick_attention",
+    "reading",
+    "scaled",
+]
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of given tokens, block by block, each (B, heads, given, d)."""
@@ -71,19 +83,23 @@ def scaled(attend: Attend, given: Tensor, text_tokens: int, factor: float) -> At
     return run
 
 
-def isolated(attend: Attend, given: int, cache: Cache | None = None) -> Attend:
+def isolated(
+    attend: Attend, given: int, cache: Cache | None = None, rest: Attend | None = None
+) -> Attend:
     """The last `given` tokens attend to each other alone; the others to all.
 
     Args:
         cache: takes the given tokens' keys and values, block by block.
+        rest: attention of the others, by default `attend`.
     """
+    rest = rest or attend
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         at = q.shape[2] - given
         own = (k[:, :, at:], v[:, :, at:])
         if cache is not None:
             cache.append((own[0].clone(), own[1].clone()))
-        return torch.cat([attend(q[:, :, :at], k, v), attend(q[:, :, at:], *own)], 1)
+        return torch.cat([rest(q[:, :, :at], k, v), attend(q[:, :, at:], *own)], 1)
 
     return run
 
@@ -100,6 +116,82 @@ def reading(attend: Attend, cache: Cache) -> Attend:
 
 
 # -- kernels ------------------------------------------------------------------------------------
+
+
+# -- panels that read texts of their own --------------------------------------------------------
+
+
+class Shares(NamedTuple):
+    """How many tokens of a pass are each panel's; they stand in this order."""
+
+    texts: Sequence[int]
+    noisy: Sequence[int]
+    """Image tokens without those that are given, clean."""
+    given: Sequence[int]
+
+
+_Part = tuple[slice, tuple[slice, ...]]
+"""Rows of q, and the columns of k and v that these attend to."""
+
+
+def parts_of(shares: Shares, given_rows: bool) -> list[_Part]:
+    """Attention in which each panel reads a text of its own, as parts without a mask.
+
+    Image tokens attend to all image tokens and to their panel's text; a text to itself and to its
+    panel's image tokens.
+
+    Args:
+        given_rows: True if given tokens attend so, too; False leaves their rows out, for those
+            that attend to each other alone or whose keys are cached.
+    """
+    ends = list(accumulate(chain(*shares), initial=0))
+    spans = [slice(*ends) for ends in pairwise(ends)]
+    count = len(shares.texts)
+    texts, noisy, given = spans[:count], spans[count : 2 * count], spans[2 * count :]
+    image = slice(sum(shares.texts), ends[-1])
+    parts = [(text, (text, *own)) for text, *own in zip(texts, noisy, given, strict=True)]
+    for rows in (noisy, given)[: 1 + given_rows]:
+        parts += [(span, (text, image)) for span, text in zip(rows, texts, strict=True)]
+    return _joined((rows, _touching(columns)) for rows, columns in parts)
+
+
+def _touching(spans: Sequence[slice]) -> tuple[slice, ...]:
+    """Spans in order, without empty ones, those that touch as one."""
+    found: list[slice] = []
+    for span in spans:
+        if found and found[-1].stop == span.start:
+            found[-1] = slice(found[-1].start, span.stop)
+        elif span.stop > span.start:
+            found.append(span)
+    return tuple(found)
+
+
+def _joined(parts: Iterable[_Part]) -> list[_Part]:
+    """Parts without empty ones, neighbours with the same columns as one."""
+    found: list[_Part] = []
+    for rows, columns in parts:
+        if found and found[-1][1] == columns:
+            found[-1] = (slice(found[-1][0].start, rows.stop), columns)
+        elif rows.stop > rows.start:
+            found.append((rows, columns))
+    return found
+
+
+def by_parts(attend: Attend, parts: Sequence[_Part]) -> Attend:
+    """Attention of each part's rows to its own columns; the parts' rows are those of q in order."""
+
+    def some(x: Tensor, columns: Sequence[slice]) -> Tensor:
+        found = [x[:, :, span] for span in columns]
+        return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = [attend(q[:, :, rows], some(k, own), some(v, own)) for rows, own in parts]
+        return out[0] if len(out) == 1 else torch.cat(out, 1)
+
+    return run
+
+
+# -- on a CPU -----------------------------------------------------------------------------------
 
 
 def blockwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

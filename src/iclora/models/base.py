@@ -22,6 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -34,9 +35,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from iclora.errors import ModelError
 from iclora.files import digest
 from iclora.models.names import Names, linears_of
-from iclora.settings import Precision
+from iclora.sets.layout import Layout
+from iclora.sets.tokens import token_owners
+from iclora.settings import Precision, TextKind
 
-__all__ = ["DTYPES", "PARTS", "DiffusionModel", "Given", "Part", "Sampling", "Text"]
+__all__ = ["DTYPES", "PARTS", "DiffusionModel", "Given", "Panels", "Part", "Sampling", "Text"]
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Number formats of a base's weights by their one spelling."""
@@ -99,6 +102,53 @@ class Given:
         object.__setattr__(self, "count", count)
 
 
+@dataclass(frozen=True)
+class Panels:
+    """The panels of a canvas of which each reads a text of its own.
+
+    An image token attends to all image tokens and to its panel's text alone; a text token to its
+    own text and to its panel's image tokens. So no panel's words reach another panel but through
+    what is painted.
+
+    Source: Huang et al. 2024 (Group Diffusion Transformers, arXiv 2410.15027), for a base whose
+    texts attend, too.
+    """
+
+    owner: Tensor
+    """int64 (n,), the panel of each image token, from 0; on the CPU."""
+    lengths: tuple[int, ...]
+    """Tokens of each panel's text, in the order in which `DiffusionModel.join_texts` put them."""
+
+    @classmethod
+    def of(cls, layout: Layout, lengths: Sequence[int], grid: int) -> Panels | None:
+        """The panels of a canvas, or None if there is one text, which all of them read.
+
+        Args:
+            lengths: tokens of each text.
+            grid: edge of a token, px.
+        """
+        if len(lengths) == 1:
+            return None
+        assert len(lengths) == layout.panels, "one text, or one for each panel"
+        return cls(torch.from_numpy(token_owners(layout, grid)).flatten(), tuple(lengths))
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """What brings each panel's tokens together; None if they stand so."""
+        together = bool((self.owner.diff() >= 0).all())
+        return None if together else torch.argsort(self.owner, stable=True)
+
+    def shares(self, given: Given | None) -> tuple[list[int], list[int]]:
+        """How many image tokens of each panel are noisy, and how many are given, clean."""
+        clean = torch.zeros_like(self.owner, dtype=torch.bool)
+        if given is not None and given.clean and given.count:
+            rows = given.tokens.view(-1, len(clean)).cpu()
+            clean = rows[0]
+            assert (rows == clean).all(), "samples that read texts apart have equal panels given"
+        counts = [self.owner[of].bincount(minlength=len(self.lengths)) for of in (~clean, clean)]
+        return counts[0].tolist(), counts[1].tolist()
+
+
 class DiffusionModel(ABC):
     """A base model: its parts, its token grid, its velocity."""
 
@@ -137,6 +187,8 @@ class DiffusionModel(ABC):
     """Number of blocks that keep their input alone for the backward pass."""
     compiled: bool = False
     """True if blocks are compiled where gradients are wanted."""
+    reads_apart: bool = False
+    """True if `velocity` takes `panels`."""
     mesh: DeviceMesh | None = None
     """The processes that the denoiser's weights are spread over, set before it is first used;
     None keeps them whole. With one, every process of it must compute every velocity."""
@@ -183,6 +235,32 @@ class DiffusionModel(ABC):
         Raises: CaptionError above `max_text_tokens`, for the rest would be cut off.
         """
 
+    def join_texts(self, texts: Sequence[Text]) -> Text:  # noqa: ARG002 (families know)
+        """The texts of a canvas's panels as one, for a pass that is told its `Panels`.
+
+        Raises: ModelError for a family that cannot read texts apart; see `check_text`.
+        """
+        self.check_text("isolated")
+        raise NotImplementedError(f"{type(self).__name__} reads texts apart and joins none")
+
+    def as_one(self, texts: Sequence[Text]) -> tuple[Text, tuple[int, ...]]:
+        """What a pass reads of a canvas's texts, and how many tokens each of them has.
+
+        Args:
+            texts: one for all panels, or one for each; see `Panels.of`.
+        """
+        lengths = tuple(map(self.text_tokens, texts))
+        return (texts[0] if len(texts) == 1 else self.join_texts(texts)), lengths
+
+    def check_text(self, kind: TextKind) -> None:
+        """Raises: ModelError if the base cannot read the texts of panels in this way."""
+        if kind != "joint" and not self.reads_apart:
+            raise ModelError(
+                f"a base of the family {self.family} reads one text for all panels",
+                "Set `text` to joint.",
+                setting="text",
+            )
+
     @abstractmethod
     def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Latent tokens of a picture: the posterior's mode, normalised and packed.
@@ -206,6 +284,7 @@ class DiffusionModel(ABC):
         guidance: float,
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
+        panels: Panels | None = None,
     ) -> Tensor:
         """Predict eps - x0.
 
@@ -224,6 +303,9 @@ class DiffusionModel(ABC):
                 guided pass alone. Both passes share the cache of given tokens, since these see no
                 text; a family whose modulation depends on the text keeps one for each. Other
                 bases raise a ModelError.
+            panels: each panel reads a text of its own; every one of `texts` is then joined by
+                `join_texts`, and samples have the same panels given. The unguided pass reads one
+                text for all panels. None for a base that is not `reads_apart`.
         Returns: (B, n, channels) float32.
         """
 

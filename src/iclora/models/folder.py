@@ -224,6 +224,18 @@ class FolderModel(DiffusionModel):
         elif self.device.type == "mps":
             torch.mps.empty_cache()
 
+    # -- texts ----------------------------------------------------------------------------------
+
+    def join_texts(self, texts: Sequence[Text]) -> Text:
+        # One after the other, in the order of panels. What is one vector a text and goes to all
+        # tokens (FLUX.1's pooled one) is their mean: that of one text, or of equal ones, is it.
+        joined = {"prompt": torch.cat([text["prompt"] for text in texts])}
+        for key, like in texts[0].items():
+            if key not in joined:
+                mean = torch.stack([text[key].float() for text in texts]).mean(0)
+                joined[key] = mean.to(like.dtype)
+        return joined
+
     # -- what passes read and adapters name -----------------------------------------------------
 
     def on_device(self, texts: Sequence[Text]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.attention import Attend, isolated
+from iclora.models.attention import Attend, Shares, by_parts, isolated, parts_of
 from iclora.models.base import DiffusionModel
 from iclora.models.folder import FolderModel
 from iclora.models.latents import PACK
@@ -74,6 +75,8 @@ class Batch:
     """True if some panels are given, clean."""
     isolated: bool = False
     """True if given panels attend to themselves alone."""
+    texts: int = 1
+    """Texts of a set: one for all panels, or one for each, which no other panel reads."""
 
 
 class Outline(Protocol):
@@ -96,7 +99,7 @@ class Outline(Protocol):
 
     @property
     def text_tokens(self) -> int:
-        """Tokens that the longest text takes in a pass."""
+        """Tokens that the longest text takes in a pass; of several texts each takes as many."""
 
     @property
     def vae(self) -> nn.Module: ...
@@ -231,10 +234,21 @@ class FolderOutline(ABC):
         n = batch.width // self.model.grid * (batch.height // self.model.grid)
         # Which tokens are given does not matter to what is counted; half of them are.
         parts = (n - n // 2, n // 2) if batch.given else (n,)
-        if batch.given and batch.isolated:
-            attend = isolated(attend, n // 2)
+        alone = batch.given and batch.isolated
+        rest = attend
+        if batch.texts > 1:
+            # Panels are about as large, and of each half of the tokens is given.
+            ends = [n * number // batch.texts for number in range(batch.texts + 1)]
+            own = [end - start for start, end in pairwise(ends)]
+            given = [size * batch.given // 2 for size in own]
+            given[-1] += sum(parts[1:]) - sum(given)
+            noisy = [size - some for size, some in zip(own, given, strict=True)]
+            shares = Shares([self.text_tokens] * batch.texts, noisy, given)
+            rest = by_parts(attend, parts_of(shares, given_rows=not alone))
+        attend = isolated(attend, n // 2, rest=rest) if alone else rest
         levels = Levels(torch.empty(batch.count, len(parts), device=META), parts)
-        return self.embed(self.empty(batch.count, n, self.model.channels), levels, attend)
+        z = self.empty(batch.count, n, self.model.channels)
+        return self.embed(z, levels, attend, batch.texts * self.text_tokens)
 
     @abstractmethod
     def modules_of(self, net: Any) -> Sequence[nn.Module]:
@@ -245,8 +259,10 @@ class FolderOutline(ABC):
         """The same as functions."""
 
     @abstractmethod
-    def embed(self, z: Tensor, levels: Levels, attend: Attend) -> tuple[Streams, Pass]:
-        """Make the input of the first block from latent tokens and texts of the greatest length."""
+    def embed(
+        self, z: Tensor, levels: Levels, attend: Attend, text_tokens: int
+    ) -> tuple[Streams, Pass]:
+        """Make the input of the first block from latent tokens and so many text tokens a set."""
 
     @abstractmethod
     def end(self, streams: Streams, shared: Pass) -> Tensor: ...

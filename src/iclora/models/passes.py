@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from iclora.files import cache_home
+from iclora.models import attention
 from iclora.models.attention import Attend, isolated, pick_attention, reading, scaled
-from iclora.models.base import Given
+from iclora.models.base import Given, Panels
 
 __all__ = [
     "COMPILED_SHAPES",
@@ -83,8 +84,12 @@ class Levels:
         return Levels(self.sigma[:, :1], self.tokens[:1])
 
 
-def segments(sigma: Tensor, given: Given | None, count: int) -> tuple[Levels, Tensor | None]:
+def segments(
+    sigma: Tensor, given: Given | None, count: int, panels: Panels | None = None
+) -> tuple[Levels, Tensor | None]:
     """The levels of all tokens, and the order that brings clean given tokens last.
+
+    With `panels`, tokens of a panel stand together, among the noisy and among the given ones.
 
     Args:
         sigma: (B,), of the noisy tokens.
@@ -93,8 +98,12 @@ def segments(sigma: Tensor, given: Given | None, count: int) -> tuple[Levels, Te
         or None if the tokens stay as they are.
     """
     if given is None or not given.clean or not given.count:
-        return Levels(sigma[:, None], (count,)), None
-    order = torch.argsort(given.tokens.to(torch.uint8), dim=-1, stable=True).to(sigma.device)
+        own = panels.order if panels else None
+        return Levels(sigma[:, None], (count,)), None if own is None else own.to(sigma.device)
+    key = given.tokens.to(torch.uint8)
+    if panels is not None:
+        key = len(panels.lengths) * key.long() + panels.owner.to(key.device)
+    order = torch.argsort(key, dim=-1, stable=True).to(sigma.device)
     both = torch.stack([sigma, torch.zeros_like(sigma)], 1)
     return Levels(both, (count - given.count, given.count)), order
 
@@ -131,7 +140,9 @@ class Placed(NamedTuple):
         return out if self.order is None else in_place(out, self.order)
 
 
-def placed(z: Tensor, position_ids: Tensor, sigma: Tensor, given: Given | None) -> Placed:
+def placed(
+    z: Tensor, position_ids: Tensor, sigma: Tensor, given: Given | None, panels: Panels | None
+) -> Placed:
     """Put tokens in the order of their segments, without those that `given` has computed before.
 
     Args:
@@ -139,8 +150,9 @@ def placed(z: Tensor, position_ids: Tensor, sigma: Tensor, given: Given | None) 
         position_ids: (n, axes); those of references are the family's own.
         sigma: (B,), of the noisy tokens, on the device.
     """
-    levels, order = segments(sigma, given, z.shape[1])
+    levels, order = segments(sigma, given, z.shape[1], panels)
     if given and given.references is not None:
+        assert panels is None, "references are read with one text for all panels"
         order = torch.argsort(given.references, stable=True).to(z.device)
     if order is not None:
         z, position_ids = in_order(z, order), position_ids[order]
@@ -156,19 +168,31 @@ def with_text(tokens: tuple[int, ...], text_tokens: int) -> tuple[int, ...]:
     return (text_tokens + tokens[0], *tokens[1:])
 
 
-def attention_to(given: Given | None, text_tokens: int, device: torch.device) -> Attend:
-    """Attention as given tokens are to be read; clean ones stand last, as `segments` puts them."""
-    attend = pick_attention(device)
+def attention_to(
+    given: Given | None,
+    text_tokens: int,
+    device: torch.device,
+    panels: Panels | None = None,
+    order: Tensor | None = None,
+) -> Attend:
+    """Attention as given tokens and texts are to be read, in the order of `segments`."""
+    attend = rest = pick_attention(device)
+    if panels is not None:
+        alone = given is not None and given.isolated
+        shares = attention.Shares(panels.lengths, *panels.shares(given))
+        rest = attention.by_parts(attend, attention.parts_of(shares, given_rows=not alone))
     if given is None or not given.count:
-        return attend
+        return rest
     if given.cache:
-        return reading(attend, given.cache)
+        return reading(rest, given.cache)
     if given.isolated:
         assert given.clean, "noisy tokens are in no order of their own"
-        return isolated(attend, given.count, given.cache)
+        return isolated(attend, given.count, given.cache, rest)
     if given.scale != 1:
-        return scaled(attend, given.tokens.to(device), text_tokens, given.scale)
-    return attend
+        tokens = given.tokens.to(device)
+        tokens = tokens if order is None else tokens[order]
+        return scaled(rest, tokens, text_tokens, given.scale)
+    return rest
 
 
 # -- what blocks are made of --------------------------------------------------------------------

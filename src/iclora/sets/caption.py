@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from iclora.errors import CaptionError
+from iclora.settings import TextKind
 
 __all__ = [
     "TOKEN_LIMIT",
@@ -22,6 +23,9 @@ TOKEN_LIMIT = 512
 """Tokens a base reads, if none is at hand to ask: those of FLUX.1-dev."""
 # T5 makes some 4 bytes of English a token; less here, so that the estimate errs to the safe side.
 _BYTES_PER_TOKEN = 3.5
+
+_JOINING = " \t\n,;:"
+"""What only joins the words of one panel to the next."""
 
 _TAG = re.compile(r"\[([^\[\]\n]{1,40})\]")
 # Every shape a panel marker takes in the ten recipes and their users' own. A bracketed tag of
@@ -125,10 +129,26 @@ class JointCaption:
         pairs = zip(self.markers, self.panels, strict=True)
         return self.overview + "".join(marker + words for marker, words in pairs)
 
+    def texts(self, kind: TextKind) -> tuple[str, ...]:
+        """What the base reads: the whole as one text, or a text for each panel.
+
+        A panel's text keeps its marker, so that it is the joint caption without the other panels.
+
+        Args:
+            kind: isolated texts begin with the overview each; texts that stand alone do not.
+        """
+        if kind == "joint":
+            return (self.render(),)
+        head = self.overview if kind == "isolated" else ""
+        # Nothing follows the last one, so it ends as it does in the joint caption.
+        own = (*(words.rstrip(_JOINING) for words in self.panels[:-1]), self.panels[-1])
+        pairs = zip(self.markers, own, strict=True)
+        return tuple(head + marker + words for marker, words in pairs)
+
     @property
     def words(self) -> tuple[str, ...]:
         """Each panel's words without the spaces and punctuation that only join it to the next."""
-        return tuple(words.strip(" \t\n,;:") for words in self.panels)
+        return tuple(words.strip(_JOINING) for words in self.panels)
 
 
 def has_markers(text: str, markers: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from iclora.sets.caption import TOKEN_LIMIT, check_budget, estimate_tokens, unkn
 from iclora.sets.dataset import Dataset, ImageSet, Measured, PanelSet, Problem
 from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
 from iclora.sets.recipe import Recipe
-from iclora.settings import RESOLUTIONS
+from iclora.settings import RESOLUTIONS, TextKind
 
 __all__ = [
     "Problem",
@@ -68,10 +68,13 @@ class SetReport:
     set: TrainingSet | None
     """The set; None if its pictures cannot be read or have no canvas."""
     tokens: int | None
-    """Tokens of the caption; an estimate if they were not counted; None without a caption."""
+    """Tokens of the caption, or of the longest text that is read apart; an estimate if they were
+    not counted; None without a caption."""
     problems: tuple[Problem, ...]
     pairs: tuple[Edges, ...] = ()
     """Bars at opposite edges of each panel of single files; `compose` cuts them off."""
+    by_text: tuple[int, ...] = ()
+    """Tokens of each text that is encoded: the caption, or one for each panel."""
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -88,6 +91,7 @@ def check_dataset(
     resolutions: Sequence[int] = RESOLUTIONS,
     upscale: bool = False,
     grid: int = GRID,
+    text: TextKind = "joint",
 ) -> Iterator[SetReport]:
     """Read every image and caption, and report each set as it is done.
 
@@ -100,12 +104,15 @@ def check_dataset(
         resolutions: training resolutions (side of a square of the same area, px).
         upscale: True if sets are enlarged to them.
         grid: token edge of the base, px.
+        text: what a panel will read; each text that is encoded may have `limit` tokens.
     Yields: one report per set, in order; errors in it stop `train`.
     """
     twins: dict[str, str] = {}
     for image_set in dataset.sets:
         problems: list[Problem] = []
-        words, tokens = _judge_caption(dataset.recipe, image_set, count_tokens, limit, problems)
+        words, tokens = _judge_caption(
+            dataset.recipe, image_set, _Budget(count_tokens, limit, text), problems
+        )
         note = unknown_note(words, unknown) if words else ""
         if note:
             advice = "Write captions in a language that the base knows; FLUX.1 reads English best."
@@ -130,7 +137,9 @@ def check_dataset(
             )
         except (ImageError, DatasetError, LayoutError) as error:
             pictures.append(Problem(image_set.name, error.problem, error.advice))
-        yield SetReport(image_set.name, found, tokens, (*pictures, *problems), pairs)
+        yield SetReport(
+            image_set.name, found, max(tokens, default=None), (*pictures, *problems), pairs, tokens
+        )
 
 
 def accept(
@@ -162,30 +171,46 @@ def accept(
     return [report.set for report in reports if report.set]
 
 
+@dataclass(frozen=True)
+class _Budget:
+    """How long a text may be."""
+
+    count: Callable[[str], int] | None
+    """The base's tokenizer; without it a text of more words than `limit` is known to be too long,
+    and others are estimated."""
+    limit: int
+    kind: TextKind
+
+    def take(self, text: str, name: str) -> int:
+        """Count a text, or estimate it. Raises: CaptionError if it is too long."""
+        if self.count:
+            return check_budget(text, self.count, self.limit, name)
+        check_budget(text, lambda t: len(t.split()), self.limit, name)
+        return estimate_tokens(text)
+
+
 def _judge_caption(
-    recipe: Recipe,
-    image_set: ImageSet,
-    count_tokens: Callable[[str], int] | None,
-    limit: int,
-    problems: list[Problem],
-) -> tuple[str, int | None]:
-    """The caption and its tokens, "" and None if it is wrong; what is wrong joins `problems`."""
+    recipe: Recipe, image_set: ImageSet, budget: _Budget, problems: list[Problem]
+) -> tuple[str, tuple[int, ...]]:
+    """The caption and the tokens of its texts, both empty if it is wrong; what is wrong joins
+    `problems`."""
     name = f'the caption of "{image_set.name}"'
     try:
         text = image_set.caption()
         recipe.parse(text)
-        if count_tokens:
-            return text, check_budget(text, count_tokens, limit, name)
-        check_budget(text, lambda t: len(t.split()), limit, name)
+        read = recipe.texts(text, budget.kind)
+        names = [name]
+        if budget.kind != "joint":
+            names = [f'what panel {n} of "{image_set.name}" reads' for n in range(1, len(read) + 1)]
+        tokens = tuple(map(budget.take, read, names))
     except (CaptionError, DatasetError) as error:
         problems.append(Problem(image_set.name, error.problem, error.advice, caption=True))
-        return "", None
-    tokens = estimate_tokens(text)
-    if tokens > limit:
+        return "", ()
+    if budget.count is None and max(tokens) > budget.limit:
         problems.append(
             Problem(
                 image_set.name,
-                f"the caption may be too long, some {tokens} tokens of {limit}",
+                f"the caption may be too long, some {max(tokens)} tokens of {budget.limit}",
                 "Name the `base`, whose tokenizer counts them.",
                 "warning",
             )

@@ -18,7 +18,7 @@ from iclora.errors import CaptionError, IcloraError, RecipeError
 from iclora.files.documents import parse_toml, read_words
 from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.layout import Layout
-from iclora.settings import nearest, problems_of
+from iclora.settings import TextKind, nearest, problems_of
 
 __all__ = ["Recipe", "load_recipe", "read_recipe", "recipe_names"]
 
@@ -137,6 +137,17 @@ class Recipe(_Frozen):
                 "Name the recipe of the set, or leave the markers out.",
             )
         return JointCaption(text, (), ())
+
+    def texts(self, text: str, kind: TextKind) -> tuple[str, ...]:
+        """What the base reads of a joint caption: the whole, or a text for each panel.
+
+        A caption without markers is the same for every panel. Raises: CaptionError.
+        """
+        if kind == "joint" or not self.markers:
+            return (text,)
+        if not has_markers(text, self.markers):
+            return (text,) * len(self.markers)
+        return self.parse(text).texts(kind)
 
     def prompt(self, text: str) -> tuple[str, list[str]]:
         """A user's prompt made ready for the base, and what had to be done or said about it.

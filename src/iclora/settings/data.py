@@ -15,6 +15,7 @@ from iclora.settings.fields import (
     Prompt,
     Settings,
     Side,
+    TextKind,
     setting,
 )
 from iclora.settings.making import Captioning
@@ -107,6 +108,8 @@ class CheckSettings(Settings):
     """recipe name or TOML path; by default the dataset's own"""
     base: FilePath | None = None
     """count tokens as this base does"""
+    text: TextKind = "joint"
+    """what a panel will read in training: tokens are counted for each text that is encoded"""
     resolutions: tuple[Side, ...] = setting(RESOLUTIONS, min_length=1, many="list")
     """training resolutions to judge by"""
 

@@ -21,6 +21,7 @@ __all__ = [
     "Count",
     "Device",
     "Dtype",
+    "Encoding",
     "FilePath",
     "GivenFiles",
     "Guidance",
@@ -43,6 +44,7 @@ __all__ = [
     "Size",
     "Steps",
     "Strength",
+    "TextKind",
     "about",
     "arm",
     "foreign_words",
@@ -76,6 +78,17 @@ clean: given panels carry no noise and the base is told so; for adapters trained
 reference: given panels are left off the canvas and read as pictures beside it; for bases that
     were trained to.
 """
+
+TextKind = Literal["joint", "isolated", "alone"]
+"""What the panels of a canvas read.
+
+joint: all of them one text, the joint caption (the paper's).
+isolated: each the overview and its own words, encoded alone; no other panel sees it.
+alone: the same without the overview.
+"""
+
+Encoding = Literal["canvas", "panels"]
+"""What the VAE sees: the whole canvas, or each panel alone, whose latents are then joined."""
 
 RESOLUTIONS = (512, 768, 1024, 1280, 1536)
 """Canvas sizes of training, px: sides of squares of the same area (the paper's configuration)."""

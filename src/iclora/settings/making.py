@@ -30,6 +30,7 @@ from iclora.settings.fields import (
     Size,
     Steps,
     Strength,
+    TextKind,
     about,
     arm,
     given_panel,
@@ -67,6 +68,10 @@ class SampleSettings(Settings):
     """guidance value; by default the recipe's, else the base's"""
     negative: Annotated[str, Field(max_length=100_000)] = setting("", decided=True, metavar="TEXT")
     """what the unguided pass reads, for bases that are guided by two passes"""
+    text: TextKind | None = setting(None, decided=True)
+    """what a panel reads: joint is one text for all; isolated is the overview and its own words,
+    which no other panel sees; alone is its own words; by default as the adapter was trained, else
+    joint"""
     strength: Strength = setting(1.0, decided=True)
     """factor on the adapter's update"""
     boost: Boost = setting(2.0, decided=True)

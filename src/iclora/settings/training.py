@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from iclora.settings.fields import (
     RESOLUTIONS,
     Count,
+    Encoding,
     FilePath,
     Guidance,
     Machine,
@@ -18,6 +19,7 @@ from iclora.settings.fields import (
     Seed,
     Share,
     Side,
+    TextKind,
     about,
     setting,
 )
@@ -68,6 +70,12 @@ class TrainSettings(Machine):
     """canvas sizes to train at, px: sides of squares of the same area"""
     upscale: bool = False
     """enlarge sets that are smaller than a resolution"""
+    text: TextKind = "joint"
+    """what a panel reads: joint is one text for all, the paper's; isolated is the overview and its
+    own words, encoded apart and seen by no other panel, each as long as the base reads; alone is
+    the same without the overview"""
+    encode: Encoding = "canvas"
+    """what the VAE sees: the whole canvas, the paper's, or panels, each alone"""
     caption_dropout: Share = 0.05
     """share of samples trained with an empty text"""
     guidance: Guidance = 1.0

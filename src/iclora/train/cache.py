@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from iclora.errors import RunError
@@ -24,6 +26,8 @@ from iclora.progress import Progress
 from iclora.sets.canvas import compose
 from iclora.sets.check import TrainingSet
 from iclora.sets.layout import Layout
+from iclora.sets.tokens import cells_of
+from iclora.settings import Encoding
 from iclora.train.workers import Workers
 
 __all__ = ["Encoded", "EncodedSet", "encode"]
@@ -39,15 +43,15 @@ class EncodedSet:
     layouts: tuple[Layout, ...]
     """The distinct canvases it trains at, the smallest first."""
     _latents: tuple[Path, ...]
-    _text: Path
+    _texts: tuple[Path, ...]
 
     def latents(self, size: int) -> Tensor:
         """Read the clean latent tokens (n, c), float32, of its canvas number `size`."""
         return _read(self._latents[size])["latents"].float()
 
-    def text(self) -> Text:
-        """Read its prompt embedding."""
-        return _read(self._text)
+    def texts(self) -> list[Text]:
+        """Read its prompt embeddings: one for all panels, or one for each."""
+        return list(map(_read, self._texts))
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def encode(
     workers: Workers,
     progress: Progress,
     warn: Warn = lambda _: None,
+    read: Callable[[str], Sequence[str]] = lambda caption: (caption,),
+    encoding: Encoding = "canvas",
 ) -> tuple[list[EncodedSet], Text]:
     """Encode what the cache lacks, then free the encoders.
 
@@ -78,23 +84,27 @@ def encode(
     Args:
         folder: of the cache; it may serve several runs.
         warn: told of damaged entries.
+        read: the texts that a caption is read as: one for all panels, or one for each.
+        encoding: what the VAE sees at a time.
     Returns: the sets in their order, and the embedding of the empty text.
     Raises: CaptionError over the token limit; ImageError, DatasetError, StorageError; RunError for
         pictures or words that are encoded to numbers that are not finite.
     """
     if workers.main:
         clear_leftovers(folder)
-    captions = ["", *(s.caption for s in sets)]
-    texts = _encode_texts(model, captions, folder, workers, progress, warn)
-    encoder = f"{model.fingerprint('vae')} {model.dtype}"
+    captions = [read(s.caption) for s in sets]
+    every = ["", *chain.from_iterable(captions)]
+    empty, *further = _encode_texts(model, every, folder, workers, progress, warn)
+    texts = iter(further)
+    encoder = f"{model.fingerprint('vae')} {model.dtype}" + " panels" * (encoding == "panels")
     encoded = [
         EncodedSet(
             source.name,
             source.layouts,
             tuple(folder / _latents_name(encoder, source, layout) for layout in source.layouts),
-            text,
+            tuple(islice(texts, len(own))),
         )
-        for source, text in zip(sets, texts[1:], strict=True)
+        for source, own in zip(sets, captions, strict=True)
     ]
     shapes = {
         path: (layout.width // model.grid * (layout.height // model.grid), model.channels)
@@ -107,7 +117,7 @@ def encode(
         panels = sets[number].load().panels
         for layout, path in zip(sets[number].layouts, encoded[number]._latents, strict=True):
             if path in missing:
-                latents = model.encode_image(np.asarray(compose(layout, panels)))
+                latents = _encode_canvas(model, layout, panels, encoding)
                 # float32: under 3 MB a canvas, and no rounding that the encoder did not make.
                 _keep(path, {"latents": latents.to(torch.float32)}, f'set "{sets[number].name}"')
                 missing.discard(path)
@@ -115,7 +125,27 @@ def encode(
     lacking = [n for n, entry in enumerate(encoded) if missing.intersection(entry._latents)]
     _share_out("encoding images", lacking, len(sets), encode_set, workers, progress)
     model.release("vae")
-    return encoded, _read(texts[0])
+    return encoded, _read(empty)
+
+
+def _encode_canvas(
+    model: DiffusionModel, layout: Layout, panels: Sequence[Image.Image], encoding: Encoding
+) -> Tensor:
+    """The latent tokens of a set on a canvas, (n, channels)."""
+    covered = sum(box.width * box.height for box in layout.boxes)
+    if encoding == "canvas" or covered < layout.width * layout.height:
+        whole = model.encode_image(np.asarray(compose(layout, panels)))
+    else:
+        whole = torch.empty(layout.width * layout.height // model.grid**2, model.channels)
+    if encoding == "canvas":
+        return whole
+    # Of the canvas as a whole the gaps between panels alone stay.
+    cells = whole.view(layout.height // model.grid, layout.width // model.grid, -1)
+    for number, (box, panel) in enumerate(zip(layout.boxes, panels, strict=True), 1):
+        place = cells[cells_of(box, model.grid)]
+        alone = model.encode_image(np.asarray(layout.fit_panel(number, panel)))
+        place.copy_(alone.view(place.shape))
+    return whole
 
 
 def _encode_texts(

@@ -23,6 +23,8 @@ class Canvases:
     """Of each set its (width, height) in px."""
     source: str
     """Where they are from, in words."""
+    panels: int | None = None
+    """Panels of a set; None if nothing tells yet."""
 
     @property
     def distinct(self) -> list[tuple[int, int]]:
@@ -57,7 +59,8 @@ def find_canvases(settings: TrainSettings, grid: int) -> CanvasesOf:
 
         def of_recipe(other: TrainSettings) -> Canvases:
             layouts = training_layouts(canvas, canvas.sizes, other.resolutions, grid, upscale=True)
-            return Canvases((tuple(layout.size for layout in layouts),), source)
+            sizes = tuple(layout.size for layout in layouts)
+            return Canvases((sizes,), source, canvas.panels)
 
         return of_recipe
 
@@ -78,6 +81,7 @@ def canvases_of_sets(sets: Sequence[TrainingSet], dataset: Dataset, grid: int) -
                 dataset.recipe.canvas, each.sizes, settings.resolutions, grid, settings.upscale
             )
             sizes.append(tuple(layout.size for layout in layouts))
-        return Canvases(tuple(sizes), f"{len(sets)} sets of {settings.data}")
+        source = f"{len(sets)} sets of {settings.data}"
+        return Canvases(tuple(sizes), source, dataset.recipe.canvas.panels)
 
     return canvases

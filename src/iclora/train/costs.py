@@ -352,9 +352,9 @@ class Costs:
         kind = self.outline.model.precision
         return self.weights + self._without_gradient(lambda: Frozen(widest, kind, META))
 
-    def preview(self, width: int, height: int) -> int:
+    def preview(self, width: int, height: int, texts: int = 1) -> int:
         """Bytes at the peak of sampling and decoding a picture, the averaged weights on loan."""
-        batch = Batch(1, width, height)
+        batch = Batch(1, width, height, texts=texts)
 
         def sample() -> None:
             streams, shared = self.outline.begin(batch, self._attend)

@@ -91,6 +91,7 @@ def _check(
         dataset,
         count_tokens=model.count_tokens,
         limit=model.max_text_tokens,
+        text=settings.text,
         unknown=model.unknown_letters,
         resolutions=settings.resolutions,
         upscale=settings.upscale,

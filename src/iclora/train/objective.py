@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from iclora.models import flow
-from iclora.models.base import DiffusionModel, Given, Text
+from iclora.models.base import DiffusionModel, Given, Panels, Text
 from iclora.sets.layout import Layout, token_mask
 from iclora.settings import TrainSettings
 from iclora.train.cache import Encoded, EncodedSet
@@ -69,7 +69,7 @@ def accumulate(
     Returns: their share of the mean loss.
     """
     total = total or len(samples)
-    groups: dict[tuple[Layout, int, int], list[_Drawn]] = defaultdict(list)
+    groups: dict[_Alike, list[_Drawn]] = defaultdict(list)
     for sample in samples:
         entry = encoded.sets[sample.set]
         layout = entry.layouts[sample.size]
@@ -77,16 +77,17 @@ def accumulate(
         panels = draw_given(rng, settings, layout.panels, encoded.usual)
         given = torch.from_numpy(token_mask(layout, panels, model.grid)).flatten()
         rng = flow.generator("dropout", settings.seed, sample.number)
-        text = _draw_text(entry, encoded, settings, rng)
-        group = layout, int(given.sum()), model.text_tokens(text)
-        groups[group].append(_Drawn(sample, given, text))
+        text, lengths = model.as_one(_draw_texts(entry, encoded, settings, rng))
+        # Texts that are read apart tie the order of tokens to which panels are given.
+        same = panels if len(lengths) > 1 else ()
+        groups[layout, int(given.sum()), lengths, same].append(_Drawn(sample, given, text))
     sums = []
-    for (layout, _, text_tokens), members in groups.items():
-        tokens = layout.width * layout.height // model.grid**2 + text_tokens
+    for (layout, _, lengths, _), members in groups.items():
+        tokens = layout.width * layout.height // model.grid**2 + sum(lengths)
         most = max(settings.micro_batch, settings.micro_tokens // tokens)
         for start in range(0, len(members), most):
             part = members[start : start + most]
-            losses = _losses(model, encoded, part, layout, settings)
+            losses = _losses(model, encoded, part, layout, lengths, settings)
             torch.autograd.backward(losses.sum() / total)
             sums.append(losses.detach().sum())
     return sum(torch.stack(sums).tolist()) / total if sums else 0.0
@@ -112,6 +113,11 @@ def draw_given(
     return tuple(sorted(torch.randperm(panels, generator=rng)[:count].tolist()))
 
 
+_Alike = tuple[Layout, int, tuple[int, ...], tuple[int, ...]]
+"""The canvas of samples that are computed together, how many tokens are given, how long each text
+is, and which panels are given, if texts are read apart."""
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """A sample with what was drawn for it."""
@@ -127,12 +133,14 @@ def _losses(
     encoded: Encoded,
     samples: Sequence[_Drawn],
     layout: Layout,
+    lengths: tuple[int, ...],
     settings: TrainSettings,
 ) -> Tensor:
     """Compute the loss of each sample, (B,).
 
     Args:
         samples: all on one canvas, with as many given tokens and as long texts in each.
+        lengths: tokens of each text.
     """
     latents, noises, levels = [], [], []
     for sample in (drawn.sample for drawn in samples):
@@ -150,11 +158,13 @@ def _losses(
     size = layout.size
     tokens = torch.stack([drawn.given for drawn in samples])
     given = Given(tokens, clean=True, isolated=settings.isolate_given)
+    panels = Panels.of(layout, lengths, model.grid)
     if not given.count:
-        return flow.loss(model.velocity(z, sigma, texts, size, settings.guidance), x0, eps)
+        v = model.velocity(z, sigma, texts, size, settings.guidance, panels=panels)
+        return flow.loss(v, x0, eps)
     # Given tokens are clean, as they will be when a set is completed, and are not learned.
     z = torch.where(_send(tokens, model.device)[..., None], x0, z)
-    v = model.velocity(z, sigma, texts, size, settings.guidance, given)
+    v = model.velocity(z, sigma, texts, size, settings.guidance, given, None, panels)
     # By number (B, n - given, 1): the device would have to count a mask of its own, while we wait.
     learned = _send((~tokens).nonzero()[:, 1].view(len(samples), -1, 1), model.device)
     return flow.loss(*(torch.take_along_dim(x, learned, 1) for x in (v, x0, eps)))
@@ -174,8 +184,9 @@ def _draw_level(
     return model.shift(sigma, tokens) if settings.shift == "resolution" else sigma
 
 
-def _draw_text(
+def _draw_texts(
     entry: EncodedSet, encoded: Encoded, settings: TrainSettings, rng: torch.Generator
-) -> Text:
+) -> list[Text]:
     dropped = float(torch.rand(1, generator=rng)) < settings.caption_dropout
-    return encoded.empty if dropped else entry.text()
+    # One empty text for all panels, however others are read: so the base was trained.
+    return [encoded.empty] if dropped else entry.texts()

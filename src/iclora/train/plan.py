@@ -182,7 +182,8 @@ class _Trial:
         self.settings, self.model, self.card, self.canvases = settings, model, card, canvases
         self.precision = precision
         self.costs = Costs(outline_of(model, card.dtype, precision), settings, card.kernels)
-        self.text_tokens = self.costs.outline.text_tokens
+        self.texts = _texts_of(settings, canvases)
+        self.text_tokens = self.texts * self.costs.outline.text_tokens
         self.micro_tokens = settings.micro_tokens
 
     @property
@@ -203,7 +204,7 @@ class _Trial:
             "optimizer": costs.optimizer(),
         }
         if self.settings.preview_every:
-            found["previews"] = costs.preview(side, side)
+            found["previews"] = costs.preview(side, side, self.texts)
         return found
 
     @cached_property
@@ -234,6 +235,7 @@ class _Trial:
                 *size,
                 self.settings.conditional > 0,
                 self.settings.isolate_given,
+                self.texts,
             )
 
         return load
@@ -294,7 +296,22 @@ class _Trial:
 
     def _flops(self, area: int) -> int:
         width = self.model.grid
-        return self.costs.flops(Batch(1, width, area // width), self.recompute)
+        load = Batch(1, width, area // width, texts=self.texts)
+        return self.costs.flops(load, self.recompute)
+
+
+def _texts_of(settings: TrainSettings, canvases: Canvases) -> int:
+    """How many texts a set has. Raises: SettingsError if that is not known yet."""
+    if settings.text == "joint":
+        return 1
+    if canvases.panels is None:
+        raise SettingsError(
+            f"with `text` {settings.text} every panel has a text, and nothing says how many panels "
+            "a set has",
+            "Set `recipe`, or plan when the sets are there.",
+            setting="recipe",
+        )
+    return canvases.panels
 
 
 def _between(areas: Iterable[int], count: Callable[[int], int]) -> Callable[[int], float]:

@@ -124,6 +124,7 @@ def _train(
     make_preview: Callable[[Recipe], Preview] | None,
     warn: Warn,
 ) -> RunResult:
+    model.check_text(settings.text)
     data = data or find_data(settings, model, warn)
     draw = make_preview if settings.preview_every else None
     preview = draw(data.dataset.recipe) if draw else None
@@ -244,6 +245,7 @@ def _describe(settings: TrainSettings, model: DiffusionModel, data: RunData) -> 
         layout=layout,
         conditional=settings.conditional,
         isolate_given=settings.isolate_given,
+        text=settings.text,
     )
 
 
@@ -276,8 +278,18 @@ def _encode(
     """Encode the sets to train on and those to measure on."""
     cache = Path(settings.cache) if settings.cache else folder / "cache"
     sets = [*data.trained, *data.held]
-    encoded, empty = encode(model, sets, cache, workers=workers, progress=progress, warn=warn)
-    usual = tuple(number - 1 for number in data.dataset.recipe.usually_known)
+    recipe = data.dataset.recipe
+    encoded, empty = encode(
+        model,
+        sets,
+        cache,
+        workers=workers,
+        progress=progress,
+        warn=warn,
+        read=lambda caption: recipe.texts(caption, settings.text),
+        encoding=settings.encode,
+    )
+    usual = tuple(number - 1 for number in recipe.usually_known)
     count = len(data.trained)
     return Encoded(tuple(encoded[:count]), empty, usual), encoded[count:]
 

@@ -17,7 +17,7 @@ import torch
 
 from iclora.files import append_line, digest
 from iclora.models import flow
-from iclora.models.base import DiffusionModel
+from iclora.models.base import DiffusionModel, Panels
 from iclora.sets.layout import token_mask
 from iclora.settings import TrainSettings
 from iclora.train.cache import EncodedSet
@@ -76,13 +76,14 @@ def measure(
             torch.from_numpy(token_mask(layout, [i], model.grid)).flatten().to(model.device)
             for i in range(layout.panels)
         ]
-        text = [entry.text()]
+        text, lengths = model.as_one(entry.texts())
+        panels = Panels.of(layout, lengths, model.grid)
         for level in LEVELS:
             rng = flow.generator("validation", seed, entry.name, str(level))
             eps = torch.randn(x0.shape, generator=rng).to(model.device)
             sigma = torch.tensor([level], device=model.device).to(model.dtype).float()
             z = flow.add_noise(x0[None], eps[None], sigma)
-            v = model.velocity(z, sigma, text, size, guidance)[0]
+            v = model.velocity(z, sigma, [text], size, guidance, panels=panels)[0]
             error = (v - (eps - x0)).square().mean(-1)
             rows.append(torch.stack([error.mean(), *(error[mask].mean() for mask in masks)]))
     # To the CPU first: MPS has no float64.

@@ -320,7 +320,7 @@ def test_the_loss_is_that_of_diffusers_own_pass(clean, settings, tmp_path, pipel
         ids = pipeline._prepare_latent_ids(
             torch.zeros(1, 128, layout.height // 16, layout.width // 16)
         )
-        prompt = entry.text()["prompt"][None]
+        prompt = entry.texts()[0]["prompt"][None]
         with torch.no_grad():
             v = clean.denoiser(
                 ((1 - sigma) * x0 + sigma * eps)[None],

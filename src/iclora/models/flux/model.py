@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.base import Given, Part, Sampling, Text
+from iclora.models.base import Given, Panels, Part, Sampling, Text
 from iclora.models.flux.forward import flux_forward, shard_flux
 from iclora.models.flux.names import flux_names
 from iclora.models.folder import FolderModel
@@ -46,6 +46,7 @@ class FluxModel(FolderModel):
         "attention": r".*\.attn\..*",
     }
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
+    reads_apart = True
     folders = {  # noqa: RUF012
         "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         "vae": ("vae",),
@@ -194,8 +195,9 @@ class FluxModel(FolderModel):
         guidance: float,
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
+        panels: Panels | None = None,
     ) -> Tensor:
-        part = placed(z, self._position_ids(size), sigma.to(self.device), given)
+        part = placed(z, self._position_ids(size), sigma.to(self.device), given, panels)
 
         def one(texts: Sequence[Text]) -> Tensor:
             text = self.on_device(texts)
@@ -208,7 +210,9 @@ class FluxModel(FolderModel):
                 torch.full((len(z),), guidance, device=self.device) if self.guided else None,
                 part.position_ids,
                 recompute=self.recompute,
-                attend=attention_to(given, text["prompt"].shape[1], self.device),
+                attend=attention_to(
+                    given, text["prompt"].shape[1], self.device, panels, part.order
+                ),
                 shapes=self.shapes if self.compiled else None,
             )
             return part.back(out.float())

@@ -38,13 +38,15 @@ class FluxOutline(FolderOutline):
     def blocks_of(self, net: Any) -> list[Block]:
         return blocks_of(net)
 
-    def embed(self, z: Tensor, levels: Levels, attend: Attend) -> tuple[Streams, Pass]:
+    def embed(
+        self, z: Tensor, levels: Levels, attend: Attend, text_tokens: int
+    ) -> tuple[Streams, Pass]:
         count, n, _ = z.shape
         settings = self.model.config("transformer")
         guided = cast(FluxModel, self.model).guided
         inputs = Inputs(
             z,
-            self.empty(count, self.text_tokens, int(settings["joint_attention_dim"])),
+            self.empty(count, text_tokens, int(settings["joint_attention_dim"])),
             self.empty(count, int(settings["pooled_projection_dim"])),
             levels,
             torch.empty(count, device=META) if guided else None,

@@ -57,6 +57,8 @@ class Inputs(NamedTuple):
     levels: Levels
     guidance: Tensor | None
     position_ids: Tensor
+    lengths: tuple[int, ...] | None = None
+    """Tokens of each text in the prompt; None if it is one text."""
 
 
 def flux2_forward(
@@ -73,7 +75,8 @@ def flux2_forward(
         net: the transformer, with LoRA layers or without.
         inputs: z, latent tokens (B, n, c) in the weights' type, ordered by segment; prompt, the
             text's hidden states (B, t, width); the levels of the n tokens; guidance (B,), None for
-            a base without guidance embedding; position_ids in the order of z.
+            a base without guidance embedding; position_ids in the order of z; lengths of the texts
+            in the prompt, each of which counts its tokens from 0.
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
         shapes: those that blocks are compiled for where gradients are wanted; None compiles none.
@@ -101,7 +104,7 @@ def embed(
     net: Any, inputs: Inputs, attend: Attend, shapes: Shapes | None = None
 ) -> tuple[Streams, Pass]:
     """Make the input of the first block, and what all blocks share."""
-    z, prompt, levels, guidance, position_ids = inputs
+    z, prompt, levels, guidance, position_ids, lengths = inputs
     img, txt = net.x_embedder(z), net.context_embedder(prompt)
     temb = _embed_levels(net.time_guidance_embed, levels.sigma, guidance, img.dtype)
     act = F.silu(temb)
@@ -111,7 +114,7 @@ def embed(
         linear(net.double_stream_modulation_txt.linear, act[:, :1]),
         linear(net.single_stream_modulation.linear, act),
     )
-    rotary = _rotary(net.pos_embed, txt.shape[1], position_ids)
+    rotary = _rotary(net.pos_embed, lengths or (txt.shape[1],), position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
     wanted = shapes is not None and torch.is_grad_enabled() and shapes.take(*shape)
     return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, modulation)
@@ -140,10 +143,10 @@ def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
     return [*double, *((_single, block) for block in net.single_transformer_blocks)]
 
 
-def _rotary(embedder: Any, text_tokens: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _rotary(embedder: Any, lengths: tuple[int, ...], position_ids: Tensor) -> tuple[Tensor, Tensor]:
     ids = position_ids if position_ids.ndim == 3 else position_ids[None]
-    text = ids.new_zeros(len(ids), text_tokens, ids.shape[-1])
-    text[..., -1] = torch.arange(text_tokens, device=ids.device)
+    text = ids.new_zeros(len(ids), sum(lengths), ids.shape[-1])
+    text[..., -1] = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
     return rotary_of(embedder, torch.cat([text, ids], 1))
 
 

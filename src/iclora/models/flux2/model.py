@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.base import Given, Part, Sampling, Text
+from iclora.models.base import Given, Panels, Part, Sampling, Text
 from iclora.models.flux2.forward import Inputs, flux2_forward, shard_flux2
 from iclora.models.flux2.names import flux2_names
 from iclora.models.folder import FolderModel
@@ -75,6 +75,7 @@ class KleinModel(FolderModel):
         "attention": r".*\.attn\..*",
     }
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
+    reads_apart = True
     max_text_tokens = 512
     reads_references = True
     folders = {  # noqa: RUF012
@@ -243,19 +244,29 @@ class KleinModel(FolderModel):
         guidance: float,
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
+        panels: Panels | None = None,
     ) -> Tensor:
         sigma = sigma.to(self.device)
         ids = self._position_ids(size, given.references if given else None).to(self.device)
 
         def one(texts: Sequence[Text]) -> Tensor:
             prompt = self.on_device(texts)["prompt"]
+            # The unguided pass reads one text for all panels, as the base was trained to.
+            apart = None if texts is unguided else panels
             # In each pass: the second may read what the first one cached.
-            part = placed(z, ids, sigma, given)
+            part = placed(z, ids, sigma, given, apart)
             out = flux2_forward(
                 self.denoiser,
-                Inputs(part.z.to(self.dtype), prompt, part.levels, None, part.position_ids),
+                Inputs(
+                    part.z.to(self.dtype),
+                    prompt,
+                    part.levels,
+                    None,
+                    part.position_ids,
+                    apart.lengths if apart else None,
+                ),
                 recompute=self.recompute,
-                attend=attention_to(given, prompt.shape[1], self.device),
+                attend=attention_to(given, prompt.shape[1], self.device, apart, part.order),
                 shapes=self.shapes if self.compiled else None,
             )
             return part.back(out.float())

@@ -38,10 +38,12 @@ class KleinOutline(FolderOutline):
     def blocks_of(self, net: Any) -> list[Block]:
         return blocks_of(net)
 
-    def embed(self, z: Tensor, levels: Levels, attend: Attend) -> tuple[Streams, Pass]:
+    def embed(
+        self, z: Tensor, levels: Levels, attend: Attend, text_tokens: int
+    ) -> tuple[Streams, Pass]:
         count, n, _ = z.shape
         width = int(self.model.config("transformer")["joint_attention_dim"])
-        prompt = self.empty(count, self.text_tokens, width)
+        prompt = self.empty(count, text_tokens, width)
         ids = torch.empty(n, 4, device=META)
         return embed(self.model.denoiser, Inputs(z, prompt, levels, None, ids), attend)
 
