@@ -122,12 +122,19 @@ def train(settings: RunSettings, console: Console) -> int:
         console.say(f"stopped at step {result.step} of {config.steps}; nothing is lost\n{go_on}")
         return 130
     console.say(
-        f"wrote {result.adapter}\nmodel card {result.folder / 'README.md'}\n"
+        f"wrote {result.made}\n{_beside(config, result.folder)}\n"
         f"loss curve {result.folder / 'loss.png'}"
     )
     if config.preview_every:
         console.say(f"previews {result.folder / 'previews'}")
     return 0
+
+
+def _beside(config: TrainSettings, folder: Path) -> str:
+    """What goes with the result of a run."""
+    if config.targets == "full":
+        return f"a base of its own: iclora generate --base {folder / 'base'} --recipe NAME"
+    return f"model card {folder / 'README.md'}"
 
 
 def _train(

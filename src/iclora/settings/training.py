@@ -63,8 +63,9 @@ class TrainSettings(Machine):
     """LoRA rank"""
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     """LoRA alpha; the update is scaled by alpha / rank"""
-    targets: Literal["all", "attention+mlp", "attention"] = "all"
-    """layers to adapt; all is every linear layer of every block, modulation included"""
+    targets: Literal["all", "attention+mlp", "attention", "full"] = "all"
+    """layers to adapt; all is every linear layer of every block, modulation included. full trains
+    no LoRA but every weight of the denoiser, for small bases; the result is a base of its own"""
 
     resolutions: tuple[Side, ...] = setting(RESOLUTIONS, many="list")
     """canvas sizes to train at, px: sides of squares of the same area"""
@@ -110,7 +111,7 @@ class TrainSettings(Machine):
     """memory of the card, GB, or auto to ask it: precision, recompute and micro_tokens are chosen
     to fit, unless set; `iclora plan` shows the choice"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = setting("fp16", resume="differs")
-    """number format of the adapter file"""
+    """number format of the adapter file, or of the weights of a base with `targets` full"""
 
     held_out: Share = 0.0
     """share of the sets that is not trained on but measured at every checkpoint; 0.1 is usual"""
@@ -145,6 +146,12 @@ class TrainSettings(Machine):
         if self.shard and (self.micro_batch > 1 or self.micro_tokens):
             # Processes must make the same number of passes, or some wait forever.
             raise ValueError("`shard`: leave out `micro_batch` and `micro_tokens`; sets go singly")
+        if self.targets == "full" and self.precision != "full":
+            raise ValueError(
+                "`precision`: leave it out with `targets` full; quantised weights stay"
+            )
+        if self.targets == "full" and self.shard:
+            raise ValueError("`shard`: leave it out with `targets` full")
         if self.shard and self.precision != "full":
             raise ValueError("`shard`: leave out `precision`; the base is kept as dtype says")
         if self.shard and self.vram is not None:

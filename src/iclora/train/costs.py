@@ -26,6 +26,7 @@ from iclora.models.outline import META, Batch, Outline, Streams, loss
 from iclora.models.passes import Pass
 from iclora.models.quantize import Frozen
 from iclora.settings import TrainSettings
+from iclora.train.whole import free
 
 __all__ = ["Costs", "Kernels", "Ledger", "Share"]
 
@@ -216,12 +217,16 @@ class Costs:
         self._shares: dict[tuple[Batch, int, bool], Share] = {}
         self._ends: dict[Batch, tuple[int, Share]] = {}
         self._begun: dict[Batch, tuple[Streams, Pass]] = {}
-        lora = attach(
-            outline.model,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=0,
+        lora = (
+            free(outline.model)
+            if settings.targets == "full"
+            else attach(
+                outline.model,
+                rank=settings.rank,
+                alpha=settings.alpha,
+                targets=settings.targets,
+                seed=0,
+            )
         )
         for parameter in lora.values():
             # From a step's second pass on, gradients are there and are added to.
@@ -232,11 +237,9 @@ class Costs:
 
     @cached_property
     def lora(self) -> int:
-        """LoRA parameters."""
-        return sum(
-            piece.count * sum(p.numel() for p in piece.module.parameters() if p.requires_grad)
-            for piece in self.outline.pieces
-        )
+        """Parameters that are trained: the LoRA's, or all of the denoiser."""
+        times = {id(p): i.count for i in self.outline.pieces for p in i.module.parameters()}
+        return sum(times.get(id(p), 1) * p.numel() for p in self._lora)
 
     @cached_property
     def weights(self) -> int:
@@ -244,7 +247,9 @@ class Costs:
         blocks = {p.module: p.count for p in self.outline.pieces}
         inside = {id(t) for module in blocks for t in _tensors(module)}
         rest = sum(
-            int(t.nbytes) for t in _tensors(self.outline.model.denoiser) if id(t) not in inside
+            int(t.nbytes)
+            for t in _tensors(self.outline.model.denoiser)
+            if id(t) not in inside and not t.requires_grad
         )
         return rest + sum(
             count * sum(int(t.nbytes) for t in _tensors(module) if not t.requires_grad)
@@ -301,13 +306,15 @@ class Costs:
 
     def _begin(self, batch: Batch) -> tuple[Streams, Pass]:
         if batch not in self._begun:
-            self._begun[batch] = self.outline.begin(batch, self._attend)
+            # All blocks share it: the first backward pass would free its graph, if it had one.
+            with torch.no_grad():
+                self._begun[batch] = self.outline.begin(batch, self._attend)
         return self._begun[batch]
 
     def _end(self, batch: Batch) -> tuple[int, Share]:
         """Count what lives beside the blocks, and the share of the last layer and the loss."""
         if batch not in self._ends:
-            with Ledger() as ledger, _As(self.kernels):
+            with Ledger() as ledger, _As(self.kernels), torch.no_grad():
                 streams, shared = self.outline.begin(batch, self._attend)
                 flops = ledger.flops
             found = _count(lambda x: (loss(self.outline, x, shared),), streams, self.kernels)
@@ -347,7 +354,8 @@ class Costs:
     def loading(self) -> int:
         """Bytes at the peak of bringing the denoiser to the device, layer by layer."""
         if self.outline.model.precision == "full":
-            return self.weights
+            whole = self.settings.targets == "full"
+            return self.weights + 4 * self.lora * whole
         widest = max(self.outline.linears(), key=lambda m: m.weight.numel())
         kind = self.outline.model.precision
         return self.weights + self._without_gradient(lambda: Frozen(widest, kind, META))

@@ -9,6 +9,8 @@ RUN/cache/                         latents and prompt embeddings
 RUN/adapter.safetensors            the result
 RUN/README.md                      its model card, written by `model_card`
 RUN/adapter-best.safetensors       the best on held-out sets, if that is another one
+RUN/base/, RUN/base-best/          the same of a run that trains every weight; its checkpoints hold
+                                   the state alone
 
 What was damaged is renamed to damaged-NAME, and the run goes on without it.
 """
@@ -35,11 +37,13 @@ from iclora.train.plots import plot_loss, plot_validation
 from iclora.train.records import cut, read_losses, read_measures
 from iclora.train.state import Mismatch, TrainState
 from iclora.train.validation import best_step
+from iclora.train.whole import save_base
 
 __all__ = ["RunFolder"]
 
 _STATE = "state.safetensors"
 _ADAPTER = "adapter.safetensors"
+_BEST = "adapter-best.safetensors"
 _ABOUT = ("step", "data", "base")
 """What a checkpoint says of itself."""
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -56,6 +60,8 @@ class RunFolder:
     """Content hash of the dataset."""
     base: str
     """Fingerprint of the base."""
+    source: Path | None = None
+    """The base's folder, if every weight is trained; then the result is such a folder."""
 
     @property
     def path(self) -> Path:
@@ -86,7 +92,8 @@ class RunFolder:
         folder = self._of_step(state.step)
         shutil.rmtree(folder, ignore_errors=True)
         with work_folder(folder) as work:
-            self.save_adapter(work / _ADAPTER, state.ema, state.step)
+            if self.source is None:
+                self.save_adapter(work / _ADAPTER, state.ema, state.step)
             about = {"step": state.step, "data": self.data, "base": self.base}
             store(work / _STATE, state.tensors(), about)
         best = self.best()
@@ -121,17 +128,19 @@ class RunFolder:
         return folder if folder.is_dir() else None
 
     def finish(self, state: TrainState, warn: Callable[[str], None]) -> None:
-        """Write the adapter and, if another checkpoint is better on held-out sets, that one too.
+        """Write the result and, if another checkpoint is better on held-out sets, that one too.
 
-        The adapter comes last: a run that has one is finished.
+        The result comes last: a run that has one is finished.
 
         Args:
             warn: told if the better checkpoint is damaged.
         Raises: StorageError.
         """
-        best, other = self.best(), self.path / "adapter-best.safetensors"
+        best, other = self.best(), self.path / ("base-best" if self.source else _BEST)
         if best is None or self.best_step() == state.step:
-            other.unlink(missing_ok=True)  # Of a run that was made longer.
+            # Of a run that was made longer.
+            shutil.rmtree(other, ignore_errors=True)
+            other.unlink(missing_ok=True)
         else:
             try:
                 step, _, tensors = _read_checkpoint(best)
@@ -142,8 +151,19 @@ class RunFolder:
                 averaged = {
                     k.removeprefix("ema/"): v for k, v in tensors.items() if k[:4] == "ema/"
                 }
-                self.save_adapter(other, averaged, step)
-        self.save_adapter(self.path / _ADAPTER, state.ema, state.step)
+                self._save(other, averaged, step)
+        self._save(self.result, state.ema, state.step)
+
+    @property
+    def result(self) -> Path:
+        """What the run makes: the adapter's file, or the folder of the tuned base."""
+        return self.path / ("base" if self.source else _ADAPTER)
+
+    def _save(self, path: Path, averaged: Mapping[str, Tensor], step: int) -> None:
+        if self.source is None:
+            self.save_adapter(path, averaged, step)
+        else:
+            save_base(path, self.source, averaged, _DTYPES[self.settings.save_dtype])
 
     # -- resuming -------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from iclora.train.canvases import Canvases, CanvasesOf, canvases_of_sets, find_c
 from iclora.train.card import GB, Card, find_card, speed_of
 from iclora.train.costs import Costs
 from iclora.train.data import RunData, check_base, find_data
+from iclora.train.whole import check_dtype, too_large
 
 __all__ = ["Plan", "choose", "plan_run"]
 
@@ -136,6 +137,8 @@ def plan_run(
     dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[card.dtype]
     model = load_model(str(outline or settings.base), "cpu", dtype, weights=False)
     check_base(settings, model, warn)
+    if settings.targets == "full":
+        check_dtype(card.dtype)
     data = find_data(settings, model, warn) if here else None
     if data:
         canvases = canvases_of_sets(data.sets, data.dataset, model.grid)
@@ -160,7 +163,9 @@ def choose(
     Raises: SettingsError if nothing fits.
     """
     canvases = canvases_of(settings)
-    kinds = (settings.precision,) if "precision" in settings.model_fields_set else _ORDER
+    # What is quantised is not trained.
+    fixed = "precision" in settings.model_fields_set or settings.targets == "full"
+    kinds = (settings.precision,) if fixed else _ORDER
     for kind in kinds:
         trial = _Trial(settings, model, card, canvases, kind)
         if trial.fits:
@@ -334,7 +339,9 @@ def _between(areas: Iterable[int], count: Callable[[int], int]) -> Callable[[int
 
 
 def _nothing_fits(trial: _Trial, canvases_of: CanvasesOf) -> SettingsError:
-    card = trial.card
+    card, costs = trial.card, trial.costs
+    if trial.settings.targets == "full" and costs.held > card.usable:
+        return too_large(trial.model.name, costs.lora, costs.held, card.usable)
     have = f"the {_gb(card.usable)} GB that {card.memory / GB:.4g} GB leave for tensors"
     name, most = max(trial.beside.items(), key=lambda item: item[1])
     takes = trial.peak()

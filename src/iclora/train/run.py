@@ -36,6 +36,7 @@ from iclora.train.model_card import CARD, write_card
 from iclora.train.state import TrainState
 from iclora.train.trackers import tracking
 from iclora.train.validation import Validation
+from iclora.train.whole import check_whole, folder_of
 from iclora.train.workers import Workers
 
 __all__ = ["RunResult", "resume_settings", "train"]
@@ -54,6 +55,9 @@ class RunResult:
     """False if it was interrupted; its checkpoint is in the folder."""
     best: int | None = None
     """The step that is best on held-out sets; None if no sets are held out."""
+    made: Path | None = None
+    """What the run makes, there once it is finished: the adapter's file, or the folder of the
+    tuned base with `targets` full."""
 
     @property
     def adapter(self) -> Path:
@@ -71,7 +75,7 @@ def train(
     make_preview: Callable[[Recipe], Preview] | None = None,
     warn: Warn | None = None,
 ) -> RunResult:
-    """Tune a LoRA on a dataset.
+    """Tune a LoRA, or with `targets` full the whole denoiser, on a dataset.
 
     Ctrl-C, SIGTERM or `progress.cancel()` ends it after the current step with a checkpoint; a
     second Ctrl-C ends it at once. Several processes, started by `accelerate launch`, share every
@@ -104,6 +108,8 @@ def train(
     warn, progress = warn or _silent, progress or Progress()
     _tell_processes(settings, workers, model.device.type, warn)
     check_base(settings, model, warn)
+    if settings.targets == "full":
+        check_whole(settings, model, warn)
     folder = Path(settings.out)
     check_folder(folder, "out")
     with _alone(folder) if workers.main else nullcontext():
@@ -111,7 +117,12 @@ def train(
             resume = True
             warn(f"{folder} holds this run, stopped before its end: it goes on")
         workers.wait()  # Until all have seen what was there.
-        return _train(settings, model, workers, resume, progress, data, make_preview, warn)
+        try:
+            return _train(settings, model, workers, resume, progress, data, make_preview, warn)
+        finally:
+            if settings.targets == "full":
+                # Its weights are no longer those of the base whose name and fingerprint it has.
+                model.release("denoiser")
 
 
 def _train(
@@ -129,7 +140,8 @@ def _train(
     draw = make_preview if settings.preview_every else None
     preview = draw(data.dataset.recipe) if draw else None
     info = _describe(settings, model, data)
-    run = RunFolder(settings, info, data.dataset.digest, model.identity())
+    source = folder_of(model) if settings.targets == "full" else None
+    run = RunFolder(settings, info, data.dataset.digest, model.identity(), source)
     if workers.main:
         run.clear()
         write_text(run.path / "config.toml", _anywhere(settings, model).to_toml())
@@ -146,12 +158,15 @@ def _train(
         finished = loop.run_to_end()
     if finished and workers.main:
         told = info.model_copy(update={"steps": state.step})
-        if not write_card(run.path, told, settings, len(data.trained), model.sampling):
+        # A card tells how an adapter is loaded.
+        if not source and not write_card(
+            run.path, told, settings, len(data.trained), model.sampling
+        ):
             warn(f"{run.path / CARD} is your own and is left as it is")
         run.finish(state, warn)  # At the end: a run with an adapter is finished.
     workers.wait()
     workers.close()
-    return RunResult(run.path, state.step, finished, run.best_step())
+    return RunResult(run.path, state.step, finished, run.best_step(), run.result)
 
 
 def _refuse_vram(settings: TrainSettings) -> None:
@@ -220,7 +235,8 @@ def _holds_it(settings: TrainSettings, model: DiffusionModel) -> bool:
     if "config.toml" not in names:
         raise RunError(f"{folder} is not an empty folder", "Choose another `out`.", setting="out")
     ours = _anywhere(settings, model).model_copy(update={"out": str(folder)})
-    if "adapter.safetensors" not in names and resume_settings(folder, {}) == ours:
+    finished = "base" if settings.targets == "full" else "adapter.safetensors"
+    if finished not in names and resume_settings(folder, {}) == ours:
         return True
     raise RunError(
         f"{folder} already holds a run",

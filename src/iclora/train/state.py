@@ -13,6 +13,7 @@ from iclora.adapter import attach
 from iclora.models.base import DiffusionModel
 from iclora.models.stored import Damaged
 from iclora.settings import TrainSettings
+from iclora.train.whole import free
 
 __all__ = ["Mismatch", "TrainState"]
 
@@ -28,22 +29,27 @@ class TrainState:
     """All that changes during a run."""
 
     live: dict[str, nn.Parameter]
-    """The LoRA on the denoiser, float32, by "<module>.lora_A.weight" and "...lora_B.weight"."""
+    """The LoRA on the denoiser, float32, by "<module>.lora_A.weight" and "...lora_B.weight"; or
+    every weight of the denoiser by its name."""
     ema: dict[str, Tensor]
-    """Its running average, which becomes the adapter."""
+    """Its running average, which becomes the adapter, or the tuned base."""
     optimizer: torch.optim.AdamW
     step: int = 0
     """Optimizer steps taken."""
 
     @classmethod
     def fresh(cls, model: DiffusionModel, settings: TrainSettings) -> TrainState:
-        """Put a new LoRA on the base, at step 0."""
-        live = attach(
-            model,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=settings.seed,
+        """Put a new LoRA on the base, or free all of its weights, at step 0."""
+        live = (
+            free(model)
+            if settings.targets == "full"
+            else attach(
+                model,
+                rank=settings.rank,
+                alpha=settings.alpha,
+                targets=settings.targets,
+                seed=settings.seed,
+            )
         )
         optimizer = torch.optim.AdamW(
             live.values(), lr=settings.lr, weight_decay=settings.weight_decay
