@@ -2,9 +2,11 @@
 
 told       the base has the ability already: the base as it is, the base told that panels share an
            identity, and adapters not told
-sets       a LoRA on 20 to 100 sets suffices: adapters tuned on as many sets as `--sets` names
+sets       a LoRA on 20 to 100 sets suffices: adapters tuned on as many sets as `--sets` names and,
+           with `--full`, bases of which every weight was tuned on them
 knowledge  it keeps the base's knowledge: prompts of single pictures and of the other recipes, by
-           the base and by adapters at strengths 0, 0.5 and 1, from the same noise
+           the base and by adapters at strengths 0, 0.5 and 1, from the same noise (and by fully
+           tuned bases)
 
 Every figure has a 95% interval over prompts, and stands once for each tuning seed. What DIR has is
 not made again, so a measurement that was stopped goes on where it was.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,21 +30,24 @@ from iclora.evaluate.figures import Table, measure
 from iclora.evaluate.intervals import Estimate
 from iclora.evaluate.knowledge import STRENGTHS, at_strengths, cases_from_outside, single
 from iclora.evaluate.making import make_sets, read_sets
+from iclora.evaluate.metrics.base import Made
 from iclora.evaluate.metrics.pixels import Pixels
 from iclora.evaluate.report import write_report
 from iclora.evaluate.setup import Arm, Case, Setup, set_up
 from iclora.files import write_text
 from iclora.models import load_model
-from iclora.models.base import DiffusionModel
 from iclora.sets.caption import JointCaption
+from iclora.sets.compose import compose_dataset
+from iclora.sets.dataset import open_dataset
 from iclora.settings import SampleSettings
 from iclora.toyland.drawing import SIZE
 from iclora.toyland.measuring import prompt_cases
 from iclora.toyland.metric import Toyland
-from iclora.toyland.tasks import TASKS, Task, draw_set
-from iclora.toyland.tuning import tune
+from iclora.toyland.tasks import TASKS, Task, draw_set, write_sets
+from iclora.toyland.tuning import tune, tuning_config
 from iclora.toyland.wording import draw_caption
 from iclora.toyland.world import draw_canvas
+from iclora.train.run import train
 
 __all__ = ["CLAIMS", "CUES", "outside_cases", "table", "told_cases"]
 
@@ -83,7 +88,8 @@ def outside_cases(task: Task, pictures: int, each: int, seeds: int) -> list[Case
         pictures: prompts of single pictures.
         each: prompts of each other recipe, of identities held out of tuning.
     """
-    rng, texts = random.Random("single pictures"), []
+    rng = random.Random("single pictures")
+    texts: list[str] = []
     while len(texts) < pictures:
         caption = draw_caption(rng, draw_canvas(rng, None, "single"))
         if any(caption.said) and caption.text not in texts:
@@ -101,18 +107,21 @@ def outside_cases(task: Task, pictures: int, each: int, seeds: int) -> list[Case
 
 @dataclass(frozen=True)
 class _Part:
-    """Arms that are asked for the same words."""
+    """Arms of one base that are asked for the same words."""
 
     arms: Sequence[Arm]
     cases: Sequence[Case]
+    base: str = "toyland"
 
 
 def _measured(
-    model: DiffusionModel, task: Task, parts: Sequence[_Part], out: Path, settings: SampleSettings
+    task: Task, parts: Sequence[_Part], out: Path, settings: SampleSettings
 ) -> tuple[list[Setup], Table]:
     """Make and measure the sets of all parts, whose cases differ in their words at most."""
-    setups, sets = [], {}
+    setups = []
+    sets: dict[str, Callable[[], Iterable[Made]]] = {}
     for part in parts:
+        model = load_model(part.base)
         setup = set_up(model, task.small_recipe, part.arms, part.cases, out, settings)
         make_sets(model, setup, together=_TOGETHER)
         setups.append(setup)
@@ -148,10 +157,14 @@ def table(found: Table, figures: Sequence[str]) -> str:
 def _said(found: Estimate | None, plain: bool = False) -> str:
     if found is None:
         return ""
-    show = (lambda value: f"{value:.2f}") if plain else (lambda value: f"{100 * value:.1f}%")
     if found.low is None or found.high is None:
-        return show(found.mean)
-    return f"{show(found.mean)} ({show(found.low)} to {show(found.high)})"
+        return _shown(found.mean, plain)
+    low, high = _shown(found.low, plain), _shown(found.high, plain)
+    return f"{_shown(found.mean, plain)} ({low} to {high})"
+
+
+def _shown(value: float, plain: bool) -> str:
+    return f"{value:.2f}" if plain else f"{100 * value:.1f}%"
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -169,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=2, help="seeds per prompt")
     parser.add_argument("--sets", type=int, nargs="+", default=[20, 40, 100], help="tuned on")
     parser.add_argument("--runs", type=int, nargs="+", default=[0, 1, 2], help="tuning seeds")
+    parser.add_argument("--full", type=int, nargs="*", help="sets to tune every weight on")
+    parser.add_argument("--full-lr", type=float, default=1e-4, help="learning rate for that")
     parser.add_argument("--steps", type=int, default=300, help="steps an adapter is tuned for")
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--dtype", default="auto", help="of the base while tuning: fp32 or bf16")
@@ -195,15 +210,20 @@ def _claim(claim: str, task: Task, args: argparse.Namespace) -> str:
     else:
         outside = outside_cases(task, args.pictures, args.each, args.seeds)
         parts = [_Part([base, *at_strengths(tuned, STRENGTHS)], outside)]
-    model, settings = load_model("toyland"), SampleSettings(steps=args.sampling_steps)
+    if claim != "told":
+        parts += [
+            _Part([Arm(name)], parts[0].cases, str(folder))
+            for name, folder in (_whole(task, out, n, args) for n in (args.full or ()))
+        ]
+    settings = SampleSettings(steps=args.sampling_steps)
     # The claims of one task share its sets; those of other words lie apart.
     setups, found = _measured(
-        model, task, parts, out / ("outside" if claim == "knowledge" else "inside"), settings
+        task, parts, out / ("outside" if claim == "knowledge" else "inside"), settings
     )
     write_text(out / f"{claim}.json", json.dumps(found.to_json(base.name)) + "\n")
     texts = [table(found, _FIGURES[claim])]
     if claim == "knowledge":
-        write_report(setups[0], found, _facts(model, setups[0]))
+        write_report(setups[0], found, _facts(setups[0]))
         recipes = setups[0].recipes
         for recipe in recipes if len(recipes) > 1 else ():
             own = {
@@ -215,10 +235,10 @@ def _claim(claim: str, task: Task, args: argparse.Namespace) -> str:
     return "\n".join(texts)
 
 
-def _facts(model: DiffusionModel, setup: Setup) -> Mapping[str, Any]:
+def _facts(setup: Setup) -> Mapping[str, Any]:
     request = setup.requests[setup.arms[0].name][0]
     names = ", ".join(recipe.name for recipe in setup.recipes)
-    return {"base": model.name, "recipe": names, "steps": request.steps}
+    return {"base": request.base, "recipe": names, "steps": request.steps}
 
 
 def _adapter(task: Task, out: Path, sets: int, run: int, args: argparse.Namespace) -> Arm:
@@ -232,6 +252,22 @@ def _adapter(task: Task, out: Path, sets: int, run: int, args: argparse.Namespac
     adapter, seconds = tune(model, task, folder, sets=sets, seed=run, steps=args.steps)
     print(f"{task.recipe}: tuned on {name} in {seconds:.0f} s", flush=True)
     return Arm(name, adapter)
+
+
+def _whole(task: Task, out: Path, sets: int, args: argparse.Namespace) -> tuple[str, Path]:
+    """The base of which every weight was tuned on so many sets, with the first tuning seed."""
+    run = args.runs[0]
+    folder = out / "tuning" / f"full-{sets}-run-{run}-steps-{args.steps}"
+    if not (folder / "run" / "base").is_dir():
+        if not (folder / "data").is_dir():
+            write_sets(task, folder / "sets", sets, run)
+            compose_dataset(open_dataset(folder / "sets"), folder / "data")
+        how = {"steps": args.steps, "seed": run, "lr": args.full_lr, "save_dtype": "fp32"}
+        own = {"targets": "full", "dtype": "fp32"}
+        config = tuning_config("toyland", task, folder / "data", folder / "run", **how, **own)
+        train(config, load_model("toyland", dtype="fp32"))
+        print(f"{task.recipe}: every weight tuned on {sets} sets, run {run}", flush=True)
+    return f"full, {sets} sets, run {run}", folder / "run" / "base"
 
 
 if __name__ == "__main__":

@@ -46,15 +46,18 @@ def test_arms_are_compared_with_the_first_prompt_by_prompt():
 
 def test_the_command_tunes_once_and_measures_every_claim(tmp_path, capsys):
     words = "--task visual-identity --prompts 1 --pictures 2 --each 0 --seeds 1 --sets 2 --runs 0"
-    words += " --steps 1 --sampling-steps 1 --threads 1"
+    words += " --steps 1 --sampling-steps 1 --threads 1 --full 2"
     claims.main(["--out", str(tmp_path), *words.split()])
     said = capsys.readouterr().out
-    assert said.count("tuned on") == 1
+    assert said.count(" tuned on ") == 2
     home = tmp_path / "visual-identity"
     known = json.loads((home / "knowledge.json").read_text())["pixels distance"]["arms"]
     assert known["2 sets, run 0 at 0"]["mean"] == 0
     assert known["2 sets, run 0 at 1"]["count"] == 2
     told = json.loads((home / "told.json").read_text())["toyland same all"]["arms"]
     assert set(told) == {"base", "base, told", "2 sets, run 0"}
+    assert known["full, 2 sets, run 0"]["mean"] > 0
+    sets = json.loads((home / "sets.json").read_text())["toyland same all"]["arms"]
+    assert set(sets) == {"base", "2 sets, run 0", "full, 2 sets, run 0"}
     assert "2 sets an arm from 2 prompts." in (home / "knowledge.md").read_text()
     assert (home / "outside" / "report.html").is_file()
