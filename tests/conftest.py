@@ -30,7 +30,14 @@ CAPTION = (
 )
 
 
-_LONG = ("test_workers.py", "test_official_set.py", "flux/test_forward.py", "test_demo.py")
+_LONG = (
+    "test_workers.py",
+    "cli/test_training.py",
+    "test_captioner.py",
+    "test_official_set.py",
+    "flux/test_forward.py",
+    "test_demo.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

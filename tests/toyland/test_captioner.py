@@ -27,12 +27,12 @@ def test_sets_go_through_a_server_that_dies_half_way_and_then_on_this_machine(tm
     remote = partial(
         OpenAIModel, str(SHIPPED), f"http://localhost:{port}/v1", together=2, schema=False
     )
-    with serving(SHIPPED, port) as (process, _):
+    with serving(SHIPPED, port, tmp_path) as (process, _):
 
         def kill(event):
             if event.done == 3:
                 process.kill()
-                process.wait()
+                process.join()
 
         with pytest.raises(VisionModelError, match=r"no connection.*of 9 captions are written"):
             caption_dataset(data, remote(retries=0), progress=Progress(kill))

@@ -1,8 +1,6 @@
 """The local captioner, and the same model behind a real OpenAI-compatible server."""
 
-import os
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -18,6 +16,7 @@ from iclora.errors import VisionModelError
 from iclora.sets.dataset import open_dataset
 from iclora.vlm import Ask, load_vision_model
 from iclora.vlm.caption import FAILURES, caption_dataset
+from tests import processes
 from tests.conftest import picture
 from workshop.toyland.pretrain import captioner
 
@@ -43,17 +42,19 @@ def free_port():
         return free.getsockname()[1]
 
 
+def transformers_serve(*words):
+    """What the command of that name does."""
+    from transformers.cli.transformers import main
+
+    sys.argv = ["transformers", "serve", *words]
+    main()
+
+
 @contextmanager
-def serving(folder, port):
+def serving(folder, port, where):
     """`transformers serve` with a captioner. Yields its process and base URL."""
-    program = "from transformers.cli.transformers import main; main()"
-    words = ["serve", str(folder), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = [str(folder), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    process = processes.start(transformers_serve, where, where / "server.txt", {}, *words)
     url = f"http://localhost:{port}/v1"
     try:
         for _ in range(600):
@@ -63,12 +64,12 @@ def serving(folder, port):
             except urllib.error.HTTPError:
                 break  # it is up: without a hub cache it cannot list models, and still answers
             except (urllib.error.URLError, ConnectionError, TimeoutError):
-                assert process.poll() is None, "the server ended at once"
+                assert process.is_alive(), "the server ended at once"
                 time.sleep(0.1)
         yield process, url
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 @contextmanager
