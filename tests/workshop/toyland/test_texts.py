@@ -1,0 +1,41 @@
+"""workshop.toyland.texts: what leaks, how far encodings lie apart, and the command's table."""
+
+from __future__ import annotations
+
+import json
+
+from iclora.settings import TrainSettings
+from iclora.toyland.tasks import TASKS
+from workshop.toyland import texts
+from workshop.toyland.texts import KINDS, apart, leaked
+
+
+def test_a_trait_leaks_if_a_panel_shows_what_another_was_told():
+    said = [{"scene": "beach", "pose": "waving"}, {"scene": "forest", "pose": "waving"}, {}]
+    right = [{"scene": "beach", "pose": "waving"}, {"scene": "forest", "pose": "waving"}, {}]
+    # The same pose is told to both, so it cannot be told apart.
+    assert leaked(said, right) == [False, False]
+    swapped = [{"scene": "forest", "pose": "x"}, {"scene": "city", "pose": "x"}, {}]
+    assert leaked(said, swapped) == [True, False]
+
+
+def test_every_kind_is_a_setting_of_training():
+    for kind, settings in KINDS.items():
+        TrainSettings(base="b", data="d", out="o", **settings)
+        assert settings or kind == "joint"
+
+
+def test_encodings_differ_most_at_borders(toyland):
+    found = apart(toyland, TASKS["film-storyboard"], 2)
+    assert 0 < found["elsewhere"] < found["at borders"] < 1
+
+
+def test_the_command_compares_the_base_read_both_ways(tmp_path, capsys):
+    words = "--task sandstorm-effect --base --runs 0 --prompts 1 --sampling-steps 1 --threads 1"
+    texts.main(["--out", str(tmp_path), *words.split()])
+    home = tmp_path / "sandstorm-effect"
+    rows = (home / "table.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:4]] == ["base, joint", "base, isolated"]
+    values = json.loads((home / "figures.json").read_text())["toyland same all"]["arms"]
+    assert {len(arm["values"]) for arm in values.values()} == {3}
+    assert "at borders" in capsys.readouterr().out

@@ -1,0 +1,196 @@
+"""One text for all panels or one for each, one canvas or its panels alone, each as an adapter.
+
+`python -m workshop.toyland.texts --out DIR --task film-storyboard` tunes adapters that differ in
+`text` or `encode` alone, makes sets with each from the same prompts and noise, and sets their
+figures side by side; it also says how far the two ways to encode lie apart. A run that was stopped
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iclora.adapter import Adapter
+from iclora.evaluate.figures import Table
+from iclora.evaluate.intervals import bootstrap
+from iclora.evaluate.making import read_sets
+from iclora.evaluate.setup import Arm, Setup
+from iclora.files import write_text
+from iclora.models import DiffusionModel, load_model
+from iclora.sets.canvas import compose
+from iclora.sets.images import write_png
+from iclora.sets.tokens import cells_of
+from iclora.settings import SampleSettings
+from iclora.toyland.judge import read
+from iclora.toyland.measuring import means, measure_arms, pictures, prompt_cases
+from iclora.toyland.tasks import TASKS, Task, draw_tuning_set
+from iclora.toyland.tuning import tune
+from iclora.toyland.wording import traits_said
+from workshop.toyland.figures import sheet
+
+__all__ = ["KINDS", "apart", "leaked", "table"]
+
+KINDS: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "isolated": {"text": "isolated"},
+    "alone": {"text": "alone"},
+    "panels": {"encode": "panels"},
+}
+"""How each adapter is tuned, beside the settings that fit toyland. The first is the paper's."""
+
+_SEEDS = 3
+"""Sets made from each prompt."""
+
+
+def apart(model: DiffusionModel, task: Task, count: int) -> dict[str, float]:
+    """How far latents of panels that are encoded alone lie from those of their canvas.
+
+    Args:
+        count: sets that are encoded both ways.
+    Returns: root mean squares over the canvas's own spread, of tokens at borders between panels
+        and of all others.
+    """
+    squares: dict[str, list[float]] = {"at borders": [], "elsewhere": []}
+    spread = []
+    layout = task.small_recipe.canvas
+    rows, columns = layout.height // model.grid, layout.width // model.grid
+    for number in range(count):
+        canvas, _ = draw_tuning_set(task, 0, number)
+        panels = [panel.render() for panel in canvas.panels]
+        whole = model.encode_image(np.asarray(compose(layout, panels))).view(rows, columns, -1)
+        spread.append(float(whole.var()))
+        for box, panel in zip(layout.boxes, panels, strict=True):
+            down, across = cells_of(box, model.grid)
+            seen = whole[down, across]
+            alone = model.encode_image(np.asarray(panel.resize((box.width, box.height))))
+            away = (alone.view(seen.shape) - seen).square().mean(-1)
+            edge = torch.zeros(away.shape, dtype=torch.bool)
+            edge[:1], edge[-1:] = box.top > 0, box.bottom < layout.height
+            edge[:, :1] |= box.left > 0
+            edge[:, -1:] |= box.right < layout.width
+            squares["at borders"] += away[edge].tolist()
+            squares["elsewhere"] += away[~edge].tolist()
+    return {name: float(np.sqrt(np.mean(v) / np.mean(spread))) for name, v in squares.items() if v}
+
+
+def leaked(said: Sequence[Mapping[str, str]], seen: Sequence[Mapping[str, str]]) -> list[bool]:
+    """For each trait that a panel's words state and others' words state otherwise: True if the
+    panel shows another's instead of its own."""
+    found = []
+    for number, (own, panel) in enumerate(zip(said, seen, strict=True)):
+        for trait, value in own.items():
+            others = {
+                other[trait] for n, other in enumerate(said) if n != number and trait in other
+            }
+            if others - {value}:
+                found.append(panel[trait] in others - {value})
+    return found
+
+
+def _leaks(task: Task, setup: Setup, arm: Arm) -> list[float]:
+    """The share of such traits in each set of an arm."""
+    shares = []
+    for made in read_sets(setup, arm):
+        said = [traits_said(words, task.topic) for words in made.words]
+        taken = [{t: own[t] for t in ("style", "weather") if t in own} for own in task.fixed]
+        pairs = zip(made.panels, taken, strict=True)
+        seen = [read(panel, task.topic, **own) for panel, own in pairs]
+        marks = leaked([{t: v for t, v in s.items() if t in task.stated} for s in said], seen)
+        shares += [float(np.mean(marks))] if marks else []
+    return shares
+
+
+def table(found: Table, leaks: Mapping[str, Sequence[float]]) -> str:
+    """Figures as Markdown, with 95% intervals over prompts; a row an arm.
+
+    Args:
+        leaks: by arm, what `leaked` found in each set.
+    """
+    arms = list(found.rows["toyland same all"].values)
+    stated = sorted({name for arm in arms for name in means(found, arm, "stated")})
+    heads = ["arm", "same all", *stated, "leaked", "diversity"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for arm in arms:
+        cells = [_said(found.rows[f"toyland {name}"].estimate(arm)) for name in heads[1:-2]]
+        leak = _said(bootstrap(leaks[arm])) if leaks.get(arm) else ""
+        spread = means(found, arm, "diversity").get("diversity")
+        lines.append(
+            f"| {' | '.join((arm, *cells, leak, '' if spread is None else f'{spread:.0%}'))} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _said(found: Any) -> str:
+    if found is None or found.low is None:
+        return ""
+    return f"{found.mean:.0%} ({found.low:.0%} to {found.high:.0%})"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures")
+    parser.add_argument("--task", action="append", choices=list(TASKS), required=True)
+    parser.add_argument("--kind", action="append", choices=list(KINDS), help="by default all")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts, 3 seeds each")
+    parser.add_argument("--runs", type=int, default=1, help="adapters of a kind, by tuning seed")
+    parser.add_argument("--steps", type=int, default=300, help="steps an adapter is tuned for")
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--base", action="store_true", help="also the base alone, read both ways")
+    parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    for name in args.task:
+        text = _measure(TASKS[name], args)
+        write_text(args.out / name / "table.md", text)
+        print(f"{name}\n{text}", flush=True)
+
+
+def _measure(task: Task, args: argparse.Namespace) -> str:
+    out, model = args.out / task.recipe, load_model("toyland", dtype=args.dtype)
+    kinds = list(KINDS) if args.kind is None else args.kind
+    arms = []
+    if args.base:
+        arms += [Arm(f"base, {kind}", own={"text": kind}) for kind in ("joint", "isolated")]
+    for kind in kinds if args.runs else ():
+        for run in range(args.runs):
+            folder = out / f"{kind}-{run}"
+            arms.append(
+                Arm(f"{kind}, run {run + 1}", _adapter(model, task, folder, kind, run, args))
+            )
+    cases = prompt_cases(task, args.prompts, _SEEDS)
+    sampling = SampleSettings(steps=args.sampling_steps)
+    setup, found = measure_arms(model, task, arms, cases, out / "sets", sampling)
+    write_text(out / "figures.json", json.dumps(found.to_json(arms[0].name)) + "\n")
+    for arm in arms:
+        write_png(out / f"{arm.folder}.png", sheet(pictures(setup, arm)[:24]))
+    leaks = {arm.name: _leaks(task, setup, arm) for arm in arms}
+    lines = [
+        f"Latents of panels encoded alone lie {share:.1%} of the canvas's deviation away {where}."
+        for where, share in apart(model, task, 8).items()
+    ]
+    return table(found, leaks) + "\n" + "\n".join(lines) + "\n"
+
+
+def _adapter(
+    model: DiffusionModel, task: Task, folder: Path, kind: str, seed: int, args: argparse.Namespace
+) -> Adapter:
+    """The adapter of this kind and tuning seed: read if it was tuned before."""
+    file = folder / "run" / "adapter.safetensors"
+    if file.is_file():
+        return Adapter.load(file)
+    adapter, seconds = tune(model, task, folder, steps=args.steps, seed=seed, **KINDS[kind])
+    print(f"{task.recipe}: {kind}, run {seed + 1} tuned in {seconds:.0f} s", flush=True)
+    return adapter
+
+
+if __name__ == "__main__":
+    main()
