@@ -184,6 +184,14 @@ def test_before_the_data_is_there_canvases_are_the_recipes_or_squares():
     assert width * height <= 768**2
 
 
+def test_a_text_for_each_panel_is_counted_and_needs_to_know_the_panels(ask):
+    joint = ask(10**9, recipe="film-storyboard", micro_tokens=0)
+    apart = ask(10**9, recipe="film-storyboard", micro_tokens=0, text="isolated")
+    assert apart.phases["training"] > joint.phases["training"]
+    with pytest.raises(SettingsError, match="how many panels"):
+        ask(10**9, text="isolated")
+
+
 def test_a_speed_is_measured_here_and_never_made_up(tiny, make_dataset):
     config = settings(base="tiny", data=str(make_dataset()), resolutions=(64, 96), device="cpu")
     low, high = plan_run(config, here=False).seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iclora.adapter import Adapter
 from iclora.models.base import DiffusionModel
-from iclora.sets.caption import check_budget
+from iclora.sets.caption import APART, SHORTEN, check_budget
 from iclora.sets.recipe import Recipe
 from iclora.settings import TextKind
 
@@ -36,7 +36,9 @@ def checked_texts(
         any weights are loaded.
     """
     texts = recipe.texts(prompt, kind)
+    told_apart = kind == "joint" and recipe.markers and model.reads_apart
+    advice = APART if told_apart else SHORTEN
     for number, text in enumerate(texts, 1):
         name = "the prompt" if kind == "joint" else f"what panel {number} reads"
-        check_budget(text, model.count_tokens, model.max_text_tokens, name)
+        check_budget(text, model.count_tokens, model.max_text_tokens, name, advice)
     return texts

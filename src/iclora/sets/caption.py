@@ -11,6 +11,8 @@ from iclora.errors import CaptionError
 from iclora.settings import TextKind
 
 __all__ = [
+    "APART",
+    "SHORTEN",
     "TOKEN_LIMIT",
     "JointCaption",
     "check_budget",
@@ -23,6 +25,10 @@ TOKEN_LIMIT = 512
 """Tokens a base reads, if none is at hand to ask: those of FLUX.1-dev."""
 # T5 makes some 4 bytes of English a token; less here, so that the estimate errs to the safe side.
 _BYTES_PER_TOKEN = 3.5
+
+SHORTEN = "Shorten it."
+APART = "Shorten it, or set `text` to isolated: then each panel's own words may be as long."
+"""What to do about a text that is too long: any, or a joint caption of several panels."""
 
 _JOINING = " \t\n,;:"
 """What only joins the words of one panel to the next."""
@@ -187,13 +193,16 @@ def _foreign_share(text: str) -> float:
     return len(foreign) / max(1, len(letters))
 
 
-def check_budget(text: str, count: Callable[[str], int], limit: int, name: str) -> int:
+def check_budget(
+    text: str, count: Callable[[str], int], limit: int, name: str, advice: str = SHORTEN
+) -> int:
     """Count a caption's tokens and refuse it above the limit, which would cut it silently.
 
     Args:
         count: the base's own tokenizer, special tokens included.
         limit: tokens the base's text encoder reads (FLUX.1-dev: 512).
         name: what to call the caption in the error.
+        advice: what to do about it.
     Returns: the number of tokens.
     Raises: CaptionError.
     """
@@ -202,7 +211,7 @@ def check_budget(text: str, count: Callable[[str], int], limit: int, name: str) 
         raise CaptionError(
             f"{name} is {tokens} tokens long and the base reads {limit}; "
             f'everything from about "{_tail(text, limit / tokens)}" on would be lost',
-            "Shorten it.",
+            advice,
         )
     return tokens
 

@@ -14,7 +14,14 @@ from functools import partial
 
 from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError
 from iclora.sets.bars import Edges
-from iclora.sets.caption import TOKEN_LIMIT, check_budget, estimate_tokens, unknown_note
+from iclora.sets.caption import (
+    APART,
+    SHORTEN,
+    TOKEN_LIMIT,
+    check_budget,
+    estimate_tokens,
+    unknown_note,
+)
 from iclora.sets.dataset import Dataset, ImageSet, Measured, PanelSet, Problem
 from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
 from iclora.sets.recipe import Recipe
@@ -183,9 +190,10 @@ class _Budget:
 
     def take(self, text: str, name: str) -> int:
         """Count a text, or estimate it. Raises: CaptionError if it is too long."""
+        advice = APART if self.kind == "joint" else SHORTEN
         if self.count:
-            return check_budget(text, self.count, self.limit, name)
-        check_budget(text, lambda t: len(t.split()), self.limit, name)
+            return check_budget(text, self.count, self.limit, name, advice)
+        check_budget(text, lambda t: len(t.split()), self.limit, name, advice)
         return estimate_tokens(text)
 
 
