@@ -62,7 +62,7 @@ class Dummy(FolderModel):
         pixels = ((cells + 1) * 127.5).clamp(0, 255).byte().numpy()
         return np.kron(pixels, np.ones((16, 16, 1), np.uint8))
 
-    def velocity(self, z, sigma, texts, size, guidance, given=None, unguided=None):
+    def velocity(self, z, sigma, texts, size, guidance, given=None, unguided=None, panels=None):
         length = self.on_device(texts)["length"][:, None]
         return self.denoiser.blocks[0](z * sigma[:, None, None] + length)
 
