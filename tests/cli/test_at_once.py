@@ -29,6 +29,8 @@ CASES = [
     (["generate", *STORY, "--prompts", "p.txt"], 'line 1: "--ar 16:9"'),
     (["generate", "bad.json"], "not valid JSON"),
     (["generate", *STORY, "--idea", "x", "--steps", "nan"], "--steps"),
+    (["generate", *STORY, "--idea", "x", "--strength", "-inf"], "a finite number, not -inf"),
+    (["generate", *STORY, "--idea", "x", "--strength", "-1e3"], "at least -100.0, not -1e3"),
     (["complete", *STORY, "--prompt", "x", "--given", "1=none.png"], "none.png"),
     (["complete", *STORY, "--prompt", "x", "--given", "1=mark.png"], "shows on white"),
     (["complete", *STORY, "--prompt", "x", "--given", "1=x", "--background", "x"], "no colour"),

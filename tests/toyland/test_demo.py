@@ -8,6 +8,8 @@ from typing import get_args
 import pytest
 
 from iclora.cli.main import main
+from iclora.errors import StorageError
+from iclora.toyland.demo import run_demo
 from iclora.toyland.tasks import TASKS
 from iclora.toyland.verb import DemoSettings
 
@@ -28,6 +30,29 @@ def test_a_smoke_run_ends_in_a_page_that_needs_no_other_file(tmp_path, capsys, t
     out = capsys.readouterr().out
     assert "with the adapter" in out
     assert "stated" in out
+
+
+def test_a_demo_that_was_killed_begins_anew_and_an_ended_one_is_left_alone(tmp_path, monkeypatch):
+    out, said = tmp_path / "d", []
+    settings = DemoSettings(out=str(out))
+    ran = []
+
+    def run(*_):
+        assert not (out / "tuning").exists()
+        (out / "tuning").mkdir()
+        ran.append(1)
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        (out / "report.html").write_text("")
+
+    monkeypatch.setattr("iclora.toyland.demo._run", run)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(settings, said.append)
+    run_demo(settings, said.append)
+    assert said == [f"{out} holds a demo that was stopped; it begins anew"]
+    with pytest.raises(StorageError, match="exists already"):
+        run_demo(settings, said.append)
+    assert (out / "tuning").is_dir()
 
 
 def test_a_folder_that_exists_is_not_written_into(tmp_path, capsys):

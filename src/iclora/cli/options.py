@@ -28,6 +28,11 @@ __all__ = ["list_verbs", "options_of", "verb_parser"]
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors look like all others."""
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # -1e3 and -inf are values too: the setting's own range refuses them, in its own words.
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")
+
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)

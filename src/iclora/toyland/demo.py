@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from iclora.errors import StorageError
 from iclora.evaluate.figures import Table
 from iclora.evaluate.setup import Arm, Setup
 from iclora.files import write_text
+from iclora.files.locks import LOCK, alone
 from iclora.models import DiffusionModel, load_model
 from iclora.pages.page import data_url, render
 from iclora.progress import Progress
@@ -42,6 +44,10 @@ class _Size:
     steps: int = 20
 
 
+_MARK, _PAGE = "demo.json", "report.html"
+"""The first file of a demo and its last: one that holds the first alone was stopped."""
+_PARTS = ("tuning", "made", "completed")
+
 _QUICK = _Size(sets=4, tuning=3, prompts=2, seeds=2, steps=2)
 
 
@@ -53,17 +59,34 @@ def run_demo(
     Args:
         say: called with the heading of every part, and with the figures.
     Returns: the page.
-    Raises: StorageError if `out` exists.
+    Raises: StorageError if `out` exists, unless a demo was stopped in it; that one begins anew.
     """
-    out, size = Path(settings.out), _QUICK if settings.quick else _Size()
-    if out.exists():
-        raise StorageError(f"{out} exists already", "Choose another `out`, or remove it.", "out")
-    task = TASKS[settings.task]
+    out = Path(settings.out)
+
+    def refuse(problem: str, advice: str) -> StorageError:
+        return StorageError(problem, advice, "out")
+
+    stopped = (out / _MARK).is_file() and not (out / _PAGE).exists()
+    if out.exists() and not stopped:
+        raise refuse(f"{out} exists already", "Choose another `out`, or remove it.")
+    with alone(out / LOCK, out, refuse):
+        if stopped:
+            say(f"{out} holds a demo that was stopped; it begins anew")
+            for name in _PARTS:
+                shutil.rmtree(out / name, ignore_errors=True)
+        write_text(out / _MARK, settings.model_dump_json())
+        return _run(settings, out, say, progress)
+
+
+def _run(
+    settings: DemoSettings, out: Path, say: Callable[[str], None], progress: Progress | None
+) -> Path:
+    task, size = TASKS[settings.task], _QUICK if settings.quick else _Size()
     began = time.monotonic()
     say(f"1. drawing {size.sets} sets of {task.recipe}; toyland's captioner looks and writes")
     model = load_model("toyland", device="cpu")
     captioner = load_vision_model("toyland", device="cpu")
-    place = out / "tuning"
+    place = out / _PARTS[0]
     told = caption_sets(task, place / "sets", size.sets, 0, captioner, model, progress)
     say(f"   {told.whole} of {told.drawn} captioned, {told.true:.0%} of what they state is true")
     say("2. composing them, tuning an adapter on them")
@@ -83,7 +106,7 @@ def run_demo(
         f"{time.monotonic() - began:.0f} s in all; {size.prompts * size.seeds} sets judged an arm"
     )
     rows = _rows(made[1], completed[1])
-    page = out / "report.html"
+    page = out / _PAGE
     shown = {
         name: {arm.name: _urls(pictures(setup, arm)) for arm in arms}
         for name, (setup, _) in (("made", made), ("completed", completed))
@@ -108,10 +131,10 @@ def _judged(
     sampling = SampleSettings(steps=size.steps)
     prompts, count = prompt_cases(task, size.prompts, size.seeds), size.prompts * size.seeds
     say(f"3. {size.prompts} held-out prompts with {size.seeds} seeds each, by both")
-    made = measure_arms(model, task, arms, prompts, out / "made", sampling, progress)
+    made = measure_arms(model, task, arms, prompts, out / _PARTS[1], sampling, progress)
     say(f"4. {count} sets completed from a true first panel, by both")
     given = given_cases(task, count)
-    return made, measure_arms(model, task, arms, given, out / "completed", sampling, progress)
+    return made, measure_arms(model, task, arms, given, out / _PARTS[2], sampling, progress)
 
 
 def _rows(made: Table, completed: Table) -> list[tuple[str, str, str]]:
