@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from iclora.adapter import attach
+from iclora.adapter import attach, remove
 from iclora.making import sampling
 from iclora.making.preview import make_preview
 from iclora.sets.layout import Layout
@@ -49,3 +49,14 @@ def test_previews_stand_on_the_canvas_that_was_fitted_whatever_its_boxes(
     attach(clean, rank=1, alpha=1, targets="attention", seed=0)
     make_preview(clean, recipe, [CAPTION], resolution=100, seed=0, folder=tmp_path)(1, False)
     assert set(seen) == {recipe.canvas.fit(recipe.canvas.sizes, 100**2, 16)}
+
+
+def test_a_denoiser_without_a_lora_is_drawn_alone(clean, tmp_path):
+    """Where every weight is trained there is no base beside it any more."""
+    remove(clean)
+    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path, last=2)
+    sheet = draw(2, True)
+    box = STORY.canvas.fit(STORY.canvas.sizes, 96**2, 16)
+    assert sheet.width == box.width + 2 * 16
+    with Image.open(tmp_path / "step-000002-1.png") as alone:
+        assert alone.size == box.size

@@ -39,7 +39,8 @@ def make_preview(
             folder/step-000250-1.png: a model card shows them beside their prompts.
         text: what a panel reads.
     Returns: a function of the step that draws a grid, the base beside the adapter, and writes it as
-        folder/step-000250.png if it is told to.
+        folder/step-000250.png if it is told to. Of a denoiser without a LoRA, all of whose weights
+        are trained, the grid shows no base: there is none any more.
     Raises: CaptionError, SettingsError for a prompt that would fail later.
     """
     # The canvas itself, for equal rows of its size may have other panels.
@@ -58,14 +59,16 @@ def make_preview(
 
     def preview(step: int, write: bool = True) -> Image.Image:
         denoiser: Any = model.denoiser
-        if not plain:
+        lora = bool(getattr(denoiser, "peft_config", None))
+        if lora and not plain:
             denoiser.disable_adapters()
             try:
                 plain.extend(draw())
             finally:
                 denoiser.enable_adapters()
         adapted = draw()
-        grid = _side_by_side({"base": plain, f"adapter, step {step}": adapted})
+        columns = {"base": plain, f"adapter, step {step}": adapted}
+        grid = _side_by_side(columns if lora else {f"step {step}": adapted})
         if write:
             name = f"step-{step:06d}"
             for number, picture in enumerate(adapted if step == last else (), 1):
