@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from iclora.adapter import Adapter
+from iclora.adapter import Adapter, stack
 from iclora.errors import ModelError, SettingsError
 from iclora.making.asks import asks_of, base_of, machine_for, open_sources
 from iclora.making.made import GeneratedSet
@@ -145,6 +146,10 @@ def test_an_adapter_holds_no_path_of_the_machine_and_finds_its_base_by_its_run(
     assert ours.info.base == "my-base"
     assert base_of(None, ours) == str(base)
     assert base_of("another", ours) == "another"
+    # So does an adapter of a checkpoint, and the second of two.
+    assert base_of(None, Adapter.load(result.folder / "checkpoints" / "step-000001")) == str(base)
+    foreign = replace(ours, info=None, path=tmp_path / "elsewhere" / "style.safetensors")
+    assert base_of(None, stack([foreign, ours])) == str(base)
     moved = shutil.copy(result.adapter, tmp_path / "moved.safetensors")
     found = base_of(None, Adapter.load(moved))
     with pytest.raises(ModelError, match="my-base") as caught:

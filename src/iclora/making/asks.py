@@ -130,8 +130,10 @@ def base_of(base: str | None, *adapters: Adapter | None) -> str:
 
 def _trained_on(adapter: Adapter) -> str:
     assert adapter.info
-    beside = base_beside(adapter.path, adapter.info.base) if adapter.path else None
-    return beside or adapter.info.base
+    name = adapter.info.base
+    # Of several, any may be the one that says.
+    found = (base_beside(part.path, name) for part in adapter.parts if part.path)
+    return next(filter(None, found), name)
 
 
 def asks_of(

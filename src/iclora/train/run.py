@@ -386,12 +386,15 @@ def base_beside(adapter: Path, name: str) -> str | None:
     """Find the folder of a base that an adapter names without its path.
 
     Args:
-        adapter: a file in a run's folder, or anywhere else.
+        adapter: a file in a run's folder or in one of its checkpoints, or anywhere else.
         name: of the base, as the adapter says.
     Returns: the base of that run if it has this name; else None.
     """
-    try:
-        base = resume_settings(adapter.parent, {}).base
-    except (RunError, SettingsError):
-        return None
-    return base if shared_name(base) == name else None
+    for folder in (adapter.parent, adapter.parent.parent.parent):
+        try:
+            base = resume_settings(folder, {}).base
+        except (RunError, SettingsError):
+            continue
+        if shared_name(base) == name:
+            return base
+    return None
