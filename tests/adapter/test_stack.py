@@ -105,6 +105,8 @@ def test_files_of_several_tools_add_up_to_w_plus_both_updates(clean):
     wanted = expected(clean, sums)
     whole.apply(clean)
     assert (velocity(clean) - wanted).abs().max() <= 1e-5
+    with pytest.raises(AdapterError, match="not written as one"):
+        whole.save(Path("never.safetensors"))
     whole.apply(clean, 0.0)
     remaining = velocity(clean)
     remove(clean)

@@ -101,7 +101,16 @@ class Adapter:
         return cls(file.weights, info, path.resolve(), file.sha256, file.origin, file.notes)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write it, whole or not at all. Raises: StorageError; AdapterError without info."""
+        """Write it, whole or not at all.
+
+        Raises: StorageError; AdapterError without info, or for one of several or at another
+            strength than 1, which a file of its own weights would not be.
+        """
+        if self.beside or self.strength != 1:
+            raise AdapterError(
+                "adapters that are added up, or stand at a strength, are not written as one",
+                "Keep their own files, and name them together.",
+            )
         if self.info is None:
             raise AdapterError("an adapter of unknown origin is not written", "Keep its own file.")
         tensors = {
