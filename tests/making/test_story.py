@@ -209,8 +209,11 @@ def test_a_second_process_that_extends_into_the_same_folder_is_refused(clean, tm
 
 def test_a_story_may_begin_with_a_picture_that_is_given(clean, tmp_path):
     carry_noise(clean)
-    given = {1: picture(96, 64, 1)}
-    made = tale(clean, tmp_path / "out", given=given, mode="clean", steps=1)
+    given, said = {1: picture(96, 64, 1)}, []
+    made = tale(clean, tmp_path / "out", given=given, mode="clean", steps=1, warn=said.append)
+    # What is to be known of five canvases is said once.
+    assert len(said) == 1
+    assert "not trained with clean panels" in said[0]
     assert made[0].tobytes() == given[1].tobytes()
     request, _ = Request.load(tmp_path / "out" / "windows" / "0003" / "request.json")
     assert request.mode == "clean"
@@ -250,6 +253,8 @@ def test_a_story_is_read_from_lines_and_checked_before_anything_is_made(clean, t
     path = tmp_path / "story.txt"
     path.write_text("All of it.\n\none\ntwo\n three \n", encoding="utf-8")
     assert Story.read(path) == Story("All of it.", ("one", "two", "three"))
+    path.write_text("# mine\nAll of it.\none\n", encoding="utf-8")
+    assert Story.read(path).notes == (f"{path}: 1 comment line left out",)
     path.write_text("All of it.\n")
     with pytest.raises(SettingsError, match="1 lines"):
         Story.read(path)

@@ -93,6 +93,7 @@ def test_lines_of_other_tools_are_refused(tmp_path, line):
         ("1.a boat\n2.a gull", "numbers"),
         ("; note\na boat\n% note\na gull", "2 comment lines"),
         ("<!-- a\nnote -->\na boat\n---\na gull", "1 comment line"),
+        ("a boat <!-- a\nnote -->\na gull", "<!-- -->"),
         ("```\na boat\na gull\n```", "2 comment lines"),
         ("REM note\na boat\na gull", "1 comment line"),
     ],
@@ -101,6 +102,11 @@ def test_what_stands_around_prompts_is_left_out_with_a_word(tmp_path, text, says
     read = read_prompts(write(tmp_path, text))
     assert read.lines == ("a boat", "a gull")
     assert says in read.notes[0]
+
+
+def test_errors_count_the_lines_of_the_file_also_behind_comments_of_several(tmp_path):
+    with pytest.raises(SettingsError, match="line 4"):
+        read_prompts(write(tmp_path, "<!-- a\nnote -->\na boat\na gull --steps 20"))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def extend(settings: ExtendSettings, console: Console) -> None:
     """Make a story of any length, a canvas at a time, in view of what was made before."""
     check_folder(settings.out, "out")
     story = Story.read(settings.story)
+    for note in story.notes:
+        console.warn(note)
     from iclora.sets.images import open_given
 
     given = open_given(settings.given, settings.background)

@@ -5,19 +5,20 @@ Panels that are kept go on as the latents they were decoded from, so nothing dri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
-from iclora.adapter import Adapter
+from iclora.adapter import Adapter, AdapterInfo
 from iclora.errors import SettingsError
 from iclora.files import clear_leftovers
 from iclora.files.locks import LOCK, alone
-from iclora.making.checks import check_mode, repetitions
+from iclora.making.checks import Note, check_mode, repetitions
 from iclora.making.given import describe_given
 from iclora.making.made import GeneratedSet, read_kept
 from iclora.making.request import Request, check_base, machine_of, panel_seed, prepare, recipe_of
@@ -27,7 +28,7 @@ from iclora.models.base import DiffusionModel
 from iclora.progress import Progress
 from iclora.sets.caption import JointCaption
 from iclora.sets.images import write_png
-from iclora.sets.recipe import Recipe
+from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.settings import MakeSettings, Mode
 
 __all__ = ["Story", "Window", "extend", "reroll", "windows"]
@@ -69,7 +70,8 @@ def reroll(
     usual: Mode = "clean" if info and info.conditional else "sdedit"
     how = mode or (old.mode if old.given else usual)
     check_mode(model, how, old.text)
-    markers = old.markers or (info.recipe.markers if info else ())
+    markers = old.markers or _markers_of(old, info)
+    where = [part.path for part in adapter.beside] if adapter else []
     latents = _latents(model, made, given)
     told = {"boost": boost, "resample": resample, "resample_from": resample_from}
     if mode == "resample" and resample is None and not old.resample:
@@ -79,9 +81,10 @@ def reroll(
         | machine_of(model)
         | {
             "adapter": str(adapter.path) if adapter and adapter.path else None,
+            # The session compares their hashes, however many there are.
             "beside": [
-                each.model_dump() | {"file": part.path and str(part.path)}
-                for each, part in zip(old.beside, adapter.beside if adapter else (), strict=True)
+                each.model_dump() | {"file": path and str(path)}
+                for each, path in zip(old.beside, chain(where, repeat(None)), strict=False)
             ],
             "seeds": [
                 panel_seed(seed, n) if n in panels else before
@@ -96,6 +99,13 @@ def reroll(
     )
     ask = Ask(request, given, latents, adapter)
     return next(again for _, again in Session(model, progress).make([ask]))
+
+
+def _markers_of(request: Request, info: AdapterInfo | None) -> tuple[str, ...]:
+    """The markers of a request's recipe, if the adapter carries it or it ships with iclora."""
+    if info and info.recipe.name == request.recipe:
+        return info.recipe.markers
+    return load_recipe(request.recipe).markers if request.recipe in recipe_names() else ()
 
 
 def _that_stay(made: GeneratedSet, panels: Collection[int]) -> dict[int, Image.Image]:
@@ -150,7 +160,7 @@ def extend(
         anchors: images of the first canvas that stay in view; see `windows`.
         fresh: new images on each further canvas; by default a third of its panels, at least 1.
         given: pictures of images of the first canvas, by number.
-        warn: told of canvases that are damaged, and made again.
+        warn: told what to know of the canvases, and of those that are damaged and made again.
     Returns: the images in order.
     Raises: CaptionError, SettingsError, also if another process is at it; LayoutError,
         AdapterError, StorageError.
@@ -176,8 +186,10 @@ def _tell(
         clear_leftovers(folder, alone=True)
     prompts = [_prompt(story, window, teller.recipe) for window in plan]
     # Every text is checked before the first picture is made, and encoded once.
-    asks = [teller.prepare(w, p) for w, p in zip(plan, prompts, strict=True)]
-    teller.session.encode(ask.request for ask in asks)
+    ready = [teller.prepare(w, p) for w, p in zip(plan, prompts, strict=True)]
+    teller.session.encode(ask.request for ask, _ in ready)
+    # What they say of modes waits until panels are given.
+    teller.say(n for _, notes in ready for n in notes if n.about in ("adapter", "prompt"))
     shown: dict[int, _Shown] = {n: (image, None) for n, image in given.items()}
     written: set[int] = set()
     for number, (window, prompt) in enumerate(zip(plan, prompts, strict=True), 1):
@@ -212,11 +224,19 @@ class _Teller:
     out: Path
     session: Session
     warn: Callable[[str], None]
+    said: set[str] = field(default_factory=set)
+
+    def say(self, notes: Iterable[Note]) -> None:
+        """Tell notes, each once for all canvases."""
+        for text in dict.fromkeys(map(str, notes)):
+            if text not in self.said:
+                self.said.add(text)
+                self.warn(text)
 
     def prepare(
         self, window: Window, prompt: str, given: Mapping[int, _Shown] | None = None
-    ) -> Ask:
-        """The ask for one canvas.
+    ) -> tuple[Ask, list[Note]]:
+        """The ask for one canvas, and what to know of it.
 
         Args:
             given: what its given panels show, by panel number.
@@ -229,7 +249,7 @@ class _Teller:
         }
         pictures = {panel: image for panel, (image, _) in (given or {}).items()}
         latents = {panel: kept for panel, (_, kept) in (given or {}).items() if kept is not None}
-        request, _ = prepare(
+        request, notes = prepare(
             self.model,
             self.settings.wish(prompt, panel_seeds=seeds),
             recipe=self.recipe,
@@ -237,7 +257,7 @@ class _Teller:
             given=pictures,
             latents=latents,
         )
-        return Ask(request, pictures, latents, self.adapter)
+        return Ask(request, pictures, latents, self.adapter), notes
 
     def tell(
         self, window: Window, prompt: str, shown: Mapping[int, _Shown], name: str
@@ -246,7 +266,9 @@ class _Teller:
         given = {p: shown[image] for p, image in enumerate(window.images, 1) if image in shown}
         if len(given) == len(window.images):
             return {image: shown[image] for image in window.images}
-        ask = self.prepare(window, prompt, given)
+        ask, notes = self.prepare(window, prompt, given)
+        if given:
+            self.say(notes)
         folder = self.out / "windows" / name
         made = read_kept(folder, ask.request, "a canvas of another story", self.warn, latents=True)
         if made is None:

@@ -40,13 +40,17 @@ def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
     def refuse(problem: str, advice: str) -> SettingsError:
         return SettingsError(problem, advice, setting)
 
-    text = re.sub(r"<!--.*?-->", "", read_words(path, refuse, setting), flags=re.DOTALL)
+    whole = read_words(path, refuse, setting)
+    # Its line ends stay, for errors count lines.
+    text = re.sub(r"<!--.*?-->", lambda found: _line_ends(found[0]), whole, flags=re.DOTALL)
     rows = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     kept = [(n, line) for n, line in rows if not _COMMENT.match(line)]
     notes = []
     if len(kept) < len(rows):
         count = len(rows) - len(kept)
         notes.append(f"{path}: {count} comment line{'s' * (count > 1)} left out")
+    if text != whole:
+        notes.append(f"{path}: what stands in <!-- --> is left out")
     for what, bare in (
         ("numbers", _without_numbers([line for _, line in kept])),
         ("bullets", _without([line for _, line in kept], r"[-*+\u2022]\s+(.*)")),
@@ -77,7 +81,11 @@ def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
     return Prompts(tuple(line for _, line in kept), tuple(notes))
 
 
-_COMMENT = re.compile(r"#(?!\w)|#\s*\w|//|[;%]\s|REM\s|\W*$")
+def _line_ends(text: str) -> str:
+    return "\n" * (len(f"{text}.".splitlines()) - 1)
+
+
+_COMMENT = re.compile(r"#|//|[;%]\s|REM\s|\W*$")
 """A line that other tools leave out, and one without a word: a rule, a fence."""
 
 
@@ -111,6 +119,8 @@ class Story:
     """What they share."""
     images: tuple[str, ...]
     """Each one's own words."""
+    notes: tuple[str, ...] = ()
+    """What was left out of its file."""
 
     @classmethod
     def read(cls, path: str | Path) -> Story:
@@ -118,13 +128,14 @@ class Story:
 
         Raises: SettingsError, also for options of other tools; see `read_prompts`.
         """
-        lines = read_prompts(path, "story").lines
+        read = read_prompts(path, "story")
+        lines = read.lines
         if len(lines) < 2:
             raise SettingsError(
                 f"story {path} has {len(lines)} lines",
                 "Write what all images share into the first line, then a line for each image.",
             )
-        return cls(lines[0], tuple(lines[1:]))
+        return cls(lines[0], tuple(lines[1:]), read.notes)
 
 
 @dataclass(frozen=True)
