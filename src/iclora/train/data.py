@@ -45,7 +45,9 @@ def check_base(
             "the same, set `distilled`.",
             setting="base",
         )
-    if warn and "guidance" in settings.model_fields_set and sampling.guided != "embedded":
+    # A run's own file sets all of them.
+    changed = settings.guidance != TrainSettings.model_fields["guidance"].default
+    if warn and changed and sampling.guided != "embedded":
         warn(f"{model.name} has no embedding of guidance: `guidance` has no effect in training")
 
 

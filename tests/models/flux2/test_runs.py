@@ -239,6 +239,9 @@ def test_a_panel_is_made_again_around_references(clean):
     remove(clean)
     other = reroll(clean, made, [2], seed=5, mode="reference")
     assert other.request.mode == "reference"
+    # No adapter says what the recipe's markers are, and it ships with iclora.
+    assert other.request.words.count("image ") == 2
+    assert "[SCENE-2]" in other.request.words
     assert [a == b for a, b in zip(made.panels, other.panels, strict=True)] == [True, False, True]
 
 
@@ -346,6 +349,8 @@ def test_a_guidance_that_training_does_not_read_is_said(clean, settings):
     said = []
     check_base(settings(guidance=2.0), clean, said.append)
     check_base(settings(), clean, said.append)
+    # As the file of a run sets all of them.
+    check_base(settings(guidance=settings().guidance), clean, said.append)
     assert len(said) == 1
     assert "`guidance` has no effect in training" in said[0]
 
