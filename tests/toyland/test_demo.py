@@ -49,7 +49,7 @@ def test_a_demo_that_was_killed_begins_anew_and_an_ended_one_is_left_alone(tmp_p
     with pytest.raises(KeyboardInterrupt):
         run_demo(settings, said.append)
     run_demo(settings, said.append)
-    assert said == [f"{out} holds a demo that was stopped; it begins anew"]
+    assert said == [f"{out} holds a demo that was stopped; it begins again"]
     with pytest.raises(StorageError, match="exists already"):
         run_demo(settings, said.append)
     assert (out / "tuning").is_dir()

@@ -59,7 +59,7 @@ def run_demo(
     Args:
         say: called with the heading of every part, and with the figures.
     Returns: the page.
-    Raises: StorageError if `out` exists, unless a demo was stopped in it; that one begins anew.
+    Raises: StorageError if `out` exists, unless a demo was stopped in it; that one begins again.
     """
     out = Path(settings.out)
 
@@ -71,7 +71,7 @@ def run_demo(
         raise refuse(f"{out} exists already", "Choose another `out`, or remove it.")
     with alone(out / LOCK, out, refuse):
         if stopped:
-            say(f"{out} holds a demo that was stopped; it begins anew")
+            say(f"{out} holds a demo that was stopped; it begins again")
             for name in _PARTS:
                 shutil.rmtree(out / name, ignore_errors=True)
         write_text(out / _MARK, settings.model_dump_json())
