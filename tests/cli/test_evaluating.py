@@ -69,6 +69,7 @@ def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_
         ([], "there is no prompt"),
         (["--prompt", CAPTION, "--data", "x"], "brings its own prompts"),
         (["--prompt", CAPTION], "no recipe is known"),
+        (["--prompt", CAPTION, "--strengths", "0.5"], "without an --adapter"),
         (["--data", "x", "--known", "1=a.png"], "Name the panel alone"),
         (["--prompt", CAPTION, "--recipe", "film-storyboard", "--mode", "clean"], "no panel is"),
         (["--prompt", CAPTION, "--recipe", "film-storyboard", "--metric", "what"], "no metric"),
@@ -103,4 +104,4 @@ def test_evaluate_asks_what_an_adapter_leaves_of_the_base(lora, tmp_path, run):
     assert re.search(r"pixels distance\n  base +-\n  run at 0 +0.000 \(0.000 to 0.000\)\n", out)
     status, _, err = run(*words, "--prompt", CAPTION)
     assert status == 2
-    assert "leave it out beside `knowledge`" in err or "beside --knowledge" in err
+    assert "--prompt: leave it out beside --knowledge" in err

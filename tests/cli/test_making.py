@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 
+from iclora.sets.images import open_image
 from tests.conftest import CAPTION, picture
 
 SMALL = ["--size", "96x192", "--steps", "2"]
@@ -32,6 +34,27 @@ def test_a_request_with_another_adapter_in_its_place_is_refused(lora, tmp_path, 
     status, _, err = run("generate", tmp_path / "a" / "0001" / "request.json")
     assert status == 2
     assert "not the adapter this request was made with" in err
+
+
+def test_adapters_at_strengths_of_their_own_are_added_up_and_shown(lora, tmp_path, run):
+    other = tmp_path / "other.safetensors"
+    shutil.copy(lora, other)
+    words = ["generate", "--prompt", CAPTION, *SMALL, "--out"]
+    added = ["--adapter", f"{lora}=0.7", "--adapter", other]
+    assert run(*words, tmp_path / "sum", *added)[0] == 0
+    # The same weights twice, so their sum is one of them at the sum of their strengths.
+    assert run(*words, tmp_path / "one", "--adapter", lora, "--strength", 1.7)[0] == 0
+    assert run(*words, tmp_path / "less", "--adapter", lora)[0] == 0
+    summed, one, less = (
+        np.asarray(open_image(tmp_path / name / "0001" / "composite.png")).astype(int)
+        for name in ("sum", "one", "less")
+    )
+    assert np.abs(summed - one).max() <= 1
+    assert np.abs(summed - less).max() > 1
+    status, shown, _ = run("info", tmp_path / "sum" / "0001" / "request.json")
+    assert status == 0
+    assert "0.7" in shown
+    assert str(other) in shown
 
 
 def test_count_and_prompt_files_make_several_sets_with_different_noise(clean, tmp_path, run):

@@ -352,5 +352,5 @@ class Machine(Settings):
     dtype: Dtype = setting("auto", decided=True)
     """number format of the base; auto is bf16, on a CPU fp32"""
     precision: Precision = setting("full", resume="differs", decided=True)
-    """how the linear layers of the base's blocks are kept: full is as dtype says, int8 and fp8
+    """how the linear layers of the base's blocks are kept: full is as `dtype` says, int8 and fp8
     half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""

@@ -291,6 +291,8 @@ class EvaluateSettings(SampleSettings, OnBase):
         beside = [name for name in names if getattr(self, name)]
         if self.knowledge and beside:
             raise ValueError(f"`{beside[0]}`: leave it out beside `knowledge`")
+        if self.strengths and not self.adapter:
+            raise ValueError("`strengths`: leave it out without an `adapter`, whose they are")
         if self.strengths and "strength" in self.model_fields_set:
             raise ValueError("`strength`: leave it out beside `strengths`")
         if len(set(self.strengths)) < len(self.strengths):

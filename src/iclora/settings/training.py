@@ -31,7 +31,7 @@ class TrainSettings(Machine):
     """A training run. Defaults are those of the paper's released configuration."""
 
     base: FilePath = setting(example="toyland")
-    """base model: a folder in diffusers' layout, a hub id, toyland or tiny"""
+    """base model: a folder in diffusers' layout, a hub id, toyland, tiny or tiny-klein"""
     data: FilePath = setting(example="my-sets")
     """dataset: a folder or zip archive of image sets"""
     out: FilePath = setting(example="my-run")
@@ -49,7 +49,7 @@ class TrainSettings(Machine):
     """most sets of equal size in one pass; more is faster, needs more memory, learns the same"""
     micro_tokens: Annotated[int, Field(ge=0, le=10**7)] = setting(0, resume="differs")
     """sets of equal size are computed together up to this many tokens, text included, if that is
-    more than micro_batch"""
+    more than `micro_batch`"""
     lr: Annotated[float, Field(gt=0, le=1)] = setting(1e-4, resume="differs")
     """learning rate of AdamW"""
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
@@ -103,13 +103,13 @@ class TrainSettings(Machine):
     """recompute activations in the backward pass: a third slower, far less memory"""
     recompute: Annotated[int, Field(ge=0, le=10_000)] | None = setting(None, resume="differs")
     """blocks that keep only their input for the backward pass; by default all with
-    gradient_checkpointing, else none"""
+    `gradient_checkpointing`, else none"""
     shard: bool = setting(False, resume="differs")
     """spread the base over all processes that `accelerate launch` started (FSDP2): each keeps its
     part of every block; for bases that one card does not hold"""
     vram: Annotated[float, Field(gt=0, le=10_000)] | Literal["auto"] | None = None
-    """memory of the card, GB, or auto to ask it: precision, recompute and micro_tokens are chosen
-    to fit, unless set; `iclora plan` shows the choice"""
+    """memory of the card, GB, or auto to ask it: `precision`, `recompute` and `micro_tokens` are
+    chosen to fit, unless set; `iclora plan` shows the choice"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = setting("fp16", resume="differs")
     """number format of the adapter file, or of the weights of a base with `targets` full"""
 
