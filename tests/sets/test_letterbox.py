@@ -133,7 +133,9 @@ def test_check_says_that_bars_would_be_trained_and_what_compose_does_and_review_
     assert "Crop them off" in told["0002"]
     reports = list(check_dataset(dataset))
     write_review(dataset, reports, tmp_path / "r.html")
-    assert "24 px top, 24 px bottom" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "24 px top, 24 px bottom" in page
+    assert "Magenta lines show" in page
     compose_dataset(dataset, tmp_path / "out")
     clean = open_dataset(tmp_path / "out")
     assert not [p for p in problems(clean) if p.subject == "0001" and "bars" in p.text]

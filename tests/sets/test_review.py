@@ -7,10 +7,10 @@ from iclora.sets.dataset import open_dataset
 from iclora.sets.review import write_review
 
 
-def page_of(root, tmp_path):
+def page_of(root, tmp_path, limit=None):
     dataset = open_dataset(root)
     reports = list(check_dataset(dataset, resolutions=(64,)))
-    write_review(dataset, reports, tmp_path / "review.html")
+    write_review(dataset, reports, tmp_path / "review.html", limit)
     return (tmp_path / "review.html").read_text()
 
 
@@ -20,7 +20,16 @@ def test_every_set_shows_its_pictures_its_words_and_its_tokens(make_dataset, tmp
     assert page.count("data:image/jpeg;base64,") == 3 * (1 + 3)
     assert page.count('class="marker">[SCENE-2]') == 3
     assert "then &lt;Ana1&gt; fishes" in page
-    assert len(re.findall(r"\d+ of 512 tokens", page)) == 3
+    assert len(re.findall(r">~\d+ of 512 tokens", page)) == 3
+    assert "Magenta" not in page
+
+
+def test_tokens_are_called_estimates_only_if_no_base_counted_them(make_dataset, tmp_path):
+    estimated = page_of(make_dataset(1), tmp_path)
+    counted = page_of(tmp_path / "data", tmp_path, limit=77)
+    assert "Tokens are estimated" in estimated
+    assert "estimated" not in counted
+    assert re.search(r">\d+ of 77 tokens", counted)
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_captions_cannot_run_in_it(

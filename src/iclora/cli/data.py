@@ -144,7 +144,7 @@ def review(settings: ReviewSettings, console: Console) -> None:
     if settings.base:
         budget["unknown"] = _rules_of(settings.base).unknown_letters
     reports = list(check_dataset(dataset, **budget))
-    write_review(dataset, reports, out, budget.get("limit", 512))
+    write_review(dataset, reports, out, budget.get("limit"))
     console.say(f"wrote {out}; open it in a browser")
 
 

@@ -27,14 +27,14 @@ _PANEL_SIDE = 208
 
 
 def write_review(
-    dataset: Dataset, reports: Sequence[SetReport], out: Path, limit: int = TOKEN_LIMIT
+    dataset: Dataset, reports: Sequence[SetReport], out: Path, limit: int | None = None
 ) -> None:
     """Write the contact sheet of a dataset.
 
     Args:
         reports: of `check_dataset`, one per set.
         out: the page, one HTML file with the pictures inside.
-        limit: tokens the base reads.
+        limit: tokens the base reads; None if no base counted them, so that they are estimates.
     Raises: StorageError.
     """
     sets = [
@@ -49,7 +49,9 @@ def write_review(
         bad=[each for each in sets if each["problems"]],
         captioned=sum(s.caption_file is not None for s in dataset.sets),
         problems=dataset.problems,
-        limit=limit,
+        marked=any(any(edges) for report in reports for edges in report.pairs),
+        about="~" if limit is None else "",
+        limit=TOKEN_LIMIT if limit is None else limit,
     )
     write_text(out, page)
 
