@@ -234,6 +234,13 @@ def test_a_run_that_lacks_a_part_is_refused_by_it(file, ended):
         collect(ended, "ana/story")
 
 
+def test_a_run_that_made_a_base_is_not_told_to_go_on(ended):
+    (ended / "adapter.safetensors").unlink()
+    (ended / "base").mkdir()
+    with pytest.raises(RunError, match="made a base instead of an adapter"):
+        collect(ended, "ana/story")
+
+
 @pytest.mark.parametrize("base", ["", "toyland", "/home/ana/flux", "[a/b, c/d]"])
 def test_a_card_without_a_base_of_the_hub_is_refused(base, ended):
     change(ended, f"base_model: {DEV}\n", f"base_model: {base}\n")

@@ -35,6 +35,12 @@ def collect(folder: Path, repository: str) -> dict[str, bytes]:
     if not (folder / "config.toml").is_file():
         raise RunError(f"{folder} holds no run (no config.toml)", "Check the path.", "run")
     if not (folder / ADAPTER).is_file():
+        if (folder / "base").is_dir():
+            raise RunError(
+                f"the run in {folder} trained every weight, and made a base instead of an adapter",
+                "Send the folder base with the hub's own command: hf upload.",
+                "run",
+            )
         raise RunError(f"the run in {folder} has not ended", "Resume it first.", "run")
     if not (folder / CARD).is_file():
         raise RunError(
