@@ -214,6 +214,8 @@ def _snapshot(folder: Path) -> Path | None:
 def _whole(*files: Path) -> str:
     """Advice to somebody who has single checkpoint files, of which the first that shows counts."""
     base = next(filter(None, map(whole_of, files)), None)
+    if base == "black-forest-labs/FLUX.2-dev":  # Some hundred GB, to be refused then.
+        return "It is a part of FLUX.2-dev. " + _REFUSED["Flux2Pipeline"][1]
     what = f"`hf download {base}`" if base else "`hf download OWNER/NAME`"
     return (
         "A single checkpoint file, as ComfyUI uses, does not hold all parts: download the whole "
