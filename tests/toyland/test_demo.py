@@ -32,7 +32,7 @@ def test_a_smoke_run_ends_in_a_page_that_needs_no_other_file(tmp_path, capsys, t
     assert "stated" in out
 
 
-def test_a_demo_that_was_killed_begins_anew_and_an_ended_one_is_left_alone(tmp_path, monkeypatch):
+def test_a_demo_that_was_killed_begins_again_and_an_ended_one_is_left_alone(tmp_path, monkeypatch):
     out, said = tmp_path / "d", []
     settings = DemoSettings(out=str(out))
     ran = []
