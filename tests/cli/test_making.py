@@ -51,7 +51,8 @@ def test_adapters_at_strengths_of_their_own_are_added_up_and_shown(lora, tmp_pat
     )
     assert np.abs(summed - one).max() <= 1
     assert np.abs(summed - less).max() > 1
-    status, shown, _ = run("info", tmp_path / "sum" / "0001" / "request.json")
+    status, shown, _ = run("info", tmp_path / "sum" / "0001")
+    assert shown == run("info", tmp_path / "sum" / "0001" / "request.json")[1]
     assert status == 0
     assert "0.7" in shown
     assert str(other) in shown

@@ -226,6 +226,8 @@ def recomputes_unasked(config: TrainSettings, device: str) -> bool:
 def info(settings: InfoSettings, console: Console) -> None:
     """Say what an adapter, a request or a run is."""
     path = Path(settings.file)
+    if (path / "request.json").is_file():  # a made set
+        path /= "request.json"
     if path.is_dir() and (path / "config.toml").is_file():
         console.say((path / "config.toml").read_text(encoding="utf-8").rstrip())
     elif path.suffix == ".json":

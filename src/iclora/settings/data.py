@@ -134,7 +134,8 @@ class InfoSettings(Settings):
     """What `info` is told."""
 
     file: FilePath = setting(position=True)
-    """an adapter (a file, a folder, an id of the hub), a request.json or a run folder"""
+    """an adapter (a file, a folder, an id of the hub), a request.json, a made set or a
+    run folder"""
 
 
 class ImportSettings(Settings):
