@@ -20,7 +20,7 @@ from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.layout import Layout
 from iclora.settings import TextKind, nearest, problems_of
 
-__all__ = ["Recipe", "load_recipe", "read_recipe", "recipe_names"]
+__all__ = ["Recipe", "load_recipe", "meant", "read_recipe", "recipe_names"]
 
 
 class _Frozen(BaseModel):
