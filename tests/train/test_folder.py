@@ -250,15 +250,32 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(saved, monkeypatc
     assert names == ["step-000001", "step-000002"]
 
 
-@pytest.mark.parametrize("damage", ["adapter", "state"])
-def test_the_best_adapter_is_made_from_numbers_that_have_a_checksum(saved, damage):
-    run, _, state = saved
-    run.restore(state, pytest.fail)
+def let_step_1_be_best(run):
     rows = []
     for step, loss in ((0, 9.0), (1, 1.0), (2, 2.0)):
         found = {"loss": loss, "by_level": [1.0] * 5, "by_panel": [1.0]}
         rows.append(json.dumps({"step": step, "held out": found, "trained": found}))
     run.measures.write_text("\n".join(rows) + "\n")
+
+
+def test_a_best_adapter_outlives_the_checkpoint_it_was_made_from(saved):
+    run, _, state = saved
+    run.restore(state, pytest.fail)
+    let_step_1_be_best(run)
+    run.finish(state, pytest.fail)
+    before = (run.path / "adapter-best.safetensors").read_bytes()
+    shutil.rmtree(run.path / "checkpoints" / "step-000001")
+    said = []
+    run.finish(state, said.append)
+    assert "checkpoint 1, the best, is gone" in said[0]
+    assert (run.path / "adapter-best.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["adapter", "state"])
+def test_the_best_adapter_is_made_from_numbers_that_have_a_checksum(saved, damage):
+    run, _, state = saved
+    run.restore(state, pytest.fail)
+    let_step_1_be_best(run)
     best = run.path / "checkpoints" / "step-000001"
     expected = (best / "adapter.safetensors").read_bytes()
     flip(best / f"{damage}.safetensors", -8)

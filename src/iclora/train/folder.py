@@ -133,14 +133,18 @@ class RunFolder:
         The result comes last: a run that has one is finished.
 
         Args:
-            warn: told if the better checkpoint is damaged.
+            warn: told if the better checkpoint is damaged or gone.
         Raises: StorageError.
         """
         best, other = self.best(), self.path / ("base-best" if self.source else _BEST)
-        if best is None or self.best_step() == state.step:
-            # Of a run that was made longer.
+        if self.best_step() in (None, 0, state.step):
+            # What is there is of a run that was made longer. (Step 0 is the base itself.)
             shutil.rmtree(other, ignore_errors=True)
             other.unlink(missing_ok=True)
+        elif best is None:
+            warn(
+                f"checkpoint {self.best_step()}, the best, is gone, so {other.name} is not written"
+            )
         else:
             try:
                 step, _, tensors = _read_checkpoint(best)

@@ -117,8 +117,10 @@ def save_base(
     Raises: StorageError; ModelError if the source's index cannot be read.
     """
     index: Any = read_json(source / _INDEX, ModelError, "settings")
-    shutil.rmtree(folder, ignore_errors=True)
-    with work_folder(folder) as work:
+    # The older one stays until this one is whole.
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    with work_folder(new) as work:
         for part in index:
             inside = "/" not in part and "\\" not in part and part not in (".", "..")
             if inside and part != _DENOISER and (source / part).is_dir():
@@ -130,3 +132,5 @@ def save_base(
             name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()
         }
         write_bytes(work / _DENOISER / _WEIGHTS, save(kept, {"format": "pt"}))
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
