@@ -33,7 +33,7 @@ def test_a_lossless_picture_keeps_its_pixels():
 def test_control_characters_of_other_peoples_words_are_shown_and_never_sent():
     evil = "a\x1b[2J\u202eb\x9b"
     problem = {"subject": evil, "text": evil, "advice": evil, "severity": "error"}
-    plain = {"name": evil, "recipe": evil, "captioned": 0, "limit": 512}
+    plain = {"name": evil, "recipe": evil, "captioned": 0, "limit": 512, "about": ""}
     page = render("review", **plain, problems=[problem], sets=[], bad=[])
     assert not set(page) & set("\x1b\u202e\x9b")
     assert "a\\x1b[2J\\u202eb\\x9b" in page
@@ -52,7 +52,7 @@ def test_text_stays_text_wherever_it_stands():
         "texts": [(evil, evil)],
         "raw": evil,
     }
-    plain = {"name": evil, "recipe": evil, "captioned": 0, "limit": 512}
+    plain = {"name": evil, "recipe": evil, "captioned": 0, "limit": 512, "about": ""}
     problem = {"subject": evil, "text": evil, "advice": evil, "severity": "error"}
     page = render("review", **plain, problems=[problem], sets=[shown], bad=[shown])
     assert "<script" not in page
