@@ -13,6 +13,10 @@ from iclora.pages.page import data_url, render
 from tests.conftest import picture
 
 
+REVIEW = {"about": "", "marked": False}
+"""What the review page is told beside the words of others."""
+
+
 def opened(url):
     return Image.open(io.BytesIO(base64.b64decode(url.split("base64,")[1])))
 
@@ -33,7 +37,14 @@ def test_a_lossless_picture_keeps_its_pixels():
 def test_control_characters_of_other_peoples_words_are_shown_and_never_sent():
     evil = "a\x1b[2J\u202eb\x9b"
     problem = {"subject": evil, "text": evil, "advice": evil, "severity": "error"}
-    plain = {"name": evil, "recipe": evil, "captioned": 0, "limit": 512, "about": ""}
+    plain = {
+        "name": evil,
+        "recipe": evil,
+        "captioned": 0,
+        "limit": 512,
+        "about": "",
+        "marked": False,
+    }
     page = render("review", **plain, problems=[problem], sets=[], bad=[])
     assert not set(page) & set("\x1b\u202e\x9b")
     assert "a\\x1b[2J\\u202eb\\x9b" in page
@@ -52,7 +63,14 @@ def test_text_stays_text_wherever_it_stands():
         "texts": [(evil, evil)],
         "raw": evil,
     }
-    plain = {"name": evil, "recipe": evil, "captioned": 0, "limit": 512, "about": ""}
+    plain = {
+        "name": evil,
+        "recipe": evil,
+        "captioned": 0,
+        "limit": 512,
+        "about": "",
+        "marked": False,
+    }
     problem = {"subject": evil, "text": evil, "advice": evil, "severity": "error"}
     page = render("review", **plain, problems=[problem], sets=[shown], bad=[shown])
     assert "<script" not in page
