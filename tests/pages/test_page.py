@@ -12,7 +12,6 @@ from PIL import Image
 from iclora.pages.page import data_url, render
 from tests.conftest import picture
 
-
 REVIEW = {"about": "", "marked": False}
 """What the review page is told beside the words of others."""
 
