@@ -1,0 +1,92 @@
+"""What runs jobs, as the web process sees it.
+
+The web process never imports torch. It knows workers by their names and hands each one order at a
+time; orders, reports and outcomes are JSON, since they cross to another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from iclora.errors import IcloraError
+
+__all__ = ["Engine", "Order", "Outcome", "Problem", "Report", "WorkerDied"]
+
+Report = dict[str, Any]
+"""{"type": "progress", "stage", "done", "total", "eta_s"}, {"type": "preview", "path"} or
+{"type": "note", "text"}."""
+
+Problem = dict[str, str | None]
+"""{"code", "problem", "advice", "setting"}: the class of an IcloraError and what it says."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job, handed to a worker."""
+
+    job: str
+    kind: str
+    """A verb, such as "generate"."""
+    input: dict[str, Any]
+    """The verb's settings, every one: paths are the server's own, seeds are fixed."""
+    folder: str
+    """Where its result goes, absolute; fixed when the job was acknowledged, so a second attempt
+    finds a finished set instead of making another."""
+    attempt: int
+    """From 1."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    status: Literal["succeeded", "failed", "cancelled"]
+    result: dict[str, Any] | None = None
+    error: Problem | None = None
+
+
+class WorkerDied(IcloraError):
+    """A worker ended while it had a job; the job gets another attempt.
+
+    Args:
+        signal: what ended it, such as "SIGKILL", or "exit status 1".
+    """
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(
+            f"the worker was ended by {signal}",
+            "The job is tried again; if it ends so each time, look for too little memory.",
+        )
+        self.signal = signal
+
+
+class Engine(Protocol):
+    """Workers that each hold a base and take one job at a time."""
+
+    workers: Sequence[str]
+    """Their names."""
+
+    def start(self) -> None:
+        """Start every worker; they load their base meanwhile."""
+
+    def ready(self) -> str | None:
+        """None once every worker holds its base, else why not yet."""
+
+    def loaded(self, worker: str) -> str | None:
+        """The adapter that is warm in a worker."""
+
+    def run(self, worker: str, order: Order, report: Callable[[Report], None]) -> Outcome:
+        """Run one job and wait for its end.
+
+        Args:
+            report: called with what it does, from this thread or another.
+        Raises: WorkerDied if the worker ended meanwhile.
+        """
+
+    def cancel(self, worker: str, job: str) -> None:
+        """End a job between two steps; after 30 s the worker is ended and started again."""
+
+    def stop(self) -> None:
+        """End every worker."""
