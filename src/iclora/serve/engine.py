@@ -30,10 +30,12 @@ class Order:
     kind: str
     """A verb, such as "generate"."""
     input: dict[str, Any]
-    """The verb's settings, every one: paths are the server's own, seeds are fixed."""
+    """The verb's settings: paths are the server's own, seeds are fixed. What is not among them has
+    its default, since some settings mean something else once they are set."""
     folder: str
-    """Where its result goes, absolute; fixed when the job was acknowledged, so a second attempt
-    finds a finished set instead of making another."""
+    """The verb's `out`, absolute, for this job alone: its sets become FOLDER/0001 and on. It was
+    fixed when the job was acknowledged, so a second attempt finds a finished set instead of making
+    another."""
     attempt: int
     """From 1."""
 
