@@ -6,13 +6,14 @@ time; orders, reports and outcomes are JSON, since they cross to another process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from iclora.errors import IcloraError
+from iclora.settings import split_strength
 
-__all__ = ["Engine", "Order", "Outcome", "Problem", "Report", "WorkerDied"]
+__all__ = ["Engine", "Order", "Outcome", "Problem", "Report", "WorkerDied", "adapters_of"]
 
 Report = dict[str, Any]
 """{"type": "progress", "stage", "done", "total", "eta_s"}, {"type": "preview", "path"} or
@@ -38,6 +39,17 @@ class Order:
     another."""
     attempt: int
     """From 1."""
+
+
+def adapters_of(settings: Mapping[str, Any]) -> str:
+    """The adapters that a job needs, as one word; their strengths do not matter.
+
+    Args:
+        settings: an order's `input`.
+    """
+    named = settings.get("adapter") or ()
+    files = [named] if isinstance(named, str) else named
+    return "+".join(split_strength(file)[0] for file in files)
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ class Engine(Protocol):
         """None once every worker holds its base, else why not yet."""
 
     def loaded(self, worker: str) -> str | None:
-        """The adapter that is warm in a worker."""
+        """The adapters that are warm in a worker, as `adapters_of` says them; None before a job."""
 
     def run(self, worker: str, order: Order, report: Callable[[Report], None]) -> Outcome:
         """Run one job and wait for its end.

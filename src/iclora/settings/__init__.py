@@ -17,8 +17,8 @@ know stands in the field's JSON schema:
 
 A verb is such a model and a function that is told it: `@verb(CheckSettings)`.
 
-`fields` holds types, ranges and what a field tells doors; `training`, `making` and `data` hold the
-models; `reading` turns plain values into settings. No torch is needed here.
+`fields` holds types, ranges and what a field tells doors; `training`, `making`, `data` and
+`serving` hold the models; `reading` turns plain values into settings. No torch is needed here.
 """
 
 from iclora.settings.data import (
@@ -71,6 +71,7 @@ from iclora.settings.making import (
     Wish,
 )
 from iclora.settings.reading import Verb, read_settings, settings_of, verb
+from iclora.settings.serving import ServeSettings
 from iclora.settings.training import PlanSettings, RunSettings, TrainSettings
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "RunSettings",
     "SampleSettings",
     "Seed",
+    "ServeSettings",
     "Settings",
     "Sigma",
     "Steps",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -49,6 +49,7 @@ __all__ = [
     "arm",
     "foreign_words",
     "given_panel",
+    "names_files",
     "outside",
     "setting",
     "split_strength",
@@ -315,6 +316,15 @@ GivenFiles = Annotated[dict[Panel, FilePath], BeforeValidator(_pairs)]
 PanelSeeds = Annotated[dict[Panel, Seed], BeforeValidator(_pairs)]
 Prompts = tuple[Annotated[Prompt, AfterValidator(_of_this_tool)], ...]
 ModelName = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_model)]
+
+
+_PATHS = (place, _weighted, _model, arm, outside, given_panel)
+
+
+def names_files(kind: Any) -> bool:
+    """True if values of a type may name files of this machine, as `FilePath` does."""
+    inner = (*get_args(kind), *getattr(kind, "__metadata__", ()))
+    return any(getattr(part, "func", None) in _PATHS or names_files(part) for part in inner)
 
 
 class Settings(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["by_setting", "nearest", "problems_of"]
+__all__ = ["by_setting", "nearest", "plain", "problems_of"]
 
 _PLAIN = {
     "greater_than_equal": "must be at least {ge}, not {input}",
@@ -117,7 +117,7 @@ def problems_of(error: ValidationError, model: type[BaseModel] | None = None) ->
     found = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
-        message = _message(item, model)
+        message = plain(item, model)
         found.append(f"{place}: {message}" if place else message)
     return "; ".join(found)
 
@@ -131,11 +131,12 @@ def by_setting(error: ValidationError, model: type[BaseModel]) -> list[str]:
         place = f"`{item['loc'][0]}`: " if item["loc"] else ""
         if item["type"] == "too_short" and item["loc"][0] in inner:
             continue  # Too short only because its values are wrong.
-        found.setdefault(place, []).append(_message(item, model))
+        found.setdefault(place, []).append(plain(item, model))
     return [place + " or ".join(dict.fromkeys(messages)) for place, messages in found.items()]
 
 
-def _message(item: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+def plain(item: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
+    """One of pydantic's findings in plain words, without the setting's name."""
     if item["type"] == "extra_forbidden":
         near = nearest(str(item["loc"][-1]), model.model_fields if model else ())
         return "there is no such setting" + (f'; did you mean "{near}"?' if near else "")

@@ -1,0 +1,54 @@
+"""The settings of the server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iclora.settings.fields import FilePath, ModelName, Settings, setting
+from iclora.settings.making import OnBase
+
+__all__ = ["ServeSettings"]
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9:.\[\]_-]{1,253}$")]
+_Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]{1,253}$")]
+
+
+class _Access(Settings):
+    host: _Name = "127.0.0.1"
+    """address to listen on; one that other machines reach needs `keys` or `tls_proxy`"""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 7860
+    """port to listen on; 0 takes a free one"""
+    keys: FilePath | None = setting(None, metavar="FILE")
+    """file with a line for each client: its name and the SHA-256 of its key, in hex"""
+    host_name: tuple[_Name, ...] = setting((), metavar="NAME")
+    """a name under which clients reach the server, beside localhost; repeat for more"""
+    allow_origin: tuple[_Origin, ...] = setting((), metavar="ORIGIN")
+    """a page of another origin that may call, such as https://studio.example; repeat for more"""
+    tls_proxy: bool = False
+    """a proxy stands in front that encrypts, so `host` may be reached by other machines"""
+
+
+class ServeSettings(OnBase, _Access):
+    """What `serve` is told."""
+
+    folder: FilePath = setting(".", position=True)
+    """folder whose datasets, runs, adapters and made sets are served"""
+    adapter: tuple[FilePath, ...] = setting((), metavar="FILE")
+    """a further adapter to offer, beside those in the folder; repeat for more"""
+    captioner: tuple[ModelName, ...] = ("toyland",)
+    """a captioner that jobs may name; repeat for more"""
+    metric: tuple[ModelName, ...] = ("toyland",)
+    """a metric that jobs may name; repeat for more"""
+    engine: Literal["local", "ray"] = "local"
+    """what runs the jobs: processes of this machine, or a Ray cluster"""
+    gpus: Annotated[int, Field(ge=1, le=1024)] | Literal["all"] = 1
+    """workers, each with a GPU of its own, or all for as many as there are"""
+    batch: Annotated[int, Field(ge=1, le=64)] = 1
+    """most sets of different jobs in one pass; they then differ from those made alone by rounding,
+    and their requests say so; jobs that are `exact` run alone"""
+    compile: bool = False
+    """compile the blocks of the base before the server says that it is ready"""
+    paused: bool = False
+    """begin with a queue that is paused"""
