@@ -8,7 +8,8 @@ knowledge  it keeps the base's knowledge: prompts of single pictures and of the 
            the base and by adapters at strengths 0, 0.5 and 1, from the same noise (and by fully
            tuned bases)
 
-Every figure has a 95% interval over prompts, and stands once for each tuning seed. What DIR has is
+Every figure has a 95% interval over prompts, and stands once for each tuning seed, and once as
+their mean. What DIR has is
 not made again, so a measurement that was stopped goes on where it was.
 """
 
@@ -17,10 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -49,7 +52,7 @@ from iclora.toyland.wording import draw_caption
 from iclora.toyland.world import draw_canvas
 from iclora.train.run import train
 
-__all__ = ["CLAIMS", "CUES", "outside_cases", "table", "told_cases"]
+__all__ = ["CLAIMS", "CUES", "outside_cases", "pool", "table", "told_cases"]
 
 CUES = {
     "character": "the same character in every picture",
@@ -59,6 +62,7 @@ CUES = {
     "room": "all in the same home",
 }
 """How the base was told in pre-training that panels share an identity."""
+_RUN = re.compile(r", run \d+")
 _TOGETHER = 24
 """Sets made in one batch."""
 _FIGURES = {
@@ -127,7 +131,29 @@ def _measured(
         setups.append(setup)
         sets |= {arm.name: partial(read_sets, setup, arm) for arm in part.arms}
     found = measure([Toyland(), Pixels()], parts[0].cases, sets, {}, "")
+    pool(found)
     return setups, found
+
+
+def pool(found: Table) -> dict[str, list[str]]:
+    """Enter the mean of tuning runs, set by set, as an arm beside those of each run.
+
+    Arms are runs of one if their names differ in ", run N" alone. So the mean can be set against
+    any arm, with intervals over prompts; how far runs differ is seen in their own rows.
+
+    Returns: the arms that each new one is the mean of; none where there is one run.
+    """
+    runs: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(arm for row in found.rows.values() for arm in row.values):
+        runs.setdefault(_RUN.sub("", arm), []).append(arm)
+    runs = {name: arms for name, arms in runs.items() if len(arms) > 1}
+    for row in found.rows.values():
+        for name, arms in runs.items():
+            first, *others = (row.values.get(arm, {}) for arm in arms)
+            shared = [key for key in first if all(key in own for own in others)]
+            if shared:
+                row.values[name] = {k: fmean(own[k] for own in (first, *others)) for k in shared}
+    return runs
 
 
 def table(found: Table, figures: Sequence[str]) -> str:
@@ -213,7 +239,9 @@ def _claim(claim: str, task: Task, args: argparse.Namespace) -> str:
     if claim != "told":
         parts += [
             _Part([Arm(name)], parts[0].cases, str(folder))
-            for name, folder in (_whole(task, out, n, args) for n in (args.full or ()))
+            for name, folder in (
+                _whole(task, out, n, run, args) for n in (args.full or ()) for run in args.runs
+            )
         ]
     settings = SampleSettings(steps=args.sampling_steps)
     # The claims of one task share its sets; those of other words lie apart.
@@ -254,9 +282,10 @@ def _adapter(task: Task, out: Path, sets: int, run: int, args: argparse.Namespac
     return Arm(name, adapter)
 
 
-def _whole(task: Task, out: Path, sets: int, args: argparse.Namespace) -> tuple[str, Path]:
-    """The base of which every weight was tuned on so many sets, with the first tuning seed."""
-    run = args.runs[0]
+def _whole(
+    task: Task, out: Path, sets: int, run: int, args: argparse.Namespace
+) -> tuple[str, Path]:
+    """The base of which every weight was tuned on so many sets with this seed."""
     folder = out / "tuning" / f"full-{sets}-run-{run}-steps-{args.steps}"
     if not (folder / "run" / "base").is_dir():
         if not (folder / "data").is_dir():

@@ -19,7 +19,6 @@ import torch
 
 from iclora.adapter import Adapter
 from iclora.evaluate.figures import Table
-from iclora.evaluate.intervals import bootstrap
 from iclora.evaluate.making import read_sets
 from iclora.evaluate.setup import Arm, Setup
 from iclora.files import write_text
@@ -33,6 +32,7 @@ from iclora.toyland.measuring import means, measure_arms, pictures, prompt_cases
 from iclora.toyland.tasks import TASKS, Task, draw_tuning_set
 from iclora.toyland.tuning import tune
 from iclora.toyland.wording import traits_said
+from workshop.toyland.claims import pool
 from workshop.toyland.figures import sheet
 
 __all__ = ["KINDS", "apart", "leaked", "table"]
@@ -45,8 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """How each adapter is tuned, beside the settings that fit toyland. The first is the paper's."""
 
-_SEEDS = 3
-"""Sets made from each prompt."""
+
+_LEAKED = "toyland leaked"
 
 
 def apart(model: DiffusionModel, task: Task, count: int) -> dict[str, float]:
@@ -94,32 +94,32 @@ def leaked(said: Sequence[Mapping[str, str]], seen: Sequence[Mapping[str, str]])
     return found
 
 
-def _leaks(task: Task, setup: Setup, arm: Arm) -> list[float]:
-    """The share of such traits in each set of an arm."""
-    shares = []
-    for made in read_sets(setup, arm):
+def _leaks(found: Table, task: Task, setup: Setup, arm: Arm) -> None:
+    """Enter the share of such traits in each set of an arm."""
+    for case, made in zip(setup.cases, read_sets(setup, arm), strict=True):
         said = [traits_said(words, task.topic) for words in made.words]
         taken = [{t: own[t] for t in ("style", "weather") if t in own} for own in task.fixed]
         pairs = zip(made.panels, taken, strict=True)
         seen = [read(panel, task.topic, **own) for panel, own in pairs]
         marks = leaked([{t: v for t, v in s.items() if t in task.stated} for s in said], seen)
-        shares += [float(np.mean(marks))] if marks else []
-    return shares
+        if marks:
+            share = float(np.mean(marks))
+            found.add(_LEAKED, "shows another panel's trait", arm.name, case.key, case.name, share)
 
 
-def table(found: Table, leaks: Mapping[str, Sequence[float]]) -> str:
-    """Figures as Markdown, with 95% intervals over prompts; a row an arm.
-
-    Args:
-        leaks: by arm, what `leaked` found in each set.
-    """
+def table(found: Table) -> str:
+    """Figures as Markdown, with 95% intervals over prompts; a row an arm."""
     arms = list(found.rows["toyland same all"].values)
     stated = sorted({name for arm in arms for name in means(found, arm, "stated")})
-    heads = ["arm", "same all", *stated, "leaked", "diversity"]
+    same = found.rows["toyland same all"]
+    first = "joint" if "joint" in arms else arms[0]
+    heads = ["arm", "same all", f"less {first}", *stated, "leaked", "diversity"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm in arms:
-        cells = [_said(found.rows[f"toyland {name}"].estimate(arm)) for name in heads[1:-2]]
-        leak = _said(bootstrap(leaks[arm])) if leaks.get(arm) else ""
+        cells = [_said(found.rows[f"toyland {name}"].estimate(arm)) for name in stated]
+        less = "" if arm == first else _said(same.difference(arm, first))
+        cells = [_said(same.estimate(arm)), less, *cells]
+        leak = _said(found.rows[_LEAKED].estimate(arm)) if _LEAKED in found.rows else ""
         spread = means(found, arm, "diversity").get("diversity")
         lines.append(
             f"| {' | '.join((arm, *cells, leak, '' if spread is None else f'{spread:.0%}'))} |"
@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures")
     parser.add_argument("--task", action="append", choices=list(TASKS), required=True)
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="by default all")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts, 3 seeds each")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3, help="sets made from each prompt")
     parser.add_argument("--runs", type=int, default=1, help="adapters of a kind, by tuning seed")
     parser.add_argument("--steps", type=int, default=300, help="steps an adapter is tuned for")
     parser.add_argument("--sampling-steps", type=int, default=20)
@@ -166,18 +167,20 @@ def _measure(task: Task, args: argparse.Namespace) -> str:
             arms.append(
                 Arm(f"{kind}, run {run + 1}", _adapter(model, task, folder, kind, run, args))
             )
-    cases = prompt_cases(task, args.prompts, _SEEDS)
+    cases = prompt_cases(task, args.prompts, args.seeds)
     sampling = SampleSettings(steps=args.sampling_steps)
     setup, found = measure_arms(model, task, arms, cases, out / "sets", sampling)
-    write_text(out / "figures.json", json.dumps(found.to_json(arms[0].name)) + "\n")
     for arm in arms:
         write_png(out / f"{arm.folder}.png", sheet(pictures(setup, arm)[:24]))
-    leaks = {arm.name: _leaks(task, setup, arm) for arm in arms}
+    for arm in arms:
+        _leaks(found, task, setup, arm)
+    pool(found)
+    write_text(out / "figures.json", json.dumps(found.to_json(arms[0].name)) + "\n")
     lines = [
         f"Latents of panels encoded alone lie {share:.1%} of the canvas's deviation away {where}."
         for where, share in apart(model, task, 8).items()
     ]
-    return table(found, leaks) + "\n" + "\n".join(lines) + "\n"
+    return table(found) + "\n" + "\n".join(lines) + "\n"
 
 
 def _adapter(

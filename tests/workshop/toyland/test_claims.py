@@ -44,6 +44,18 @@ def test_arms_are_compared_with_the_first_prompt_by_prompt():
     assert lines[-1] == "4 sets an arm from 4 prompts."
 
 
+def test_runs_are_pooled_set_by_set_and_one_run_is_not():
+    found = Table()
+    arms = {"base": (0, 1), "a, run 0": (1, 1), "a, run 1": (0, 1), "b, run 0": (1, 0)}
+    for arm, values in arms.items():
+        for number, value in enumerate(values):
+            found.add("toyland same all", "", arm, f"{number}", f"{number}", float(value))
+    assert claims.pool(found) == {"a": ["a, run 0", "a, run 1"]}
+    assert found.rows["toyland same all"].values["a"] == {"0": 0.5, "1": 1.0}
+    less = found.rows["toyland same all"].difference("a", "base")
+    assert less.mean == 0.25
+
+
 def test_the_command_tunes_once_and_measures_every_claim(tmp_path, capsys):
     words = "--task visual-identity --prompts 1 --pictures 2 --each 0 --seeds 1 --sets 2 --runs 0"
     words += " --steps 1 --sampling-steps 1 --threads 1 --full 2"
