@@ -58,6 +58,17 @@ def test_an_arm_s_own_settings_are_its_own(clean, tmp_path):
         set_up(clean, STORY, [Arm("odd", own={"resampled": 2})], cases, tmp_path / "odd", settings)
 
 
+def test_arms_that_read_panels_apart_take_prompts_too_long_for_one_text(clean, tmp_path):
+    words = "a hat on a table " * (clean.max_text_tokens // 10)
+    panels = " ".join(f"[SCENE-{n}] {words}" for n in (1, 2, 3))
+    cases = cases_of_prompts([f"[MOVIE-SHOTS] A tale, {panels}"], [0])
+    arm = Arm("isolated", own={"text": "isolated"})
+    found = set_up(clean, STORY, [arm], cases, tmp_path / "out", SMALL)
+    assert found.requests["isolated"][0].text == "isolated"
+    with pytest.raises(CaptionError, match="tokens long"):
+        set_up(clean, STORY, [Arm("joint")], cases, tmp_path / "odd", SMALL)
+
+
 def test_a_dataset_gives_its_captions_and_its_own_panels(make_dataset):
     dataset = open_dataset(make_dataset(2))
     cases = cases_of_data(dataset, [1, 3], [0, 1])

@@ -28,7 +28,24 @@ from iclora.toyland.tuning import tune
 from iclora.toyland.wording import write_caption
 from iclora.toyland.world import TOPICS, Canvas, Panel
 
-__all__ = ["full_cases", "sheet", "table"]
+__all__ = ["full_cases", "sheet", "table", "unrelated"]
+
+
+def unrelated(task: Task, rng: random.Random) -> tuple[Canvas, list[list[str]]]:
+    """Panels that have nothing to do with each other, and the traits their words can state."""
+    canvas, _ = draw_set(task, rng)
+    # Identities of their own, so that no panel can be got right from another.
+    others = [draw_set(task, rng)[0].panels[i].traits for i in range(len(canvas.panels))]
+    panels = [
+        Panel(p.topic, {**o, **f}, p.seed)
+        for p, o, f in zip(canvas.panels, others, task.fixed, strict=True)
+    ]
+    # A picture is flat and clear unless its words say otherwise.
+    said = [
+        [t for t in TOPICS[task.topic] if fixed.get(t) not in ("flat", "clear")]
+        for fixed in task.fixed
+    ]
+    return Canvas(canvas.arrangement, tuple(panels)), said
 
 
 def full_cases(task: Task, count: int) -> list[Case]:
@@ -36,19 +53,7 @@ def full_cases(task: Task, count: int) -> list[Case]:
     cases = []
     for number in range(count):
         rng = random.Random(f"full {task.recipe} {number}")
-        canvas, _ = draw_set(task, rng)
-        # Identities of their own, so that no panel can be got right from another.
-        others = [draw_set(task, rng)[0].panels[i].traits for i in range(len(canvas.panels))]
-        panels = [
-            Panel(p.topic, {**o, **f}, p.seed)
-            for p, o, f in zip(canvas.panels, others, task.fixed, strict=True)
-        ]
-        mixed = Canvas(canvas.arrangement, tuple(panels))
-        # A picture is flat and clear unless its words say otherwise.
-        said = [
-            [t for t in TOPICS[task.topic] if fixed.get(t) not in ("flat", "clear")]
-            for fixed in task.fixed
-        ]
+        mixed, said = unrelated(task, rng)
         caption = write_caption(rng, mixed, said, prefix=task.small_recipe.prefix)
         cases.append(Case(f"caption {number + 1}", caption.text, number))
     return cases

@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 
 from iclora.adapter import Adapter
+from iclora.errors import CaptionError
 from iclora.evaluate.figures import Table
 from iclora.evaluate.making import read_sets
-from iclora.evaluate.setup import Arm, Setup
+from iclora.evaluate.metrics.base import Made
+from iclora.evaluate.setup import Arm, Case, Setup
 from iclora.files import write_text
+from iclora.making.texts import checked_texts
 from iclora.models import DiffusionModel, load_model
 from iclora.sets.canvas import compose
+from iclora.sets.caption import JointCaption
 from iclora.sets.images import write_png
 from iclora.sets.tokens import cells_of
 from iclora.settings import SampleSettings
@@ -31,11 +38,11 @@ from iclora.toyland.judge import read
 from iclora.toyland.measuring import means, measure_arms, pictures, prompt_cases
 from iclora.toyland.tasks import TASKS, Task, draw_tuning_set
 from iclora.toyland.tuning import tune
-from iclora.toyland.wording import traits_said
+from iclora.toyland.wording import traits_said, write_caption
 from workshop.toyland.claims import pool
-from workshop.toyland.figures import sheet
+from workshop.toyland.figures import sheet, unrelated
 
-__all__ = ["KINDS", "apart", "leaked", "table"]
+__all__ = ["KINDS", "apart", "leaked", "long_cases", "table"]
 
 KINDS: dict[str, dict[str, Any]] = {
     "joint": {},
@@ -78,6 +85,22 @@ def apart(model: DiffusionModel, task: Task, count: int) -> dict[str, float]:
             squares["at borders"] += away[edge].tolist()
             squares["elsewhere"] += away[~edge].tolist()
     return {name: float(np.sqrt(np.mean(v) / np.mean(spread))) for name, v in squares.items() if v}
+
+
+def long_cases(task: Task, count: int, seeds: int, times: int = 4) -> list[Case]:
+    """Captions that say everything of every panel `times` times over, in other words each time."""
+    cases = []
+    recipe = task.small_recipe
+    for number in range(count):
+        rng = random.Random(f"long {task.recipe} {number}")
+        canvas, said = unrelated(task, rng)
+        texts = [write_caption(rng, canvas, said, prefix=recipe.prefix).text for _ in range(times)]
+        told = [recipe.parse(text) for text in texts]
+        own = zip(*(t.words for t in told), strict=True)
+        panels = [", ".join(text.rstrip(".") for text in words) + "." for words in own]
+        text = JointCaption.join(told[0].overview, panels, told[0].markers).render()
+        cases += [Case(f"long {number + 1}", text, 1000 * number + seed) for seed in range(seeds)]
+    return cases
 
 
 def leaked(said: Sequence[Mapping[str, str]], seen: Sequence[Mapping[str, str]]) -> list[bool]:
@@ -145,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300, help="steps an adapter is tuned for")
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--base", action="store_true", help="also the base alone, read both ways")
+    parser.add_argument("--long", action="store_true", help="also captions beyond the budget")
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args(argv)
@@ -180,7 +204,64 @@ def _measure(task: Task, args: argparse.Namespace) -> str:
         f"Latents of panels encoded alone lie {share:.1%} of the canvas's deviation away {where}."
         for where, share in apart(model, task, 8).items()
     ]
+    if args.long:
+        lines += ["", _beyond(model, task, [a for a in arms if _apart(a)], out / "long", args)]
     return table(found) + "\n" + "\n".join(lines) + "\n"
+
+
+def _apart(arm: Arm) -> bool:
+    """True if the arm reads a text for each panel."""
+    own = arm.own.get("text") or (arm.adapter.info.text if arm.adapter and arm.adapter.info else "")
+    return own in ("isolated", "alone")
+
+
+def _beyond(
+    model: DiffusionModel, task: Task, arms: Sequence[Arm], out: Path, args: argparse.Namespace
+) -> str:
+    """What arms with isolated texts paint of captions that are too long for one text."""
+    cases = long_cases(task, args.prompts, args.seeds)
+    texts = list(dict.fromkeys(case.prompt for case in cases))
+    counts = [model.count_tokens(text) for text in texts]
+    refused = sum(_refused(model, task, text) for text in texts)
+    lines = [
+        f"Captions of {min(counts)} to {max(counts)} tokens, where {model.max_text_tokens} are "
+        f"read: {refused} of {len(texts)} refused as one text.",
+        "",
+        "| arm | stated, all panels | stated, last panel |",
+        "|---|---|---|",
+    ]
+    setup, found = measure_arms(
+        model, task, arms, cases, out, SampleSettings(steps=args.sampling_steps)
+    )
+    for arm in arms:
+        for case, made in zip(cases, read_sets(setup, arm), strict=True):
+            marks = [list(own) for own in _shown(task, made)]
+            for name, own in (("all", chain(*marks)), ("last", marks[-1])):
+                found.add(name, "", arm.name, case.key, case.name, fmean(own))
+    pool(found)
+    for arm_name in found.rows["last"].values:
+        cells = [_said(found.rows[name].estimate(arm_name)) for name in ("all", "last")]
+        lines.append(f"| {' | '.join((arm_name, *cells))} |")
+    write_text(out.with_suffix(".json"), json.dumps(found.to_json(arms[0].name)) + "\n")
+    write_png(out.with_suffix(".png"), sheet(pictures(setup, arms[-1])[:24]))
+    return "\n".join(lines)
+
+
+def _refused(model: DiffusionModel, task: Task, text: str) -> bool:
+    try:
+        checked_texts(model, task.small_recipe, text, "joint")
+    except CaptionError:
+        return True
+    return False
+
+
+def _shown(task: Task, made: Made) -> Iterator[list[bool]]:
+    """For each panel and each trait that its words state: True if it shows it."""
+    for words, panel, fixed in zip(made.words, made.panels, task.fixed, strict=True):
+        said = traits_said(words, task.topic)
+        taken = {t: fixed[t] for t in ("style", "weather") if t in fixed}
+        seen = read(panel, task.topic, **taken)
+        yield [seen[trait] == value for trait, value in said.items()]
 
 
 def _adapter(

@@ -212,7 +212,9 @@ def set_up(
     requests: dict[str, list[Request]] = {arm.name: [] for arm in arms}
     for case in cases:
         of, own = (case.recipe, {"size": None}) if case.recipe else (recipe, {})
-        wish = settings.wish(case.prompt, seed=case.seed, **own)
+        # Texts as the first arm reads them: a long one may fit panel by panel alone.
+        text = {"text": arms[0].own["text"]} if "text" in arms[0].own else {}
+        wish = settings.wish(case.prompt, seed=case.seed, **own, **text)
         first, _ = prepare(model, wish, recipe=of, adapter=shaping, given=case.given)
         for arm in arms:
             request, said = prepare(

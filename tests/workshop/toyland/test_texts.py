@@ -6,8 +6,9 @@ import json
 
 from iclora.settings import TrainSettings
 from iclora.toyland.tasks import TASKS
+from iclora.toyland.wording import traits_said
 from workshop.toyland import texts
-from workshop.toyland.texts import KINDS, apart, leaked
+from workshop.toyland.texts import KINDS, apart, leaked, long_cases
 
 
 def test_a_trait_leaks_if_a_panel_shows_what_another_was_told():
@@ -30,12 +31,24 @@ def test_encodings_differ_most_at_borders(toyland):
     assert 0 < found["elsewhere"] < found["at borders"] < 1
 
 
+def test_long_captions_fit_panel_by_panel_alone(toyland):
+    task = TASKS["film-storyboard"]
+    for case in long_cases(task, 8, 1):
+        joint = task.small_recipe.parse(case.prompt)
+        assert toyland.count_tokens(case.prompt) > toyland.max_text_tokens
+        assert all(toyland.count_tokens(t) < 128 for t in joint.texts("isolated"))
+        assert len(traits_said(joint.words[0], task.topic)) >= 5
+
+
 def test_the_command_compares_the_base_read_both_ways(tmp_path, capsys):
     words = "--task sandstorm-effect --base --runs 0 --prompts 1 --sampling-steps 1 --threads 1"
+    words += " --long"
     texts.main(["--out", str(tmp_path), *words.split()])
     home = tmp_path / "sandstorm-effect"
     rows = (home / "table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in rows[2:4]] == ["base, joint", "base, isolated"]
     values = json.loads((home / "figures.json").read_text())["toyland same all"]["arms"]
     assert {len(arm["values"]) for arm in values.values()} == {3}
+    long = json.loads((home / "long.json").read_text())["last"]["arms"]
+    assert list(long) == ["base, isolated"]
     assert "at borders" in capsys.readouterr().out
