@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 __all__ = ["Cancelled", "Console", "Event", "Progress"]
@@ -76,6 +77,12 @@ class Console(Protocol):
 
     def warn(self, text: str) -> None:
         """What a person should know, although the work goes on."""
+
+    def tell(self, role: str, text: str) -> None:
+        """What is wrong with something that was read: an error, warning or note."""
+
+    def show(self, picture: Path) -> None:
+        """A picture that can be looked at now."""
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Where the work inside this block reports to."""

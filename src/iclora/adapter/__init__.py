@@ -2,11 +2,12 @@
 
 from iclora.adapter.file import Adapter, AdapterInfo, fold
 from iclora.adapter.layers import attach, lora_parameters, remove
-from iclora.adapter.stack import load_stack, stack
+from iclora.adapter.stack import Load, load_stack, stack
 
 __all__ = [
     "Adapter",
     "AdapterInfo",
+    "Load",
     "attach",
     "fold",
     "load_stack",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +10,13 @@ from iclora.adapter.file import Adapter
 from iclora.errors import AdapterError
 from iclora.settings import split_strength
 
-__all__ = ["load_stack", "stack"]
+__all__ = ["Load", "load_stack", "stack"]
+
+Load = Callable[[str], Adapter]
+"""Reads one adapter: `Adapter.load`, or a keeper of those that were read."""
 
 
-def load_stack(sources: Sequence[str]) -> Adapter | None:
+def load_stack(sources: Sequence[str], load: Load = Adapter.load) -> Adapter | None:
     """Read adapters that are added up; None if there are none.
 
     Args:
@@ -26,7 +29,7 @@ def load_stack(sources: Sequence[str]) -> Adapter | None:
             path, strength = split_strength(source)
         except ValueError as error:
             raise AdapterError(f"adapter {source}: {error}", "Write FILE=0.7.") from error
-        adapter = Adapter.load(path)
+        adapter = load(path)
         found.append(adapter if strength is None else replace(adapter, strength=strength))
     return stack(found) if found else None
 

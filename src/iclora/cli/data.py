@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from iclora.cli.output import as_options, quiet_loading, show_table, tell
+from iclora.cli.output import as_options, show_table, tell
 from iclora.files import check_file
+from iclora.jobs.opening import Opener
 from iclora.progress import Console, Event, Progress
 from iclora.settings import (
     CaptionSettings,
@@ -21,7 +22,6 @@ from iclora.settings import (
 )
 
 if TYPE_CHECKING:
-    from iclora.models import DiffusionModel
     from iclora.sets.check import Problem
     from iclora.sets.recipe import Recipe
 
@@ -61,7 +61,7 @@ def _in_full(recipe: Recipe) -> str:
 @verb(ComposeSettings)
 def compose(settings: ComposeSettings, console: Console) -> None:
     """Join image sets into composites with captions, cropping nothing."""
-    from iclora.sets.compose import compose_dataset
+    from iclora.jobs.data import compose as join
     from iclora.sets.dataset import open_dataset
 
     def show(event: Event) -> None:
@@ -71,14 +71,7 @@ def compose(settings: ComposeSettings, console: Console) -> None:
 
     source = open_dataset(settings.source, settings.recipe, settings.background)
     console.say(f"{len(source.sets)} sets of {source.recipe.name} in {source.path}")
-    problems = compose_dataset(
-        source,
-        settings.out,
-        resolution=settings.resolution,
-        grid=settings.grid,
-        cut_bars=settings.cut_bars,
-        progress=Progress(show),
-    )
+    problems = join(source, settings, Progress(show))
     show_problems(problems, ComposeSettings)
     console.say(f"wrote {settings.out}; look at it, then `iclora check {settings.out}`")
 
@@ -86,34 +79,13 @@ def compose(settings: ComposeSettings, console: Console) -> None:
 @verb(CaptionSettings)
 def caption(settings: CaptionSettings, console: Console) -> int:
     """Write joint captions with a multimodal language model, for sets that have none."""
+    from iclora.jobs.data import caption as write_captions
     from iclora.sets.dataset import open_dataset
-    from iclora.vlm import load_vision_model
-    from iclora.vlm.caption import FAILURES, caption_dataset
+    from iclora.vlm.caption import FAILURES
 
     dataset = open_dataset(settings.data, settings.recipe)
     show_problems(dataset.problems)
-    captioner = load_vision_model(
-        settings.captioner,
-        url=settings.api,
-        together=settings.together,
-        device=settings.model_device,
-        schema=settings.answer_schema,
-    )
-    whole = settings.send == "composite"
-    pictures = "one composite a set" if whole else "the panels of a set one by one"
-    for notice in captioner.notices:
-        console.say(f"{notice}: {pictures}, no side above {settings.longest_side} px")
-    with console.progress() as progress:
-        summary = caption_dataset(
-            dataset,
-            captioner,
-            **_token_budget(settings.base),
-            send=settings.send,
-            longest=settings.longest_side,
-            overwrite=settings.overwrite,
-            progress=progress,
-            warn=console.warn,
-        )
+    summary = write_captions(settings, dataset, console, Opener())
     console.say(
         f"{len(summary.written)} captions written, {len(summary.kept)} sets had one already, "
         f"{len(summary.failed)} failed; the model read {summary.read:,} and wrote "
@@ -131,6 +103,7 @@ def caption(settings: CaptionSettings, console: Console) -> int:
 @verb(ReviewSettings)
 def review(settings: ReviewSettings, console: Console) -> None:
     """Make one page of all sets and their words, to look through."""
+    from iclora.jobs.data import token_budget
     from iclora.sets.check import check_dataset
     from iclora.sets.dataset import open_dataset
     from iclora.sets.review import write_review
@@ -140,9 +113,9 @@ def review(settings: ReviewSettings, console: Console) -> None:
     out = Path(settings.out) if settings.out else place.with_name(f"{name}-review.html")
     check_file(out, "out")
     dataset = open_dataset(settings.data, settings.recipe)
-    budget = _token_budget(settings.base)
+    budget = token_budget(settings.base, Opener())
     if settings.base:
-        budget["unknown"] = _rules_of(settings.base).unknown_letters
+        budget["unknown"] = Opener().rules(settings.base).unknown_letters
     reports = list(check_dataset(dataset, **budget))
     write_review(dataset, reports, out, budget.get("limit"))
     console.say(f"wrote {out}; open it in a browser")
@@ -151,6 +124,7 @@ def review(settings: ReviewSettings, console: Console) -> None:
 @verb(PromptSettings)
 def prompt(settings: PromptSettings, console: Console) -> None:
     """Turn an idea into a joint prompt in a recipe's form."""
+    from iclora.jobs.data import token_budget
     from iclora.sets.recipe import load_recipe
     from iclora.vlm import load_vision_model
     from iclora.vlm.caption import write_prompt
@@ -163,7 +137,7 @@ def prompt(settings: PromptSettings, console: Console) -> None:
     )
     for notice in captioner.notices:
         console.warn(notice.replace("pictures and instructions", "the idea and its instruction"))
-    budget = _token_budget(settings.base)
+    budget = token_budget(settings.base, Opener())
     text = write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget)
     _warn_of_unknown(settings.base, {"the prompt": text}, console)
     console.say(text)
@@ -172,22 +146,11 @@ def prompt(settings: PromptSettings, console: Console) -> None:
 @verb(CheckSettings)
 def check(settings: CheckSettings, console: Console) -> int:
     """Read every image and caption of a dataset and say what is wrong."""
-    from iclora.sets.check import check_dataset
-    from iclora.sets.dataset import open_dataset
+    from iclora.jobs.data import check as check_all
 
-    dataset = open_dataset(settings.data, settings.recipe)
-    how: dict[str, Any] = {"resolutions": settings.resolutions, "text": settings.text}
-    if settings.base:
-        model = _rules_of(settings.base)
-        how |= {
-            "count_tokens": model.count_tokens,
-            "limit": model.max_text_tokens,
-            "unknown": model.unknown_letters,
-            "grid": model.grid,
-        }
-    reports = list(check_dataset(dataset, **how))
+    found = check_all(settings, Opener())
     rows = []
-    for report in reports:
+    for report in found.reports:
         worst = {p.severity for p in report.problems}
         counted = " ".join(map(str, report.by_text)) or "-"
         rows.append(
@@ -201,13 +164,13 @@ def check(settings: CheckSettings, console: Console) -> int:
             )
         )
     show_table(("set", "panels", "sizes in px", "megapixels", "tokens", "state"), rows)
-    problems = [*dataset.problems, *(p for r in reports for p in r.problems)]
+    problems = found.problems
     show_problems(problems)
     errors = sum(p.severity == "error" for p in problems)
     if not settings.base:
         console.say("tokens are estimated; pass --base to count them with the base's tokenizer")
     console.say(
-        f"{len(reports)} sets of {dataset.recipe.name}: {errors} errors, "
+        f"{len(found.reports)} sets of {found.dataset.recipe.name}: {errors} errors, "
         f"{len(problems) - errors} warnings"
     )
     return 2 if errors else 0
@@ -219,27 +182,11 @@ def show_problems(problems: Iterable[Problem], model: type[Settings] = CheckSett
         tell(problem.severity, as_options(str(problem), model))
 
 
-def _token_budget(base: str | None) -> dict[str, Any]:
-    """How to count tokens, and how many there may be: as this base does."""
-    if not base:
-        return {}
-    model = _rules_of(base)
-    return {"count_tokens": model.count_tokens, "limit": model.max_text_tokens}
-
-
 def _warn_of_unknown(base: str | None, texts: Mapping[str, str], console: Console) -> None:
     """Say which of some texts the base's tokenizer cannot read, or probably not without a base."""
     from iclora.sets.caption import unknown_note
 
-    unknown = _rules_of(base).unknown_letters if base else None
+    unknown = Opener().rules(base).unknown_letters if base else None
     for name, text in texts.items():
         if note := unknown_note(text, unknown):
             console.warn(f"{name}: {note}")
-
-
-def _rules_of(base: str) -> DiffusionModel:
-    """A base without its weights: its tokenizer and its grid."""
-    from iclora.models import load_model
-
-    quiet_loading()
-    return load_model(base, "cpu", "fp32", weights=False)

@@ -23,11 +23,12 @@ from iclora.cli.output import (
     show_error,
 )
 from iclora.errors import IcloraError, SettingsError
+from iclora.jobs.memory import less_memory, out_of_memory
 from iclora.progress import Cancelled
 from iclora.registry import Registry
 from iclora.settings import Settings, Verb, settings_of
 
-__all__ = ["VERBS", "main", "out_of_memory"]
+__all__ = ["VERBS", "main"]
 
 VERBS: Registry[Verb[Any]] = Registry(
     "iclora.verbs",
@@ -104,7 +105,10 @@ def _run(arguments: list[str]) -> int:
         if not out_of_memory(error):
             raise
         first = str(error).strip().split("\n", 1)[0]
-        show_error(f"out of memory{': ' * bool(first)}{first}", _less_memory(verb.settings))
+        show_error(
+            f"out of memory{': ' * bool(first)}{first}",
+            as_options(less_memory(verb.settings), verb.settings),
+        )
     return 2
 
 
@@ -117,28 +121,6 @@ def _show(error: IcloraError, model: type[Settings]) -> None:
         if option.startswith("--") and option not in f"{problem} {advice}" and head[-1:] != ":":
             problem = f"{head} ({option}){line}{rest}"
     show_error(problem, advice)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True if an allocator says that there is no more: CUDA's, MPS's, a CPU's or Python's."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    said = str(error).lower()
-    signs = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
-    return isinstance(error, RuntimeError) and any(sign in said for sign in signs)
-
-
-def _less_memory(model: type[Settings]) -> str:
-    """What helps against too little memory, by what the verb can be told."""
-    ways = {
-        "vram": "set `vram` to auto (see `iclora plan`)",
-        "resolutions": "train at smaller `resolutions`",
-        "size": "make a smaller `size`",
-        "precision": "keep the base in a lower `precision`, such as int8",
-    }
-    own = [as_options(way, model) for name, way in ways.items() if name in model.model_fields]
-    text = ", ".join([*own, "or use a machine with more memory"])
-    return text[0].upper() + text[1:] + "."
 
 
 def _drop_output() -> None:

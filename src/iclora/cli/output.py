@@ -30,7 +30,6 @@ __all__ = [
     "open_streams",
     "option_of",
     "quiet_libraries",
-    "quiet_loading",
     "show_error",
     "show_table",
     "tell",
@@ -60,6 +59,14 @@ class Terminal:
         """What a person should know, although the work goes on."""
         if not self.silent:
             tell("note", as_options(text, self.model))
+
+    def tell(self, role: str, text: str) -> None:
+        """What is wrong with something that was read."""
+        if not self.silent:
+            tell(role, as_options(text, self.model))
+
+    def show(self, picture: Path) -> None:
+        """Nothing: a terminal shows no pictures, and says where they lie."""
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -147,13 +154,6 @@ def quiet_libraries() -> None:
     """Keep libraries' chatter out of the output; a user who sets these variables wins."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
-
-def quiet_loading() -> None:
-    """Keep the progress bars out that transformers draws for every file it loads."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
 
 
 # -- progress -----------------------------------------------------------------------------------

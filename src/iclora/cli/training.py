@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclora.cli.output import Terminal, as_options, quiet_loading
+from iclora.cli.output import Terminal, as_options
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.files import check_file, check_folder
+from iclora.jobs.opening import quiet_loading
 from iclora.progress import Cancelled, Console
 from iclora.sets.recipe import load_recipe
 from iclora.settings import (

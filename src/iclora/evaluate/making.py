@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 
 from PIL import Image
 
@@ -28,6 +29,9 @@ def make_sets(
     together: int = 1,
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    session: Session | None = None,
+    only: Collection[tuple[str, int]] | None = None,
+    wrote: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Make every set of the setup that is not there yet, or is damaged.
 
@@ -35,26 +39,32 @@ def make_sets(
         together: sets in one batch, if canvas and given panels are alike.
         progress: hears of every set that is there, beside what a session reports.
         warn: told of damaged sets.
+        session: makes them; by default a new one that reports to `progress`.
+        only: make no others than these, by the name of their arm and their case, from 0.
+        wrote: told of every set's folder.
     """
     for folder in (setup.out, *(setup.out / arm.folder for arm in setup.arms)):
         clear_leftovers(folder)
-    missing = [
+    wanted = [
         (arm, number)
         for arm in setup.arms
         for number in range(len(setup.cases))
-        if setup.kept(arm, number, warn) is None
+        if only is None or (arm.name, number) in only
     ]
+    missing = [(arm, number) for arm, number in wanted if setup.kept(arm, number, warn) is None]
     asks = [
         Ask(setup.requests[arm.name][number], setup.cases[number].given, adapter=arm.adapter)
         for arm, number in missing
     ]
-    total = len(setup.arms) * len(setup.cases)
+    total = len(wanted)
     done = total - len(missing)
-    for at, made in Session(model, progress).make(asks, together) if asks else ():
+    session = session or Session(model, progress)
+    for at, made in session.make(asks, together) if asks else ():
         arm, number = missing[at]
         folder = made.save(setup.folder(arm, number))
         assert made.cost, "a session says what a set cost"
         append_line(folder.parent / _TIMES, json.dumps({"set": folder.name, **vars(made.cost)}))
+        wrote(folder)
         done += 1
         if progress:
             progress("making", done, total, arm.name)

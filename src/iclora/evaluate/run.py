@@ -14,6 +14,7 @@ from iclora.evaluate.metrics.pixels import Pixels
 from iclora.evaluate.report import write_report
 from iclora.evaluate.setup import Setup
 from iclora.files.locks import LOCK, alone
+from iclora.making.session import Session
 from iclora.models.base import PARTS, DiffusionModel
 from iclora.progress import Progress
 
@@ -31,6 +32,8 @@ def evaluate(
     together: int = 1,
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    session: Session | None = None,
+    make: Callable[[Setup], None] | None = None,
 ) -> Table:
     """Make what is missing of a setup's sets, measure all of them and write the report.
 
@@ -41,6 +44,8 @@ def evaluate(
         metrics: beside those of bare pixels, seconds and memory.
         together: sets in one batch.
         warn: told of sets that are damaged, and made again.
+        session: makes the sets; by default a new one.
+        make: makes them elsewhere; by default they are made here.
     Raises: SettingsError, also if another process is at it; StorageError; VisionModelError if a
         judge cannot go on.
     """
@@ -48,21 +53,20 @@ def evaluate(
         for recipe in setup.recipes:
             metric.check(recipe)
     with alone(setup.out / LOCK, setup.out, partial(SettingsError, setting="out")):
-        return _evaluate(model, setup, metrics, together, progress, warn)
+        if make:
+            make(setup)
+        # What is missing or damaged now, whoever made the rest.
+        make_sets(model, setup, together=together, progress=progress, warn=warn, session=session)
+        return _measure(model, setup, metrics, progress)
 
 
-def _evaluate(
-    model: DiffusionModel,
-    setup: Setup,
-    metrics: Sequence[Metric],
-    together: int,
-    progress: Progress | None,
-    warn: Callable[[str], None],
+def _measure(
+    model: DiffusionModel, setup: Setup, metrics: Sequence[Metric], progress: Progress | None
 ) -> Table:
-    make_sets(model, setup, together=together, progress=progress, warn=warn)
     facts = _facts(model, setup)
-    # Nothing is made any more; the metrics' models may need the room.
-    model.release(*PARTS)
+    if metrics:
+        # Nothing is made any more; their models may need the room.
+        model.release(*PARTS)
     on_gpu = model.device.type == "cuda"
     table = measure(
         [*metrics, Pixels()],

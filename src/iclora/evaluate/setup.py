@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from iclora.adapter import Adapter, load_stack
+from iclora.adapter import Adapter, Load, load_stack
 from iclora.errors import SettingsError
 from iclora.making.made import GeneratedSet, holds, read_kept
 from iclora.making.request import Request, prepare
@@ -67,19 +67,22 @@ class Case:
         return f"{self.name}, seed {self.seed}"
 
 
-def arms_of(files: Sequence[str], modes: Sequence[Mode | None] = (None,)) -> list[Arm]:
+def arms_of(
+    files: Sequence[str], modes: Sequence[Mode | None] = (None,), load: Load = Adapter.load
+) -> list[Arm]:
     """The base alone and every adapter, each in every mode.
 
     Args:
         files: adapter files, each by its path or as NAME=PATH, with =STRENGTH behind it where that
             is not 1; several that are added up are joined by +. Without a name an adapter is
             called by its file, or by its folder if the file is called adapter.
+        load: reads one.
     Raises: AdapterError.
     """
     adapters: list[tuple[str, Adapter | None]] = [("base", None)]
     for text in files:
         name, sources = _sources(text)
-        adapters.append((name or "+".join(map(_called, sources)), load_stack(sources)))
+        adapters.append((name or "+".join(map(_called, sources)), load_stack(sources, load)))
     return [
         Arm(f"{name}, {mode}" if mode else name, adapter, mode)
         for (name, adapter), mode in product(adapters, modes or (None,))

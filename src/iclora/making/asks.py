@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from iclora.adapter import Adapter, load_stack, stack
+from iclora.adapter import Adapter, Load, load_stack, stack
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.made import given_latents, read_latents
 from iclora.making.request import Request, check_base, prepare, recipe_of
@@ -51,13 +51,15 @@ class Sources:
     """What is to be repeated; it decides all of the above."""
 
 
-def open_sources(settings: GenerateSettings) -> Sources:
+def open_sources(settings: GenerateSettings, load: Load = Adapter.load) -> Sources:
     """Read the request, or the adapter, the prompts and the given panels.
 
+    Args:
+        load: reads an adapter.
     Raises: SettingsError, AdapterError, RecipeError, ImageError.
     """
     if settings.request:
-        return _of_request(settings, Path(settings.request))
+        return _of_request(settings, Path(settings.request), load)
     files = settings.given if isinstance(settings, CompleteSettings) else {}
     if isinstance(settings, CompleteSettings) and not files:
         raise SettingsError(
@@ -65,7 +67,7 @@ def open_sources(settings: GenerateSettings) -> Sources:
         )
     background = settings.background if isinstance(settings, CompleteSettings) else "white"
     given = open_given(files, background)
-    adapter = load_stack(settings.adapter)
+    adapter = load_stack(settings.adapter, load)
     base = base_of(settings.base, adapter)
     prompts = [
         *settings.prompt,
@@ -86,10 +88,10 @@ def open_sources(settings: GenerateSettings) -> Sources:
     return Sources(base, machine, adapter, recipe, tuple(prompts), given, latents)
 
 
-def _of_request(settings: GenerateSettings, path: Path) -> Sources:
+def _of_request(settings: GenerateSettings, path: Path, load: Load) -> Sources:
     settings.check_decided()
     request, given = Request.load(path)
-    adapter = load_adapter_of(request, settings.adapter)
+    adapter = load_adapter_of(request, settings.adapter, load)
     latents = given_latents(request, path.parent, given)
     return Sources(
         settings.base or request.base,
@@ -143,6 +145,7 @@ def asks_of(
     *,
     warn: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
+    only: Sequence[int] | None = None,
 ) -> list[Ask]:
     """Turn settings into asks: for each prompt `count` sets, or `count` times `best_of`.
 
@@ -152,6 +155,7 @@ def asks_of(
         sources: what `open_sources` read for these settings.
         warn: called with every note on what was asked for.
         say: called with every prompt that was written out of an idea.
+        only: the sets to prepare, by number from 0, `count` for each prompt; by default all.
     Raises: as `request.prepare`; VisionModelError if no idea could be written out.
     """
     if sources.request:
@@ -163,8 +167,10 @@ def asks_of(
     latents = {n: found for n, (found, kind) in sources.latents.items() if kind == vae}
     asks: list[Ask] = []
     said: set[str] = set()
-    for prompt in (*sources.prompts, *written):
-        for further in range(settings.count * (settings.best_of or 1)):
+    prompts, of = (*sources.prompts, *written), settings.best_of or 1
+    for number in range(len(prompts) * settings.count) if only is None else only:
+        prompt, first = prompts[number // settings.count], number % settings.count * of
+        for further in range(first, first + of):
             request, notes = prepare(
                 model,
                 settings.wish(prompt, seed=settings.seed + further),
@@ -215,11 +221,14 @@ def _write_ideas(
     return written
 
 
-def load_adapter_of(request: Request, paths: Sequence[str] = ()) -> Adapter | None:
+def load_adapter_of(
+    request: Request, paths: Sequence[str] = (), load: Load = Adapter.load
+) -> Adapter | None:
     """The adapters a request was made with, from their places then or from `paths`.
 
     Args:
         paths: where they lie now, in any order.
+        load: reads one.
     Raises: AdapterError if one is gone or has other content; SettingsError for a strength, which
         the request decides.
     """
@@ -239,7 +248,7 @@ def load_adapter_of(request: Request, paths: Sequence[str] = ()) -> Adapter | No
             "Set `adapter` to its file.",
             setting="adapter",
         )
-    found = {str(path): Adapter.load(str(path)) for path in where}
+    found = {str(path): load(str(path)) for path in where}
     by_hash = {adapter.sha256: adapter for adapter in found.values()}
     wanted = [each.sha256 for each in request.adapters]
     other = next((path for path, each in found.items() if each.sha256 not in wanted), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -28,7 +28,17 @@ from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe
 from iclora.settings import Wish, settings_of
 
-__all__ = ["AS_IS", "Ask", "Session", "complete", "generate"]
+__all__ = ["AS_IS", "Ask", "Session", "Shelf", "complete", "generate"]
+
+
+class Shelf(Protocol):
+    """Keeps encoded texts from one session to the next."""
+
+    def get(self, key: tuple[str, ...]) -> Text | None:
+        """The text that was put there under this key, if it still is there."""
+
+    def put(self, key: tuple[str, ...], text: Text) -> None:
+        """Keep a text, perhaps in place of older ones."""
 
 
 class Session:
@@ -39,14 +49,20 @@ class Session:
             work between two of them.
         free: free the text encoders before the denoiser is loaded, and the denoiser before they
             are loaded again; by default on an accelerator.
+        shelf: where encoded texts are looked for first, and kept.
     """
 
     def __init__(
-        self, model: DiffusionModel, progress: Progress | None = None, free: bool | None = None
+        self,
+        model: DiffusionModel,
+        progress: Progress | None = None,
+        free: bool | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.model = model
         self.free = model.device.type != "cpu" if free is None else free
         self._progress = progress or Progress()
+        self._shelf = shelf
         self._texts: dict[str, Text] = {}
         self._checked: set[str] = set()
         """Fingerprints that were compared with the base's."""
@@ -59,6 +75,9 @@ class Session:
         Raises: CaptionError for a text that is too long.
         """
         texts = dict.fromkeys(chain.from_iterable(map(self._read, requests)))
+        if self._shelf:
+            found = {text: self._shelf.get(self._key(text)) for text in texts}
+            self._texts |= {text: kept for text, kept in found.items() if kept is not None}
         wanted = [text for text in texts if text not in self._texts]
         if not wanted:
             return
@@ -66,9 +85,16 @@ class Session:
             self.model.release("denoiser")
         for number, text in enumerate(wanted, 1):
             self._texts[text] = self.model.encode_text(text)
+            if self._shelf:
+                self._shelf.put(self._key(text), self._texts[text])
             self._progress("encoding texts", number, len(wanted))
         if self.free:
             self.model.release("text")
+
+    def _key(self, text: str) -> tuple[str, ...]:
+        """All that decides how a text is encoded."""
+        model = self.model
+        return (model.fingerprint("text"), model.device.type, str(model.dtype), text)
 
     def _read(self, request: Request) -> tuple[str, ...]:
         """The texts of a request: what panels read and, if the base has one, the unguided pass."""

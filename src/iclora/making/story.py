@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -31,10 +32,28 @@ from iclora.sets.images import write_png
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.settings import MakeSettings, Mode
 
-__all__ = ["Story", "Window", "extend", "reroll", "windows"]
+__all__ = ["Story", "Window", "ask_again", "extend", "reroll", "windows"]
 
 
 def reroll(
+    model: DiffusionModel,
+    made: GeneratedSet,
+    panels: Collection[int],
+    *,
+    progress: Progress | None = None,
+    **how: Any,
+) -> GeneratedSet:
+    """Make some panels of a set again and leave the others as they are, pixel for pixel.
+
+    Args:
+        how: as in `ask_again`.
+    Raises: as `ask_again`.
+    """
+    ask = ask_again(model, made, panels, **how)
+    return next(again for _, again in Session(model, progress).make([ask]))
+
+
+def ask_again(
     model: DiffusionModel,
     made: GeneratedSet,
     panels: Collection[int],
@@ -45,9 +64,8 @@ def reroll(
     boost: float | None = None,
     resample: int | None = None,
     resample_from: float | None = None,
-    progress: Progress | None = None,
-) -> GeneratedSet:
-    """Make some panels of a set again and leave the others as they are, pixel for pixel.
+) -> Ask:
+    """The ask for a set some of whose panels are made again.
 
     Args:
         made: the set; `GeneratedSet.load` reads one.
@@ -97,8 +115,7 @@ def reroll(
         }
         | {name: value for name, value in told.items() if value is not None}
     )
-    ask = Ask(request, given, latents, adapter)
-    return next(again for _, again in Session(model, progress).make([ask]))
+    return Ask(request, given, latents, adapter)
 
 
 def _markers_of(request: Request, info: AdapterInfo | None) -> tuple[str, ...]:
@@ -148,6 +165,7 @@ def extend(
     given: Mapping[int, Image.Image] | None = None,
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    session: Session | None = None,
 ) -> list[Image.Image]:
     """Make a story of any length by sliding the canvas over panels that are given.
 
@@ -161,6 +179,7 @@ def extend(
         fresh: new images on each further canvas; by default a third of its panels, at least 1.
         given: pictures of images of the first canvas, by number.
         warn: told what to know of the canvases, and of those that are damaged and made again.
+        session: makes them; by default a new one that reports to `progress`.
     Returns: the images in order.
     Raises: CaptionError, SettingsError, also if another process is at it; LayoutError,
         AdapterError, StorageError.
@@ -170,7 +189,8 @@ def extend(
     panels = task.canvas.panels
     given = dict(given or {})
     plan = plan_windows(story, panels, anchors, fresh, given)
-    teller = _Teller(model, task, adapter, settings, out, Session(model, progress), warn)
+    session = session or Session(model, progress)
+    teller = _Teller(model, task, adapter, settings, out, session, warn)
     with alone(out / LOCK, out, partial(SettingsError, setting="out")):
         return _tell(teller, story, plan, given, progress)
 

@@ -1,0 +1,72 @@
+"""What can be known of settings before torch is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iclora.errors import SettingsError
+from iclora.files import check_folder
+from iclora.files.documents import read_json
+from iclora.making.words import Story, plan_windows, read_prompts
+from iclora.progress import Console
+from iclora.sets.images import open_given
+from iclora.sets.recipe import load_recipe
+from iclora.settings import (
+    CompleteSettings,
+    EvaluateSettings,
+    ExtendSettings,
+    GenerateSettings,
+    RerollSettings,
+)
+
+__all__ = ["check_extend", "check_reroll", "check_sets"]
+
+
+def check_sets(settings: GenerateSettings | EvaluateSettings, console: Console) -> None:
+    """Check what `generate`, `complete` and `evaluate` are told. Raises: IcloraError."""
+    check_folder(settings.out, "out")
+    prompts = list(settings.prompt)
+    if settings.prompts:
+        read = read_prompts(settings.prompts)
+        prompts += read.lines
+        for note in read.notes:
+            console.warn(note)
+    for text in settings.knowledge if isinstance(settings, EvaluateSettings) else ():
+        for note in read_prompts(text.rpartition("=")[2], "knowledge").notes:
+            console.warn(note)
+    if isinstance(settings, GenerateSettings):
+        _check_generate(settings, prompts)
+    if settings.recipe:
+        recipe = load_recipe(settings.recipe)
+        for prompt in prompts:
+            recipe.prompt(prompt)
+
+
+def _check_generate(settings: GenerateSettings, prompts: list[str]) -> None:
+    settings.check_decided()
+    if settings.request:
+        read_json(settings.request, SettingsError, "request")
+    elif isinstance(settings, CompleteSettings):
+        open_given(settings.given, settings.background)
+    if not settings.request and not prompts and not settings.idea:
+        raise SettingsError(
+            "there is no prompt", "Set `prompt`, `prompts` or `idea`.", setting="prompt"
+        )
+
+
+def check_reroll(settings: RerollSettings) -> None:
+    """Check what `reroll` is told. Raises: IcloraError."""
+    check_folder(settings.out, "out")
+    read_json(Path(settings.set, "request.json"), SettingsError, "request")
+
+
+def check_extend(settings: ExtendSettings, console: Console) -> None:
+    """Check what `extend` is told. Raises: IcloraError."""
+    check_folder(settings.out, "out")
+    story = Story.read(settings.story)
+    for note in story.notes:
+        console.warn(note)
+    given = open_given(settings.given, settings.background)
+    if settings.recipe:
+        panels = load_recipe(settings.recipe).canvas.panels
+        plan_windows(story, panels, settings.anchor, settings.fresh, given)

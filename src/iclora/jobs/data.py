@@ -1,0 +1,112 @@
+"""Image sets and their words: caption, check, compose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclora.jobs.opening import Opener
+from iclora.progress import Console, Progress
+from iclora.sets.check import Problem, SetReport, check_dataset
+from iclora.sets.compose import compose_dataset
+from iclora.sets.dataset import MANIFEST, Dataset, open_dataset
+from iclora.settings import CaptionSettings, CheckSettings, ComposeSettings
+
+if TYPE_CHECKING:
+    from iclora.vlm.caption import Summary
+
+__all__ = ["Checked", "caption", "check", "compose", "token_budget"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is wrong with a dataset."""
+
+    dataset: Dataset
+    reports: tuple[SetReport, ...]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Of the dataset as a whole, then of each set."""
+        return [*self.dataset.problems, *(p for r in self.reports for p in r.problems)]
+
+
+def check(settings: CheckSettings, opener: Opener, progress: Progress | None = None) -> Checked:
+    """Read every image and caption of a dataset. Raises: IcloraError if it cannot be opened."""
+    dataset = open_dataset(settings.data, settings.recipe)
+    how: dict[str, Any] = {"resolutions": settings.resolutions, "text": settings.text}
+    if settings.base:
+        model = opener.rules(settings.base)
+        how |= {
+            "count_tokens": model.count_tokens,
+            "limit": model.max_text_tokens,
+            "unknown": model.unknown_letters,
+            "grid": model.grid,
+        }
+    reports = []
+    for done, report in enumerate(check_dataset(dataset, **how), 1):
+        reports.append(report)
+        if progress:
+            progress("checking", done, len(dataset.sets), report.name)
+    return Checked(dataset, tuple(reports))
+
+
+def compose(
+    source: Dataset, settings: ComposeSettings, progress: Progress, *, own: bool = False
+) -> list[Problem]:
+    """Join a dataset's sets into composites.
+
+    Args:
+        own: True if nobody else writes `out`, so that what is there is an earlier attempt's.
+    Returns: what is wrong with the sets. Raises: IcloraError, Cancelled.
+    """
+    if own and Path(settings.out, MANIFEST).is_file():
+        return [*source.problems, *(p for r in check_dataset(source) for p in r.problems)]
+    return compose_dataset(
+        source,
+        settings.out,
+        resolution=settings.resolution,
+        grid=settings.grid,
+        cut_bars=settings.cut_bars,
+        progress=progress,
+    )
+
+
+def caption(
+    settings: CaptionSettings, dataset: Dataset, console: Console, opener: Opener
+) -> Summary:
+    """Write joint captions. Returns: the outcome for every set. Raises: IcloraError, Cancelled."""
+    from iclora.vlm import load_vision_model
+    from iclora.vlm.caption import caption_dataset
+
+    captioner = load_vision_model(
+        settings.captioner,
+        url=settings.api,
+        together=settings.together,
+        device=settings.model_device,
+        schema=settings.answer_schema,
+    )
+    whole = settings.send == "composite"
+    pictures = "one composite a set" if whole else "the panels of a set one by one"
+    for notice in captioner.notices:
+        console.say(f"{notice}: {pictures}, no side above {settings.longest_side} px")
+    with console.progress() as progress:
+        return caption_dataset(
+            dataset,
+            captioner,
+            **token_budget(settings.base, opener),
+            send=settings.send,
+            longest=settings.longest_side,
+            overwrite=settings.overwrite,
+            progress=progress,
+            warn=console.warn,
+        )
+
+
+def token_budget(base: str | None, opener: Opener) -> dict[str, Any]:
+    """How to count tokens, and how many there may be: as this base does."""
+    if not base:
+        return {}
+    model = opener.rules(base)
+    return {"count_tokens": model.count_tokens, "limit": model.max_text_tokens}
