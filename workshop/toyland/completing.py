@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import Tensor
 
 from iclora.adapter import Adapter
 from iclora.evaluate.figures import Table
 from iclora.evaluate.intervals import Estimate
 from iclora.evaluate.setup import Arm, Case
 from iclora.files import write_text
-from iclora.models import DiffusionModel, load_model
+from iclora.models import DiffusionModel, load_model, passes
+from iclora.models.base import Given
+from iclora.models.flux import model as flux
 from iclora.sets.images import write_png
 from iclora.settings import Mode, SampleSettings
 from iclora.toyland.measuring import given_cases, means, measure_arms, pictures, prompt_cases
@@ -29,12 +34,13 @@ from iclora.toyland.tasks import TASKS, Task
 from iclora.toyland.tuning import tune
 from workshop.toyland.figures import sheet
 
-__all__ = ["ADAPTERS", "ARMS", "MAKING", "table"]
+__all__ = ["ADAPTERS", "ARMS", "MAKING", "given_axis", "table"]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "paper": {},
     "dual": {"conditional": 0.5},
     "isolated": {"conditional": 0.5, "isolate_given": True},
+    "texts": {"conditional": 0.5, "text": "isolated"},
 }
 """How each adapter is tuned, beside the settings that fit toyland."""
 
@@ -51,6 +57,7 @@ ARMS: dict[str, _Way] = {
     "dual adapter + clean": ("dual", "clean", {}),
     "dual adapter + clean, resample 1": ("dual", "clean", {"resample": 1}),
     "dual adapter + clean, cached": ("isolated", "clean", {}),
+    "dual adapter + clean, isolated texts": ("texts", "clean", {}),
 }
 """Ways to complete sets."""
 
@@ -68,6 +75,27 @@ MAKING: dict[str, _Way] = {
 
 _SEEDS = 3
 """Sets made from each prompt."""
+
+
+@contextmanager
+def given_axis() -> Iterator[None]:
+    """Put given tokens at 1 of the first axis of FLUX.1's position ids, at their rows and columns.
+
+    That axis is 0 everywhere in FLUX.1, and the one on which FLUX.2 tells its references apart.
+    An experiment, so not an option of iclora: what it does is in docs/completing.md.
+    """
+
+    def apart(z: Tensor, ids: Tensor, sigma: Tensor, given: Given | None, panels: Any) -> Any:
+        found = passes.placed(z, ids, sigma, given, panels)
+        if given is None or not given.clean or given.cache:
+            return found
+        # Given tokens stand last.
+        moved = found.position_ids.clone()
+        moved[..., -given.count :, 0] = 1
+        return found._replace(position_ids=moved)
+
+    with mock.patch.object(flux, "placed", apart):
+        yield
 
 
 def table(completed: Table | None, generated: Table | None) -> str:
@@ -135,12 +163,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=24, help="prompts to generate from, 3 seeds")
     parser.add_argument("--steps", type=int, default=300, help="steps an adapter is tuned for")
     parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--given-axis", action="store_true", help="given tokens on their own axis")
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     for name in args.task:
-        text = _measure(TASKS[name], args)
+        with given_axis() if args.given_axis else nullcontext():
+            text = _measure(TASKS[name], args)
         write_text(args.out / name / "table.md", text)
         print(f"{name}\n{text}", flush=True)
 
