@@ -286,8 +286,8 @@ def open_dataset(
     listing, unlisted = list_files(path)
     root = _common_folder(listing)
     chosen = load_recipe(recipe) if recipe is not None else _manifest_recipe(path, listing, root)
-    own = [PurePosixPath(n) for n in listing if PurePosixPath(n).suffix.lower() == ".toml"]
-    found, problems = find_sets(listing, root, chosen, [p.as_posix() for p in own], unlisted)
+    own = [name for name in listing if name.lower().endswith(".toml")]
+    found, problems = find_sets(listing, root, chosen, own, unlisted)
     problems = [*_other_manifests(listing, root, chosen), *problems]
     if not found:
         raise DatasetError(
@@ -302,8 +302,8 @@ def open_dataset(
 def _other_manifests(listing: Files, root: PurePosixPath, chosen: Recipe) -> list[Problem]:
     """Folders below the root that say they are a dataset of another recipe."""
     problems = []
-    for name in map(PurePosixPath, listing):
-        if name.name != MANIFEST or name.parent == root or not name.is_relative_to(root):
+    for name in _manifests(listing):
+        if name.parent == root or not name.is_relative_to(root):
             continue
         try:
             data = listing[name.as_posix()].read(_MANIFEST_SIZE)
@@ -322,10 +322,13 @@ def _other_manifests(listing: Files, root: PurePosixPath, chosen: Recipe) -> lis
     return problems
 
 
+def _manifests(listing: Files) -> list[PurePosixPath]:
+    return [PurePosixPath(name) for name in listing if name.rpartition("/")[2] == MANIFEST]
+
+
 def _common_folder(listing: Files) -> PurePosixPath:
     """The folder that holds the manifest, or else the deepest that holds every image."""
-    manifests = [PurePosixPath(n) for n in listing if PurePosixPath(n).name == MANIFEST]
-    if manifests:
+    if manifests := _manifests(listing):
         return min(manifests, key=lambda p: len(p.parts)).parent
     # "x" makes every path relative to one folder, which commonpath demands.
     folders = [f"x/{PurePosixPath(n).parent}" for n in listing if is_image(n)]

@@ -53,12 +53,14 @@ def find_sets(
     """
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
     for name in sorted(listing, key=files.natural_key):
-        if is_image(name) and PurePosixPath(name).is_relative_to(root):
+        if is_image(name):
             folders[PurePosixPath(name).parent].append(name)
     library = Library(listing, recipe)
     sets: list[Found] = []
     problems = list(unlisted)
     for folder, images in folders.items():
+        if not folder.is_relative_to(root):
+            continue
         sets += _sets_of_folder(listing, library, folder, images, root, recipe, problems)
     used = {
         *ours,

@@ -83,7 +83,7 @@ class Library:
                 self._beside[stem] = name
                 self._folded[stem.casefold()] = name
         self._rows: dict[str, tuple[str, str]] = {}
-        tables = [n for n in listing if PurePosixPath(n).name.lower() in _TABLES]
+        tables = [n for n in listing if n.rpartition("/")[2].lower() in _TABLES]
         # Of two tables the .jsonl wins.
         for name in sorted(tables):
             self._read_table(listing[name])

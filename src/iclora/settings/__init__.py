@@ -17,8 +17,9 @@ know stands in the field's JSON schema:
 
 A verb is such a model and a function that is told it: `@verb(CheckSettings)`.
 
-`fields` holds types, ranges and what a field tells doors; `training`, `making`, `data` and
-`serving` hold the models; `reading` turns plain values into settings. No torch is needed here.
+`fields` holds types, ranges and what a field tells doors, `docstrings` reads its help; `training`,
+`making`, `data` and `serving` hold the models; `reading` turns plain values into settings. No torch
+is needed here.
 """
 
 from iclora.settings.data import (
@@ -33,6 +34,7 @@ from iclora.settings.data import (
     RecipesSettings,
     ReviewSettings,
 )
+from iclora.settings.docstrings import help_of
 from iclora.settings.fields import (
     MOST_PIXELS,
     PRECISIONS,
@@ -121,6 +123,7 @@ __all__ = [
     "Wish",
     "about",
     "foreign_words",
+    "help_of",
     "nearest",
     "problems_of",
     "read_settings",
