@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from iclora.errors import ModelError
-from iclora.models import passes
+from iclora.models import attention
 from iclora.models.attention import parts_of
 from iclora.models.base import Given, Panels
 from iclora.sets.layout import Layout
@@ -110,7 +110,7 @@ def test_equal_texts_that_see_all_panels_are_joint(model, texts, monkeypatch):
             for rows, columns in parts_of(shares, given_rows)
         ]
 
-    monkeypatch.setattr(passes.attention, "parts_of", opened)
+    monkeypatch.setattr(attention, "parts_of", opened)
     torch.testing.assert_close(velocity(model, text, panels), joint, atol=1e-5, rtol=1e-5)
     assert (closed - joint).abs().max() > 1e-5
 

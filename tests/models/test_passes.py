@@ -10,8 +10,9 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from iclora.models.attention import attention_to
 from iclora.models.base import Given
-from iclora.models.passes import attention_to, in_order, in_place, segments, shard, with_text
+from iclora.models.passes import in_order, in_place, segments, shard, with_text
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from iclora.models.base import Given, Panels
+
 __all__ = [
     "Attend",
     "Cache",
     "Shares",
+    "attention_to",
     "blockwise",
     "by_parts",
     "isolated",
@@ -52,6 +55,46 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, first: SDPBackend | None = None) -> 
         with sdpa_kernel([first, *rest], set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
+
+
+def attention_to(
+    given: Given | None,
+    text_tokens: int,
+    device: torch.device,
+    panels: Panels | None = None,
+    order: Tensor | None = None,
+    pads: int = 0,
+    attend: Attend | None = None,
+) -> Attend:
+    """Attention as given tokens and texts are to be read, in the order of `passes.segments`.
+
+    Args:
+        text_tokens: those that stand before the image.
+        order: of the image's tokens, without `pads`.
+        pads: tokens that stand before the image's own and show nothing, of a family that fills
+            canvases up. They read and are read as image tokens, and read no text of a panel.
+        attend: by default the best one for the device.
+    """
+    attend = rest = attend or pick_attention(device)
+    if panels is not None:
+        alone = given is not None and given.isolated
+        shares = Shares(panels.lengths, *panels.shares(given))
+        if pads:
+            # As a panel of their own that has no text.
+            shares = Shares((0, *shares.texts), (pads, *shares.noisy), (0, *shares.given))
+        rest = by_parts(attend, parts_of(shares, given_rows=not alone))
+    if given is None or not given.count:
+        return rest
+    if given.cache:
+        return reading(rest, given.cache)
+    if given.isolated:
+        assert given.clean, "noisy tokens are in no order of their own"
+        return isolated(attend, given.count, given.cache, rest)
+    if given.scale != 1:
+        tokens = given.tokens.to(device)
+        tokens = tokens if order is None else tokens[order]
+        return scaled(rest, tokens, text_tokens + pads, given.scale)
+    return rest
 
 
 # -- given tokens -------------------------------------------------------------------------------
@@ -115,9 +158,6 @@ def reading(attend: Attend, cache: Cache) -> Attend:
     return run
 
 
-# -- kernels ------------------------------------------------------------------------------------
-
-
 # -- panels that read texts of their own --------------------------------------------------------
 
 
@@ -151,8 +191,13 @@ def parts_of(shares: Shares, given_rows: bool) -> list[_Part]:
     image = slice(sum(shares.texts), ends[-1])
     parts = [(text, (text, *own)) for text, *own in zip(texts, noisy, given, strict=True)]
     for rows in (noisy, given)[: 1 + given_rows]:
-        parts += [(span, (text, image)) for span, text in zip(rows, texts, strict=True)]
+        pairs = zip(rows, texts, strict=True)
+        parts += [(span, (text, image) if _some(text) else (image,)) for span, text in pairs]
     return _joined((rows, _touching(columns)) for rows, columns in parts)
+
+
+def _some(span: slice) -> bool:
+    return bool(span.stop > span.start)
 
 
 def _touching(spans: Sequence[slice]) -> tuple[slice, ...]:
@@ -161,7 +206,7 @@ def _touching(spans: Sequence[slice]) -> tuple[slice, ...]:
     for span in spans:
         if found and found[-1].stop == span.start:
             found[-1] = slice(found[-1].start, span.stop)
-        elif span.stop > span.start:
+        elif _some(span):
             found.append(span)
     return tuple(found)
 
@@ -172,7 +217,7 @@ def _joined(parts: Iterable[_Part]) -> list[_Part]:
     for rows, columns in parts:
         if found and found[-1][1] == columns:
             found[-1] = (slice(found[-1][0].start, rows.stop), columns)
-        elif rows.stop > rows.start:
+        elif _some(rows):
             found.append((rows, columns))
     return found
 

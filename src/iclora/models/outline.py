@@ -10,9 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import diffusers
 import torch
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.attention import Attend, Shares, by_parts, isolated, parts_of
-from iclora.models.base import DiffusionModel
-from iclora.models.folder import FolderModel
+from iclora.models.attention import Attend, attention_to
+from iclora.models.base import DiffusionModel, Given, Panels
 from iclora.models.latents import PACK
+from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
 from iclora.models.quantize import quantize
 from iclora.registry import Registry
@@ -37,6 +36,7 @@ __all__ = [
     "FolderOutline",
     "Outline",
     "Piece",
+    "Reads",
     "Streams",
     "built",
     "loss",
@@ -174,6 +174,19 @@ def built(make: Callable[[], Any], part: str, name: str, dtype: torch.dtype) -> 
         ) from error
 
 
+class Reads(NamedTuple):
+    """How a pass in outline reads given tokens and texts."""
+
+    given: Given | None
+    panels: Panels | None
+    kernel: Attend
+
+    def attention(self, text_tokens: int) -> Attend:
+        """Attention to text and image; see `attention_to`."""
+        given, panels, kernel = self
+        return attention_to(given, text_tokens, META, panels, None, 0, kernel)
+
+
 class FolderOutline(ABC):
     """An outline of a base in diffusers' layout; a family says what its own passes read.
 
@@ -187,10 +200,8 @@ class FolderOutline(ABC):
     shipped: ClassVar[Mapping[str, Path]] = {}
     counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     """The settings that say how many blocks of each kind the denoiser has."""
-    vae_class: ClassVar[str]
-    """The VAE's class in diffusers."""
 
-    def __init__(self, like: FolderModel, dtype: torch.dtype, precision: Precision) -> None:
+    def __init__(self, like: PackedModel, dtype: torch.dtype, precision: Precision) -> None:
         self.model = type(like)(like.folder, like.name, META, dtype, precision)
         net = quantize(self.whole(*(1 for _ in self.counts)), precision, META, like.block_prefixes)
         self.model.__dict__["denoiser"] = net
@@ -232,23 +243,21 @@ class FolderOutline(ABC):
 
     def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Pass]:
         n = batch.width // self.model.grid * (batch.height // self.model.grid)
-        # Which tokens are given does not matter to what is counted; half of them are.
-        parts = (n - n // 2, n // 2) if batch.given else (n,)
-        alone = batch.given and batch.isolated
-        rest = attend
+        given = panels = None
+        levels = Levels(torch.empty(batch.count, 1, device=META), (n,))
+        if batch.given:
+            # Which tokens are given does not matter to what is counted; half of each panel's are.
+            given = Given(torch.arange(n) % 2 == 1, clean=True, isolated=batch.isolated)
+            levels = Levels(
+                torch.empty(batch.count, 2, device=META), (n - given.count, given.count)
+            )
         if batch.texts > 1:
-            # Panels are about as large, and of each half of the tokens is given.
-            ends = [n * number // batch.texts for number in range(batch.texts + 1)]
-            own = [end - start for start, end in pairwise(ends)]
-            given = [size * batch.given // 2 for size in own]
-            given[-1] += sum(parts[1:]) - sum(given)
-            noisy = [size - some for size, some in zip(own, given, strict=True)]
-            shares = Shares([self.text_tokens] * batch.texts, noisy, given)
-            rest = by_parts(attend, parts_of(shares, given_rows=not alone))
-        attend = isolated(attend, n // 2, rest=rest) if alone else rest
-        levels = Levels(torch.empty(batch.count, len(parts), device=META), parts)
+            # Panels are about as large.
+            owner = torch.arange(n) * batch.texts // n
+            panels = Panels(owner, (self.text_tokens,) * batch.texts)
         z = self.empty(batch.count, n, self.model.channels)
-        return self.embed(z, levels, attend, batch.texts * self.text_tokens)
+        reads = Reads(given, panels, attend)
+        return self.embed(z, levels, reads, batch.texts * self.text_tokens)
 
     @abstractmethod
     def modules_of(self, net: Any) -> Sequence[nn.Module]:
@@ -260,7 +269,7 @@ class FolderOutline(ABC):
 
     @abstractmethod
     def embed(
-        self, z: Tensor, levels: Levels, attend: Attend, text_tokens: int
+        self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
     ) -> tuple[Streams, Pass]:
         """Make the input of the first block from latent tokens and so many text tokens a set."""
 
@@ -272,7 +281,7 @@ class FolderOutline(ABC):
     @cached_property
     def vae(self) -> nn.Module:
         settings = self.model.config("vae")
-        kind = getattr(diffusers, self.vae_class)
+        kind = getattr(diffusers, self.model.vae_class)
         net: nn.Module = self.built(lambda: kind.from_config(settings), "vae")
         return net
 

@@ -27,8 +27,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from iclora.files import cache_home
-from iclora.models import attention
-from iclora.models.attention import Attend, isolated, pick_attention, reading, scaled
+from iclora.models.attention import Attend
 from iclora.models.base import Given, Panels
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "Shapes",
     "Streams",
     "as_block",
-    "attention_to",
     "by_segment",
     "compiled",
     "gated",
@@ -166,33 +164,6 @@ def placed(
 def with_text(tokens: tuple[int, ...], text_tokens: int) -> tuple[int, ...]:
     """The segments of text and image joined, the text before the image."""
     return (text_tokens + tokens[0], *tokens[1:])
-
-
-def attention_to(
-    given: Given | None,
-    text_tokens: int,
-    device: torch.device,
-    panels: Panels | None = None,
-    order: Tensor | None = None,
-) -> Attend:
-    """Attention as given tokens and texts are to be read, in the order of `segments`."""
-    attend = rest = pick_attention(device)
-    if panels is not None:
-        alone = given is not None and given.isolated
-        shares = attention.Shares(panels.lengths, *panels.shares(given))
-        rest = attention.by_parts(attend, attention.parts_of(shares, given_rows=not alone))
-    if given is None or not given.count:
-        return rest
-    if given.cache:
-        return reading(rest, given.cache)
-    if given.isolated:
-        assert given.clean, "noisy tokens are in no order of their own"
-        return isolated(attend, given.count, given.cache, rest)
-    if given.scale != 1:
-        tokens = given.tokens.to(device)
-        tokens = tokens if order is None else tokens[order]
-        return scaled(rest, tokens, text_tokens, given.scale)
-    return rest
 
 
 # -- what blocks are made of --------------------------------------------------------------------

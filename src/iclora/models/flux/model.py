@@ -7,29 +7,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
-from iclora.models import flow
+from iclora.models.attention import attention_to
 from iclora.models.base import Given, Panels, Part, Sampling, Text
 from iclora.models.flux.forward import flux_forward, shard_flux
 from iclora.models.flux.names import flux_names
-from iclora.models.folder import FolderModel
-from iclora.models.latents import PACK, fold, signal_of, to_pixels, unfold
 from iclora.models.names import Names
-from iclora.models.passes import attention_to, placed
+from iclora.models.packed import PackedModel
+from iclora.models.passes import placed
 from iclora.sets.caption import check_budget
 from iclora.settings import Precision
 
 __all__ = ["FluxModel"]
 
 
-class FluxModel(FolderModel):
+class FluxModel(PackedModel):
     """FLUX.1 by diffusers' own models, each part loaded when it is first needed.
 
     Args:
@@ -39,6 +35,8 @@ class FluxModel(FolderModel):
     """
 
     family = "flux"
+    title = "FLUX.1"
+    advice = "Use FLUX.1-dev, -schnell or -Krea-dev in diffusers' layout."
     network = "FluxTransformer2DModel"
     targets = {  # noqa: RUF012 (norm*.linear is the modulation)
         "all": r".*",
@@ -68,25 +66,16 @@ class FluxModel(FolderModel):
     ) -> None:
         super().__init__(folder, name, device, dtype, precision)
         config = self.config("transformer")
-        vae = self.config("vae")
-        try:
-            self.grid = 2 ** (len(vae["block_out_channels"]) - 1) * PACK
-            self._vae_shift = float(vae["shift_factor"])
-            self._vae_scale = float(vae["scaling_factor"])
+        with self.reading():
+            packed = self.set_grid()
             self.channels = int(config["in_channels"])
-            packed = int(vae["latent_channels"]) * PACK**2
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"the settings of {name} are not those of a FLUX.1 ({error!r})",
-                "Use FLUX.1-dev, -schnell or -Krea-dev in diffusers' layout.",
-            ) from error
+            _ = self._two_numbers
         if self.channels != packed:
             raise ModelError(
                 f"{name} takes {self.channels} channels a token, a text-to-image FLUX.1 takes "
                 f"{packed}: it is a Fill, Depth, Canny or Redux variant",
                 "Use FLUX.1-dev, -schnell or -Krea-dev.",
             )
-        self.multiple = self.grid
         self.guided = bool(config.get("guidance_embeds", False))
         # schnell is distilled to 4 unguided steps and was trained on half the text.
         longest = 512 if self.guided else 256
@@ -97,10 +86,6 @@ class FluxModel(FolderModel):
         self.sampling = Sampling() if self.guided else schnell
 
     # -- parts ----------------------------------------------------------------------------------
-
-    @cached_property
-    def _vae(self) -> Any:
-        return self.load("vae", diffusers.AutoencoderKL, dtype=self.dtype)
 
     @cached_property
     def _clip(self) -> Any:
@@ -117,10 +102,6 @@ class FluxModel(FolderModel):
     @cached_property
     def _t5_tokenizer(self) -> Any:
         return self.load("tokenizer_2", transformers.T5TokenizerFast)
-
-    @cached_property
-    def _scheduler(self) -> Any:
-        return self.load("scheduler", diffusers.FlowMatchEulerDiscreteScheduler)
 
     def shard(self, net: nn.Module) -> None:
         shard_flux(net, self.mesh)
@@ -145,9 +126,6 @@ class FluxModel(FolderModel):
         spans = [span for token, span in pairs if token == tokenizer.unk_token_id]
         return sum(sum(map(str.isalpha, text[a:b])) for a, b in spans) / letters
 
-    def text_tokens(self, text: Text) -> int:
-        return text["prompt"].shape[0]
-
     @torch.no_grad()
     def encode_text(self, text: str) -> Text:
         check_budget(text, self.count_tokens, self.max_text_tokens, "the text")
@@ -169,20 +147,6 @@ class FluxModel(FolderModel):
             "prompt": prompt.to(self.dtype).cpu().contiguous(),
             "pooled": pooled.to(self.dtype).cpu().contiguous(),
         }
-
-    # -- latents --------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
-        image = signal_of(pixels).to(self.device, self.dtype)
-        latents = self._vae.encode(image).latent_dist.mode().float()
-        return fold((latents - self._vae_shift) * self._vae_scale).cpu()
-
-    @torch.no_grad()
-    def decode(self, tokens: Tensor, width: int, height: int) -> NDArray[np.uint8]:  # noqa: ARG002
-        latents = unfold(tokens.float(), width // self.grid) / self._vae_scale + self._vae_shift
-        image = self._vae.decode(latents.to(self.device, self.dtype), return_dict=False)[0][0]
-        return to_pixels(image)
 
     # -- flow -----------------------------------------------------------------------------------
 
@@ -231,27 +195,6 @@ class FluxModel(FolderModel):
             torch.arange(h, device=self.device), torch.arange(w, device=self.device), indexing="ij"
         )
         return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()
-
-    def sigmas(self, steps: int, tokens: int) -> list[float]:
-        self._scheduler.set_timesteps(
-            sigmas=np.linspace(1.0, 1 / steps, steps), mu=self._mu(tokens), device="cpu"
-        )
-        return [float(s) for s in self._scheduler.sigmas]
-
-    def shift(self, sigma: Tensor, tokens: int) -> Tensor:
-        return flow.shift(sigma, self._mu(tokens))
-
-    def _mu(self, tokens: int) -> float:
-        config = self._scheduler.config
-        if not config.use_dynamic_shifting:
-            return 0.0
-        return flow.resolution_shift(
-            tokens,
-            int(config.get("base_image_seq_len", 256)),
-            int(config.get("max_image_seq_len", 4096)),
-            float(config.get("base_shift", 0.5)),
-            float(config.get("max_shift", 1.15)),
-        )
 
     # -- adapters -------------------------------------------------------------------------------
 

@@ -12,10 +12,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from iclora.models.attention import Attend
 from iclora.models.flux.forward import Inputs, blocks_of, embed, read_out
 from iclora.models.flux.model import FluxModel
-from iclora.models.outline import META, FolderOutline
+from iclora.models.outline import META, FolderOutline, Reads
 from iclora.models.passes import Block, Levels, Pass, Streams
 
 __all__ = ["FluxOutline"]
@@ -30,7 +29,6 @@ class FluxOutline(FolderOutline):
     shipped: ClassVar[Mapping[str, Path]] = dict.fromkeys(
         ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-Krea-dev"), _DEV
     )
-    vae_class = "AutoencoderKL"
 
     def modules_of(self, net: Any) -> Sequence[nn.Module]:
         return (net.transformer_blocks[0], net.single_transformer_blocks[0])
@@ -39,7 +37,7 @@ class FluxOutline(FolderOutline):
         return blocks_of(net)
 
     def embed(
-        self, z: Tensor, levels: Levels, attend: Attend, text_tokens: int
+        self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
     ) -> tuple[Streams, Pass]:
         count, n, _ = z.shape
         settings = self.model.config("transformer")
@@ -52,7 +50,7 @@ class FluxOutline(FolderOutline):
             torch.empty(count, device=META) if guided else None,
             torch.empty(n, 3, device=META),
         )
-        return embed(self.model.denoiser, inputs, attend)
+        return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
 
     def end(self, streams: Streams, shared: Pass) -> Tensor:
         return read_out(self.model.denoiser, streams, shared).float()

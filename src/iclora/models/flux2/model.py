@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import diffusers
-import numpy as np
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
-from iclora.models import flow
-from iclora.models.base import Given, Panels, Part, Sampling, Text
+from iclora.models.attention import attention_to
+from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.flux2.forward import Inputs, flux2_forward, shard_flux2
 from iclora.models.flux2.names import flux2_names
-from iclora.models.folder import FolderModel
-from iclora.models.latents import PACK, fold, signal_of, to_pixels, unfold
 from iclora.models.names import Names
-from iclora.models.passes import attention_to, placed
-from iclora.sets.caption import check_budget
+from iclora.models.passes import placed
+from iclora.models.qwen3 import Qwen3Model
 from iclora.settings import Precision
 
 __all__ = ["KleinModel", "empirical_mu"]
@@ -38,8 +29,6 @@ _REFERENCE = 10
 
 _BASES = frozenset({"FLUX.2-klein-base-4B", "FLUX.2-klein-base-9B", "tiny-klein"})
 """Undistilled bases. One of another size does not fit, which is said when it is put on."""
-
-_ADVICE = "Use FLUX.2-klein-base-4B or -9B, or their distilled kin, whole and in diffusers' layout."
 
 
 def empirical_mu(tokens: int, steps: int) -> float:
@@ -57,7 +46,7 @@ def empirical_mu(tokens: int, steps: int) -> float:
     return many + (few - many) * (200 - steps) / 190
 
 
-class KleinModel(FolderModel):
+class KleinModel(Qwen3Model):
     """FLUX.2 klein by diffusers' own models, each part loaded when it is first needed.
 
     Args:
@@ -67,6 +56,13 @@ class KleinModel(FolderModel):
     """
 
     family = "flux2"
+    title = "FLUX.2 klein"
+    advice = (
+        "Use FLUX.2-klein-base-4B or -9B, or their distilled kin, whole and in diffusers' layout."
+    )
+    vae_class = "AutoencoderKLFlux2"
+    thinking = False
+    text_layers = _LAYERS
     network = "Flux2Transformer2DModel"
     # A single block's attention and MLP are one layer, so "attention" adapts both there.
     targets = {  # noqa: RUF012
@@ -76,14 +72,7 @@ class KleinModel(FolderModel):
     }
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
     reads_apart = True
-    max_text_tokens = 512
     reads_references = True
-    folders = {  # noqa: RUF012
-        "text": ("text_encoder", "tokenizer"),
-        "vae": ("vae",),
-        "denoiser": ("transformer",),
-    }
-    held = {"text": ("_encoder",), "vae": ("_vae",), "denoiser": ("denoiser",)}  # noqa: RUF012
 
     def __init__(
         self,
@@ -94,123 +83,31 @@ class KleinModel(FolderModel):
         precision: Precision = "full",
     ) -> None:
         super().__init__(folder, name, device, dtype, precision)
-        config, vae = self.config("transformer"), self.config("vae")
-        try:
-            self.grid = 2 ** (len(vae["block_out_channels"]) - 1) * PACK
+        config = self.config("transformer")
+        with self.reading():
+            packed = self.set_grid()
             self.channels = int(config["in_channels"])
-            packed = int(vae["latent_channels"]) * PACK**2
             width = int(config["joint_attention_dim"])
             read = len(_LAYERS) * int(self.config("text_encoder")["hidden_size"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"the settings of {name} are not those of a FLUX.2 klein ({error!r})", _ADVICE
-            ) from error
         if (self.channels, width) != (packed, read):
             raise ModelError(
                 f"{name} takes {self.channels} channels a token and texts {width} wide, and its "
                 f"other parts make {packed} and {read}: they are not of one FLUX.2 klein",
-                _ADVICE,
+                self.advice,
             )
-        self.multiple = self.grid
         self.distilled = bool(self.config("", "model_index.json").get("is_distilled", False))
         self.sampling = Sampling(steps=50, guidance=4.0, guided="two-pass")
         if self.distilled:
             self.sampling = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
             self.takes_adapters_of = _BASES
 
-    # -- parts ----------------------------------------------------------------------------------
-
-    @cached_property
-    def _vae(self) -> Any:
-        return self.load("vae", diffusers.AutoencoderKLFlux2, dtype=self.dtype)
-
-    @cached_property
-    def _encoder(self) -> Any:
-        config = self._encoder_config()
-        model = self.load("text_encoder", transformers.Qwen3Model, config=config, dtype=self.dtype)
-        return _without_end(model)
-
-    def new_encoder(self) -> nn.Module:
-        """The part of the text encoder that is read, its weights not loaded."""
-        return _without_end(transformers.Qwen3Model(self._encoder_config()))
-
-    def _encoder_config(self) -> Any:
-        """The text encoder's settings, without what is behind the last layer that is read."""
-        settings, last = self.config("text_encoder"), _LAYERS[-1]
-        try:
-            config = transformers.Qwen3Config.from_dict(settings)
-        except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
-            raise ModelError(
-                f"text_encoder/config.json of {self.name} describes no Qwen3 ({error!r})", _ADVICE
-            ) from error
-        if config.num_hidden_layers < last:
-            raise ModelError(
-                f"the text encoder of {self.name} has {config.num_hidden_layers} layers, and "
-                f"FLUX.2 klein reads number {last}",
-                _ADVICE,
-            )
-        config.num_hidden_layers = last
-        config.layer_types = config.layer_types[:last]
-        return config
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        tokenizer = self.load("tokenizer", transformers.Qwen2TokenizerFast)
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"the tokenizer of {self.name} has no chat template, which says how FLUX.2 reads "
-                "a text",
-                "Download the model again, with tokenizer/chat_template.jinja.",
-            )
-        return tokenizer
-
-    @cached_property
-    def _scheduler(self) -> Any:
-        return self.load("scheduler", diffusers.FlowMatchEulerDiscreteScheduler)
-
     def shard(self, net: nn.Module) -> None:
         shard_flux2(net, self.mesh)
 
-    def beside(self, part: Part) -> Iterator[str]:
-        if part == "text":
-            yield f"{self.max_text_tokens} {_LAYERS}"
-
-    # -- text -----------------------------------------------------------------------------------
-
-    def _message(self, text: str) -> str:
-        """A text as the chat template puts it: one message of the user, without thinking."""
-        message: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        return message
-
-    def count_tokens(self, text: str) -> int:
-        return len(self._tokenizer(self._message(text), truncation=False, verbose=False).input_ids)
-
-    def text_tokens(self, text: Text) -> int:
-        return text["prompt"].shape[0]
-
-    @torch.no_grad()
     def encode_text(self, text: str) -> Text:
-        check_budget(text, self.count_tokens, self.max_text_tokens, "the text")
-        read = self._tokenizer(
-            self._message(text),
-            padding="max_length",
-            max_length=self.max_text_tokens,
-            return_tensors="pt",
-        ).to(self.device)
-        states = self._encoder(
-            read.input_ids,
-            attention_mask=read.attention_mask,
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states
         # What stands on the padding goes to the denoiser too, unmasked: it was trained to see it.
-        prompt = torch.cat([states[number][0] for number in _LAYERS], -1)
-        return {"prompt": prompt.to(self.dtype).cpu().contiguous()}
+        prompt, _ = self.read(text)
+        return {"prompt": prompt.cpu().contiguous()}
 
     # -- latents --------------------------------------------------------------------------------
 
@@ -220,18 +117,13 @@ class KleinModel(FolderModel):
         variance = norm.running_var.float() + self._vae.config.batch_norm_eps
         return norm.running_mean.float(), variance.sqrt()
 
-    @torch.no_grad()
-    def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
-        image = signal_of(pixels).to(self.device, self.dtype)
-        tokens = fold(self._vae.encode(image).latent_dist.mode().float())
+    def normalised(self, tokens: Tensor) -> Tensor:
         mean, deviation = self._normal()
-        return ((tokens - mean) / deviation).cpu()
+        return (tokens - mean) / deviation
 
-    @torch.no_grad()
-    def decode(self, tokens: Tensor, width: int, height: int) -> NDArray[np.uint8]:  # noqa: ARG002
+    def unnormalised(self, tokens: Tensor) -> Tensor:
         mean, deviation = self._normal()
-        latents = unfold(tokens.to(mean) * deviation + mean, width // self.grid)
-        return to_pixels(self._vae.decode(latents.to(self.dtype), return_dict=False)[0][0])
+        return tokens * deviation + mean
 
     # -- flow -----------------------------------------------------------------------------------
 
@@ -297,21 +189,8 @@ class KleinModel(FolderModel):
             cells[..., 1:3][own] = counted[own]
         return ids
 
-    def sigmas(self, steps: int, tokens: int) -> list[float]:
-        self._scheduler.set_timesteps(
-            sigmas=np.linspace(1.0, 1 / steps, steps), mu=empirical_mu(tokens, steps), device="cpu"
-        )
-        return [float(s) for s in self._scheduler.sigmas]
-
-    def shift(self, sigma: Tensor, tokens: int) -> Tensor:
-        return flow.shift(sigma, empirical_mu(tokens, self.sampling.steps))
+    def mu(self, tokens: int, steps: int) -> float:
+        return empirical_mu(tokens, steps)
 
     def names_of(self, linears: Mapping[str, tuple[int, int]]) -> Names:
         return flux2_names(linears)
-
-
-def _without_end(decoder: Any) -> nn.Module:
-    """A decoder cut short: the norm at its end is that of the whole one's last layer."""
-    assert isinstance(decoder, nn.Module)
-    decoder.norm = nn.Identity()
-    return decoder

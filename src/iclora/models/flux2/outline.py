@@ -11,10 +11,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from iclora.models.attention import Attend
 from iclora.models.flux2.forward import Inputs, blocks_of, embed, read_out
 from iclora.models.flux2.model import KleinModel
-from iclora.models.outline import META, FolderOutline
+from iclora.models.outline import META, FolderOutline, Reads
 from iclora.models.passes import Block, Levels, Pass, Streams
 
 __all__ = ["KleinOutline"]
@@ -30,7 +29,6 @@ class KleinOutline(FolderOutline):
         f"black-forest-labs/FLUX.2-klein-base-{size}": _OUTLINES / f"FLUX.2-klein-base-{size}"
         for size in ("4B", "9B")
     }
-    vae_class = "AutoencoderKLFlux2"
 
     def modules_of(self, net: Any) -> Sequence[nn.Module]:
         return (net.transformer_blocks[0], net.single_transformer_blocks[0])
@@ -39,13 +37,14 @@ class KleinOutline(FolderOutline):
         return blocks_of(net)
 
     def embed(
-        self, z: Tensor, levels: Levels, attend: Attend, text_tokens: int
+        self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
     ) -> tuple[Streams, Pass]:
         count, n, _ = z.shape
         width = int(self.model.config("transformer")["joint_attention_dim"])
         prompt = self.empty(count, text_tokens, width)
         ids = torch.empty(n, 4, device=META)
-        return embed(self.model.denoiser, Inputs(z, prompt, levels, None, ids), attend)
+        inputs = Inputs(z, prompt, levels, None, ids)
+        return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
 
     def end(self, streams: Streams, shared: Pass) -> Tensor:
         return read_out(self.model.denoiser, streams, shared).float()
