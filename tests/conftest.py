@@ -82,6 +82,17 @@ def klein():
 
 
 @pytest.fixture(scope="session")
+def zimage():
+    """The tiny random Z-Image, float32 on the CPU. A test leaves no adapter in it."""
+    import torch
+
+    from iclora.models import load_model
+
+    torch.set_num_threads(1)
+    return load_model("tiny-zimage", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def toyland():
     """The small base that ships, float32 on the CPU. A test leaves no adapter in it."""
     from iclora.models import load_model

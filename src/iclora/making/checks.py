@@ -81,7 +81,7 @@ def notes_of_base(model: DiffusionModel, adapter: Adapter | None) -> list[Note]:
         text = f"the adapter was trained on {theirs}"
         if theirs in model.takes_adapters_of:
             text += f", of which {mine} is the distilled kin: it runs here, in "
-            notes.append(Note(f"{text}{model.sampling.steps} steps", "adapter"))
+            notes.append(Note(f"{text}{model.sampling.steps} steps{model.kin_remark}", "adapter"))
         elif theirs != mine:
             text += f", and this base is called {mine}: if it is another, what it makes is a "
             notes.append(Note(f"{text}matter of luck", "adapter"))

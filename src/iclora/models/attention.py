@@ -19,6 +19,7 @@ __all__ = [
     "Attend",
     "Cache",
     "Shares",
+    "alone",
     "attention_to",
     "blockwise",
     "by_parts",
@@ -220,6 +221,14 @@ def _joined(parts: Iterable[_Part]) -> list[_Part]:
         elif _some(rows):
             found.append((rows, columns))
     return found
+
+
+def alone(attend: Attend, lengths: Sequence[int]) -> Attend:
+    """Attention of texts of these lengths, one after the other, each to itself."""
+    if len(lengths) == 1:
+        return attend
+    none = [0] * len(lengths)
+    return by_parts(attend, parts_of(Shares(lengths, none, none), given_rows=False))
 
 
 def by_parts(attend: Attend, parts: Sequence[_Part]) -> Attend:

@@ -172,6 +172,8 @@ class DiffusionModel(ABC):
     """Steps and guidance, unless a recipe or a user says otherwise."""
     takes_adapters_of: frozenset[str] = frozenset()
     """Other bases whose adapters it takes as its own, by name: those it was distilled from."""
+    kin_remark: str = ""
+    """What is known of such adapters on it, to end a sentence with."""
     reads_references: bool = False
     """True if it was trained to read pictures beside the canvas."""
     device: torch.device

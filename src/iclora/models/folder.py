@@ -110,6 +110,8 @@ class FolderModel(DiffusionModel):
     """The denoiser's class, or the name of one of diffusers, imported when it is needed."""
     targets: ClassVar[Mapping[str, str]]
     """Patterns of the names of linear layers in blocks, by the choice of LoRA targets."""
+    by_token: ClassVar[tuple[str, ...]] = ("prompt",)
+    """The tensors of a text that have a row a token."""
 
     def __init__(
         self,
@@ -229,7 +231,7 @@ class FolderModel(DiffusionModel):
     def join_texts(self, texts: Sequence[Text]) -> Text:
         # One after the other, in the order of panels. What is one vector a text and goes to all
         # tokens (FLUX.1's pooled one) is their mean: that of one text, or of equal ones, is it.
-        joined = {"prompt": torch.cat([text["prompt"] for text in texts])}
+        joined = {key: torch.cat([text[key] for text in texts]) for key in self.by_token}
         for key, like in texts[0].items():
             if key not in joined:
                 mean = torch.stack([text[key].float() for text in texts]).mean(0)

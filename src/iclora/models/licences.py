@@ -33,6 +33,8 @@ LICENCES: dict[str, Licence] = {
     "black-forest-labs/FLUX.1-schnell": Licence("apache-2.0"),
     "black-forest-labs/FLUX.2-klein-base-4B": Licence("apache-2.0"),
     "black-forest-labs/FLUX.2-klein-4B": Licence("apache-2.0"),
+    "Tongyi-MAI/Z-Image": Licence("apache-2.0"),
+    "Tongyi-MAI/Z-Image-Turbo": Licence("apache-2.0"),
     **{
         base: Licence(
             "other",

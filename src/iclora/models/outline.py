@@ -26,6 +26,7 @@ from iclora.models.latents import PACK
 from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
 from iclora.models.quantize import quantize
+from iclora.models.qwen3 import Qwen3Model
 from iclora.registry import Registry
 from iclora.settings import Precision
 
@@ -36,6 +37,7 @@ __all__ = [
     "FolderOutline",
     "Outline",
     "Piece",
+    "Qwen3Outline",
     "Reads",
     "Streams",
     "built",
@@ -132,6 +134,7 @@ OUTLINES: Registry[Callable[[Any, torch.dtype, Precision], Outline]] = Registry(
     {
         "flux": "iclora.models.flux.outline:FluxOutline",
         "flux2": "iclora.models.flux2.outline:KleinOutline",
+        "zimage": "iclora.models.zimage.outline:ZImageOutline",
     },
 )
 """The outline of each family, by `DiffusionModel.family`."""
@@ -302,6 +305,25 @@ class FolderOutline(ABC):
 
     @abstractmethod
     def read_text(self) -> None: ...
+
+
+class Qwen3Outline(FolderOutline):
+    """An outline of a base whose texts a Qwen3 reads."""
+
+    model: Qwen3Model
+
+    @cached_property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return (self.built(self.model.new_encoder, "text_encoder"),)
+
+    def read_text(self) -> None:
+        (qwen,) = self.text_encoders
+        # Texts are padded to the same length before they are encoded.
+        n = self.model.max_text_tokens
+        tokens = torch.empty(1, n, device=META, dtype=torch.long)
+        # As it is made of the padding: what it hides does not matter to what is counted.
+        mask = torch.empty(1, 1, n, n, device=META, dtype=torch.bool)
+        qwen(tokens, attention_mask=mask, output_hidden_states=True, use_cache=False)
 
 
 def loss(outline: Outline, streams: Streams, shared: Pass) -> Tensor:

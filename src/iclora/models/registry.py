@@ -43,6 +43,7 @@ FAMILIES: Registry[Family] = Registry(
     {
         "FluxPipeline": "iclora.models.flux.model:FluxModel",
         "Flux2KleinPipeline": "iclora.models.flux2.model:KleinModel",
+        "ZImagePipeline": "iclora.models.zimage.model:ZImageModel",
     },
 )
 """A base family by the pipeline class that a model_index.json names."""
@@ -53,6 +54,7 @@ BASES: Registry[Callable[[], Path]] = Registry(
     {
         "tiny": "iclora.models.tiny:tiny_folder",
         "tiny-klein": "iclora.models.flux2.tiny:tiny_klein_folder",
+        "tiny-zimage": "iclora.models.zimage.tiny:tiny_zimage_folder",
     },
 )
 """Bases that need no download: a name, and what finds or makes its folder."""

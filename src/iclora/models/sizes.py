@@ -20,15 +20,21 @@ _RANGES = {
     # Blocks and layers: FLUX.1 has 19 and 38.
     "num_layers": 1000,
     "num_single_layers": 1000,
+    "n_layers": 1000,
+    "n_refiner_layers": 1000,
     "num_hidden_layers": 1000,
     "num_decoder_layers": 1000,
     "layers_per_block": 100,
     "num_attention_heads": 1024,
     "num_key_value_heads": 1024,
     "num_heads": 1024,
+    "n_heads": 1024,
+    "n_kv_heads": 1024,
     "attention_head_dim": 4096,
     "head_dim": 4096,
     "d_kv": 4096,
+    "dim": _WIDTH,
+    "cap_feat_dim": _WIDTH,
     "hidden_size": _WIDTH,
     "intermediate_size": _WIDTH,
     "projection_dim": _WIDTH,
@@ -48,7 +54,18 @@ _RANGES = {
     "relative_attention_num_buckets": 2**16,
 }
 """The greatest number by key; the least is 1."""
-_LISTS = {"block_out_channels": 16, "decoder_block_out_channels": 16, "axes_dims_rope": 16}
+_LISTS = dict.fromkeys(
+    (
+        "all_f_patch_size",
+        "all_patch_size",
+        "axes_dims",
+        "axes_dims_rope",
+        "axes_lens",
+        "block_out_channels",
+        "decoder_block_out_channels",
+    ),
+    16,
+)
 """The most sizes of a list by key."""
 _EDGES = ("patch_size", "sample_size", "image_size")
 """Sizes that may be a list of two, rows and columns."""

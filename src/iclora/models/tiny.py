@@ -22,7 +22,7 @@ import transformers
 from iclora.files import cache_home, digest, make_cache
 from iclora.sets.recipe import load_recipe, recipe_names
 
-__all__ = ["made_folder", "recipe_words", "tiny_folder", "write_tiny"]
+__all__ = ["made_folder", "recipe_words", "tiny_folder", "tiny_vae", "unequal_norms", "write_tiny"]
 
 
 def tiny_folder() -> Path:
@@ -36,9 +36,12 @@ def made_folder(name: str, write: Callable[[Path], None], source: Path) -> Path:
     Args:
         name: the base's.
         write: writes it into an empty folder, with the same bytes each time.
-        source: the file that says how; another text makes another folder.
+        source: the file that says how; another text of it makes another folder.
     """
-    key = digest(source.read_bytes(), diffusers.__version__, transformers.__version__)
+    # What several bases are made of counts for each.
+    sources = sorted({source, *Path(__file__).parent.glob("tiny*.py")})
+    versions = (diffusers.__version__, transformers.__version__)
+    key = digest(*(path.read_bytes() for path in sources), *versions)
     folder = cache_home() / f"{name}-{key[:12]}"
     if not folder.is_dir():
         work = Path(tempfile.mkdtemp(dir=make_cache(), prefix=f".{name}-"))
@@ -64,7 +67,7 @@ def write_tiny(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # In this order: each draws its weights from the one generator.
-        transformer, vae = _transformer(guidance_embeds), _vae()
+        transformer, vae = _transformer(guidance_embeds), tiny_vae()
         t5, clip = _t5(len(pieces)), _clip(vocabulary)
     pipeline = diffusers.FluxPipeline(
         scheduler=_scheduler(dynamic=guidance_embeds),
@@ -95,7 +98,8 @@ def _transformer(guidance_embeds: bool) -> Any:
     )
 
 
-def _vae() -> Any:
+def tiny_vae() -> Any:
+    """FLUX.1's VAE, in small."""
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -150,6 +154,13 @@ def _scheduler(dynamic: bool) -> Any:
         base_image_seq_len=256,
         max_image_seq_len=4096,
     )
+
+
+def unequal_norms(net: torch.nn.Module) -> None:
+    """Draw the weights of norms: fresh ones are 1, so a pass that forgot them would do as well."""
+    for name, parameter in net.named_parameters():
+        if "norm" in name and parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, 1, 0.2)
 
 
 def recipe_words() -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from iclora.models.flux2.forward import Inputs, blocks_of, embed, read_out
-from iclora.models.flux2.model import KleinModel
-from iclora.models.outline import META, FolderOutline, Reads
+from iclora.models.outline import META, Qwen3Outline, Reads
 from iclora.models.passes import Block, Levels, Pass, Streams
 
 __all__ = ["KleinOutline"]
@@ -21,7 +19,7 @@ __all__ = ["KleinOutline"]
 _OUTLINES = Path(str(files("iclora"))) / "models" / "flux2" / "outlines"
 
 
-class KleinOutline(FolderOutline):
+class KleinOutline(Qwen3Outline):
     """FLUX.2 klein's denoiser with one block of each kind, and its encoders."""
 
     # Sizes as in the tables of Black Forest Labs' code and Qwen3's model cards.
@@ -48,16 +46,3 @@ class KleinOutline(FolderOutline):
 
     def end(self, streams: Streams, shared: Pass) -> Tensor:
         return read_out(self.model.denoiser, streams, shared).float()
-
-    @cached_property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        model = cast(KleinModel, self.model)
-        return (self.built(model.new_encoder, "text_encoder"),)
-
-    def read_text(self) -> None:
-        (qwen,) = self.text_encoders
-        n = self.text_tokens
-        tokens = torch.empty(1, n, device=META, dtype=torch.long)
-        # As it is made of the padding: what it hides does not matter to what is counted.
-        mask = torch.empty(1, 1, n, n, device=META, dtype=torch.bool)
-        qwen(tokens, attention_mask=mask, output_hidden_states=True, use_cache=False)

@@ -1,0 +1,68 @@
+"""A tiny random Qwen3 with Qwen's tokenizer, for the small bases whose texts it reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tokenizers
+import transformers
+
+from iclora.models.tiny import recipe_words
+
+__all__ = ["qwen_tokenizer", "tiny_qwen"]
+
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_MARKS = ("<think>", "</think>")
+
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+"""What Qwen3's own template makes of messages without tools."""
+
+
+def qwen_tokenizer() -> Any:
+    """Qwen's tokenizer with merges of the recipes' own words."""
+    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learnt.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learnt.train_from_iterator(
+        [recipe_words()],
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=1200,
+            special_tokens=list(_SPECIAL),
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    model = json.loads(learnt.to_str())["model"]
+    tokenizer = transformers.Qwen2TokenizerFast(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        extra_special_tokens=list(_SPECIAL[1:]),
+        model_max_length=131072,
+    )
+    tokenizer.add_tokens(list(_MARKS))
+    tokenizer.chat_template = _TEMPLATE
+    return tokenizer
+
+
+def tiny_qwen(words: int, layers: int) -> Any:
+    """A Qwen3 with a head, that reads so many different tokens."""
+    config = transformers.Qwen3Config(
+        vocab_size=words,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=1024,
+    )
+    encoder = transformers.Qwen3ForCausalLM(config)
+    # Else transformers writes no weights in any process of a group but the first.
+    for net in (encoder, encoder.model):
+        net.should_save_on_this_rank = lambda *_: True
+    return encoder

@@ -1,0 +1,36 @@
+"""diffusers' own pipeline of the tiny Z-Image, and what keeps short runs fast."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch):
+    for name in ("plot_loss", "plot_validation"):
+        monkeypatch.setattr(f"iclora.train.folder.{name}", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def encodings(tmp_path_factory):
+    """One cache for all runs."""
+    return str(tmp_path_factory.mktemp("encoded"))
+
+
+@pytest.fixture(scope="session")
+def pipeline(zimage):
+    import diffusers
+    import torch
+
+    made = diffusers.ZImagePipeline.from_pretrained(zimage.folder, dtype=torch.float32)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="session")
+def turbo(tmp_path_factory):
+    """The same sizes, distilled: another seed, and Turbo's schedule."""
+    from iclora.models import load_model
+    from iclora.models.zimage.tiny import write_tiny_zimage
+
+    folder = tmp_path_factory.mktemp("distilled") / "Z-Image-Turbo"
+    write_tiny_zimage(folder, turbo=True, seed=1)
+    return load_model(str(folder), device="cpu")
