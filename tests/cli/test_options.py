@@ -18,7 +18,6 @@ from iclora.settings import (
     TrainSettings,
     Verb,
     about,
-    help_of,
     read_settings,
     settings_of,
 )
@@ -80,9 +79,9 @@ def test_every_field_of_a_verb_has_a_help_and_an_option(verb):
     parser = verb_parser(verb, VERBS.load(verb))
     helps = {action.dest: action.help for action in parser._actions}
     assert set(helps) == {"help", *model.model_fields}
-    for name in model.model_fields:
-        assert help_of(model, name), name
-        text = " ".join(help_of(model, name).split())
+    for name, field in model.model_fields.items():
+        assert field.description, name
+        text = " ".join(field.description.split())
         assert as_options(text, model) in helps[name].replace("%%", "%")
 
 
@@ -127,7 +126,7 @@ def test_an_option_is_repeated_exactly_if_its_help_says_so(verb):
         if action.dest == "help":
             continue
         repeated = isinstance(action, argparse._AppendAction)
-        text = " ".join(help_of(model, action.dest).split())
+        text = " ".join(model.model_fields[action.dest].description.split())
         assert repeated == ("repeat for more" in text)
         assert (action.nargs == "+") == (about(model, action.dest).get("many") == "list")
 

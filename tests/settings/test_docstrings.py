@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from iclora.settings import Settings, help_of
+from iclora.settings import Settings
 
 
 class Plain(Settings):
@@ -31,7 +31,7 @@ class Child(Plain):
     """the child's"""
 
 
-class ReadByPydantic(Plain, BaseModel):
+class ReadByPydantic(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     one: int = 1
@@ -44,14 +44,17 @@ class ReadByPydantic(Plain, BaseModel):
     """not this"""
 
 
+def told(model: type[BaseModel]) -> dict[str, str | None]:
+    return {name: field.description for name, field in model.model_fields.items()}
+
+
 def test_a_settings_help_is_what_pydantic_reads_below_it():
-    for name, field in ReadByPydantic.model_fields.items():
-        assert help_of(Plain, name) == (field.description or ""), name
+    assert told(Plain) == told(ReadByPydantic)
+    assert told(Plain)["three"] == "several\nlines, the second indented"
 
 
 def test_a_child_keeps_its_parents_help_and_adds_its_own():
-    assert help_of(Child, "one") == "one line"
-    assert help_of(Child, "two") == "the child's"
+    assert told(Child) == {**told(Plain), "two": "the child's"}
 
 
 def test_two_classes_of_one_name_have_each_their_own_help():
@@ -69,15 +72,14 @@ def test_two_classes_of_one_name_have_each_their_own_help():
 
         return Same
 
-    assert [help_of(make(), "one") for make in (first, second)] == ["the first's", "the second's"]
+    assert [told(make())["one"] for make in (first, second)] == ["the first's", "the second's"]
 
 
 def test_a_json_schema_has_every_help():
     found = Child.model_json_schema()["properties"]
-    told = {name: field.get("description") for name, field in found.items()}
-    assert told == {name: help_of(Child, name) or None for name in Child.model_fields}
+    assert {name: field.get("description") for name, field in found.items()} == told(Child)
 
 
 def test_a_model_made_without_a_file_has_no_help():
     made = type("Made", (Settings,), {"__annotations__": {"one": int}, "one": 1})
-    assert help_of(made, "one") == ""
+    assert told(made) == {"one": None}

@@ -12,7 +12,6 @@ from iclora.settings import (
     GenerateSettings,
     RerollSettings,
     TrainSettings,
-    help_of,
     read_settings,
     settings_of,
 )
@@ -30,7 +29,7 @@ def test_the_defaults_are_those_of_the_papers_run():
 
 
 def test_every_setting_says_what_it_means():
-    assert all(help_of(TrainSettings, name) for name in TrainSettings.model_fields)
+    assert all(field.description for field in TrainSettings.model_fields.values())
 
 
 def test_a_run_file_is_read_and_the_command_line_wins(tmp_path):

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from iclora import __version__
 from iclora.cli.output import as_options, option_of, show_error
-from iclora.settings import Verb, about, help_of
+from iclora.settings import Verb, about
 from iclora.settings.findings import nearest
 
 __all__ = ["list_verbs", "options_of", "verb_parser"]
@@ -117,7 +117,7 @@ def _in_order(model: type[BaseModel]) -> Iterator[str]:
 
 def _help(model: type[BaseModel], name: str) -> str:
     field = model.model_fields[name]
-    text = as_options(" ".join(help_of(model, name).split()), model)
+    text = as_options(" ".join((field.description or "").split()), model)
     if field.is_required():
         shown = "" if about(model, name).get("position") else " (required)"
     else:

@@ -34,7 +34,6 @@ from iclora.settings.data import (
     RecipesSettings,
     ReviewSettings,
 )
-from iclora.settings.docstrings import help_of
 from iclora.settings.fields import (
     MOST_PIXELS,
     PRECISIONS,
@@ -123,7 +122,6 @@ __all__ = [
     "Wish",
     "about",
     "foreign_words",
-    "help_of",
     "nearest",
     "problems_of",
     "read_settings",

@@ -1,7 +1,7 @@
-"""The docstrings of settings: their help, read when somebody asks for it.
+"""The docstrings of settings: what stands below a field is its help.
 
-Pydantic can read them too, but as it makes a model, and that takes a twentieth of a second of every
-command, for some thirty models.
+Pydantic can read them too, but it parses the text of every class by itself, and for some thirty of
+them that takes a twentieth of a second of every command. Here a module is parsed once.
 """
 
 from __future__ import annotations
@@ -12,40 +12,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
-from pydantic import BaseModel, GetJsonSchemaHandler
+from pydantic import BaseModel
 
-__all__ = ["described", "help_of"]
-
-
-def help_of(model: type[BaseModel], name: str) -> str:
-    """What a field means, as stands below it; nothing if there is no docstring."""
-    return model.model_fields[name].description or _docstrings(model).get(name, "")
+__all__ = ["describe"]
 
 
-def described(model: type[BaseModel], schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-    """The JSON schema of a model, its fields' docstrings as their descriptions.
-
-    Args:
-        schema: the core schema, and
-        handler: what pydantic hands to `__get_pydantic_json_schema__`.
-    """
-    found: dict[str, Any] = handler(schema)
-    for name, field in handler.resolve_ref_schema(found).get("properties", {}).items():
-        if name in model.model_fields and help_of(model, name):
-            field.setdefault("description", help_of(model, name))
-    return found
-
-
-@cache
-def _docstrings(model: type[BaseModel]) -> Mapping[str, str]:
-    """By the names of a model's fields, its parents' included."""
-    found: dict[str, str] = {}
-    for kind in reversed(model.__mro__):
-        if issubclass(kind, BaseModel):
-            found |= _of_module(kind.__module__).get(kind.__qualname__, {})
-    return found
+def describe(model: type[BaseModel]) -> None:
+    """Make the docstring below each of a model's own fields its description, if it has none."""
+    for name, text in _of_module(model.__module__).get(model.__qualname__, {}).items():
+        field = model.model_fields.get(name)
+        if field and field.description is None:
+            field.description = text
 
 
 @cache

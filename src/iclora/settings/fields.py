@@ -7,18 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from iclora.files import place
-from iclora.settings.docstrings import described
+from iclora.settings.docstrings import describe
 
 __all__ = [
     "MOST_PIXELS",
@@ -352,10 +344,9 @@ class Settings(BaseModel):
     )
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: Any, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return described(cls, schema, handler)
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        super().__pydantic_init_subclass__(**more)
+        describe(cls)
 
     @model_validator(mode="before")
     @classmethod
