@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
@@ -233,16 +233,50 @@ def alone(attend: Attend, lengths: Sequence[int]) -> Attend:
 
 def by_parts(attend: Attend, parts: Sequence[_Part]) -> Attend:
     """Attention of each part's rows to its own columns; the parts' rows are those of q in order."""
+    lengths = [rows.stop - rows.start for rows, _ in parts]
+    groups = _apart(span for _, own in parts for span in own)
 
-    def some(x: Tensor, columns: Sequence[slice]) -> Tensor:
-        found = [x[:, :, span] for span in columns]
-        return found[0] if len(found) == 1 else torch.cat(found, 2)
+    def cut(x: Tensor) -> Callable[[Sequence[slice]], Tensor]:
+        # The gradient of a slice is as large as what was cut. So x is split where no part reads
+        # across, and what several parts read is cut once.
+        pieces = _split(x, [group.stop - group.start for group in groups])
+
+        @cache
+        def one(start: int, stop: int) -> Tensor:
+            at = next(n for n, group in enumerate(groups) if start < group.stop)
+            off = groups[at].start
+            whole = (start, stop) == (off, groups[at].stop)
+            return pieces[at] if whole else pieces[at][:, :, start - off : stop - off]
+
+        def some(columns: Sequence[slice]) -> Tensor:
+            found = [one(span.start, span.stop) for span in columns]
+            return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+        return some
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = [attend(q[:, :, rows], some(k, own), some(v, own)) for rows, own in parts]
+        keys, values = cut(k), cut(v)
+        rows = zip(_split(q, lengths), parts, strict=True)
+        out = [attend(part, keys(own), values(own)) for part, (_, own) in rows]
         return out[0] if len(out) == 1 else torch.cat(out, 1)
 
     return run
+
+
+def _split(x: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = torch.split(x, lengths, 2)
+    return found
+
+
+def _apart(spans: Iterable[slice]) -> list[slice]:
+    """The spans in order, those that share tokens as one."""
+    found: list[slice] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        if found and span.start < found[-1].stop:
+            found[-1] = slice(found[-1].start, max(found[-1].stop, span.stop))
+        else:
+            found.append(span)
+    return found
 
 
 # -- on a CPU -----------------------------------------------------------------------------------
