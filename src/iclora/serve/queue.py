@@ -144,6 +144,16 @@ class Queue:
         query = f"SELECT * FROM jobs{where} ORDER BY id DESC LIMIT ?"  # noqa: S608
         return [job_of(row) for row in self._store.rows(query, *values)]
 
+    def of_folder(self, folder: str, client: str = "") -> Job | None:
+        """The job that writes a folder, or waits to."""
+        rows = self._store.rows(
+            "SELECT * FROM jobs WHERE folder=?1 AND (?2='' OR client=?2)"
+            " AND status IN ('queued', 'running', 'cancelling')",
+            folder,
+            client,
+        )
+        return job_of(rows[0]) if rows else None
+
     def positions(self) -> dict[str, int]:
         """How many jobs are before each queued one, by its id."""
         rows = self._store.rows(

@@ -1,0 +1,46 @@
+"""The web process: one app over queue, folder and engine. It never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from iclora import __version__
+from iclora.serve.gate import Gate
+from iclora.serve.problems import say_problems
+from iclora.serve.routes import assets, datasets, events, jobs, runs, sets, state
+from iclora.serve.server import Server
+
+__all__ = ["make_app"]
+
+
+def make_app(server: Server) -> FastAPI:
+    """The app of a server; it starts and closes it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server: Server = app.state.server
+        await run_in_threadpool(server.dispatcher.start)
+        try:
+            yield
+        finally:
+            await run_in_threadpool(server.close)
+
+    app = FastAPI(
+        title="iclora",
+        version=__version__,
+        summary="Sets of panels by In-Context LoRA: jobs, made sets, datasets, runs, adapters.",
+        lifespan=lifespan,
+        docs_url=None,  # Its page loads scripts from elsewhere.
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.server = server
+    say_problems(app)
+    for module in (jobs, events, assets, sets, datasets, runs, state):
+        app.include_router(module.router)
+    app.add_middleware(Gate)
+    return app

@@ -1,0 +1,172 @@
+"""Threads that take jobs from the queue and hand them to the engine, one for each worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from iclora.errors import IcloraError
+from iclora.serve.engine import Engine, Order, Outcome, Problem, Report, WorkerDied
+from iclora.serve.events import Bus
+from iclora.serve.index import Sets
+from iclora.serve.jobs import Job
+from iclora.serve.queue import Queue
+
+__all__ = ["Dispatcher"]
+
+_log = logging.getLogger("iclora.serve")
+_MAKING = frozenset({"generate", "complete", "reroll"})
+"""Kinds whose job has succeeded only if there are sets in its folder."""
+
+
+class Dispatcher:
+    """Brings jobs to workers, and their reports and ends back.
+
+    Args:
+        ended: called with every job that a worker has ended, and the seconds it took.
+        died: called whenever a worker was ended by something else than its job.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        engine: Engine,
+        bus: Bus,
+        sets: Sets,
+        ended: Callable[[Job], None] = lambda _: None,
+        died: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._queue, self._engine, self._bus, self._sets = queue, engine, bus, sets
+        self._ended, self._died = ended, died
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._running: dict[str, str] = {}
+        """Worker by job."""
+        self._cancelled: set[str] = set()
+
+    def start(self) -> None:
+        """Start the engine, take back what a process before was running, begin to work."""
+        self._queue.recover()
+        self._engine.start()
+        for worker in self._engine.workers:
+            thread = threading.Thread(target=self._serve, args=(worker,), name=f"jobs-{worker}")
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End the workers; what they were doing is queued again as if it had not been tried."""
+        self._stopping.set()
+        with self._queue.changed:
+            self._queue.changed.notify_all()
+        self._engine.stop()
+        for thread in self._threads:
+            thread.join(timeout=60)
+
+    def cancel(self, job: str) -> None:
+        """Tell the worker that has a job, if one has it, to end it."""
+        self._cancelled.add(job)
+        worker = self._running.get(job)
+        if worker is not None:
+            self._engine.cancel(worker, job)
+
+    def _serve(self, worker: str) -> None:
+        ready = False
+        while not self._stopping.is_set():
+            try:
+                ready = ready or self._engine.ready() is None
+                job = self._queue.claim(worker, self._engine.loaded(worker)) if ready else None
+            except IcloraError as error:  # A full disk, which somebody may make room on.
+                _log.error("no job can be claimed: %s", error)
+                self._stopping.wait(5)
+                continue
+            if job is not None:
+                self._run(worker, job)
+                continue
+            with self._queue.changed:
+                if not self._stopping.is_set():
+                    # Loading is asked about again; a job wakes this up at once.
+                    self._queue.changed.wait(1.0 if ready else 0.05)
+
+    def _run(self, worker: str, job: Job) -> None:
+        self._running[job.id] = worker
+        try:
+            if self._queue.get(job.id).status == "cancelling":
+                outcome = Outcome("cancelled")
+            else:
+                order = Order(job.id, job.kind, job.settings, job.folder, job.attempt)
+                outcome = self._engine.run(worker, order, lambda r: self._report(worker, job, r))
+            self._finish(job, outcome)
+        except WorkerDied as died:
+            if self._stopping.is_set():
+                self._ending(self._queue.release, job)
+                return
+            self._died()
+            _log.warning("job %s: worker %s was ended by %s", job.id, worker, died.signal)
+            self._ending(self._queue.give_back, job, died.signal)
+        except Exception as error:
+            _log.exception("job %s failed", job.id)
+            self._finish(job, Outcome("failed", error=_problem(error)))
+        finally:
+            self._running.pop(job.id, None)
+            self._cancelled.discard(job.id)
+            self._bus.forget(job.id)
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        result = outcome.result
+        if outcome.status == "succeeded":
+            made = self._sets.made_by(Path(job.folder))
+            result = {**(result or {}), "sets": made}
+            if job.kind in _MAKING and not made:
+                outcome = Outcome("failed", error=_NOTHING)
+        done = Outcome(outcome.status, result, outcome.error)
+        ended = self._ending(self._queue.finish, job, done)
+        if ended:
+            self._ended(ended)
+            for made_set in (ended.result or {}).get("sets", ()):
+                self._bus.tell("set", {"id": made_set, "job": job.id}, job.client, job.id)
+
+    def _ending(self, how: Callable[..., Job | None], *values: Any) -> Job | None:
+        """Write an end down; on a full disk, wait for room rather than lose it."""
+        while True:
+            try:
+                return how(*values)
+            except IcloraError as error:
+                _log.error("the end of a job cannot be written: %s", error)
+                if self._stopping.wait(2):
+                    return None
+
+    def _report(self, worker: str, job: Job, report: Report) -> None:
+        kind = report.get("type")
+        if job.id in self._cancelled:  # It may not have had the job when it was told.
+            self._engine.cancel(worker, job.id)
+        told = {key: value for key, value in report.items() if key not in ("type", "path")}
+        if kind in ("progress", "preview", "note"):
+            self._bus.tell(kind, {**told, "job": job.id, "at": time.time()}, job.client, job.id)
+
+
+_NOTHING: Problem = {
+    "code": "InternalError",
+    "problem": "the worker said that it was done, and there is no set in the job's folder",
+    "advice": "Look into the server's log, then retry the job.",
+    "setting": None,
+}
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, IcloraError):
+        return {
+            "code": type(error).__name__,
+            "problem": error.problem,
+            "advice": error.advice,
+            "setting": error.setting,
+        }
+    return {
+        "code": "InternalError",
+        "problem": "something went wrong that should not",
+        "advice": "Look for the job's id in the server's log, and report it.",
+        "setting": None,
+    }

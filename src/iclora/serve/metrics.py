@@ -1,0 +1,79 @@
+"""Figures for Prometheus. No id, prompt or key is in a label."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from iclora.serve.events import Bus
+from iclora.serve.jobs import Job
+from iclora.serve.queue import Queue
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
+_LONG = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 3600)
+
+
+class Metrics:
+    """The figures of one server; nothing of them is shared between two in one process."""
+
+    def __init__(self, queue: Queue, bus: Bus, folder: Path) -> None:
+        own = self._registry = CollectorRegistry()
+        self.http = Histogram(
+            "iclora_http_seconds",
+            "Time of a request",
+            ("route", "status"),
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self._jobs = Counter("iclora_jobs", "Jobs that ended", ("kind", "status"), registry=own)
+        self._job = Histogram(
+            "iclora_job_seconds", "Time of a job", ("kind",), buckets=_LONG, registry=own
+        )
+        self._wait = Histogram(
+            "iclora_queue_wait_seconds", "Time until a job was begun", buckets=_LONG, registry=own
+        )
+        self.restarts = Counter(
+            "iclora_worker_restarts", "Workers that were ended by something else", registry=own
+        )
+        self._registry.register(_Now(queue, bus, folder))
+
+    def ended(self, job: Job) -> None:
+        """Count a job that a worker has ended."""
+        self._jobs.labels(job.kind, job.status).inc()
+        if job.started is not None and job.ended is not None:
+            self._job.labels(job.kind).observe(job.ended - job.started)
+            self._wait.observe(max(0.0, job.started - job.created))
+
+    def text(self) -> bytes:
+        """All figures, as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+
+class _Now(Collector):
+    """Figures that are looked up when they are asked for."""
+
+    def __init__(self, queue: Queue, bus: Bus, folder: Path) -> None:
+        self._queue, self._folder = queue, folder
+        self._streams: Callable[[], int] = lambda: bus.streams
+
+    def collect(self) -> Iterator[Metric]:
+        depth = GaugeMetricFamily("iclora_queue_depth", "Jobs that wait", labels=["kind"])
+        for (kind, status), number in self._queue.counts().items():
+            if status == "queued":
+                depth.add_metric([kind], number)
+        yield depth
+        yield GaugeMetricFamily("iclora_event_streams", "Open streams", self._streams())
+        free = shutil.disk_usage(self._folder).free
+        yield GaugeMetricFamily("iclora_disk_free_bytes", "Free space for made sets", free)
+        paused = float(self._queue.paused)
+        yield GaugeMetricFamily("iclora_queue_paused", "1 if no job is begun", paused)
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # What it has depends on the queue, and is looked up later.

@@ -1,0 +1,103 @@
+"""Runs as they are: read from their folders, never from what somebody wished."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from iclora.files.locks import LOCK
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: what runs elsewhere is not seen there.
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["is_written", "log_after", "state_of"]
+
+_MOST_ROWS = 5000
+
+
+def is_written(run: Path) -> bool:
+    """True while a process trains into a run's folder: it holds the folder's lock."""
+    if fcntl is None:
+        return False
+    try:
+        held = os.open(run / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(held)
+    return False
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """State, steps done and wanted, the last loss, and the settings that were not the defaults."""
+    try:
+        settings = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))["train"]
+    except (OSError, ValueError, KeyError):
+        settings = {}
+    last = _last_row(run / "log.jsonl")
+    wanted, done = settings.get("steps", 5000), last.get("step", 0)
+    if is_written(run):
+        state = "running"
+    else:
+        state = "finished" if done >= wanted and _has_result(run) else "stopped"
+    own = {"base", "data", "out", "recipe", "validation", "cache", "device"}
+    shown = {key: value for key, value in settings.items() if key not in own}
+    return {
+        "state": state,
+        "step": done,
+        "steps": wanted,
+        "loss": last.get("loss"),
+        "settings": shown,
+        "previews": sorted(p.name for p in (run / "previews").glob("*.png")),
+    }
+
+
+def log_after(run: Path, step: int) -> list[dict[str, Any]]:
+    """Rows of the log of losses behind a step, at most 5,000."""
+    found: list[dict[str, Any]] = []
+    try:
+        with (run / "log.jsonl").open("rb") as file:
+            for line in file:
+                row = _row(line)
+                if row and row["step"] > step:
+                    found.append(row)
+                    if len(found) == _MOST_ROWS:
+                        break
+    except OSError:
+        return []
+    return found
+
+
+def _has_result(run: Path) -> bool:
+    return (run / "adapter.safetensors").is_file() or (run / "base").is_dir()
+
+
+def _last_row(log: Path) -> dict[str, Any]:
+    """The last whole row of a log, found from its end."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4096))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    return next(filter(None, map(_row, reversed(lines))), {})
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A step and its loss; nothing for a line that a kill cut short."""
+    try:
+        row = json.loads(line)
+        known = isinstance(row["step"], int) and isinstance(row["loss"], float | int)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return row if known else {}

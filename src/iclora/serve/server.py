@@ -1,0 +1,113 @@
+"""All parts of the server, opened together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from iclora.errors import RunError
+from iclora.files.locks import alone
+from iclora.serve.access import Access
+from iclora.serve.assets import Assets
+from iclora.serve.catalog import Catalog
+from iclora.serve.dispatch import Dispatcher
+from iclora.serve.engine import Engine
+from iclora.serve.events import Bus
+from iclora.serve.index import Sets
+from iclora.serve.intake import Intake
+from iclora.serve.jobs import Job
+from iclora.serve.metrics import Metrics
+from iclora.serve.problems import Refused
+from iclora.serve.queue import Queue
+from iclora.serve.store import Store
+from iclora.settings import ServeSettings
+
+__all__ = ["Here", "Server", "Who"]
+
+_LEAST_FREE = 512 * 2**20
+"""Bytes on the disk below which no further job is taken: a set has some 10 MB."""
+
+
+class Server:
+    """All that routes need. Opening it takes the folder: one server at a time.
+
+    Args:
+        settings: what `serve` was told.
+        base: name of the base that the workers hold.
+        engine: what runs jobs; it is started by the app.
+    Raises: RunError if another server has the folder; SettingsError, StorageError.
+    """
+
+    def __init__(self, settings: ServeSettings, base: str, engine: Engine) -> None:
+        self.settings, self.base, self.engine = settings, base, engine
+        self.catalog = Catalog(Path(settings.folder), settings.adapter)
+        home = self.catalog.home
+        self._open = ExitStack()
+        self._open.enter_context(alone(home / "lock", self.catalog.folder, RunError))
+        self.access = Access(settings, home)
+        self.store = Store(home / "serve.sqlite")
+        self._open.callback(self.store.close)
+        self.queue = Queue(self.store, f"{os.getpid()}-{secrets.token_hex(6)}")
+        self.bus = Bus()
+        self.sets = Sets(self.store, self.catalog)
+        self.assets = Assets(home / "assets")
+        self.intake = Intake(settings, base, self.catalog, self.assets, self.sets)
+        self.metrics = Metrics(self.queue, self.bus, self.catalog.folder)
+        self.dispatcher = Dispatcher(
+            self.queue,
+            engine,
+            self.bus,
+            self.sets,
+            ended=self.metrics.ended,
+            died=self.metrics.restarts.inc,
+        )
+        self.closing = False
+        self.queue.watchers.append(self._tell)
+        if settings.paused:
+            self.queue.pause(True)
+
+    def _tell(self, job: Job) -> None:
+        about = {"id": job.id, "kind": job.kind, "status": job.status, "attempt": job.attempt}
+        self.bus.tell("job", about, job.client, job.id)
+
+    def check_room(self) -> None:
+        """Raises: Refused with 507 if the disk is nearly full."""
+        free = shutil.disk_usage(self.catalog.folder).free
+        if free < _LEAST_FREE:
+            raise Refused(
+                507,
+                f"the disk has {free / 1e6:.0f} MB left, and a job may need more",
+                "Free some space; jobs that wait are kept.",
+            )
+
+    def go_down(self) -> None:
+        """Take no more requests and end all streams."""
+        self.closing = True
+        self.bus.close()
+
+    def close(self) -> None:
+        """End workers and give the folder back; what ran is queued again."""
+        self.go_down()
+        self.dispatcher.stop()
+        self._open.close()
+
+
+def here(request: Request) -> Server:
+    """The server that a request came to."""
+    server: Server = request.app.state.server
+    return server
+
+
+def who(request: Request) -> str:
+    """The name of the key a request came with; empty for the server's own token."""
+    return str(request.state.client)
+
+
+Here = Annotated[Server, Depends(here)]
+Who = Annotated[str, Depends(who)]

@@ -1,0 +1,83 @@
+"""An engine without torch: it writes sets of one colour, and ends as a test tells it to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+from PIL import Image
+
+from iclora.files import work_folder
+from iclora.serve.engine import Outcome, WorkerDied, adapters_of
+
+
+class FakeEngine:
+    """Makes a set in milliseconds; `hold` keeps jobs running until `go` is set."""
+
+    def __init__(self, workers=("cpu",)):
+        self.workers = list(workers)
+        self.why = None
+        self.orders = []
+        self.deaths = 0
+        self.failure = None
+        self.go = threading.Event()
+        self.go.set()
+        self.cancelled = set()
+        self.stopped = False
+        self._loaded = dict.fromkeys(self.workers)
+        self._changed = threading.Condition()
+
+    def hold(self):
+        self.go.clear()
+
+    def start(self):
+        self.stopped = False
+
+    def ready(self):
+        return self.why
+
+    def loaded(self, worker):
+        return self._loaded[worker]
+
+    def run(self, worker, order, report):
+        self.orders.append(order)
+        report({"type": "progress", "stage": "sampling", "done": 0, "total": 2, "eta_s": 1.0})
+        while not self.go.wait(0.002):
+            if order.job in self.cancelled:
+                return Outcome("cancelled")
+            if self.stopped:
+                raise WorkerDied("SIGTERM")
+        if self.deaths > 0:
+            self.deaths -= 1
+            raise WorkerDied("SIGKILL")
+        if self.failure:
+            raise self.failure
+        report({"type": "note", "text": "a note"})
+        self._loaded[worker] = adapters_of(order.input)
+        if order.kind in ("generate", "complete", "reroll"):
+            for number in range(order.input.get("count", 1)):
+                make_set(Path(order.folder) / f"{number + 1:04d}", order.input, number)
+        return Outcome("succeeded", {"seconds": 0.0})
+
+    def cancel(self, worker, job):
+        self.cancelled.add(job)
+
+    def stop(self):
+        self.stopped = True
+
+
+def make_set(folder: Path, settings: dict, number: int = 0) -> Path:
+    """A made set of two panels, if it is not there."""
+    if folder.exists():
+        return folder
+    seed = settings.get("seed", 0) + number
+    request = {
+        "base": "tiny", "prompt": (settings.get("prompt") or ["a prompt"])[0], "recipe": "none",
+        "adapter": (settings.get("adapter") or [None])[0], "seeds": [seed, seed + 1],
+    }  # fmt: skip
+    with work_folder(folder) as work:
+        for name, width in (("composite", 32), ("panel-1", 16), ("panel-2", 16)):
+            Image.new("RGB", (width, 16), (seed % 256, 9, 9)).save(work / f"{name}.png")
+        (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    return folder

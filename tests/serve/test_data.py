@@ -1,0 +1,239 @@
+"""Datasets, captions, recipes, adapters, runs and plans over HTTP."""
+
+import fcntl
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import iclora.sets
+from iclora.sets.recipe import load_recipe
+from tests.serve.conftest import Opened
+
+CAPTION = "[MOVIE-SHOTS] A day, [SCENE-1] one [SCENE-2] two [SCENE-3] three."
+
+
+@pytest.fixture
+def dataset(folder):
+    place = folder / "data" / "shots"
+    for name in ("0001", "0002"):
+        (place / name).mkdir(parents=True)
+        for number in (1, 2, 3):
+            Image.new("RGB", (64, 32), "red").save(place / name / f"{number}.png")
+        (place / name / "caption.txt").write_text(CAPTION)
+    (place / "iclora.toml").write_text('recipe = "film-storyboard"\n')
+    return place
+
+
+@pytest.fixture
+def run(folder):
+    place = folder / "RUN"
+    (place / "previews").mkdir(parents=True)
+    (place / "config.toml").write_text('[train]\nsteps = 3\nrank = 8\nbase = "/secret/base"\n')
+    rows = [{"step": n, "loss": 1 / n, "sets": ["0001"]} for n in (1, 2, 3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (place / "log.jsonl").write_text(text + '{"step": 4, "lo')
+    Image.new("RGB", (8, 8)).save(place / "previews" / "0001.png")
+    return place
+
+
+def write_adapter(path, **about):
+    recipe = load_recipe("film-storyboard")
+    known = {
+        "base": "toyland",
+        "recipe": recipe.model_dump(mode="json"),
+        "layout": recipe.canvas.to_json(),
+        "steps": 7,
+        **about,
+    }
+    head = json.dumps({"__metadata__": {"iclora": json.dumps(known)}}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+
+
+def test_datasets_of_the_folder_are_listed_and_nothing_else(opened, folder, dataset, run):
+    shutil.make_archive(str(folder / "packed"), "zip", dataset)
+    (folder / "notes").mkdir()
+    found = opened.client.get("/api/v1/datasets").json()["datasets"]
+    assert found == [{"id": "packed.zip", "kind": "zip"}, {"id": "data~shots", "kind": "folder"}]
+
+
+def test_a_datasets_sets_come_in_pages_with_their_captions(opened, dataset):
+    first = opened.client.get("/api/v1/datasets/data~shots/sets?limit=1").json()
+    assert (first["recipe"], first["cursor"]) == ("film-storyboard", 1)
+    assert [each["name"] for each in first["sets"]] == ["0001"]
+    assert first["sets"][0]["caption"] == CAPTION
+    rest = opened.client.get("/api/v1/datasets/data~shots/sets?limit=1&cursor=1").json()
+    assert ([each["name"] for each in rest["sets"]], rest["cursor"]) == (["0002"], None)
+
+
+def test_a_caption_is_written_only_over_the_one_that_was_seen(opened, dataset):
+    path = "/api/v1/datasets/data~shots/sets/0001/caption"
+    seen = opened.client.get("/api/v1/datasets/data~shots/sets").json()["sets"][0]["etag"]
+    new = {"caption": CAPTION.replace("two", "2")}
+    assert opened.client.put(path, json=new).status_code == 428
+    wrong = {"caption": "[MOVIE-SHOTS] no markers but [SCENE-2]"}
+    assert opened.client.put(path, json=wrong, headers={"If-Match": seen}).status_code == 422
+    done = opened.client.put(path, json=new, headers={"If-Match": seen})
+    assert done.status_code == 200
+    assert (dataset / "0001" / "caption.txt").read_text() == new["caption"] + "\n"
+    assert opened.client.put(path, json=new, headers={"If-Match": seen}).status_code == 412
+    assert done.headers["etag"] != seen
+
+
+def test_a_caption_that_is_a_link_to_elsewhere_is_not_written(opened, dataset, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "caption.txt"
+    outside.write_text(CAPTION)
+    (dataset / "0001" / "caption.txt").unlink()
+    (dataset / "0001" / "caption.txt").symlink_to(outside)
+    path = "/api/v1/datasets/data~shots/sets/0001/caption"
+    seen = opened.client.get("/api/v1/datasets/data~shots/sets").json()["sets"][0]["etag"]
+    new = {"caption": CAPTION.replace("two", "2")}
+    assert opened.client.put(path, json=new, headers={"If-Match": seen}).status_code in (404, 412)
+    assert outside.read_text() == CAPTION
+
+
+def test_recipes_that_ship_and_those_of_the_folder_are_listed(opened, folder):
+    own = folder / "recipes" / "mine.toml"
+    own.parent.mkdir()
+    shutil.copy(Path(iclora.sets.__file__).parent / "recipes" / "film-storyboard.toml", own)
+    names = [each["name"] for each in opened.client.get("/api/v1/recipes").json()["recipes"]]
+    assert {"mine", "film-storyboard"} <= set(names)
+    found = opened.client.get("/api/v1/recipes/mine").json()
+    assert (found["markers"], len(found["boxes"])) == (["[SCENE-1]", "[SCENE-2]", "[SCENE-3]"], 3)
+    opened.ended(opened.post(input={"prompt": [found["example"]], "recipe": "mine"}).json()["id"])
+    assert opened.engine.orders[0].input["recipe"] == str(own)
+
+
+def test_adapters_are_told_apart_by_their_headers_without_reading_weights(opened, folder, run):
+    write_adapter(run / "adapter.safetensors")
+    (folder / "adapters").mkdir()
+    (folder / "adapters" / "other.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    (folder / "adapters" / "bad.safetensors").write_bytes(b"\xff" * 40)
+    found = {e["id"]: e for e in opened.client.get("/api/v1/adapters").json()["adapters"]}
+    assert set(found) == {"RUN", "other", "bad"}
+    assert (found["RUN"]["base"], found["RUN"]["panels"]) == ("toyland", 3)
+    assert found["other"]["recipe"] is None
+
+
+def test_an_adapter_is_named_by_its_id_with_a_strength(opened, run):
+    write_adapter(run / "adapter.safetensors")
+    example = load_recipe("film-storyboard").example
+    told = {"prompt": [example], "adapter": ["RUN=0.7"]}
+    job = opened.post(input=told).json()
+    opened.ended(job["id"])
+    assert opened.engine.orders[0].input["adapter"] == [f"{run / 'adapter.safetensors'}=0.7"]
+
+
+def test_a_prompt_that_does_not_fit_the_adapters_recipe_is_refused_at_once(opened, run):
+    write_adapter(run / "adapter.safetensors")
+    told = {"prompt": ["[MOVIE-SHOTS] [SCENE-2] a [SCENE-9] b"], "adapter": ["RUN"]}
+    assert opened.post(input=told).status_code == 422
+    far = {"prompt": ["a"], "adapter": ["RUN"], "panel_seeds": {"4": 1}}
+    assert "no panel 4" in opened.post(input=far).json()["problem"]
+
+
+def test_arms_of_an_evaluation_name_adapters_by_id(opened, run):
+    write_adapter(run / "adapter.safetensors")
+    file = run / "adapter.safetensors"
+    told = {"prompt": ["a"], "adapter": ["RUN", "half=RUN=0.5", "RUN=0.3+RUN=0.2"], "metric": []}
+    answer = opened.post("evaluate", input=told)
+    opened.ended(answer.json()["id"])
+    assert opened.engine.orders[0].input["adapter"] == [
+        f"RUN={file}",
+        f"half={file}=0.5",
+        f"RUN+RUN={file}=0.3+{file}=0.2",
+    ]
+
+
+def test_a_runs_state_is_read_from_its_folder(opened, run):
+    def state():
+        return opened.client.get("/api/v1/runs/RUN").json()
+
+    assert (state()["state"], state()["step"], state()["loss"]) == ("stopped", 3, 1 / 3)
+    assert state()["settings"] == {"steps": 3, "rank": 8}
+    with (run / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert state()["state"] == "running"
+        assert opened.client.post("/api/v1/runs/RUN/resume").status_code == 409
+        answer = opened.client.post("/api/v1/runs/RUN/stop")
+        assert (answer.status_code, "elsewhere" in answer.json()["problem"]) == (409, True)
+    write_adapter(run / "adapter.safetensors")
+    assert state()["state"] == "finished"
+    assert [each["id"] for each in opened.client.get("/api/v1/runs").json()["runs"]] == ["RUN"]
+
+
+def test_a_log_is_read_from_a_step_on_and_a_cut_line_left_out(opened, run):
+    rows = opened.client.get("/api/v1/runs/RUN/log?after=1").json()["rows"]
+    assert [row["step"] for row in rows] == [2, 3]
+    assert opened.client.get("/api/v1/runs/RUN/previews/0001.png").status_code == 200
+    assert opened.client.get("/api/v1/runs/RUN/previews/0002.png").status_code == 404
+
+
+def test_a_run_is_started_stopped_and_gone_on_with(opened, folder, dataset, run):
+    opened.engine.hold()
+    job = opened.post("train", input={"data": "data~shots", "name": "new", "steps": 9}).json()
+    opened.until(job["id"], {"running"})
+    told = opened.engine.orders[0].input
+    assert told["out"] == str(folder / "runs" / "new")
+    assert (told["data"], told["steps"]) == (str(dataset), 9)
+    again = opened.post("train", input={"data": "data~shots", "name": "new"})
+    assert again.status_code == 409
+    (folder / "runs" / "new").mkdir(parents=True)
+    shutil.copy(run / "config.toml", folder / "runs" / "new")
+    assert opened.client.get("/api/v1/runs/runs~new").json()["job"] == job["id"]
+    stopped = opened.client.post("/api/v1/runs/runs~new/stop").json()
+    assert (stopped["id"], stopped["status"]) == (job["id"], "cancelling")
+    assert opened.ended(job["id"])["status"] == "cancelled"
+    opened.engine.go.set()
+    more = opened.client.post("/api/v1/runs/runs~new/resume").json()
+    opened.ended(more["id"])
+    assert opened.engine.orders[-1].input == {"resume": str(folder / "runs" / "new")}
+
+
+def test_a_name_in_use_is_not_taken_again(opened, dataset, run):
+    told = {"source": "data~shots", "name": "shots"}
+    answer = opened.post("compose", input=told)
+    assert (answer.status_code, answer.json()["code"]) == (409, "Busy")
+
+
+def test_a_story_is_told_as_text_and_kept_for_the_worker(opened, folder):
+    job = opened.post("extend", input={"story": "all of it\nfirst\nsecond\n"}).json()
+    opened.ended(job["id"])
+    path = folder / ".iclora" / "stories" / f"{job['id']}.txt"
+    assert opened.engine.orders[0].input["story"] == str(path)
+    assert path.read_text() == "all of it\nfirst\nsecond\n"
+
+
+def test_a_plan_is_counted_by_the_verb_and_kept(opened, monkeypatch):
+    asked = []
+
+    class Done:
+        returncode, stderr, stdout = 0, "", "plan         12 GB\n\nwrote x"
+
+    def run(command, **_):
+        text = Path(command[-1]).read_text()
+        asked.append(text)
+        Path(tomllib.loads(text)["train"]["write"]).write_text("[train]\n")
+        return Done()
+
+    monkeypatch.setattr("iclora.serve.planning.subprocess.run", run)
+    monkeypatch.setattr("iclora.serve.planning._known", {})
+    for _ in range(2):
+        found = opened.client.get("/api/v1/plan?vram=12&rank=32&resolutions=512&resolutions=768")
+        assert found.json() == {"text": "plan         12 GB", "run_file": "[train]\n"}
+    assert len(asked) == 1
+    assert "rank = 32" in asked[0]
+    assert "vram = 12.0" in asked[0]
+    assert opened.client.get("/api/v1/plan?rank=0").status_code == 422
+
+
+def test_a_named_file_is_offered_beside_those_of_the_folder(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("elsewhere") / "style.safetensors"
+    write_adapter(outside)
+    with Opened(folder, adapter=(str(outside),)) as opened:
+        found = opened.client.get("/api/v1/adapters").json()["adapters"]
+        assert [each["id"] for each in found] == ["style"]

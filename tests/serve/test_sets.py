@@ -1,0 +1,126 @@
+import io
+import json
+import time
+
+import pytest
+from PIL import Image
+
+from tests.serve.conftest import Opened
+from tests.serve.fake import make_set
+
+
+def listed(opened, **query):
+    return opened.client.get("/api/v1/sets", params=query).json()["sets"]
+
+
+@pytest.fixture
+def three(opened, folder):
+    for number, words in enumerate(["a red fox", "a brown bear", "a red bird"], 1):
+        make_set(folder / "out" / f"{number:04d}", {"prompt": [words], "seed": number})
+        time.sleep(0.002)
+    return [each["id"] for each in listed(opened)][::-1]
+
+
+def test_sets_of_jobs_and_of_the_command_line_are_listed_newest_first(opened, folder):
+    make_set(folder / "out" / "0001", {"prompt": ["by hand"], "seed": 2**60})
+    job = opened.post(input={"prompt": ["by a job"]}, headers={"Prefer": "wait=5"}).json()
+    found = listed(opened)
+    assert [each["prompt"] for each in found] == ["by a job", "by hand"]
+    assert found[0]["id"] == job["result"]["sets"][0]
+    assert found[1]["seed"] == str(2**60)
+
+
+def test_a_set_made_or_removed_by_hand_is_seen_at_once(opened, folder, three):
+    import shutil
+
+    assert len(three) == 3
+    shutil.rmtree(folder / "out" / "0002")
+    make_set(folder / "out" / "story" / "0001", {"prompt": ["new"]})
+    assert [each["prompt"] for each in listed(opened)] == ["new", "a red bird", "a red fox"]
+
+
+def test_words_find_sets_and_pages_leave_none_out(opened, three):
+    assert [each["prompt"] for each in listed(opened, q="red")] == ["a red bird", "a red fox"]
+    assert [each["prompt"] for each in listed(opened, q="RED fox")] == ["a red fox"]
+    assert listed(opened, q="%") == []
+    first = opened.client.get("/api/v1/sets?limit=2").json()
+    rest = opened.client.get("/api/v1/sets", params={"limit": 2, "cursor": first["cursor"]}).json()
+    assert [each["id"] for each in first["sets"] + rest["sets"]] == three[::-1]
+
+
+def test_the_index_is_rebuilt_from_the_folders(folder):
+    with Opened(folder) as opened:
+        made = opened.post(headers={"Prefer": "wait=5"}).json()["result"]["sets"]
+        opened.client.patch(f"/api/v1/sets/{made[0]}", json={"star": True, "note": "nice"})
+        with opened.server.store.change() as db:
+            db.execute("DELETE FROM sets")
+    with Opened(folder) as opened:
+        found = listed(opened, starred=True)
+    assert [(each["id"], each["note"]) for each in found] == [(made[0], "nice")]
+
+
+def test_pictures_are_sent_once_and_kept(opened, three):
+    for name, size in (("composite.png", (32, 16)), ("panels/2.png", (16, 16))):
+        answer = opened.client.get(f"/api/v1/sets/{three[0]}/{name}")
+        assert Image.open(io.BytesIO(answer.content)).size == size
+        assert "immutable" in answer.headers["cache-control"]
+        known = {"If-None-Match": answer.headers["etag"]}
+        again = opened.client.get(f"/api/v1/sets/{three[0]}/{name}", headers=known)
+        assert (again.status_code, again.content) == (304, b"")
+    assert opened.client.get(f"/api/v1/sets/{three[0]}/panels/9.png").status_code == 404
+
+
+def test_a_thumbnail_is_small_and_made_once(opened, folder):
+    made = make_set(folder / "out" / "0001", {})
+    Image.new("RGB", (2048, 1024), "red").save(made / "composite.png")
+    name = listed(opened)[0]["id"]
+    answer = opened.client.get(f"/api/v1/sets/{name}/thumb.webp")
+    assert Image.open(io.BytesIO(answer.content)).size == (512, 256)
+    (made / "composite.png").write_bytes(b"gone")
+    assert opened.client.get(f"/api/v1/sets/{name}/thumb.webp").content == answer.content
+
+
+def test_a_request_is_shown_without_this_machines_folders(opened, folder):
+    made = make_set(folder / "out" / "0001", {"adapter": ["/home/ana/secret/style.safetensors"]})
+    request = json.loads((made / "request.json").read_text())
+    name = listed(opened)[0]["id"]
+    shown = opened.client.get(f"/api/v1/sets/{name}/request.json").json()
+    assert shown == {**request, "adapter": "style.safetensors"}
+
+
+def test_the_trash_is_undone_and_stars_survive_it(opened, folder, three):
+    path = f"/api/v1/sets/{three[0]}"
+    etag = opened.client.get(path).headers["etag"]
+    opened.client.patch(path, json={"star": True})
+    assert opened.client.delete(path, headers={"If-Match": etag}).status_code == 412
+    assert opened.client.delete(path).json()["trashed"]
+    assert not (folder / "out" / "0001").exists()
+    assert len(listed(opened)) == 2
+    assert [each["id"] for each in listed(opened, trashed=True)] == [three[0]]
+    back = opened.client.post(f"{path}/restore").json()
+    assert (back["trashed"], back["star"]) == (False, True)
+    assert (folder / "out" / "0001" / "composite.png").is_file()
+    assert len(listed(opened)) == 3
+
+
+def test_a_set_is_not_restored_over_another(opened, folder, three):
+    opened.client.delete(f"/api/v1/sets/{three[0]}")
+    make_set(folder / "out" / "0001", {"seed": 99})
+    assert opened.client.post(f"/api/v1/sets/{three[0]}/restore").status_code == 409
+
+
+def test_making_a_set_again_tells_the_worker_its_request(opened, folder, three):
+    job = opened.client.post(f"/api/v1/sets/{three[1]}/reproduce")
+    assert job.status_code == 202
+    opened.ended(job.json()["id"])
+    told = opened.engine.orders[-1].input
+    assert told["request"] == str(folder / "out" / "0002" / "request.json")
+    assert not {"seed", "base", "prompt"} & set(told)
+
+
+def test_rerolling_names_a_set_by_its_id(opened, folder, three):
+    job = opened.post("reroll", input={"set": three[0], "panel": [2]}).json()
+    opened.ended(job["id"])
+    told = opened.engine.orders[-1].input
+    assert told["set"] == str(folder / "out" / "0001")
+    assert told["seed"] == job["input"]["seed"]
