@@ -15,6 +15,8 @@ _FORKS.set_forkserver_preload(
         "iclora.train.run",
         "iclora.cli.main",
         "iclora.making.preview",
+        "iclora.serve.warm",
+        "iclora.serve.work",
         "torch.distributed.fsdp",
         "diffusers.models.transformers.transformer_flux",
         "diffusers.models.autoencoders.autoencoder_kl",

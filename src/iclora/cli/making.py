@@ -26,6 +26,11 @@ def complete(settings: CompleteSettings, console: Console) -> None:
 
 def _make(settings: GenerateSettings, console: Console) -> None:
     check_sets(settings, console)
+    if settings.workers > 1:
+        from iclora.serve.sharing import make_shared
+
+        make_shared(settings, console)
+        return
     from iclora.jobs.making import make
 
     make(settings, console, Opener())

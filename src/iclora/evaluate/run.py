@@ -33,7 +33,7 @@ def evaluate(
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None,
     session: Session | None = None,
-    make: Callable[[Setup], None] | None = None,
+    make: Callable[[Setup, Progress | None], None] | None = None,
 ) -> Table:
     """Make what is missing of a setup's sets, measure all of them and write the report.
 
@@ -54,7 +54,7 @@ def evaluate(
             metric.check(recipe)
     with alone(setup.out / LOCK, setup.out, partial(SettingsError, setting="out")):
         if make:
-            make(setup)
+            make(setup, progress)
         # What is missing or damaged now, whoever made the rest.
         make_sets(model, setup, together=together, progress=progress, warn=warn, session=session)
         return _measure(model, setup, metrics, progress)

@@ -17,7 +17,7 @@ from iclora.making.asks import base_of, machine_for
 from iclora.making.request import recipe_of
 from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
-from iclora.progress import Cancelled, Console
+from iclora.progress import Cancelled, Console, Progress
 from iclora.sets.dataset import open_dataset
 from iclora.sets.images import open_given
 from iclora.sets.recipe import Recipe
@@ -25,7 +25,7 @@ from iclora.settings import CompleteSettings, EvaluateSettings, settings_of
 
 __all__ = ["MakeAll", "evaluate", "make_some"]
 
-MakeAll = Callable[[Setup], None]
+MakeAll = Callable[[Setup, Progress | None], None]
 """Makes every set of a setup that is not there yet."""
 
 

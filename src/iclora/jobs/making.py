@@ -33,6 +33,8 @@ class Planned:
     settings: GenerateSettings
     model: DiffusionModel
     sources: Sources
+    prompts: tuple[str, ...]
+    """All of them, those of ideas as they were written out."""
     wishes: Mapping[int, Sequence[Ask]]
     """By number, from 0: the ask for a set, or those it is the best of."""
 
@@ -56,18 +58,18 @@ def plan(
     sources = open_sources(settings, opener.adapter)
     _tell_notes(sources.adapter, console)
     model = opener.base(sources.base, sources.machine)
-    asks = asks_of(
-        settings,
-        model,
-        sources,
-        warn=console.warn,
-        say=lambda prompt: console.say(f"prompt: {prompt}"),
-        only=only,
-    )
+    written: list[str] = []
+
+    def say(prompt: str) -> None:
+        written.append(prompt)
+        console.say(f"prompt: {prompt}")
+
+    asks = asks_of(settings, model, sources, warn=console.warn, say=say, only=only)
     of = settings.best_of or 1
     groups = [asks[at : at + of] for at in range(0, len(asks), of)]
     numbers = range(len(groups)) if only is None else only
-    return Planned(settings, model, sources, dict(zip(numbers, groups, strict=True)))
+    prompts = (*sources.prompts, *written)
+    return Planned(settings, model, sources, prompts, dict(zip(numbers, groups, strict=True)))
 
 
 def make(

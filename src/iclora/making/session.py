@@ -75,7 +75,7 @@ class Session:
         Raises: CaptionError for a text that is too long.
         """
         texts = dict.fromkeys(chain.from_iterable(map(self._read, requests)))
-        if self._shelf:
+        if self._shelf is not None:
             found = {text: self._shelf.get(self._key(text)) for text in texts}
             self._texts |= {text: kept for text, kept in found.items() if kept is not None}
         wanted = [text for text in texts if text not in self._texts]
@@ -85,7 +85,7 @@ class Session:
             self.model.release("denoiser")
         for number, text in enumerate(wanted, 1):
             self._texts[text] = self.model.encode_text(text)
-            if self._shelf:
+            if self._shelf is not None:
                 self._shelf.put(self._key(text), self._texts[text])
             self._progress("encoding texts", number, len(wanted))
         if self.free:

@@ -155,6 +155,8 @@ class GenerateSettings(MakeSettings, OnBase, Captioning):
     """make N of each set, keep the best by `score`"""
     score: ModelName | None = setting(None, decided=True, metavar="METRIC")
     """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
+    workers: Count = 1
+    """processes that share the sets: as many GPUs, or shares of the CPU"""
     out: FilePath = "out"
     """folder for what is made"""
 
@@ -282,6 +284,8 @@ class EvaluateSettings(SampleSettings, OnBase):
     """the server's base URL, for openai:"""
     together: Count = 1
     """sets in one batch"""
+    workers: Count = 1
+    """processes that share the sets: as many GPUs, or shares of the CPU"""
     out: FilePath = "evaluation"
     """folder for what is made"""
 

@@ -1,0 +1,119 @@
+"""Processes that do the work: how they are started, what they are given, how they ended.
+
+They get argument lists and a few settings, never a shell's line. What is secret in the environment
+and not theirs to use stays here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+__all__ = ["Child", "count_gpus", "ended_by", "environment_of", "start_worker"]
+
+_SECRET = re.compile(
+    r"TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|PRIVATE|API_?KEY|COOKIE", re.IGNORECASE
+)
+_NEEDED = frozenset({"OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+"""What captioners and gated bases ask for."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A worker's process."""
+
+    pid: int
+    commands: IO[bytes]
+    """Its stdin."""
+    answers: IO[bytes]
+    """Its stdout."""
+    wait: Callable[[], int]
+    """Waits for its end. Returns: the exit status, negative for a signal."""
+
+
+def start_worker(environment: Mapping[str, str], log: Path) -> Child:
+    """Start `iclora.serve.worker`.
+
+    Args:
+        log: takes what it and its libraries print.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as said:
+        process = subprocess.Popen(
+            # Without the folder this runs in on the path of imports: others may write there.
+            [sys.executable, "-P", "-m", "iclora.serve.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=dict(environment),
+        )
+    assert process.stdin
+    assert process.stdout
+    return Child(process.pid, process.stdin, process.stdout, process.wait)
+
+
+def environment_of(
+    device: str, threads: int | None = None, keep: frozenset[str] = frozenset()
+) -> dict[str, str]:
+    """The environment of a process that computes on one device.
+
+    It sees its own GPU as the only one, and none if it is a CPU's.
+
+    Args:
+        device: "cpu", "cpu:1", "cuda:0", ...; GPUs are counted as they are visible here.
+        threads: of a CPU, unless the environment says.
+        keep: secrets that it needs beside the usual ones.
+    """
+    kept = _NEEDED | keep
+    found = {n: v for n, v in os.environ.items() if n in kept or not _SECRET.search(n)}
+    kind, _, number = device.partition(":")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if kind == "cuda":
+        names = visible.split(",") if visible is not None else []
+        at = int(number or 0)
+        found["CUDA_VISIBLE_DEVICES"] = names[at].strip() if at < len(names) else str(at)
+    elif kind == "cpu":
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    if threads and "OMP_NUM_THREADS" not in found:
+        found["OMP_NUM_THREADS"] = str(threads)
+        # Those of several processes share the cores, and would spin while they wait.
+        found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        found.setdefault(name, "error")
+    return found
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that are visible here, without importing torch; 0 if there is no driver."""
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"],  # noqa: S607 (where it lies differs between systems)
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    there = len(re.findall(r"^GPU \d+:", listed, re.MULTILINE))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    return min(there, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def ended_by(status: int) -> str:
+    """What ended a process: the signal's name, or its exit status."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"

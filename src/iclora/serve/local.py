@@ -1,0 +1,297 @@
+"""Workers on this machine: one process for each GPU, or for the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iclora.errors import SettingsError
+from iclora.serve.children import Child, ended_by, environment_of, start_worker
+from iclora.serve.engine import Order, Outcome, Report, WorkerDied, adapters_of
+from iclora.settings import Machine
+
+__all__ = ["PATIENCE", "LocalEngine", "Start", "told"]
+
+Start = Callable[[dict[str, str], Path], Child]
+"""Starts a worker with an environment and a log."""
+
+PATIENCE = 30.0
+"""Seconds a cancelled job has to come to its next step."""
+
+_LONGEST = 30.0
+"""Most seconds between the end of a worker and its next start."""
+_LOG = 10 * 2**20
+"""Bytes of a log that is begun again."""
+
+
+class LocalEngine:
+    """Keeps a worker process running for each device, and hands it one job at a time.
+
+    Args:
+        devices: such as "cpu" or "cuda:0"; CPUs may be several, "cpu:0", "cpu:1".
+        base: what each worker loads before it is ready; None for what the first job needs.
+        machine: number format and precision of the base.
+        logs: folder for what the workers print.
+        threads: of each CPU worker; None for torch's own choice.
+        patience: seconds until a cancelled job's worker is ended.
+        start: starts a process.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[str],
+        *,
+        base: str | None = None,
+        machine: Machine | None = None,
+        logs: Path,
+        threads: int | None = None,
+        patience: float = PATIENCE,
+        start: Start = start_worker,
+    ) -> None:
+        if len(set(devices)) < len(devices) or not devices:
+            raise SettingsError("each worker needs a device of its own", "Name each device once.")
+        self.workers: Sequence[str] = tuple(devices)
+        first = {"do": "start", "base": base, "machine": (machine or Machine()).model_dump()}
+        self._keepers = {
+            name: _Keeper(
+                first,
+                environment_of(name, threads),
+                logs / f"worker-{name.replace(':', '-')}.log",
+                patience,
+                start,
+            )
+            for name in devices
+        }
+
+    def start(self) -> None:
+        """Start every worker; they load their base meanwhile."""
+        for keeper in self._keepers.values():
+            keeper.start()
+
+    def ready(self) -> str | None:
+        """None once every worker holds its base, else why not yet."""
+        said = {name: keeper.not_ready() for name, keeper in self._keepers.items()}
+        return next((f"worker {name} {why}" for name, why in said.items() if why), None)
+
+    def loaded(self, worker: str) -> str | None:
+        """The adapters that are warm in a worker, as `adapters_of` says them; None before a job."""
+        return self._keepers[worker].loaded
+
+    def pid(self, worker: str) -> int | None:
+        """The number of a worker's process; None while there is none."""
+        child = self._keepers[worker].child
+        return child.pid if child else None
+
+    def run(self, worker: str, order: Order, report: Callable[[Report], None]) -> Outcome:
+        """Run one job and wait for its end.
+
+        Args:
+            report: called in this thread with what the job does.
+        Raises: WorkerDied if the worker ended meanwhile.
+        """
+        return self._keepers[worker].run(order, report)
+
+    def cancel(self, worker: str, job: str) -> None:
+        """End a job between two steps; after `patience` the worker is ended and started again."""
+        self._keepers[worker].cancel(job)
+
+    def stop(self) -> None:
+        """End every worker."""
+        for keeper in self._keepers.values():
+            keeper.leave()
+        for keeper in self._keepers.values():
+            keeper.join()
+
+
+@dataclass
+class _Running:
+    """A job that a worker was given."""
+
+    order: Order
+    said: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
+    cancelled: bool = False
+    deadline: threading.Timer | None = None
+
+
+class _Keeper:
+    """Keeps one worker running, in a thread of its own."""
+
+    def __init__(
+        self,
+        first: dict[str, Any],
+        environment: dict[str, str],
+        log: Path,
+        patience: float,
+        start: Start,
+    ) -> None:
+        self.child: Child | None = None
+        self.loaded: str | None = None
+        self._first, self._environment, self._log = first, environment, log
+        self._patience, self._start_child = patience, start
+        self._problem: str | None = "is starting"
+        self._state = threading.Condition()
+        self._running: _Running | None = None
+        self._up = False
+        self._leaving = False
+        self._alone = threading.Lock()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def not_ready(self) -> str | None:
+        return self._problem
+
+    # -- the process ------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Start the process, listen until it ends, and start it again."""
+        failures = 0
+        while not self._leaving:
+            try:
+                ended = self._live()
+            except OSError as error:
+                ended = f"not being startable: {error}"
+            failures = 0 if self._up else failures + 1
+            with self._state:
+                self._up, self.child, self.loaded = False, None, None
+                self._problem = f"was ended by {ended}; its log is {self._log}"
+                if self._running:
+                    self._running.said.put({"say": "died", "by": ended})
+                if failures:
+                    # Nothing is gained by a process that ends at once, again and again.
+                    self._state.wait_for(lambda: self._leaving, min(_LONGEST, 0.1 * 2**failures))
+
+    def _live(self) -> str:
+        """One process from its start to its end. Returns: what ended it."""
+        with suppress(OSError):
+            if self._log.stat().st_size > _LOG:
+                self._log.unlink()
+        child = self._start_child(self._environment, self._log)
+        with self._state:
+            self.child = child
+            leaving = self._leaving
+        if leaving:
+            _end(child)
+        self._send(child, self._first)
+        with child.answers:
+            for line in child.answers:
+                self._hear(told(line))
+        status = child.wait()
+        with suppress(OSError):
+            child.commands.close()
+        return ended_by(status)
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        with self._state:
+            if said["say"] == "ready":
+                self._up, self._problem = True, said["problem"]
+                self._state.notify_all()
+            elif self._running and said.get("job") == self._running.order.job:
+                self._running.said.put(said)
+
+    @staticmethod
+    def _send(child: Child, what: dict[str, Any]) -> None:
+        # If it has ended, whoever listens to it hears so.
+        with suppress(OSError, ValueError):
+            child.commands.write(json.dumps(what).encode() + b"\n")
+            child.commands.flush()
+
+    # -- jobs -------------------------------------------------------------------------------------
+
+    def run(self, order: Order, report: Callable[[Report], None]) -> Outcome:
+        running = _Running(order)
+        with self._alone:
+            with self._state:
+                self._state.wait_for(lambda: self._up or self._leaving)
+                if self._leaving or not self.child:
+                    raise WorkerDied("the server's end")
+                self._running = running
+                child = self.child
+            self._send(child, {"do": "run", "order": asdict(order)})
+            try:
+                return self._follow(running, report)
+            finally:
+                with self._state:
+                    self._running = None
+                    if running.deadline:
+                        running.deadline.cancel()
+
+    def _follow(self, running: _Running, report: Callable[[Report], None]) -> Outcome:
+        while True:
+            said = running.said.get()
+            if said["say"] == "report":
+                report(said["report"])
+            elif said["say"] == "outcome":
+                with self._state:
+                    self.loaded = adapters_of(running.order.input)
+                    if not said["sound"]:  # It ends itself; the next job waits for another.
+                        self._up, self._problem = False, "is starting again after a fault"
+                return Outcome(**said["outcome"])
+            elif running.cancelled:
+                return Outcome("cancelled")
+            else:
+                raise WorkerDied(said["by"])
+
+    def cancel(self, job: str) -> None:
+        with self._state:
+            running, child = self._running, self.child
+            if not running or not child or running.order.job != job or running.cancelled:
+                return
+            running.cancelled = True
+            running.deadline = threading.Timer(self._patience, self._give_up, (running, child))
+            running.deadline.daemon = True
+            running.deadline.start()
+        self._send(child, {"do": "cancel", "job": job})
+
+    def _give_up(self, running: _Running, child: Child) -> None:
+        with self._state:
+            if self._running is running and self.child is child:
+                _end(child)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        with self._state:
+            self._leaving = True
+            self._state.notify_all()
+            child = self.child
+        if child:  # The end of its commands is the end of a worker.
+            with suppress(OSError, ValueError):
+                child.commands.close()
+
+    def join(self) -> None:
+        if not self._thread.ident:
+            return
+        until = time.monotonic() + 5
+        self._thread.join(5)
+        child = self.child
+        if self._thread.is_alive() and child:
+            _end(child)
+            self._thread.join(max(1, until - time.monotonic()))
+
+
+def told(line: bytes) -> dict[str, Any]:
+    """What a worker says in a line; that it says None in one that is not its own.
+
+    What an installation prints when Python starts comes before the worker can see to it.
+    """
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) and "say" in found else {"say": None}
+
+
+def _end(child: Child) -> None:
+    with suppress(OSError):
+        os.kill(child.pid, signal.SIGKILL)

@@ -1,0 +1,229 @@
+"""The process that holds a base and does one job at a time: `python -m iclora.serve.worker`.
+
+It is told lines of JSON on its stdin, and answers in such lines on its stdout:
+
+    {"do": "start", "base", "machine"}      first; loads the base, if one is named
+    {"do": "run", "order"}, {"do": "cancel", "job"}
+    {"say": "ready", "problem"}             problem: None, or why the base cannot be held
+    {"say": "report", "job", "report"}, {"say": "outcome", "job", "outcome"}
+
+When its stdin ends, so does it, at once: whoever started it is gone, and everything it writes is
+whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from iclora.errors import IcloraError
+from iclora.jobs.memory import less_memory, out_of_memory
+from iclora.progress import Cancelled, Event, Progress
+from iclora.serve.engine import Order, Outcome, Problem, Report
+
+__all__ = ["JobConsole", "be_worker", "main"]
+
+_OFTEN = 0.2
+"""Least seconds between two reports of the same work."""
+
+
+def main() -> int:
+    """Be a worker of the process at the other ends of stdin and stdout."""
+    commands = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    # Whatever libraries print goes to the log, never between the lines of answers.
+    os.dup2(2, 1)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    # Ctrl-C reaches all processes of a terminal; the one that started this decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return be_worker(commands, answers)
+
+
+def be_worker(commands: BinaryIO, answers: BinaryIO) -> int:
+    """Do what lines of `commands` say until they end. Returns: the exit status."""
+    worker = _Worker(answers)
+    orders: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=worker.listen, args=(commands, orders), daemon=True).start()
+    worker.start(orders.get())
+    while True:
+        if not worker.run(Order(**orders.get()["order"])):
+            return 1
+
+
+class JobConsole:
+    """Where a job speaks: everything becomes a report.
+
+    Args:
+        folder: of the job; people are shown names inside it, not where it lies.
+        report: takes the reports.
+    """
+
+    def __init__(self, folder: str, report: Callable[[Report], None]) -> None:
+        self.work = Progress(self._progressed)
+        self._folder = folder
+        self._report = report
+        self._began: dict[str, tuple[float, int]] = {}
+        self._last = 0.0
+        self._stage = ""
+
+    def say(self, text: str) -> None:
+        self._report({"type": "note", "text": self.shown(text)})
+
+    def warn(self, text: str) -> None:
+        self.say(text)
+
+    def tell(self, role: str, text: str) -> None:
+        self.say(f"{role}: {text}")
+
+    def show(self, picture: Path) -> None:
+        self._report({"type": "preview", "path": str(picture)})
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        yield self.work
+
+    def shown(self, text: str) -> str:
+        """A text without the place of the job's folder."""
+        return text.replace(f"{self._folder}{os.sep}", "").replace(self._folder, "the folder")
+
+    def _progressed(self, event: Event) -> None:
+        now = time.monotonic()
+        began, first = self._began.get(event.what, (now, event.done))
+        if event.done < first:  # The same work on the next thing.
+            began, first = now, event.done
+        self._began[event.what] = began, first
+        if now - self._last < _OFTEN and event.done < event.total and event.what == self._stage:
+            return
+        self._last, self._stage = now, event.what
+        each = (now - began) / (event.done - first) if event.done > first else None
+        left = None if each is None else round(each * (event.total - event.done), 1)
+        how_far = {"stage": event.what, "done": event.done, "total": event.total, "eta_s": left}
+        self._report({"type": "progress", **how_far})
+
+
+class _Worker:
+    def __init__(self, answers: BinaryIO) -> None:
+        self._answers = answers
+        self._writing = threading.Lock()
+        self._job: tuple[str, Progress] | None = None
+        self._cancelled: set[str] = set()
+        """Jobs whose cancelling came before they began."""
+        self._lock = threading.Lock()
+
+    def answer(self, say: str, **what: Any) -> None:
+        """Write one line."""
+        line = json.dumps({"say": say, **what}).encode() + b"\n"
+        with self._writing:
+            try:
+                self._answers.write(line)
+                self._answers.flush()
+            except (BrokenPipeError, ValueError):
+                os._exit(1)
+
+    def listen(self, commands: BinaryIO, orders: queue.Queue[dict[str, Any]]) -> None:
+        """Pass orders on, cancel, and end with the commands."""
+        for line in commands:
+            told = json.loads(line)
+            if told["do"] == "cancel":
+                self._cancel(told["job"])
+            else:
+                orders.put(told)
+        os._exit(0)
+
+    def _cancel(self, job: str) -> None:
+        with self._lock:
+            if self._job and self._job[0] == job:
+                self._job[1].cancel()
+            else:
+                self._cancelled.add(job)
+
+    def start(self, told: dict[str, Any]) -> None:
+        """Import what is heavy, and load the base if one is named."""
+        from iclora.serve.warm import Warm
+
+        self._opener = Warm()
+        problem = None
+        if told["base"]:
+            try:
+                self._hold(told["base"], told["machine"])
+            except Exception as error:
+                problem = _problem_of(error)["problem"]
+        self.answer("ready", problem=problem)
+
+    def _hold(self, base: str, machine: dict[str, Any]) -> None:
+        from iclora.making.sampling import load_vae
+        from iclora.settings import Machine
+
+        model = self._opener.base(base, Machine(**machine))
+        model.denoiser  # noqa: B018 (loads it)
+        load_vae(model)
+        if model.device.type == "cpu":  # Elsewhere they are never loaded beside the denoiser.
+            model.encode_text("a picture")
+
+    def run(self, order: Order) -> bool:
+        """Do one job and answer. Returns: False if this process should not go on."""
+        console = JobConsole(order.folder, lambda r: self.answer("report", job=order.job, report=r))
+        with self._lock:
+            self._job = order.job, console.work
+            if order.job in self._cancelled:
+                console.work.cancel()
+            self._cancelled.clear()
+        outcome, sound = self._outcome(order, console)
+        with self._lock:
+            self._job = None
+        self.answer("outcome", job=order.job, outcome=asdict(outcome), sound=sound)
+        return sound
+
+    def _outcome(self, order: Order, console: JobConsole) -> tuple[Outcome, bool]:
+        from iclora.serve.work import KINDS, work
+
+        try:
+            return Outcome("succeeded", work(order, console, self._opener)), True
+        except Cancelled:
+            return Outcome("cancelled"), True
+        except Exception as error:
+            found = _problem_of(error, KINDS[order.kind][0] if order.kind in KINDS else None)
+            known = isinstance(error, IcloraError) or out_of_memory(error)
+        found = {name: text and console.shown(text) for name, text in found.items()}
+        if found["code"] == "OutOfMemory":
+            self._opener.release()
+        return Outcome("failed", error=found), known
+
+
+def _problem_of(error: Exception, settings: Any = None) -> Problem:
+    """What went wrong; all of it is in the log if it is no error of ours."""
+    if isinstance(error, IcloraError):
+        return {
+            "code": type(error).__name__,
+            "problem": error.problem,
+            "advice": error.advice,
+            "setting": error.setting,
+        }
+    traceback.print_exception(error)
+    first = str(error).strip().split("\n", 1)[0]
+    if out_of_memory(error):
+        advice = less_memory(settings) if settings else "Use a machine with more memory."
+        said = f"out of memory{': ' * bool(first)}{first}"
+        return {"code": "OutOfMemory", "problem": said, "advice": advice, "setting": None}
+    return {
+        "code": "Unexpected",
+        "problem": f"{type(error).__name__}: {first}",
+        "advice": "This is a fault of iclora: the worker's log has all of it. Please report it.",
+        "setting": None,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Workers on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from iclora.cli.main import main
+from iclora.serve.engine import Order, WorkerDied
+from iclora.serve.local import LocalEngine
+from tests.conftest import CAPTION
+from tests.serve import forked
+
+SMALL = {"prompt": [CAPTION], "size": "96x192", "steps": 2, "seed": 3}
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """One CPU worker with the tiny base, which gives a cancelled job a second."""
+    made = LocalEngine(["cpu"], base="tiny", logs=tmp_path / "logs", patience=1, start=forked.start)
+    made.start()
+    yield made
+    made.stop()
+
+
+def order(folder: Path, kind: str = "generate", **settings) -> Order:
+    return Order("job-1", kind, {"base": "tiny", **settings}, str(folder), 1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_worker_makes_the_bytes_of_the_command_line(engine, lora, tmp_path):
+    words = ["generate", "--base", "tiny", "--adapter", str(lora), "--prompt", CAPTION]
+    words += ["--size", "96x192", "--steps", "2", "--seed", "3", "--out", str(tmp_path / "a")]
+    assert main(words) == 0
+    said = []
+    wanted = order(tmp_path / "b", adapter=[str(lora)], **SMALL)
+    outcome = engine.run("cpu", wanted, said.append)
+    assert outcome.status == "succeeded", outcome
+    assert outcome.result == {"sets": [str(tmp_path / "b" / "0001")]}
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert engine.loaded("cpu") == str(lora)
+    painted = [r for r in said if r["type"] == "progress" and r["stage"] == "painting"]
+    assert painted[-1]["done"] == painted[-1]["total"] == 2
+    assert {"type": "preview", "path": str(tmp_path / "b" / "0001" / "composite.png")} in said
+    # The second attempt of a job finds what the first one made.
+    before = contents(tmp_path / "b"), (tmp_path / "b" / "0001").stat().st_mtime_ns
+    assert engine.run("cpu", wanted, said.append) == outcome
+    assert before == (contents(tmp_path / "b"), (tmp_path / "b" / "0001").stat().st_mtime_ns)
+
+
+def test_a_job_whose_worker_is_killed_gives_the_same_set_at_its_second_attempt(engine, tmp_path):
+    wanted = order(tmp_path / "a", **SMALL | {"recipe": "film-storyboard", "steps": 30})
+    killed = []
+
+    def kill(report):
+        if report.get("stage") == "painting" and not killed:
+            killed.append(engine.pid("cpu"))
+            os.kill(engine.pid("cpu"), signal.SIGKILL)
+
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        engine.run("cpu", wanted, kill)
+    assert not (tmp_path / "a" / "0001").exists()
+    assert engine.run("cpu", wanted, kill).status == "succeeded"
+    assert engine.pid("cpu") != killed[0]
+    whole = order(tmp_path / "b", **wanted.input)
+    assert engine.run("cpu", whole, kill).status == "succeeded"
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, tmp_path):
+    def failed(kind, **settings):
+        outcome = engine.run("cpu", order(tmp_path / "out", kind, **settings), print)
+        assert outcome.status == "failed"
+        return outcome.error
+
+    small = SMALL | {"recipe": "film-storyboard"}
+    error = failed("generate", **small | {"seed": "no"})
+    assert (error["code"], error["setting"]) == ("SettingsError", "seed")
+    error = failed("generate", **small | {"adapter": [str(tmp_path / "no.safetensors")]})
+    assert error["code"] == "AdapterError"
+    assert "no.safetensors" in error["problem"]
+    assert error["advice"]
+    error = failed("generate", **small | {"workers": 2})
+    assert error["setting"] == "workers"
+    assert "no kind" in failed("dance")["problem"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_is_told_and_the_next_job_gets_another_process(engine, tmp_path):
+    small = SMALL | {"recipe": "film-storyboard"}
+    first = engine.run("cpu", order(tmp_path / "a", **small), print)
+    before = engine.pid("cpu")
+    fault = Order("job-2", "generate", {"prompt": [CAPTION], "share": {}}, str(tmp_path / "b"), 1)
+    outcome = engine.run("cpu", fault, print)
+    assert outcome.error["code"] == "Unexpected"
+    assert "KeyError" in outcome.error["problem"]
+    assert engine.run("cpu", order(tmp_path / "c", **small), print).status == first.status
+    assert engine.pid("cpu") != before
+
+
+def test_cancelling_ends_the_job_it_names_between_two_steps_and_no_other(engine, tmp_path):
+    long = SMALL | {"recipe": "film-storyboard", "steps": 900}
+    seen = threading.Event()
+
+    def cancel(report):
+        if report.get("stage") == "painting" and not seen.is_set():
+            engine.cancel("cpu", "job-0")
+            engine.cancel("cpu", "job-1")
+            seen.set()
+
+    before = engine.run("cpu", order(tmp_path / "a", **long | {"steps": 1}), print)
+    same = engine.pid("cpu")
+    assert engine.run("cpu", order(tmp_path / "b", **long), cancel).status == "cancelled"
+    assert not (tmp_path / "b").exists()
+    # The next one is not touched by it, and the base is as warm as it was.
+    after = engine.run("cpu", order(tmp_path / "c", **long | {"steps": 1}), print)
+    assert (after.status, engine.pid("cpu")) == (before.status, same)
+
+
+def test_a_worker_that_does_not_come_to_its_next_step_is_ended(engine, tmp_path):
+    def hang(report):
+        if report.get("stage") == "painting":
+            os.kill(engine.pid("cpu"), signal.SIGSTOP)
+            engine.cancel("cpu", "job-1")
+
+    wanted = order(tmp_path / "a", **SMALL | {"recipe": "film-storyboard", "steps": 900})
+    began = time.monotonic()
+    assert engine.run("cpu", wanted, hang).status == "cancelled"
+    assert time.monotonic() - began >= 1
+    quick = SMALL | {"recipe": "film-storyboard", "steps": 1}
+    assert engine.run("cpu", order(tmp_path / "b", **quick), print).status == "succeeded"
+
+
+def test_an_engine_that_stops_leaves_no_process(tmp_path):
+    engine = LocalEngine(["cpu:0", "cpu:1"], logs=tmp_path / "logs", start=forked.start)
+    assert engine.ready() == "worker cpu:0 is starting"
+    engine.start()
+    until = time.monotonic() + 60
+    while engine.ready() and time.monotonic() < until:
+        time.sleep(0.01)
+    pids = [engine.pid(worker) for worker in engine.workers]
+    engine.stop()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_base_that_cannot_be_held_is_why_a_worker_is_not_ready(tmp_path):
+    base = str(tmp_path / "nowhere")
+    engine = LocalEngine(["cpu"], base=base, logs=tmp_path / "logs", start=forked.start)
+    engine.start()
+    until = time.monotonic() + 60
+    while "is starting" in engine.ready() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "nowhere" in engine.ready()
+    engine.stop()
+
+
+def test_workers_share_no_device(tmp_path):
+    with pytest.raises(Exception, match="device of its own"):
+        LocalEngine(["cpu", "cpu"], logs=tmp_path)

@@ -1,0 +1,98 @@
+"""What a worker keeps."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from iclora.jobs.making import make
+from iclora.serve.warm import Lru, Warm
+from iclora.settings import GenerateSettings, Machine, settings_of
+from tests.conftest import CAPTION
+from tests.serve.test_sharing import Notes
+
+
+def test_what_was_used_longest_ago_goes_first_and_nothing_beyond_the_limit_is_kept():
+    kept = Lru(10, len)
+    kept.put("a", "xxxx")
+    kept.put("b", "yyyy")
+    assert kept.get("a") == "xxxx"
+    kept.put("c", "zzzz")
+    assert (kept.get("b"), len(kept), kept.bytes) == (None, 2, 8)
+    kept.put("d", "w" * 11)
+    assert (kept.get("d"), kept.bytes) == (None, 8)
+    kept.put("a", "x")
+    assert kept.bytes == 5
+    kept.clear()
+    assert (len(kept), kept.bytes) == (0, 0)
+
+
+def test_a_base_is_opened_once_until_another_is_asked_for(tmp_path):
+    warm, cpu = Warm(), Machine(device="cpu")
+    first = warm.base("tiny", cpu)
+    first.denoiser  # noqa: B018
+    assert warm.base("tiny", cpu) is first
+    other = warm.base("tiny-klein", cpu)
+    assert other is not first
+    # What it held is freed.
+    assert "denoiser" not in vars(first)
+    assert warm.base("tiny-klein", Machine(device="cpu", dtype="bf16")) is not other
+
+
+def test_an_adapter_is_read_again_if_its_file_has_changed(lora):
+    warm = Warm()
+    first = warm.adapter(str(lora))
+    assert warm.adapter(str(lora.parent)) is first
+    data = lora.read_bytes()
+    lora.write_bytes(data[:-1] + b"\x01")
+    os.utime(lora, ns=(1, 1))
+    again = warm.adapter(str(lora))
+    assert again.sha256 != first.sha256
+
+
+def test_texts_that_were_encoded_are_not_encoded_again_by_the_next_session(tmp_path, lora):
+    warm = Warm(texts=10**8)
+    encoded = []
+
+    def made(name):
+        told = {"base": "tiny", "prompt": [CAPTION], "steps": 1, "size": "96x192", "device": "cpu"}
+        console = Notes()
+        settings = settings_of(
+            GenerateSettings, told | {"adapter": [str(lora)], "out": str(tmp_path / name)}
+        )
+        (folder,) = make(settings, console, warm, own=True)
+        encoded.append([e for e in console.events if e.what == "encoding texts"])
+        return (folder / "composite.png").read_bytes()
+
+    assert made("a") == made("b")
+    assert encoded[0]
+    assert not encoded[1]
+    model = warm.base("tiny", Machine(device="cpu"))
+    # Of another base the same text is another one.
+    klein = Warm().base("tiny-klein", Machine(device="cpu"))
+    keys = [(m.fingerprint("text"), "cpu", str(m.dtype), CAPTION) for m in (model, klein)]
+    assert warm.texts.get(keys[0]) is not None
+    assert warm.texts.get(keys[1]) is None
+
+
+def test_memory_stays_flat_over_sets_with_changing_adapters_and_texts(tmp_path, lora):
+    other = lora.with_name("other.safetensors")
+    other.write_bytes(lora.read_bytes())
+    warm = Warm(texts=2 * 10**5)
+    held = []
+    for number in range(8):
+        told = {"base": "tiny", "steps": 1, "size": "32x96", "device": "cpu", "seed": number}
+        told |= {"prompt": [CAPTION.replace("Ana", f"Ana{number}")]}
+        told |= {"adapter": [str((lora, other)[number % 2])], "out": str(tmp_path / "out")}
+        make(settings_of(GenerateSettings, told), Notes(), warm)
+        held.append(sum(t.nbytes for t in _tensors()))
+    assert held[-1] <= held[3] * 1.02
+    assert warm.texts.bytes <= 2 * 10**5
+
+
+def _tensors():
+    import gc
+
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
