@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from iclora import __version__
 from iclora.serve.gate import Gate
 from iclora.serve.problems import say_problems
-from iclora.serve.routes import assets, datasets, events, jobs, runs, sets, state
+from iclora.serve.routes import assets, datasets, events, jobs, openai, runs, sets, state
 from iclora.serve.server import Server
 
 __all__ = ["make_app"]
@@ -40,7 +40,7 @@ def make_app(server: Server) -> FastAPI:
     )
     app.state.server = server
     say_problems(app)
-    for module in (jobs, events, assets, sets, datasets, runs, state):
+    for module in (jobs, events, assets, sets, datasets, runs, openai, state):
         app.include_router(module.router)
     app.add_middleware(Gate)
     return app

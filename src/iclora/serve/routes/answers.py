@@ -41,5 +41,5 @@ _PROBLEM: dict[str, Any] = {
     "content": {"application/problem+json": {}},
 }
 PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys(
-    (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 503, 507), _PROBLEM
+    (400, 401, 403, 404, 405, 409, 412, 413, 415, 421, 422, 428, 429, 503, 504, 507), _PROBLEM
 )
