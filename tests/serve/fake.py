@@ -58,7 +58,10 @@ class FakeEngine:
         if order.kind in ("generate", "complete", "reroll"):
             for number in range(order.input.get("count", 1)):
                 make_set(Path(order.folder) / f"{number + 1:04d}", order.input, number)
-        return Outcome("succeeded", {"seconds": 0.0})
+        if order.kind == "evaluate":
+            Path(order.folder).mkdir(parents=True, exist_ok=True)
+            (Path(order.folder) / "report.html").write_text("<b>report</b>", encoding="utf-8")
+        return Outcome("succeeded", {"report": f"{order.folder}/report.html"})
 
     def cancel(self, worker, job):
         self.cancelled.add(job)

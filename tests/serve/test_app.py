@@ -53,6 +53,19 @@ def test_the_order_holds_the_verbs_settings_with_real_paths_and_seeds(opened, fo
     assert order.input["base"] == "toyland"
 
 
+def test_a_result_names_files_in_the_jobs_folder_and_what_was_noted(opened, folder):
+    job = opened.ended(opened.post("evaluate", input={"prompt": ["a"]}).json()["id"])
+    assert job["result"] == {"report": "report.html", "notes": ["a note"], "sets": []}
+    path = f"/api/v1/jobs/{job['id']}/files"
+    answer = opened.client.get(f"{path}/report.html")
+    assert answer.text == "<b>report</b>"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    (folder / "out" / job["id"] / ".hidden.json").write_text("{}")
+    (folder / "out" / job["id"] / "link.json").symlink_to(folder / ".iclora" / "token")
+    for name in (".hidden.json", "link.json", "../../.iclora/token", "none.png", "", "/etc/passwd"):
+        assert opened.client.get(f"{path}/{name}").status_code == 404, name
+
+
 def test_two_jobs_without_a_seed_get_different_ones(opened):
     seeds = {opened.post().json()["input"]["seed"] for _ in range(4)}
     assert len(seeds) == 4

@@ -51,6 +51,7 @@ VERBS: Registry[Verb[Any]] = Registry(
         "info": "iclora.cli.training:info",
         "export": "iclora.cli.training:export",
         "push": "iclora.cli.training:push",
+        "serve": "iclora.cli.serving:serve",
     },
 )
 

@@ -19,6 +19,7 @@ from iclora.serve.queue import Queue
 __all__ = ["Dispatcher"]
 
 _log = logging.getLogger("iclora.serve")
+_MOST_NOTES = 100
 _MAKING = frozenset({"generate", "complete", "reroll"})
 """Kinds whose job has succeeded only if there are sets in its folder."""
 
@@ -46,6 +47,7 @@ class Dispatcher:
         self._threads: list[threading.Thread] = []
         self._running: dict[str, str] = {}
         """Worker by job."""
+        self._notes: dict[str, list[str]] = {}
         self._cancelled: set[str] = set()
 
     def start(self) -> None:
@@ -113,13 +115,15 @@ class Dispatcher:
         finally:
             self._running.pop(job.id, None)
             self._cancelled.discard(job.id)
+            self._notes.pop(job.id, None)
             self._bus.forget(job.id)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         result = outcome.result
         if outcome.status == "succeeded":
             made = self._sets.made_by(Path(job.folder))
-            result = {**(result or {}), "sets": made}
+            told = {"notes": self._notes.get(job.id, []), **(outcome.result or {})}
+            result = {**_without_folder(told, job.folder), "sets": made}
             if job.kind in _MAKING and not made:
                 outcome = Outcome("failed", error=_NOTHING)
         done = Outcome(outcome.status, result, outcome.error)
@@ -144,8 +148,19 @@ class Dispatcher:
         if job.id in self._cancelled:  # It may not have had the job when it was told.
             self._engine.cancel(worker, job.id)
         told = {key: value for key, value in report.items() if key not in ("type", "path")}
+        if kind == "note" and len(notes := self._notes.setdefault(job.id, [])) < _MOST_NOTES:
+            notes.append(str(report.get("text")))
         if kind in ("progress", "preview", "note"):
             self._bus.tell(kind, {**told, "job": job.id, "at": time.time()}, job.client, job.id)
+
+
+def _without_folder(value: Any, folder: str) -> Any:
+    """A result with files by their names in the job's folder: clients need no path of ours."""
+    if isinstance(value, dict):
+        return {key: _without_folder(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folder(item, folder) for item in value]
+    return value.removeprefix(f"{folder}/") if isinstance(value, str) else value
 
 
 _NOTHING: Problem = {

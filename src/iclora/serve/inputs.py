@@ -84,7 +84,7 @@ _ELSE: Mapping[tuple[str, str], tuple[Any, str]] = {
 
 _SERVERS = frozenset(
     {"base", "out", "device", "dtype", "precision", "model_device", "api", "cache", "prompts"}
-    | {"knowledge", "trackers", "shard"}
+    | {"knowledge", "trackers", "shard", "workers"}
 )
 """Fields that the server decides, or that name what only its own machine knows."""
 

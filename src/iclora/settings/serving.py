@@ -41,14 +41,7 @@ class ServeSettings(OnBase, _Access):
     """a captioner that jobs may name; repeat for more"""
     metric: tuple[ModelName, ...] = ("toyland",)
     """a metric that jobs may name; repeat for more"""
-    engine: Literal["local", "ray"] = "local"
-    """what runs the jobs: processes of this machine, or a Ray cluster"""
     gpus: Annotated[int, Field(ge=1, le=1024)] | Literal["all"] = 1
     """workers, each with a GPU of its own, or all for as many as there are"""
-    batch: Annotated[int, Field(ge=1, le=64)] = 1
-    """most sets of different jobs in one pass; they then differ from those made alone by rounding,
-    and their requests say so; jobs that are `exact` run alone"""
-    compile: bool = False
-    """compile the blocks of the base before the server says that it is ready"""
     paused: bool = False
     """begin with a queue that is paused"""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from iclora.errors import SettingsError
-from iclora.files import digest
+from iclora.files import digest, inside
 from iclora.serve.inputs import Ask, asks
 from iclora.serve.jobs import ENDED, Job
 from iclora.serve.problems import Refused
@@ -21,6 +23,18 @@ from iclora.serve.server import Here, Server, Who
 __all__ = ["router", "show", "submit", "wait_for"]
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"], responses=PROBLEMS)
+
+_FILES = {
+    ".png": "image/png",
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".html": "text/html; charset=utf-8",
+}
+_AS_PAGE = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:;"
+    " style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
+}
+"""A report is looked at: nothing in it runs."""
 
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 
@@ -48,7 +62,7 @@ class ShownJob(BaseModel):
     input: dict[str, Any]
     """with all defaults, and the seed that was drawn"""
     result: dict[str, Any] | None
-    """`sets`: ids of made sets"""
+    """`sets`: ids of made sets; `notes`: what a person should know; names of other files"""
     error: dict[str, str | None] | None
 
 
@@ -197,6 +211,19 @@ def list_jobs(server: Here, client: Who, query: Annotated[JobQuery, Query()]) ->
 def get_job(server: Here, client: Who, job: str) -> dict[str, Any]:
     """One job."""
     return show(server, server.queue.get(job, client))
+
+
+@router.get("/jobs/{job}/files/{name:path}", response_class=FileResponse)
+def get_file(server: Here, client: Who, job: str, name: str) -> FileResponse:
+    """A file that a job has made in a folder of its own: pictures, a report and its figures."""
+    found = server.queue.get(job, client)
+    folder = Path(found.folder)
+    path = inside(folder, name, lambda problem, advice: Refused(404, problem, advice))
+    own = folder.parent == server.catalog.out and server.catalog.inside(path)
+    hidden = any(part.startswith(".") for part in path.relative_to(folder.resolve()).parts)
+    if not own or hidden or path.suffix not in _FILES or not path.is_file():
+        raise Refused(404, f'job {job} has made no file "{name[:80]}"', "See its result.")
+    return FileResponse(path, media_type=_FILES[path.suffix], headers=_AS_PAGE)
 
 
 @router.post("/jobs/{job}/cancel", response_model=ShownJob)

@@ -1,0 +1,79 @@
+import contextlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from iclora.serve.store import Store
+
+
+class Process:
+    """The server as a process of its own."""
+
+    def __init__(self, folder, *more):
+        command = [sys.executable, "-m", "tests.serve.serving", str(folder), *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.connections, self.streams = [], []
+        self.port = int(self.process.stdout.readline())
+        self.token = (folder / ".iclora" / "token").read_text().strip()
+
+    def open(self, method, path, body=None):
+        found = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        self.connections.append(found)
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        found.request(method, path, body and json.dumps(body), headers)
+        return found.getresponse()
+
+    def ask(self, *told):
+        answer = self.open(*told)
+        with contextlib.closing(self.connections.pop()), answer:
+            return json.loads(answer.read())
+
+    def post(self):
+        return self.ask("POST", "/api/v1/jobs", {"kind": "generate", "input": {"prompt": ["a"]}})
+
+    def end(self, how):
+        self.process.send_signal(how)
+        self.process.communicate(timeout=60)
+        for answer in self.streams:
+            answer.close()
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+def test_a_server_is_told_to_end_killed_and_started_again_and_loses_no_job(folder):
+    first = Process(folder, "slow")
+    ids = [first.post()["id"] for _ in range(3)]
+    stream = first.open("GET", "/api/v1/events")
+    first.streams.append(stream)
+    assert stream.readline() == b"retry: 2000\n"
+    start = time.monotonic()
+    first.end(signal.SIGTERM)
+    assert time.monotonic() - start < 9, "a stream held it up"
+    statuses = Store(folder / ".iclora" / "serve.sqlite").rows("SELECT status, attempt FROM jobs")
+    assert {tuple(row) for row in statuses} == {("queued", 0)}
+
+    second = Process(folder, "slow")
+    while not any(j["status"] == "running" for j in second.ask("GET", "/api/v1/jobs")["jobs"]):
+        time.sleep(0.1)
+    second.end(signal.SIGKILL)
+
+    third = Process(folder)
+    end = time.monotonic() + 60
+    found = []
+    while time.monotonic() < end and {job["status"] for job in found} != {"succeeded"}:
+        time.sleep(0.1)
+        found = third.ask("GET", "/api/v1/jobs")["jobs"]
+    third.end(signal.SIGTERM)
+    assert [(job["id"], job["status"]) for job in found[::-1]] == [(j, "succeeded") for j in ids]
+    assert sorted(job["attempt"] for job in found) == [1, 1, 2]
+    assert sorted(p.parent.name for p in (folder / "out").glob("*/0*")) == ids
