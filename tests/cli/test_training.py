@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from iclora.cli.main import main
-from iclora.cli.training import recomputes_unasked
+from iclora.jobs.training import recomputes_unasked
 from iclora.sets.images import open_image
 from iclora.sets.recipe import load_recipe
 from iclora.settings import TrainSettings, read_settings

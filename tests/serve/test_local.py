@@ -100,7 +100,7 @@ def test_a_fault_is_told_and_the_next_job_gets_another_process(engine, tmp_path)
     before = engine.pid("cpu")
     fault = Order("job-2", "generate", {"prompt": [CAPTION], "share": {}}, str(tmp_path / "b"), 1)
     outcome = engine.run("cpu", fault, print)
-    assert outcome.error["code"] == "Unexpected"
+    assert outcome.error["code"] == "InternalError"
     assert "KeyError" in outcome.error["problem"]
     assert engine.run("cpu", order(tmp_path / "c", **small), print).status == first.status
     assert engine.pid("cpu") != before

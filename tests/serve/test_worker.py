@@ -74,7 +74,7 @@ def test_gpus_are_counted_without_torch(tmp_path, monkeypatch):
 
 
 def test_the_engine_imports_no_torch():
-    code = "import sys, iclora.serve.local; print('torch' in sys.modules)"
+    code = "import sys, iclora.serve.local, iclora.serve.training; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
 

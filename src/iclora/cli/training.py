@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from iclora.cli.output import Terminal, as_options
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.files import check_file, check_folder
-from iclora.jobs.opening import quiet_loading
+from iclora.jobs.opening import Opener, quiet_loading
 from iclora.progress import Cancelled, Console
 from iclora.sets.recipe import load_recipe
 from iclora.settings import (
@@ -27,13 +27,9 @@ from iclora.settings import (
 from iclora.train.trackers import find_trackers
 
 if TYPE_CHECKING:
-    from iclora.models import DiffusionModel
-    from iclora.sets.recipe import Recipe
-    from iclora.train.data import RunData
-    from iclora.train.loop import Preview
-    from iclora.train.run import RunResult
+    pass
 
-__all__ = ["export", "import_run", "info", "plan", "push", "recomputes_unasked", "train"]
+__all__ = ["export", "import_run", "info", "plan", "push", "train"]
 
 
 @verb(ImportSettings)
@@ -82,41 +78,28 @@ def _read_run(given: dict[str, Any], console: Console) -> RunSettings:
         return read_settings(RunSettings, given.get("run_file"), given)
     if given.get("run_file"):
         raise SettingsError("a resumed run has its own settings", "Leave the run file out.")
-    from iclora.train.run import resume_settings
+    from iclora.jobs.training import resumed
 
     changes = {name: value for name, value in given.items() if name != "resume"}
-    own = resume_settings(folder, changes, _first(console).warn)
-    values = {name: getattr(own, name) for name in own.model_fields_set}
-    return RunSettings.model_validate({**values, "resume": folder})
+    return resumed(folder, changes, _first(console).warn)
 
 
 @verb(RunSettings, _read_run)
 def train(settings: RunSettings, console: Console) -> int:
     """Tune a LoRA on a dataset, or go on with a run."""
     _check_at_once(settings)
-    from iclora.models import load_model
-    from iclora.train.plan import plan_run
+    from iclora.jobs.training import train as run_training
 
     console = _first(console)
-    config, data = settings.training(), None
-    if config.vram is not None and not settings.resume:
-        chosen = plan_run(config, here=True, warn=console.warn)
-        console.say(as_options(str(chosen), RunSettings))
-        config, data = chosen.settings, chosen.data
-    quiet_loading()
-    model = load_model(config.base, config.device, config.dtype, precision=config.precision)
-    kept = "" if model.precision == "full" else f", its blocks in {model.precision}"
-    number = str(model.dtype).removeprefix("torch.")
-    console.say(f"base {config.base} on {model.device} in {number}{kept}")
-    if recomputes_unasked(config, model.device.type):
-        console.warn(
-            "every block is recomputed; `vram` auto recomputes only as many as this card needs"
-        )
-    go_on = f"go on with: iclora train --resume {config.out}"
+
+    def show_plan(text: str) -> None:
+        console.say(as_options(text, RunSettings))
+
+    go_on = f"go on with: iclora train --resume {settings.out}"
     try:
-        result = _train(config, model, bool(settings.resume), data, console)
+        config, result = run_training(settings, console, Opener(), show_plan)
     except (KeyboardInterrupt, Cancelled):
-        if Path(config.out, "config.toml").exists():
+        if Path(settings.out, "config.toml").exists():
             console.say(go_on)
         raise
     if not result.finished:
@@ -136,40 +119,6 @@ def _beside(config: TrainSettings, folder: Path) -> str:
     if config.targets == "full":
         return f"a base of its own: iclora generate --base {folder / 'base'} --recipe NAME"
     return f"model card {folder / 'README.md'}"
-
-
-def _train(
-    config: TrainSettings,
-    model: DiffusionModel,
-    resume: bool,
-    data: RunData | None,
-    console: Console,
-) -> RunResult:
-    from iclora.making.preview import make_preview
-    from iclora.train.run import train
-
-    def previewer(recipe: Recipe) -> Preview:
-        return make_preview(
-            model,
-            recipe,
-            config.previewed(recipe.example),
-            resolution=config.preview_resolution,
-            seed=config.seed,
-            folder=Path(config.out, "previews"),
-            last=config.steps,
-            text=config.text,
-        )
-
-    with console.progress() as progress:
-        return train(
-            config,
-            model,
-            resume=resume,
-            data=data,
-            make_preview=previewer,
-            warn=console.warn,
-            progress=progress,
-        )
 
 
 def _check_at_once(settings: TrainSettings) -> None:
@@ -215,12 +164,6 @@ def _first(console: Console) -> Console:
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     first = not shared or os.environ.get("RANK", "0") == "0"
     return console if first else Terminal(RunSettings, silent=True)
-
-
-def recomputes_unasked(config: TrainSettings, device: str) -> bool:
-    """True if every block is recomputed on a GPU only because no setting said otherwise."""
-    own = {"recompute", "gradient_checkpointing"}
-    return device == "cuda" and config.gradient_checkpointing and not own & config.model_fields_set
 
 
 @verb(InfoSettings)

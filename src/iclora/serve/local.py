@@ -17,6 +17,7 @@ from typing import Any
 from iclora.errors import SettingsError
 from iclora.serve.children import Child, ended_by, environment_of, start_worker
 from iclora.serve.engine import Order, Outcome, Report, WorkerDied, adapters_of
+from iclora.serve.training import Left, StartTrainee, Training, at_work, start_trainee
 from iclora.settings import Machine
 
 __all__ = ["PATIENCE", "LocalEngine", "Start", "told"]
@@ -43,7 +44,8 @@ class LocalEngine:
         logs: folder for what the workers print.
         threads: of each CPU worker; None for torch's own choice.
         patience: seconds until a cancelled job's worker is ended.
-        start: starts a process.
+        start: starts a worker's process.
+        start_training: starts one that trains.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LocalEngine:
         threads: int | None = None,
         patience: float = PATIENCE,
         start: Start = start_worker,
+        start_training: StartTrainee = start_trainee,
     ) -> None:
         if len(set(devices)) < len(devices) or not devices:
             raise SettingsError("each worker needs a device of its own", "Name each device once.")
@@ -63,11 +66,15 @@ class LocalEngine:
         first = {"do": "start", "base": base, "machine": (machine or Machine()).model_dump()}
         self._keepers = {
             name: _Keeper(
-                first,
-                environment_of(name, threads),
-                logs / f"worker-{name.replace(':', '-')}.log",
-                patience,
-                start,
+                _How(
+                    name,
+                    first,
+                    environment_of(name, threads),
+                    logs / f"worker-{name.replace(':', '-')}.log",
+                    patience,
+                    start,
+                    start_training,
+                )
             )
             for name in devices
         }
@@ -101,8 +108,15 @@ class LocalEngine:
         return self._keepers[worker].run(order, report)
 
     def cancel(self, worker: str, job: str) -> None:
-        """End a job between two steps; after `patience` the worker is ended and started again."""
+        """End a job between two steps; after `patience` the worker is ended and started again.
+
+        A run is told to end after its current step, with a checkpoint; see `end_run`.
+        """
         self._keepers[worker].cancel(job)
+
+    def end_run(self, worker: str, job: str) -> None:
+        """End a run now; what was trained since its last checkpoint is lost."""
+        self._keepers[worker].end_run(job)
 
     def stop(self) -> None:
         """End every worker."""
@@ -110,6 +124,20 @@ class LocalEngine:
             keeper.leave()
         for keeper in self._keepers.values():
             keeper.join()
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a worker is started with."""
+
+    device: str
+    first: dict[str, Any]
+    """The first line it is told."""
+    environment: dict[str, str]
+    log: Path
+    patience: float
+    start: Start
+    start_training: StartTrainee
 
 
 @dataclass
@@ -125,21 +153,16 @@ class _Running:
 class _Keeper:
     """Keeps one worker running, in a thread of its own."""
 
-    def __init__(
-        self,
-        first: dict[str, Any],
-        environment: dict[str, str],
-        log: Path,
-        patience: float,
-        start: Start,
-    ) -> None:
+    def __init__(self, how: _How) -> None:
         self.child: Child | None = None
         self.loaded: str | None = None
-        self._first, self._environment, self._log = first, environment, log
-        self._patience, self._start_child = patience, start
+        self._how = how
         self._problem: str | None = "is starting"
         self._state = threading.Condition()
         self._running: _Running | None = None
+        self._training: Training | None = None
+        self._trains = ""
+        """The job of the run that is followed."""
         self._up = False
         self._leaving = False
         self._alone = threading.Lock()
@@ -164,7 +187,7 @@ class _Keeper:
             failures = 0 if self._up else failures + 1
             with self._state:
                 self._up, self.child, self.loaded = False, None, None
-                self._problem = f"was ended by {ended}; its log is {self._log}"
+                self._problem = f"was ended by {ended}; its log is {self._how.log}"
                 if self._running:
                     self._running.said.put({"say": "died", "by": ended})
                 if failures:
@@ -174,15 +197,17 @@ class _Keeper:
     def _live(self) -> str:
         """One process from its start to its end. Returns: what ended it."""
         with suppress(OSError):
-            if self._log.stat().st_size > _LOG:
-                self._log.unlink()
-        child = self._start_child(self._environment, self._log)
+            if self._how.log.stat().st_size > _LOG:
+                self._how.log.unlink()
+        child = self._how.start(self._how.environment, self._how.log)
         with self._state:
             self.child = child
             leaving = self._leaving
         if leaving:
             _end(child)
-        self._send(child, self._first)
+        # A run may still be at work there, and need the memory.
+        busy = self._training is not None or at_work(self._how.log.parent, self._how.device)
+        self._send(child, {**self._how.first, "base": None} if busy else self._how.first)
         with child.answers:
             for line in child.answers:
                 self._hear(told(line))
@@ -209,6 +234,8 @@ class _Keeper:
     # -- jobs -------------------------------------------------------------------------------------
 
     def run(self, order: Order, report: Callable[[Report], None]) -> Outcome:
+        if order.kind == "train":
+            return self._train(order, report)
         running = _Running(order)
         with self._alone:
             with self._state:
@@ -226,6 +253,25 @@ class _Keeper:
                     if running.deadline:
                         running.deadline.cancel()
 
+    def _train(self, order: Order, report: Callable[[Report], None]) -> Outcome:
+        training = Training(
+            self._how.log.parent, order, self._how.device, start=self._how.start_training
+        )
+        with self._alone:
+            with self._state:
+                if self._leaving:
+                    raise WorkerDied("the server's end")
+                self._training, self._trains = training, order.job
+                if self.child:
+                    self._send(self.child, {"do": "free"})
+            try:
+                return training.follow(report)
+            except Left:
+                raise WorkerDied("the server's end") from None
+            finally:
+                with self._state:
+                    self._training, self._trains = None, ""
+
     def _follow(self, running: _Running, report: Callable[[Report], None]) -> Outcome:
         while True:
             said = running.said.get()
@@ -242,13 +288,24 @@ class _Keeper:
             else:
                 raise WorkerDied(said["by"])
 
+    def end_run(self, job: str) -> None:
+        with self._state:
+            training = self._training if self._trains == job else None
+        if training:
+            training.stop(now=True)
+
     def cancel(self, job: str) -> None:
+        with self._state:
+            training = self._training if self._trains == job else None
+        if training:
+            training.stop()
+            return
         with self._state:
             running, child = self._running, self.child
             if not running or not child or running.order.job != job or running.cancelled:
                 return
             running.cancelled = True
-            running.deadline = threading.Timer(self._patience, self._give_up, (running, child))
+            running.deadline = threading.Timer(self._how.patience, self._give_up, (running, child))
             running.deadline.daemon = True
             running.deadline.start()
         self._send(child, {"do": "cancel", "job": job})
@@ -264,7 +321,9 @@ class _Keeper:
         with self._state:
             self._leaving = True
             self._state.notify_all()
-            child = self.child
+            child, training = self.child, self._training
+        if training:
+            training.leave()
         if child:  # The end of its commands is the end of a worker.
             with suppress(OSError, ValueError):
                 child.commands.close()

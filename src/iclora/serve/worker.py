@@ -4,6 +4,7 @@ It is told lines of JSON on its stdin, and answers in such lines on its stdout:
 
     {"do": "start", "base", "machine"}      first; loads the base, if one is named
     {"do": "run", "order"}, {"do": "cancel", "job"}
+    {"do": "free"}                          let go of the base: its device is needed
     {"say": "ready", "problem"}             problem: None, or why the base cannot be held
     {"say": "report", "job", "report"}, {"say": "outcome", "job", "outcome"}
 
@@ -20,7 +21,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from iclora.errors import IcloraError
-from iclora.jobs.memory import less_memory, out_of_memory
+from iclora.jobs.memory import out_of_memory
 from iclora.progress import Cancelled, Event, Progress
-from iclora.serve.engine import Order, Outcome, Problem, Report
+from iclora.serve.engine import Order, Outcome, Report
+from iclora.serve.faults import problem_of
 
 __all__ = ["JobConsole", "be_worker", "main"]
 
@@ -58,7 +59,10 @@ def be_worker(commands: BinaryIO, answers: BinaryIO) -> int:
     threading.Thread(target=worker.listen, args=(commands, orders), daemon=True).start()
     worker.start(orders.get())
     while True:
-        if not worker.run(Order(**orders.get()["order"])):
+        told = orders.get()
+        if told["do"] == "free":
+            worker.free()
+        elif not worker.run(Order(**told["order"])):
             return 1
 
 
@@ -159,7 +163,7 @@ class _Worker:
             try:
                 self._hold(told["base"], told["machine"])
             except Exception as error:
-                problem = _problem_of(error)["problem"]
+                problem = problem_of(error)["problem"]
         self.answer("ready", problem=problem)
 
     def _hold(self, base: str, machine: dict[str, Any]) -> None:
@@ -171,6 +175,10 @@ class _Worker:
         load_vae(model)
         if model.device.type == "cpu":  # Elsewhere they are never loaded beside the denoiser.
             model.encode_text("a picture")
+
+    def free(self) -> None:
+        """Let go of the base; the next job loads it again."""
+        self._opener.release()
 
     def run(self, order: Order) -> bool:
         """Do one job and answer. Returns: False if this process should not go on."""
@@ -194,35 +202,12 @@ class _Worker:
         except Cancelled:
             return Outcome("cancelled"), True
         except Exception as error:
-            found = _problem_of(error, KINDS[order.kind][0] if order.kind in KINDS else None)
+            found = problem_of(error, KINDS[order.kind][0] if order.kind in KINDS else None)
             known = isinstance(error, IcloraError) or out_of_memory(error)
         found = {name: text and console.shown(text) for name, text in found.items()}
         if found["code"] == "OutOfMemory":
             self._opener.release()
         return Outcome("failed", error=found), known
-
-
-def _problem_of(error: Exception, settings: Any = None) -> Problem:
-    """What went wrong; all of it is in the log if it is no error of ours."""
-    if isinstance(error, IcloraError):
-        return {
-            "code": type(error).__name__,
-            "problem": error.problem,
-            "advice": error.advice,
-            "setting": error.setting,
-        }
-    traceback.print_exception(error)
-    first = str(error).strip().split("\n", 1)[0]
-    if out_of_memory(error):
-        advice = less_memory(settings) if settings else "Use a machine with more memory."
-        said = f"out of memory{': ' * bool(first)}{first}"
-        return {"code": "OutOfMemory", "problem": said, "advice": advice, "setting": None}
-    return {
-        "code": "Unexpected",
-        "problem": f"{type(error).__name__}: {first}",
-        "advice": "This is a fault of iclora: the worker's log has all of it. Please report it.",
-        "setting": None,
-    }
 
 
 if __name__ == "__main__":
