@@ -7,7 +7,6 @@ are alike, so one of each is counted, kept and recomputed, and the pass is put t
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,9 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from iclora.adapter import attach
 from iclora.models.attention import Attend, blockwise
@@ -26,74 +22,16 @@ from iclora.models.outline import META, Batch, Outline, Streams, loss
 from iclora.models.passes import Pass
 from iclora.models.quantize import Frozen
 from iclora.settings import TrainSettings
+from iclora.train.ledger import Ledger
 from iclora.train.whole import free
 
-__all__ = ["Costs", "Kernels", "Ledger", "Share"]
+__all__ = ["Costs", "Kernels", "Share"]
 
 Kernels = Literal["cuda", "cpu"]
 """Whose attention and norms are counted."""
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Books the bytes of every storage made inside it, while it lives, and the FLOPs."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = 0
-        self.peak = 0
-        self.flops = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        # Torch's own counter has no entry for the product that adds in place.
-        packet = torch.ops.aten.addmm if packet is torch.ops.aten.addmm_ else packet
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-        ours = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is(x)}
-        for made in filter(_is, tree_leaves(out)):
-            if id(made.untyped_storage()) not in ours:
-                self._book(made)
-        self.peak = max(self.peak, self.live + _hidden(packet, args))
-        return out
-
-    def _book(self, made: Tensor) -> None:
-        storage = made.untyped_storage()
-        key, size = id(storage), storage.nbytes()
-        if key in self._known:
-            return
-
-        def strike(_: Any) -> None:
-            self.live -= size
-            del self._known[key]
-
-        self._known[key] = weakref.ref(storage, strike)
-        self.live += size
-
-    def mark(self) -> int:
-        """The bytes that live now, from which on the peak is taken."""
-        self.peak = self.live
-        return self.live
-
-
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention
-
-
-def _hidden(packet: Any, args: Any) -> int:
-    """Bytes that a kernel takes for itself, which no output shows."""
-    if packet is torch.ops.aten._scaled_dot_product_flash_attention_backward:
-        return 4 * int(args[1].numel())  # the gradient of q, summed in float32
-    if packet is torch.ops.aten.convolution:
-        return int(args[0].nbytes)  # its input in another order, or unrolled in parts
-    if packet is torch.ops.aten.index:
-        return sum(8 * int(i.numel()) for i in args[1] if _is(i) and i.dtype == torch.int32)
-    return 0
-
-
-def _is(x: Any) -> bool:
-    return isinstance(x, Tensor)
 
 
 class _As(TorchFunctionMode):
