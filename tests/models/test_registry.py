@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,9 @@ def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(name, says):
         load_model(name)
 
 
+BFL = "black-forest-labs/FLUX."
+
+
 def denoiser_file(folder, tensors, file):
     prefix = "model.diffusion_model." if "." in file else ""
     about = {"dtype": "BF16", "data_offsets": [0, 0]}
@@ -107,23 +111,34 @@ def test_a_single_checkpoint_file_is_refused_with_advice(tmp_path):
         load_model(str(tmp_path))
 
 
+REFINER = "noise_refiner.0.attention.qkv"
+
+
 @pytest.mark.parametrize(
     ("tensors", "file", "base"),
     [
-        ({"double_stream_modulation_img.lin": 3072}, "flux-2-klein-base-4b", "2-klein-base-4B"),
-        ({"double_stream_modulation_img.lin": 4096}, "flux-2-klein-9b", "2-klein-9B"),
-        ({"double_blocks.0.img_mod.lin": 3072}, "flux1", "1-schnell"),
+        (
+            {"double_stream_modulation_img.lin": 3072},
+            "flux-2-klein-base-4b",
+            f"{BFL}2-klein-base-4B",
+        ),
+        ({"double_stream_modulation_img.lin": 4096}, "flux-2-klein-9b", f"{BFL}2-klein-9B"),
+        ({"double_blocks.0.img_mod.lin": 3072}, "flux1", f"{BFL}1-schnell"),
         (
             {"double_blocks.0.img_mod.lin": 3072, "guidance_in.in_layer": 256},
             "model.diffusion_model",
-            "1-dev",
+            f"{BFL}1-dev",
         ),
+        ({REFINER: 3840}, "z_image_turbo_bf16", "Tongyi-MAI/Z-Image-Turbo"),
+        ({REFINER: 3840}, "z_image", "Tongyi-MAI/Z-Image"),
+        # Lumina, which iclora does not know.
+        ({REFINER: 2304}, "z_image", "OWNER/NAME"),
     ],
 )
 def test_a_single_file_is_told_which_whole_model_it_is_a_part_of(tmp_path, tensors, file, base):
     path = denoiser_file(tmp_path, tensors, file)
     for place in (path, tmp_path):
-        with pytest.raises(ModelError, match=rf"`hf download black-forest-labs/FLUX\.{base}`"):
+        with pytest.raises(ModelError, match=f"`hf download {re.escape(base)}`"):
             load_model(str(place))
 
 

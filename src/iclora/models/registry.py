@@ -74,6 +74,10 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "it reads a mask and a picture beside the noise, which no other tool's adapter does",
         "Use FLUX.1-dev: it completes sets without.",
     ),
+    "ZImageOmniPipeline": (
+        "it reads pictures by an encoder of their own, which iclora does not",
+        "Use Tongyi-MAI/Z-Image.",
+    ),
     "QwenImageLayeredPipeline": (
         "it paints layers of one picture, with transparency, where a set needs panels",
         "Use a base that paints one picture.",

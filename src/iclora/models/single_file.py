@@ -22,6 +22,9 @@ _HUB = "black-forest-labs/"
 _KLEIN = {3072: "4B", 4096: "9B"}
 """FLUX.2 klein's sizes by width."""
 
+_ZIMAGE = 3840
+"""Z-Image's width; Lumina's blocks are called the same."""
+
 
 def whole_of(path: Path) -> str | None:
     """The hub id of the base that a file is the denoiser of; None if it does not show."""
@@ -33,6 +36,9 @@ def whole_of(path: Path) -> str | None:
         # Base and distilled have the same tensors; the files' own names tell them apart.
         kind = f"klein-{'base-' * ('base' in path.name)}{size}" if size else "dev"
         return f"{_HUB}FLUX.2-{kind}"
+    if names.get("noise_refiner.0.attention.qkv.weight", [0])[-1] == _ZIMAGE:
+        # As ComfyUI names them; again the file's own name alone tells the two apart.
+        return f"Tongyi-MAI/Z-Image{'-Turbo' * ('turbo' in path.name.lower())}"
     if "double_blocks.0.img_mod.lin.weight" in names:
         kind = "dev" if "guidance_in.in_layer.weight" in names else "schnell"
         return f"{_HUB}FLUX.1-{kind}"

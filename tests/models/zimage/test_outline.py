@@ -1,0 +1,150 @@
+"""Z-Image without numbers: what a run takes, against real passes and published sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import diffusers
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from iclora.adapter import attach
+from iclora.models import flow
+from iclora.models.base import Given, Panels
+from iclora.models.outline import Batch, outline_of, shipped_outline
+from iclora.models.quantize import quantize
+from iclora.models.zimage.model import ZImageModel
+from iclora.models.zimage.outline import ZImageOutline
+from iclora.settings import TrainSettings
+from iclora.train.costs import Costs
+from tests.train.test_costs import measured_peak
+
+CPU = torch.device("cpu")
+CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
+BASE = "Tongyi-MAI/Z-Image"
+SHIPPED = ZImageOutline.shipped[BASE]
+BLOCKS = 5
+"""A refiner of the text, one of the image, and three joint ones."""
+
+
+def opened(folder, dtype=torch.bfloat16):
+    return ZImageModel(folder, "x", CPU, dtype)
+
+
+def outline(precision="full"):
+    return outline_of(opened(SHIPPED), torch.bfloat16, precision)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The settings alone of a Z-Image of three layers, 192 wide."""
+    folder = tmp_path_factory.mktemp("small-zimage") / "base"
+    shutil.copytree(SHIPPED, folder)
+    changes = {
+        "transformer": {
+            "dim": 192,
+            "n_layers": 3,
+            "n_refiner_layers": 1,
+            "n_heads": 3,
+            "n_kv_heads": 3,
+            "axes_dims": [16, 24, 24],
+            "cap_feat_dim": 32,
+        },
+        "text_encoder": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "vocab_size": 300,
+        },
+        "vae": {"block_out_channels": [2, 2, 4, 4], "norm_num_groups": 2, "layers_per_block": 1},
+    }
+    for part, change in changes.items():
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return folder
+
+
+class Real:
+    """A real net of that outline, and a forward and backward pass of the training code."""
+
+    def __init__(self, folder, dtype, precision):
+        torch.manual_seed(0)
+        self.model = opened(folder, dtype)
+        net = diffusers.ZImageTransformer2DModel.from_config(self.model.config("transformer"))
+        net = net.to(dtype).requires_grad_(False).eval()
+        self.model.denoiser = quantize(net, precision, CPU, self.model.block_prefixes)
+        for parameter in attach(self.model, rank=4, alpha=16, targets="all", seed=0).values():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def step(self, batch, recompute):
+        model = self.model
+        model.recompute = recompute
+        n = batch.width * batch.height // 256
+        x0 = torch.randn(batch.count, n, 64)
+        given, of, panels = None, None, None
+        if batch.given:
+            tokens = torch.arange(n).expand(batch.count, n) % 2 == 1
+            given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
+        if batch.texts > 1:
+            panels = Panels(torch.arange(n) * batch.texts // n, (512,) * batch.texts)
+        sigma = torch.full((batch.count,), 0.5)
+        length = 512 * batch.texts
+        texts = [{"prompt": torch.randn(length, 32), "real": torch.ones(length)}] * batch.count
+        size = (batch.width, batch.height)
+        v = model.velocity(x0, sigma, texts, size, 1.0, given, None, panels)
+        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "recompute", "batch"),
+    [
+        ("full", "bfloat16", 0, Batch(1, 64, 240, given=True, isolated=True, texts=2)),
+        ("nf4", "float32", BLOCKS, Batch(1, 64, 160)),
+    ],
+)
+def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
+    small, precision, dtype, recompute, batch
+):
+    kind = getattr(torch, dtype)
+    real = Real(small, kind, precision)
+    real.step(batch, recompute)
+    measured = measured_peak(lambda: real.step(batch, recompute))
+    costs = Costs(outline_of(opened(small), kind, precision), CONFIG, "cpu")
+    counted = costs.step(batch, recompute) - costs.held
+    print(f"\n{precision} {dtype} {recompute} of {BLOCKS}: {counted / measured - 1:+.1%}")
+    assert counted == pytest.approx(measured, rel=0.05)
+
+
+def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
+    batch, recompute = Batch(1, 128, 128), 3
+    real = Real(small, torch.float32, "full")
+
+    def adding(_, a, b, out_shape=None, **options):
+        return 2 * a[0] * a[1] * b[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: adding}) as counter:
+        real.step(batch, recompute)
+    counted = Costs(outline_of(opened(small), torch.float32, "full"), CONFIG, "cpu")
+    # A refiner's input needs no gradient, which matters where there are so few blocks.
+    assert counted.flops(batch, recompute) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_the_outline_has_the_published_sizes():
+    found = outline()
+    total = sum(p.numel() for p in found.whole().parameters())
+    assert total / 1e9 == pytest.approx(6.15, abs=0.01)
+    assert Costs(found, CONFIG, "cuda").weights == 2 * total
+    assert shipped_outline(BASE) == SHIPPED
+    # Qwen3-4B without its last layer and its norm.
+    (qwen,) = found.text_encoders
+    layer = 2560 * (32 * 128 * 2 + 8 * 128 * 2) + 3 * 2560 * 9728 + 2 * 2560 + 2 * 128
+    assert sum(p.numel() for p in qwen.parameters()) == 35 * layer + 151936 * 2560
+
+
+def test_a_lora_of_rank_16_on_all_layers_has_47_7_million_parameters():
+    costs = Costs(outline(), CONFIG.model_copy(update={"rank": 16}), "cuda")
+    assert costs.lora / 1e6 == pytest.approx(47.7, abs=0.1)
