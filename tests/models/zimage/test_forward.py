@@ -92,7 +92,7 @@ def test_it_gives_what_diffusers_forward_gives(lora):
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("recompute", [0, 2, 4])
+@pytest.mark.parametrize("recompute", [0, 4])
 def test_lora_gradients_of_all_layers_are_exact(recompute):
     """Against diffusers and PEFT in float64."""
     found = []
@@ -198,7 +198,7 @@ def test_only_distances_between_text_and_frame_matter():
 # -- memory -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recompute", [2, 4])
+@pytest.mark.parametrize("recompute", [3])
 def test_recomputed_blocks_keep_less_and_give_the_same_gradients(recompute):
     found, kept = [], []
     for blocks in (0, recompute):

@@ -17,9 +17,11 @@ from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.models.quantize import quantize
 from iclora.models.zimage.model import ZImageModel
 from iclora.models.zimage.outline import ZImageOutline
-from iclora.settings import TrainSettings
+from iclora.settings import TrainSettings, read_settings
 from iclora.train.costs import Costs
+from iclora.train.plan import plan_run
 from tests.train.test_costs import measured_peak
+from tests.train.test_plan import EXAMPLES
 
 CPU = torch.device("cpu")
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
@@ -148,3 +150,14 @@ def test_the_outline_has_the_published_sizes():
 def test_a_lora_of_rank_16_on_all_layers_has_47_7_million_parameters():
     costs = Costs(outline(), CONFIG.model_copy(update={"rank": 16}), "cuda")
     assert costs.lora / 1e6 == pytest.approx(47.7, abs=0.1)
+
+
+@pytest.mark.parametrize("vram", [80])
+def test_the_shipped_run_files_of_z_image_are_what_plan_chooses(vram):
+    """The paper's run: 4 sets, 512 to 1536 px, rank 16."""
+    path = EXAMPLES / f"zimage-{vram}gb.toml"
+    told = {"base": BASE, "data": "DATA", "out": "RUN"}
+    shipped = read_settings(TrainSettings, path, {})
+    assert (shipped.batch, shipped.rank, max(shipped.resolutions)) == (4, 16, 1536)
+    found = plan_run(read_settings(TrainSettings, None, {**told, "vram": vram}), here=False)
+    assert found.run_file() == path.read_text()
