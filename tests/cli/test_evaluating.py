@@ -30,7 +30,7 @@ def test_evaluate_measures_adapters_beside_the_base_and_goes_on_where_it_was(lor
     status, out, _ = run(*words)
     assert status == 0
     assert "4 sets by each of: base; run" in out
-    assert re.search(r"pixels seam\n  base  \S+ \(\S+ to \S+\)\n  run ", out)
+    assert re.search(r"pixels seam \(.*\)\n  base  \S+ \(\S+ to \S+\)\n  run ", out)
     assert (tmp_path / "out" / "report.html").is_file()
     figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
     assert figures["seconds"]["arms"]["run"]["count"] == 4
@@ -60,7 +60,8 @@ def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_
     status, out, _ = run(*words, *known)
     assert status == 0
     assert "2 sets by each of: base, sdedit; base, boost" in out
-    assert "pixels given error\n  base, sdedit  0.000" in out
+    assert re.search(r"pixels given error \(.*0 to 255.*\)\n  base, sdedit  0.000", out)
+    assert "seconds (per set)\n" in out
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,8 @@ def test_evaluate_completes_a_dataset_in_several_modes(clean, make_dataset, tmp_
         (["--prompt", CAPTION, "--data", "x"], "brings its own prompts"),
         (["--prompt", CAPTION], "no recipe is known"),
         (["--prompt", CAPTION, "--strengths", "0.5"], "without an --adapter"),
+        (["--prompt", CAPTION, "--background", "red"], "--background: leave it out without"),
+        (["--knowledge", "x.txt", "--background", "auto"], "--background: leave it out without"),
         (["--data", "x", "--known", "1=a.png"], "Name the panel alone"),
         (["--prompt", CAPTION, "--recipe", "film-storyboard", "--mode", "clean"], "no panel is"),
         (["--prompt", CAPTION, "--recipe", "film-storyboard", "--metric", "what"], "no metric"),
@@ -101,7 +104,9 @@ def test_evaluate_asks_what_an_adapter_leaves_of_the_base(lora, tmp_path, run):
     assert status == 0
     assert "1 comment line left out" in err
     assert "2 sets by each of: base; run at 0; run at 0.5; run at 1" in out
-    assert re.search(r"pixels distance\n  base +-\n  run at 0 +0.000 \(0.000 to 0.000\)\n", out)
+    assert re.search(
+        r"pixels distance \(.*\)\n  base +-\n  run at 0 +0.000 \(0.000 to 0.000\)\n", out
+    )
     status, _, err = run(*words, "--prompt", CAPTION)
     assert status == 2
     assert "--prompt: leave it out beside --knowledge" in err

@@ -91,7 +91,7 @@ def test_a_new_setting_is_one_field(tmp_path):
         """stars per panel"""
 
     text = verb_parser("train", Verb(More, lambda settings, console: 0)).format_help()
-    assert "--sparkle SPARKLE" in text
+    assert "--sparkle N" in text
     assert "stars per panel (default 3)" in text
     file = tmp_path / "run.toml"
     file.write_text('[train]\nbase = "tiny"\ndata = "d"\nout = "o"\nsparkle = 5\n')
@@ -99,6 +99,27 @@ def test_a_new_setting_is_one_field(tmp_path):
     assert read_settings(More, file, given(More, "--sparkle", "7")).sparkle == 7
     schema = More.model_json_schema()["properties"]["sparkle"]
     assert (schema["default"], schema["description"]) == (3, "stars per panel")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_word_for_a_value_says_what_to_give(verb):
+    said = {
+        "save_every": "N",
+        "preview_every": "N",
+        "held_out": "SHARE",
+        "strengths": "STRENGTH",
+        "resolutions": "PX",
+        "resample_from": "SIGMA",
+        "lr": "NUMBER",
+        "vram": "GB",
+    }
+    for action in verb_parser(verb, VERBS.load(verb))._actions:
+        word = action.metavar or "{"
+        if not action.option_strings or action.nargs == 0 or word.startswith(("{", "[")):
+            continue
+        assert not word.endswith("S"), f"{word} is more than one value"
+        assert word not in {"OUT", "EVERY", "FROM", "SIDE", "END", "MEAN"}, action.dest
+        assert word == said.get(action.dest, word)
 
 
 def test_only_what_was_given_reaches_the_model():

@@ -54,6 +54,8 @@ def test_toml_that_cannot_be_meant_is_refused_with_what_to_write(text, says):
     ("text", "says"),
     [
         ('{"a": 1, "a": 2}', '"a" twice'),
+        # Within seconds, also of many keys.
+        ("{" + "".join(f'"{k}":1,' for k in range(100_000)) + '"99999":2}', '"99999" twice'),
         ('{"b": {"a": 1, "a": 1}}', '"a" twice'),
         ("[NaN]", "the number nan"),
         ('{"a": [-Infinity]}', "the number -inf"),

@@ -9,6 +9,7 @@ import pytest
 from iclora.errors import SettingsError
 from iclora.settings import (
     EvaluateSettings,
+    ExtendSettings,
     GenerateSettings,
     RerollSettings,
     TrainSettings,
@@ -181,12 +182,43 @@ def test_a_home_is_expanded_in_every_path(monkeypatch, tmp_path):
     told = settings_of(EvaluateSettings, told)
     assert told.metric == (f"clip:{home}/m",)
     assert told.adapter == (f"a={home}/b", f"{home}/c")
+    summed = ["~/a+~/b=-1", "mix=~/a=0.5+b+~/c=2", "~/a=0.7", "a+b.safetensors=1"]
+    assert settings_of(EvaluateSettings, {"adapter": summed}).adapter == (
+        f"{home}/a+{home}/b=-1",
+        f"mix={home}/a=0.5+b+{home}/c=2",
+        f"{home}/a=0.7",
+        "a+b.safetensors=1",
+    )
+    (tmp_path / "a+~").touch()
+    named = ("~/a+~", "x=~/a+~=0.7")
+    found = settings_of(EvaluateSettings, {"adapter": named}).adapter
+    assert found == (f"{home}/a+~", f"x={home}/a+~=0.7")
     assert told.given == (f"1={home}/d", "2")
     (tmp_path / "run.toml").write_text("[train]\nbase='tiny'\ndata='d'\nout='~/r'\n")
     assert read_settings(TrainSettings, tmp_path / "run.toml", {}).out == f"{home}/r"
     monkeypatch.setenv("HOME", f"{home}/none")
     with pytest.raises(SettingsError, match="is not there"):
         settings_of(RerollSettings, words)
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (EvaluateSettings, {"background": "red", "data": "d"}),
+        (EvaluateSettings, {"background": "auto", "knowledge": ["f"]}),
+        (EvaluateSettings, {"api": "http://x", "data": "d"}),
+        (EvaluateSettings, {"model_device": "cpu", "data": "d"}),
+        (ExtendSettings, {"background": "red", "story": "s"}),
+        (GenerateSettings, {"captioner": "toyland", "prompt": ["a"]}),
+        (GenerateSettings, {"api": "http://x", "prompt": ["a"]}),
+        (GenerateSettings, {"model_device": "cpu", "prompt": ["a"]}),
+    ],
+)
+def test_a_setting_that_nothing_would_use_is_refused(model, values):
+    with pytest.raises(SettingsError, match=f"`{next(iter(values))}`: leave it out without"):
+        settings_of(model, values)
+    default = {next(iter(values)): model.model_fields[next(iter(values))].default}
+    settings_of(model, {**values, **default})
 
 
 @pytest.mark.parametrize("given", ["0", "\u00b2", "100", "1=", "x"])

@@ -13,6 +13,7 @@ from iclora.cli.main import main
 from iclora.errors import ModelError, SettingsError
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import Batch, outline_of, shipped_outline
+from iclora.progress import Cancelled, Progress
 from iclora.settings import TrainSettings, read_settings
 from iclora.toyland.tasks import TASKS, write_sets
 from iclora.train.canvases import find_canvases
@@ -199,7 +200,7 @@ def test_a_speed_is_measured_here_and_never_made_up(tiny, make_dataset):
     away = plan_run(config.model_copy(update={"vram": 24.0, "device": "auto"}), here=False)
     assert away.seconds is None or torch.cuda.is_available()
     if away.seconds is None:
-        assert "not predicted: `vram` names no device" in str(away)
+        assert "not predicted: speed is measured on the card itself" in str(away)
 
 
 def test_a_base_of_another_family_cannot_be_planned_for():
@@ -309,6 +310,19 @@ def test_train_follows_the_plan_and_a_resumed_run_does_not_plan_again(tmp_path, 
     assert "precision " not in capsys.readouterr().out
     assert main(["train", "--resume", str(out), "--steps", "3", "--vram", "8"]) == 2
     assert "a resumed run cannot change --vram" in capsys.readouterr().err
+
+
+def test_a_plan_and_its_run_say_each_warning_once(klein, config):
+    fixed = {"precision": "full", "recompute": 0, "micro_tokens": 0, "resolutions": (64,)}
+    wish = config(base="tiny-klein", guidance=2.0, vram=4.0, preview_every=0, **fixed)
+    said: list[str] = []
+    plan = plan_run(wish, here=True, warn=said.append)
+    assert any("`guidance` has no effect" in text for text in said)
+    stopped = Progress()
+    stopped.cancel()
+    with pytest.raises(Cancelled):
+        train(plan.settings, klein, data=plan.data, warn=said.append, progress=stopped)
+    assert len(said) == len(set(said))
 
 
 def test_a_wish_that_nobody_has_planned_for_is_not_ignored(tiny):

@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from iclora import __version__
 from iclora.cli.output import as_options, option_of, show_error
-from iclora.settings import Verb, about
+from iclora.settings import Shown, Verb, about
 from iclora.settings.findings import nearest
 
 __all__ = ["list_verbs", "options_of", "verb_parser"]
@@ -134,13 +134,29 @@ def _default(value: Any) -> str:
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
-    """{one,two} if only these may be given, else the name's last word."""
+    """{one,two} if only these may be given, the word of its type, N, NUMBER, or else its name."""
+    shown = _shown(field.annotation) or next(_words(field.metadata), None)
+    if shown:
+        return shown
     kind = _plain(field.annotation)
     if _many(kind):
         kind = _plain(get_args(kind)[0])
     if get_origin(kind) is Literal:
         return f"{{{','.join(map(str, get_args(kind)))}}}"
-    return name.upper().split("_")[-1]
+    numbers = {int: "N", float: "NUMBER"}
+    return numbers[kind] if kind in numbers else name.upper().split("_")[-1]
+
+
+def _shown(annotation: Any) -> str | None:
+    """The word that a type, or the type of its elements, has for help."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return next(_words(inner[1:]), None) or _shown(inner[0])
+    return next(filter(None, map(_shown, inner)), None)
+
+
+def _words(metadata: Iterable[Any]) -> Iterator[str]:
+    return (each.word for each in metadata if isinstance(each, Shown))
 
 
 def _many(kind: Any) -> bool:

@@ -63,7 +63,7 @@ def plan(settings: PlanSettings, console: Console) -> None:
     from iclora.files import write_text
     from iclora.train.plan import plan_run
 
-    found = plan_run(settings.training(), here=False)
+    found = plan_run(settings.training(), here=False, warn=console.warn)
     console.say(as_options(str(found), PlanSettings))
     if settings.write:
         write_text(Path(settings.write), found.run_file())

@@ -58,13 +58,17 @@ def write_report(setup: Setup, table: Table, facts: Mapping[str, Any]) -> None:
 
 
 def as_text(setup: Setup, table: Table) -> str:
-    """The table for a terminal: a block per figure, a line per arm; recipes are not told apart."""
-    first, lines = setup.arms[0].name, []
+    """The table for a terminal: a block per figure with its meaning and unit, a line per arm.
+
+    Recipes are not told apart.
+    """
+    first = setup.arms[0].name
+    lines = [f"Means with 95% intervals, then the difference to {first}"]
     wide = max(len(arm.name) for arm in setup.arms)
     for row in table.ordered():
         if row.recipe:
             continue
-        lines.append(row.name)
+        lines.append(f"{row.name} ({row.meaning})" if row.meaning else row.name)
         for arm in setup.arms:
             less = None if arm.name == first else row.difference(arm.name, first)
             shown = f"  {arm.name:<{wide}}  {_said(row.estimate(arm.name)):<28}{_less(less)}"

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def parse_json(data: bytes | str, source: str, refuse: Refusal, *, foreign: bool
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            twice = next(key for key, _ in pairs if sum(k == key for k, _ in pairs) > 1)
+            twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
             raise refuse(f'{source} has "{twice}" twice in one object', "Keep one of them.")
         return found
 

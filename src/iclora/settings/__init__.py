@@ -12,7 +12,7 @@ know stands in the field's JSON schema:
     position  given by its place on the command line, without a name
     many      of settings with several values: "list" if one option takes them all, else the
               option is repeated
-    metavar   what stands for its value in help
+    metavar   what stands for its value in help; by default its type says it
     example   a value to name where one is missing
 
 A verb is such a model and a function that is told it: `@verb(CheckSettings)`.
@@ -52,6 +52,7 @@ from iclora.settings.fields import (
     Resample,
     Seed,
     Settings,
+    Shown,
     Sigma,
     Steps,
     Strength,
@@ -113,6 +114,7 @@ __all__ = [
     "Seed",
     "ServeSettings",
     "Settings",
+    "Shown",
     "Sigma",
     "Steps",
     "Strength",

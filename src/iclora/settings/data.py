@@ -48,14 +48,14 @@ class ComposeSettings(Settings):
     """folder or zip archive of image sets"""
     recipe: FilePath | None = None
     """recipe name or TOML path; by default the source's own"""
-    out: FilePath = setting(example="out")
+    out: FilePath = setting(example="out", metavar="FOLDER")
     """new folder for the composites"""
     resolution: Side = 1536
     """largest canvas, px: side of a square of the same area"""
     grid: Literal[16, 32, 64] = 16
     """panels' edges and the canvas's sides are multiples of this, px: 16 for iclora and FLUX.1; 32
     or 64 to go on in a trainer that crops to its own buckets, such as ai-toolkit or sd-scripts"""
-    background: Colour = setting("white", metavar="COLOUR")
+    background: Colour = "white"
     """fill transparent parts of pictures with it: a name, #rrggbb, or auto for the first of white,
     black and gray that shows the picture"""
     cut_bars: bool = True
@@ -95,7 +95,7 @@ class ReviewSettings(Settings):
     """recipe name or TOML path; by default the dataset's own"""
     base: FilePath | None = None
     """count tokens as this base does"""
-    out: FilePath | None = None
+    out: FilePath | None = setting(None, metavar="FILE")
     """HTML file; by default DATA-review.html beside the dataset"""
 
 
@@ -158,7 +158,7 @@ class ExportSettings(Settings):
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub"""
     format: str = setting(example="comfyui")
     """diffusers, comfyui, kohya (for sd-scripts) or peft (a folder)"""
-    out: FilePath = setting(example="out")
+    out: FilePath = setting(example="out", metavar="PATH")
     """new file; for peft a new folder"""
     base: FilePath | None = None
     """base model; by default the one the adapter was trained on"""

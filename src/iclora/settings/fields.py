@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -40,6 +41,7 @@ __all__ = [
     "Seed",
     "Settings",
     "Share",
+    "Shown",
     "Side",
     "Sigma",
     "Size",
@@ -94,6 +96,13 @@ Encoding = Literal["canvas", "panels"]
 
 RESOLUTIONS = (512, 768, 1024, 1280, 1536)
 """Canvas sizes of training, px: sides of squares of the same area (the paper's configuration)."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """In a type: the word that stands for its value in help; `setting`'s `metavar` goes before."""
+
+    word: str
 
 
 def setting(
@@ -227,9 +236,14 @@ def _colour(text: str) -> str:
 
 
 def arm(text: str) -> str:
-    """NAME=~/file with the file's path expanded. Raises: ValueError."""
-    name, equals, path = text.partition("=")
-    return f"{name}={place(path)}" if equals and "/" not in name else place(text)
+    """NAME=~/file=0.7+~/other with the path of each file expanded. Raises: ValueError."""
+    name, equals, files = text.partition("=")
+    if not equals or "/" in name or "\\" in name:
+        name, equals, files = "", "", text
+    # A file's own name may hold a plus.
+    alone = Path(place(split_strength(files)[0])).exists()
+    placed = [place(part) for part in ([files] if alone else files.split("+"))]
+    return name + equals + "+".join(placed)
 
 
 def split_strength(text: str) -> tuple[str, float | None]:
@@ -280,11 +294,11 @@ def given_panel(text: str) -> str:
 # a picture of nothing.
 MOST_PIXELS = 2**26
 """Of a canvas: 262,000 tokens, some 50 times what bases were trained on."""
-Side = Annotated[int, Field(ge=64, le=4096)]
+Side = Annotated[int, Field(ge=64, le=4096), Shown("PX")]
 """px; bases paint nothing on less than a few tokens, and fall apart far below 4096."""
-Panel = Annotated[int, Field(ge=1, le=99)]
+Panel = Annotated[int, Field(ge=1, le=99), Shown("PANEL")]
 """Counted from 1; words for 100 panels are more than any base reads."""
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), Shown("SEED")]
 """64 bits, as torch's generators take."""
 Count = Annotated[int, Field(ge=1, le=10_000)]
 """Of what is made: more sets than somebody can look at."""
@@ -292,22 +306,24 @@ Steps = Annotated[int, Field(ge=1, le=1000)]
 """Schedules of rectified flow gain nothing above some 100."""
 Guidance = Annotated[float, Field(ge=0, le=100)]
 """Pictures are burnt from 10 on."""
-Strength = Annotated[float, Field(ge=-100, le=100)]
+Strength = Annotated[float, Field(ge=-100, le=100), Shown("STRENGTH")]
 """Far outside -2 to 2 there is only noise."""
 Boost = Annotated[float, Field(gt=0, le=1000)]
 """A factor on attention; its logarithm is added to scores."""
 Resample = Annotated[int, Field(ge=0, le=100)]
 """Each is one more pass of the base for every early step."""
-Sigma = Annotated[float, Field(ge=0, le=1)]
+Sigma = Annotated[float, Field(ge=0, le=1), Shown("SIGMA")]
 """Noise levels of rectified flow lie between 0 and 1."""
-Prompt = Annotated[str, Field(max_length=100_000), AfterValidator(_written)]
+Prompt = Annotated[str, Field(max_length=100_000), AfterValidator(_written), Shown("PROMPT")]
 """No base reads a hundredth of its longest."""
 Number = Annotated[int, Field(ge=1, le=10**9)]
 """Steps: at ten a second a billion take three years."""
-Share = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1), Shown("SHARE")]
 _Edge = Annotated[int, Field(ge=16, le=16_384)]
-Size = Annotated[tuple[_Edge, _Edge], BeforeValidator(_size), AfterValidator(_paintable)]
-Colour = Annotated[str, AfterValidator(_colour)]
+Size = Annotated[
+    tuple[_Edge, _Edge], BeforeValidator(_size), AfterValidator(_paintable), Shown("WxH")
+]
+Colour = Annotated[str, AfterValidator(_colour), Shown("COLOUR")]
 Device = Annotated[str, Field(pattern=r"^(auto|cuda(:[0-9]{1,3})?|mps|cpu)$")]
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(place)]
 AdapterFiles = Annotated[

@@ -58,7 +58,7 @@ class SampleSettings(Settings):
 
     recipe: FilePath | None = setting(None, decided=True)
     """recipe name or TOML path; by default the adapter's"""
-    size: Size | None = setting(None, decided=True, metavar="WxH")
+    size: Size | None = setting(None, decided=True)
     """canvas in px; by default the adapter's or the recipe's"""
     seed: Seed = setting(0, decided=True)
     """decides the noise of all panels"""
@@ -76,10 +76,10 @@ class SampleSettings(Settings):
     """factor on the adapter's update"""
     boost: Boost = setting(2.0, decided=True)
     """mode boost: factor on the attention that given panels get"""
-    resample: Resample | None = setting(None, decided=True, metavar="N")
+    resample: Resample | None = setting(None, decided=True)
     """take every early step N times more from new noise: panels agree better, and it takes longer;
     by default 0, in mode resample 3"""
-    resample_from: Sigma = setting(0.6, decided=True, metavar="SIGMA")
+    resample_from: Sigma = setting(0.6, decided=True)
     """steps below this noise level are taken once"""
 
     def wish(self, prompt: str, **more: Any) -> Wish:
@@ -108,7 +108,7 @@ class Wish(MakeSettings):
     """a given panel, counted from 1; repeat for more"""
     count: Count = setting(1, decided=True)
     """sets, with seeds one apart"""
-    best_of: Count | None = setting(None, decided=True, metavar="N")
+    best_of: Count | None = setting(None, decided=True)
     """make N of each set, keep the best by `score`"""
     score: ModelName | None = setting(None, decided=True, metavar="METRIC")
     """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
@@ -144,20 +144,20 @@ class GenerateSettings(MakeSettings, OnBase, Captioning):
     """a joint prompt; repeat for more sets"""
     prompts: FilePath | None = setting(None, decided=True, metavar="FILE")
     """text file with one joint prompt per line"""
-    idea: Prompts = setting((), decided=True)
+    idea: Prompts = setting((), decided=True, metavar="IDEA")
     """one line that a captioner turns into a joint prompt; repeat for more"""
     adapter: AdapterFiles = setting((), metavar="FILE[=STRENGTH]")
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub; repeat for more,
     which are added up, each with a strength of its own, as style.safetensors=0.7"""
     count: Count = setting(1, decided=True)
     """sets per prompt, with seeds one apart"""
-    best_of: Count | None = setting(None, decided=True, metavar="N")
+    best_of: Count | None = setting(None, decided=True)
     """make N of each set, keep the best by `score`"""
     score: ModelName | None = setting(None, decided=True, metavar="METRIC")
     """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
     workers: Count = 1
     """processes that share the sets: as many GPUs, or shares of the CPU"""
-    out: FilePath = "out"
+    out: FilePath = setting("out", metavar="FOLDER")
     """folder for what is made"""
 
     @model_validator(mode="after")
@@ -171,6 +171,9 @@ class GenerateSettings(MakeSettings, OnBase, Captioning):
             raise ValueError("`seed`: seeds of further sets would exceed 64 bits")
         if (self.best_of is None) != (self.score is None):
             raise ValueError("`best_of`: give it together with `score`, or neither")
+        _check_used(self, "captioner", ("idea",), "which it writes out")
+        _check_used(self, "api", ("captioner", "score"), "which asks its server")
+        _check_used(self, "model_device", ("captioner", "score"), "whose model runs there")
         return self
 
     def check_decided(self) -> None:
@@ -191,7 +194,7 @@ class CompleteSettings(GenerateSettings):
 
     given: GivenFiles = setting({}, decided=True, also=("known",), metavar="PANEL=FILE")
     """a given panel, counted from 1; repeat for more"""
-    background: Colour = setting("white", decided=True, metavar="COLOUR")
+    background: Colour = setting("white", decided=True)
     """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
     white, black and gray that shows the picture"""
 
@@ -212,11 +215,11 @@ class RerollSettings(OnBase):
     """how the panels are made around those that stay; by default as the set was made"""
     boost: Boost | None = None
     """mode boost: factor on the attention that the panels that stay get"""
-    resample: Resample | None = setting(None, metavar="N")
+    resample: Resample | None = None
     """take every early step N times more from new noise"""
-    resample_from: Sigma | None = setting(None, metavar="SIGMA")
+    resample_from: Sigma | None = None
     """steps below this noise level are taken once"""
-    out: FilePath = "out"
+    out: FilePath = setting("out", metavar="FOLDER")
     """folder for what is made"""
 
 
@@ -227,18 +230,23 @@ class ExtendSettings(MakeSettings, OnBase):
     """text file: what all images share, then a line for each image"""
     anchor: tuple[Panel, ...] = (1,)
     """an image of the first canvas that stays in view; repeat for more"""
-    fresh: Panel | None = None
+    fresh: Panel | None = setting(None, metavar="N")
     """new images on each further canvas; by default a third of its panels"""
     given: GivenFiles = setting({}, also=("known",), metavar="PANEL=FILE")
     """a given image of the first canvas, counted from 1; repeat for more"""
-    background: Colour = setting("white", metavar="COLOUR")
+    background: Colour = "white"
     """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
     white, black and gray that shows the picture"""
     adapter: AdapterFiles = setting((), metavar="FILE[=STRENGTH]")
     """adapter of any tool: a file, a run's or PEFT's folder, or an id of the hub; repeat for more,
     which are added up, each with a strength of its own, as style.safetensors=0.7"""
-    out: FilePath = "out"
+    out: FilePath = setting("out", metavar="FOLDER")
     """folder for what is made"""
+
+    @model_validator(mode="after")
+    def _background_of_given(self) -> ExtendSettings:
+        _check_used(self, "background", ("given",), "whose pictures it fills")
+        return self
 
 
 class EvaluateSettings(SampleSettings, OnBase):
@@ -262,7 +270,7 @@ class EvaluateSettings(SampleSettings, OnBase):
     strengths: tuple[Strength, ...] = ()
     """factor on every adapter's update; repeat for more arms; by default `strength`, with
     `knowledge` 0, 0.5 and 1"""
-    background: Colour = setting("white", metavar="COLOUR")
+    background: Colour = "white"
     """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
     white, black and gray that shows the picture"""
     seeds: Count = 1
@@ -286,7 +294,7 @@ class EvaluateSettings(SampleSettings, OnBase):
     """sets in one batch"""
     workers: Count = 1
     """processes that share the sets: as many GPUs, or shares of the CPU"""
-    out: FilePath = "evaluation"
+    out: FilePath = setting("evaluation", metavar="FOLDER")
     """folder for what is made"""
 
     @model_validator(mode="after")
@@ -295,6 +303,9 @@ class EvaluateSettings(SampleSettings, OnBase):
         beside = [name for name in names if getattr(self, name)]
         if self.knowledge and beside:
             raise ValueError(f"`{beside[0]}`: leave it out beside `knowledge`")
+        _check_used(self, "background", ("given",), "whose pictures it fills")
+        _check_used(self, "api", ("metric",), "which asks its server")
+        _check_used(self, "model_device", ("metric",), "whose model runs there")
         if self.strengths and not self.adapter:
             raise ValueError("`strengths`: leave it out without an `adapter`, whose they are")
         if self.strengths and "strength" in self.model_fields_set:
@@ -302,3 +313,12 @@ class EvaluateSettings(SampleSettings, OnBase):
         if len(set(self.strengths)) < len(self.strengths):
             raise ValueError("`strengths`: give each once")
         return self
+
+
+def _check_used(settings: Settings, name: str, users: tuple[str, ...], why: str) -> None:
+    """Raises: ValueError for a setting that none of those that would use it is given for."""
+    if getattr(settings, name) == type(settings).model_fields[name].default:
+        return
+    if not any(getattr(settings, user) for user in users):
+        wanted = " or ".join(f"`{user}`" for user in users)
+        raise ValueError(f"`{name}`: leave it out without {wanted}, {why}")

@@ -34,7 +34,7 @@ class TrainSettings(Machine):
     """base model: a diffusers folder, a hub id, toyland, tiny, tiny-klein or tiny-zimage"""
     data: FilePath = setting(example="my-sets")
     """dataset: a folder or zip archive of image sets"""
-    out: FilePath = setting(example="my-run")
+    out: FilePath = setting(example="my-run", metavar="FOLDER")
     """new run folder"""
     recipe: FilePath | None = None
     """recipe name or TOML path; by default the one the dataset names"""
@@ -56,7 +56,7 @@ class TrainSettings(Machine):
     """AdamW's weight decay"""
     grad_clip: Annotated[float, Field(gt=0, le=1e6)] = setting(1.0, resume="differs")
     """largest norm of a step's gradient"""
-    ema: Share = 0.99
+    ema: Share = setting(0.99, metavar="DECAY")
     """decay of the averaged weights that become the adapter; 0 takes the last weights"""
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
@@ -86,7 +86,7 @@ class TrainSettings(Machine):
     """mean of the normal draw whose sigmoid is the noise level; above 0 favours noise"""
     sigma_std: Annotated[float, Field(gt=0, le=100)] = 1.0
     """standard deviation of that draw"""
-    conditional: Annotated[float, Field(ge=0, le=1)] = 0.0
+    conditional: Annotated[float, Field(ge=0, le=1)] = setting(0.0, metavar="SHARE")
     """share of samples in which some panels are given, without noise, and only the others are
     learned; the adapter then also completes sets in clean mode. 0 is the paper's training"""
     isolate_given: bool = False
@@ -107,7 +107,9 @@ class TrainSettings(Machine):
     shard: bool = setting(False, resume="differs")
     """spread the base over all processes that `accelerate launch` started (FSDP2): each keeps its
     part of every block; for bases that one card does not hold"""
-    vram: Annotated[float, Field(gt=0, le=10_000)] | Literal["auto"] | None = None
+    vram: Annotated[float, Field(gt=0, le=10_000)] | Literal["auto"] | None = setting(
+        None, metavar="GB"
+    )
     """memory of the card, GB, or auto to ask it: `precision`, `recompute` and `micro_tokens` are
     chosen to fit, unless set; `iclora plan` shows the choice"""
     save_dtype: Literal["fp16", "bf16", "fp32"] = setting("fp16", resume="differs")
@@ -115,7 +117,7 @@ class TrainSettings(Machine):
 
     held_out: Share = 0.0
     """share of the sets that is not trained on but measured at every checkpoint; 0.1 is usual"""
-    validation: FilePath | None = None
+    validation: FilePath | None = setting(None, metavar="DATA")
     """folder or zip archive of further sets to measure on, instead of a share"""
 
     save_every: Number = setting(250, resume="free")
@@ -132,7 +134,7 @@ class TrainSettings(Machine):
         ("tensorboard",), resume="free", many="list"
     )
     """where losses are also shown: tensorboard (if it is installed), wandb, trackio"""
-    cache: FilePath | None = None
+    cache: FilePath | None = setting(None, metavar="FOLDER")
     """folder for latents and prompt embeddings; by default inside the run folder"""
 
     @model_validator(mode="after")

@@ -9,7 +9,8 @@ from typing import Literal
 
 from iclora.files import check_folder
 from iclora.progress import Console
-from iclora.settings import Settings, verb
+from iclora.settings import FilePath, Settings, verb
+from iclora.settings.fields import setting
 
 __all__ = ["DemoSettings", "demo"]
 
@@ -31,7 +32,7 @@ class DemoSettings(Settings):
     """the recipe to show it with"""
     quick: bool = False
     """a smoke run, whose figures mean nothing"""
-    out: str = "demo"
+    out: FilePath = setting("demo", metavar="FOLDER")
     """new folder"""
 
 

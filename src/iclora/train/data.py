@@ -12,7 +12,7 @@ from iclora.sets.dataset import Dataset, open_dataset
 from iclora.settings import TrainSettings
 from iclora.train.validation import hold_out
 
-__all__ = ["RunData", "check_base", "find_data"]
+__all__ = ["RunData", "check_base", "find_data", "unread_by_base"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,9 @@ class RunData:
     """Sets to measure on: some of the dataset, or those of `validation`."""
 
 
-def check_base(
-    settings: TrainSettings, model: DiffusionModel, warn: Callable[[str], None] | None = None
-) -> None:
+def check_base(settings: TrainSettings, model: DiffusionModel) -> None:
     """Refuse a base that training spoils.
 
-    Args:
-        warn: told of settings that the base does not read.
     Raises: SettingsError for a base that was distilled to few steps, unless it is asked for.
     """
     sampling = model.sampling
@@ -45,10 +41,15 @@ def check_base(
             "the same, set `distilled`.",
             setting="base",
         )
+
+
+def unread_by_base(settings: TrainSettings, model: DiffusionModel) -> list[str]:
+    """What to say of settings that a base does not read."""
     # A run's own file sets all of them.
     changed = settings.guidance != TrainSettings.model_fields["guidance"].default
-    if warn and changed and sampling.guided != "embedded":
-        warn(f"{model.name} has no embedding of guidance: `guidance` has no effect in training")
+    if not changed or model.sampling.guided == "embedded":
+        return []
+    return [f"{model.name} has no embedding of guidance: `guidance` has no effect in training"]
 
 
 def find_data(
@@ -58,9 +59,13 @@ def find_data(
 
     Args:
         model: counts the captions' tokens; its weights are not needed.
-        warn: told of everything that is odd about the sets.
+        warn: told of everything that is odd about the sets, and of settings that the base does not
+            read.
     Raises: DatasetError with every problem.
     """
+    for note in unread_by_base(settings, model):
+        if warn:
+            warn(note)
     dataset = open_dataset(settings.data, settings.recipe)
     sets = _check(dataset, model, settings, warn)
     if settings.validation is None:

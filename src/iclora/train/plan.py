@@ -23,7 +23,7 @@ from iclora.settings import Precision, TrainSettings
 from iclora.train.canvases import Canvases, CanvasesOf, canvases_of_sets, find_canvases
 from iclora.train.card import GB, Card, find_card, speed_of
 from iclora.train.costs import Costs
-from iclora.train.data import RunData, check_base, find_data
+from iclora.train.data import RunData, check_base, find_data, unread_by_base
 from iclora.train.whole import check_dtype, too_large
 
 __all__ = ["Plan", "choose", "plan_run"]
@@ -85,7 +85,9 @@ class Plan:
 
     def _time(self) -> str:
         if self.seconds is None:
-            return "not predicted: `vram` names no device whose speed can be measured"
+            return "not predicted: speed is measured on the card itself, and " + (
+                "another process measures it" if self.card.device else "it is not here"
+            )
         low, high = self.seconds
         hours = [self.settings.steps * s / 3600 for s in self.seconds]
         return (
@@ -128,7 +130,8 @@ def plan_run(
         here: True if the run is to take place on this machine: then its sets are checked, and
             handed on in the plan. Otherwise a `vram` in GB may stand for a card that this machine
             does not have, and the dataset and the base may still be missing.
-        warn: told of everything that is odd about the sets.
+        warn: told of everything that is odd about the sets, and of settings that the base does not
+            read.
     Raises: SettingsError if nothing fits, saying by how much, or for a base that training spoils;
         ModelError, DatasetError.
     """
@@ -136,13 +139,16 @@ def plan_run(
     outline = None if here else shipped_outline(settings.base)
     dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[card.dtype]
     model = load_model(str(outline or settings.base), "cpu", dtype, weights=False)
-    check_base(settings, model, warn)
+    check_base(settings, model)
     if settings.targets == "full":
         check_dtype(card.dtype)
     data = find_data(settings, model, warn) if here else None
     if data:
         canvases = canvases_of_sets(data.sets, data.dataset, model.grid)
     else:
+        for note in unread_by_base(settings, model):
+            if warn:
+                warn(note)
         canvases = find_canvases(settings, model.grid)
     found = choose(settings, model, card, canvases)
     return replace(found, built_in=outline is not None, data=data)

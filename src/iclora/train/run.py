@@ -87,7 +87,8 @@ def train(
             settings that was stopped there goes on in any case.
         progress: hears of "encoding captions", "encoding images" and, after every optimizer step,
             of "training" with its `loss`: the mean squared error of the velocity.
-        data: the sets, if they have been checked with these settings, as by a plan.
+        data: the sets, if they have been checked with these settings, as by a plan, which has
+            also said what is odd about them.
         make_preview: called once with the dataset's recipe, before the encoders are freed. What it
             returns is called every `settings.preview_every` steps, while the base carries the
             adapter's averaged weights, with the step and whether to write. (Processes that share a
@@ -107,7 +108,7 @@ def train(
         make_preview = make_preview if settings.shard else None
     warn, progress = warn or _silent, progress or Progress()
     _tell_processes(settings, workers, model.device.type, warn)
-    check_base(settings, model, warn)
+    check_base(settings, model)
     if settings.targets == "full":
         check_whole(settings, model, warn)
     folder = Path(settings.out)
