@@ -88,7 +88,8 @@ class Request(Settings):
     """Further adapters whose updates are added."""
     recipe: str
     markers: tuple[Annotated[str, Field(max_length=200)], ...] = ()
-    """The recipe's, in mode reference, where those of given panels are read as other words."""
+    """The recipe's. In mode reference, those of given panels are read as other words; in others
+    they decide nothing, and are there for panels that are made again in that mode."""
     prompt: Prompt
     negative: Annotated[str, Field(max_length=100_000)] = ""
     """What the unguided pass reads, for bases that are guided by two passes."""
@@ -152,7 +153,12 @@ class Request(Settings):
     def same_pixels(self, other: Request) -> bool:
         """True if both make the same set, whatever their base and adapter are called."""
         nameless: Any = dict.fromkeys(_NO_PIXELS, True) | {"beside": {"__all__": {"file"}}}
-        mine, theirs = (each.model_dump(exclude=nameless) for each in (self, other))
+        # Requests of before have no markers in other modes.
+        silent = set() if self.mode == "reference" else {"markers"}
+        mine, theirs = (
+            each.model_dump(exclude=nameless | dict.fromkeys(silent, True))
+            for each in (self, other)
+        )
         return mine == theirs
 
     @property
@@ -254,7 +260,7 @@ def prepare(
         "strength": wish.strength * (adapter.strength if adapter else 1.0),
         "beside": describe_beside(adapter, wish.strength),
         "recipe": task.name,
-        "markers": task.markers if mode == "reference" else (),
+        "markers": task.markers,
         "prompt": text,
         "negative": wish.negative,
         "text": kind,

@@ -88,7 +88,6 @@ def ask_again(
     usual: Mode = "clean" if info and info.conditional else "sdedit"
     how = mode or (old.mode if old.given else usual)
     check_mode(model, how, old.text)
-    markers = old.markers or _markers_of(old, info)
     where = [part.path for part in adapter.beside] if adapter else []
     latents = _latents(model, made, given)
     told = {"boost": boost, "resample": resample, "resample_from": resample_from}
@@ -110,7 +109,7 @@ def ask_again(
             ],
             "given": describe_given(given, latents),
             "mode": how,
-            "markers": markers if how == "reference" else (),
+            "markers": old.markers or _markers_of(old, info, needed=how == "reference"),
             "isolate_given": bool(how == "clean" and info and info.isolate_given),
         }
         | {name: value for name, value in told.items() if value is not None}
@@ -118,11 +117,26 @@ def ask_again(
     return Ask(request, given, latents, adapter)
 
 
-def _markers_of(request: Request, info: AdapterInfo | None) -> tuple[str, ...]:
-    """The markers of a request's recipe, if the adapter carries it or it ships with iclora."""
+def _markers_of(request: Request, info: AdapterInfo | None, needed: bool) -> tuple[str, ...]:
+    """The markers of a request of before, which does not hold them.
+
+    Args:
+        needed: True if words change with them.
+    Raises: SettingsError if they are needed, and the recipe neither comes with the adapter nor
+        ships with iclora.
+    """
     if info and info.recipe.name == request.recipe:
         return info.recipe.markers
-    return load_recipe(request.recipe).markers if request.recipe in recipe_names() else ()
+    if request.recipe in recipe_names():
+        return load_recipe(request.recipe).markers
+    if needed and "[" in request.prompt:
+        raise SettingsError(
+            "in mode reference given panels are called by their number in place of their markers, "
+            f'and nothing says which those of the recipe "{request.recipe}" are',
+            "Complete it instead, with `given` and `recipe`, or choose another `mode`.",
+            setting="mode",
+        )
+    return ()
 
 
 def _that_stay(made: GeneratedSet, panels: Collection[int]) -> dict[int, Image.Image]:

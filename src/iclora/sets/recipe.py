@@ -94,7 +94,7 @@ class Recipe(_Frozen):
             if len(set(self.markers)) != len(self.markers):
                 raise ValueError("two panels have the same marker")
             for marker in self.markers:
-                if not re.fullmatch(r"\[[^\[\]\s]+\]", marker):
+                if not re.fullmatch(r"\[[^\[\]\s]{1,198}\]", marker):
                     raise ValueError(f'marker "{marker}" is not a word in [square brackets]')
             if not set(self.usually_known) < set(range(1, panels + 1)):
                 raise ValueError(f"usually_known {list(self.usually_known)} of {panels} panels")

@@ -15,10 +15,10 @@ from iclora.adapter.export import export
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.sampling import panel_noise
 from iclora.making.session import complete, generate
-from iclora.making.story import reroll
+from iclora.making.story import ask_again, reroll
 from iclora.models import flow, load_model
 from iclora.progress import Progress
-from iclora.train.data import check_base
+from iclora.train.data import unread_by_base
 from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, FAST, encoded, picture, stop_after, write_dataset
 from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
@@ -239,10 +239,23 @@ def test_a_panel_is_made_again_around_references(clean):
     remove(clean)
     other = reroll(clean, made, [2], seed=5, mode="reference")
     assert other.request.mode == "reference"
-    # No adapter says what the recipe's markers are, and it ships with iclora.
     assert other.request.words.count("image ") == 2
     assert "[SCENE-2]" in other.request.words
     assert [a == b for a, b in zip(made.panels, other.panels, strict=True)] == [True, False, True]
+    # Of a recipe of one's own, which no adapter carries, markers are known too; not of old sets.
+    own = STORY.model_copy(update={"name": "own", "markers": ("[A]", "[B]", "[C]")})
+    prompt = CAPTION.replace("SCENE-1", "A").replace("SCENE-2", "B").replace("SCENE-3", "C")
+    request, _ = prepared(clean, prompt, recipe=own, size=SIZE)
+    made = replace(made, request=request)
+    again = ask_again(clean, made, [2], seed=5, mode="reference").request
+    assert again.words.count("image ") == 2
+    assert "[B]" in again.words
+    old = replace(made, request=request.model_copy(update={"markers": ()}))
+    assert old.request.same_pixels(request)
+    assert not again.model_copy(update={"markers": ()}).same_pixels(again)
+    assert ask_again(clean, old, [2], seed=5).request.mode == "sdedit"
+    with pytest.raises(SettingsError, match="nothing says which those of"):
+        ask_again(clean, old, [2], seed=5, mode="reference")
 
 
 # -- training -----------------------------------------------------------------------------------
@@ -349,10 +362,10 @@ def test_a_distilled_base_is_trained_only_if_that_is_said(distilled, settings):
 
 def test_a_guidance_that_training_does_not_read_is_said(clean, settings):
     said = []
-    check_base(settings(guidance=2.0), clean, said.append)
-    check_base(settings(), clean, said.append)
+    said += unread_by_base(settings(guidance=2.0), clean)
+    said += unread_by_base(settings(), clean)
     # As the file of a run sets all of them.
-    check_base(settings(guidance=settings().guidance), clean, said.append)
+    said += unread_by_base(settings(guidance=settings().guidance), clean)
     assert len(said) == 1
     assert "`guidance` has no effect in training" in said[0]
 
