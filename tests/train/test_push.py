@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from iclora.adapter import Adapter
 from iclora.cli.main import main
 from iclora.errors import RunError
+from iclora.files.locks import LOCK, alone
 from iclora.models.base import Sampling
 from iclora.settings import TrainSettings, settings_of
 from iclora.train.model_card import write_card
@@ -231,6 +232,17 @@ def test_a_name_that_no_repository_has_is_refused(name, ended, capsys):
 def test_a_run_that_lacks_a_part_is_refused_by_it(file, ended):
     (ended / file).unlink()
     with pytest.raises(RunError, match=r"no run|not ended|no model card"):
+        collect(ended, "ana/story")
+
+
+def test_a_run_that_goes_on_or_was_to_is_not_sent(ended):
+    # A lock of one opened file, wherever the other one is opened.
+    with alone(ended / LOCK, ended, RunError), pytest.raises(RunError, match="is training the run"):
+        collect(ended, "ana/story")
+    (ended / LOCK).touch()  # What a killed process leaves.
+    assert set(collect(ended, "ana/story")) == SENT
+    (ended / "config.toml").write_text("[train]\nsteps = 9\n")
+    with pytest.raises(RunError, match="extended to 9 steps and has not ended"):
         collect(ended, "ana/story")
 
 

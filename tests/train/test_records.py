@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
 
+from iclora.train.plots import plot_validation
 from iclora.train.records import cut, read_losses, read_measures
-from iclora.train.validation import LEVELS
+from iclora.train.validation import LEVELS, best_step
 
 
 def loss(step, value=0.5):
@@ -94,8 +96,26 @@ def test_measures_have_the_levels_and_panels_of_this_run(tmp_path):
     cut(path, 4, said.append)
     assert path.read_bytes() == measure(0) + b"\n" + measure(4) + b"\n"
     assert "(3)" in said[0]
-    path.write_bytes(measure(0) + b"\n" + measure(2, panels=2) + b"\n")
-    assert [row["step"] for row in read_measures(path)] == [0]
+    odd = [measure(0, panels=2), measure(2), measure(4), measure(6, panels=4)]
+    path.write_bytes(b"\n".join([*odd, b""]))
+    assert [row["step"] for row in read_measures(path)] == [2, 4]
+
+
+def test_a_measure_that_is_no_number_stays_and_is_not_the_best(tmp_path):
+    path = tmp_path / "validation.jsonl"
+    odd = json.loads(measure(2))
+    odd["held out"]["loss"], odd["held out"]["by_panel"][1] = math.nan, math.inf
+    odd["trained"]["by_level"][0] = 0.0
+    text = b"\n".join([json.dumps(odd).encode(), measure(4), b""])
+    path.write_bytes(text)
+    cut(path, 4, pytest.fail)
+    assert path.read_bytes() == text
+    rows = read_measures(path)
+    assert [row["step"] for row in rows] == [2, 4]
+    assert best_step(rows) == 4
+    assert best_step(rows[:1]) is None
+    rows[0]["held out"]["by_level"] = [0.0] * len(LEVELS)
+    plot_validation(tmp_path / "plot.png", rows)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])

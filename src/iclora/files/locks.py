@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows has no such locks; there the last rename fails for the second.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "alone"]
+__all__ = ["LOCK", "alone", "is_held"]
 
 LOCK = ".lock"
 """Name of the file that a process holds while it writes a folder."""
@@ -48,6 +48,23 @@ def alone(place: Path, folder: Path, refuse: Refusal) -> Iterator[None]:
         for path in made:
             with suppress(OSError):  # Something is in it now.
                 path.rmdir()
+
+
+def is_held(place: Path) -> bool:
+    """True if another process holds this file just now; nothing is written."""
+    if not fcntl:
+        return place.exists()
+    try:
+        seen = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(seen, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(seen)
+    return False
 
 
 def _hold(place: Path, folder: Path, refuse: Refusal) -> int:

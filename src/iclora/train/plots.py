@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def plot_validation(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for axes, key, names in ((middle, "by_level", levels), (right, "by_panel", panels)):
         for i, name in enumerate(names):
             # Relative to the first measure: levels differ tenfold among themselves.
-            axes.plot(steps, [row["held out"][key][i] / first[key][i] for row in rows], label=name)
+            start = first[key][i] or math.nan
+            axes.plot(steps, [row["held out"][key][i] / start for row in rows], label=name)
         axes.set_title(f"held out, {key[3:]}s, relative to the start", fontsize=10)
     for axes in (left, middle, right):
         axes.set_xlabel("step")

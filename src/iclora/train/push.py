@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 from iclora.adapter import Adapter, AdapterInfo
 from iclora.errors import RunError
 from iclora.files import inside
-from iclora.files.documents import read_bytes, read_words
+from iclora.files.documents import read_bytes, read_toml, read_words
+from iclora.files.locks import LOCK, is_held
 from iclora.models.licences import hub_id
 from iclora.train.model_card import ADAPTER, CARD
 
@@ -29,9 +30,10 @@ def collect(folder: Path, repository: str) -> dict[str, bytes]:
     Args:
         folder: of a run that has ended.
         repository: its id, which the card's examples name.
-    Raises: RunError if the run has no adapter or no card, if the card names no base of the hub, or
-        a picture that is not among the run's previews.
+    Raises: RunError if the run has no adapter or no card, is going on or was to, if the card names
+        no base of the hub, or a picture that is not among the run's previews.
     """
+    _check_at_rest(folder)
     if not (folder / "config.toml").is_file():
         raise RunError(f"{folder} holds no run (no config.toml)", "Check the path.", "run")
     if not (folder / ADAPTER).is_file():
@@ -50,13 +52,21 @@ def collect(folder: Path, repository: str) -> dict[str, bytes]:
         )
     card = read_words(folder / CARD, RunError, "model card")
     base, shown = _read(card, folder)
-    files = {
-        CARD: card.replace("USER/NAME", repository).encode(),
-        ADAPTER: _adapter(folder / ADAPTER, base),
-    }
+    files = {CARD: card.replace("USER/NAME", repository).encode(), ADAPTER: _adapter(folder, base)}
     for name in shown:
         files[name] = _picture(folder, name)
+    _check_at_rest(folder)  # What was read meanwhile might be of two runs.
     return files
+
+
+def _check_at_rest(folder: Path) -> None:
+    """Raises: RunError if a process trains the run just now."""
+    if is_held(folder / LOCK):
+        raise RunError(
+            f"another process is training the run in {folder} just now",
+            "Wait until it has ended, or stop it.",
+            "run",
+        )
 
 
 def send(files: Mapping[str, bytes], repository: str, *, key: str, public: bool = False) -> str:
@@ -145,12 +155,25 @@ def _picture(folder: Path, name: str) -> bytes:
     return read_bytes(path, RunError, "preview", 2**28)
 
 
-def _adapter(path: Path, base: str) -> bytes:
-    """The adapter's bytes, with the base as the hub calls it, not by a folder of this machine."""
+def _adapter(folder: Path, base: str) -> bytes:
+    """The adapter's bytes, with the base as the hub calls it, not by a folder of this machine.
+
+    Raises: RunError for the adapter of a run that was to take further steps.
+    """
+    path = folder / ADAPTER
     data = path.read_bytes()
     info = Adapter.load(path).info
     if info is None:
         raise RunError(f"{path} was not written by iclora", "Restore the run's own adapter.", "run")
+    told_to = read_toml(folder / "config.toml", RunError, "run's settings").get("train", {})
+    steps = told_to.get("steps", 0) if isinstance(told_to, dict) else 0
+    if isinstance(steps, int) and steps > info.steps:
+        raise RunError(
+            f"the run in {folder} was extended to {steps} steps and has not ended; its adapter and "
+            f"card are those of step {info.steps}",
+            "Resume it first.",
+            "run",
+        )
     if info.base == base:
         return data
     told: AdapterInfo = info.model_copy(update={"base": base})

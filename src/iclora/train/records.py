@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ def read_losses(path: Path) -> list[Row]:
 
 
 def read_measures(path: Path) -> list[Row]:
-    """The rows of a log of measures, all of as many panels; what is no such row is left out."""
+    """The rows of a log of measures, all of as many panels as most; no other lines.
+
+    Measures may be NaN, as of a base that has diverged.
+    """
     rows = _rows(path, _is_measure)
-    panels = {len(row["held out"]["by_panel"]) for row in rows[:1]}
-    return [row for row in rows if len(row["held out"]["by_panel"]) in panels]
+    panels = Counter(len(row["held out"]["by_panel"]) for row in rows).most_common(1)
+    return [row for row in rows if len(row["held out"]["by_panel"]) == panels[0][0]]
 
 
 def cut(path: Path, last: int, warn: Callable[[str], None]) -> None:
@@ -99,16 +103,20 @@ def _is_measure(row: Row) -> bool:
 
 
 def _is_measured(found: Any) -> bool:
-    if not isinstance(found, dict) or not _number(found.get("loss")):
+    if not isinstance(found, dict) or not _is_float(found.get("loss")):
         return False
     lists = [found.get("by_level"), found.get("by_panel")]
-    if not all(isinstance(each, list) and each and all(map(_number, each)) for each in lists):
+    if not all(isinstance(each, list) and each and all(map(_is_float, each)) for each in lists):
         return False
     return len(found["by_level"]) == len(LEVELS)
 
 
 def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 10**12
+
+
+def _is_float(value: Any) -> bool:
+    return type(value) is float or _count(value)
 
 
 def _number(value: Any) -> bool:

@@ -8,6 +8,7 @@ steps themselves cannot show it: its level is drawn at each step, and moves it m
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,6 +143,10 @@ class Validation:
 
 
 def best_step(rows: Sequence[dict[str, Any]]) -> int | None:
-    """Return the step with the lowest loss on held-out sets, the base alone (step 0) left out."""
-    found = [(row["held out"]["loss"], row["step"]) for row in rows if row["step"]]
+    """Return the step with the lowest loss on held-out sets, the base alone (step 0) left out.
+
+    A loss that is no number is no step's.
+    """
+    losses = [(row["held out"]["loss"], row["step"]) for row in rows if row["step"]]
+    found = [each for each in losses if math.isfinite(each[0])]
     return min(found)[1] if found else None
