@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from contextlib import suppress
+from statistics import NormalDist
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from iclora.errors import IcloraError, SettingsError
 from iclora.settings import RunSettings, TrainSettings, read_settings
 from iclora.train.aitoolkit import import_run
+from iclora.train.aitoolkit.config import EVEN
 from iclora.train.aitoolkit.fields import FIELDS, Becomes, Inside
 from tests.conftest import CAPTION, OFFICIAL
 
@@ -136,6 +140,8 @@ def test_where_a_file_is_silent_ai_toolkits_own_defaults_count(brought):
         ("train.optimizer_params", {"weight_decay": 0.1}, "weight_decay", 0.1),
         ("train.optimizer_params", None, "weight_decay", 0.01),
         ("train.timestep_type", "flux_shift", "shift", "resolution"),
+        ("train.timestep_type", "flux_shift", "sigma_std", EVEN),
+        ("train.timestep_type", "sigmoid", "sigma_std", 1.0),
         ("train.disable_sampling", True, "preview_every", 0),
         ("train.cfg_scale", 2, "guidance", 2),
         ("train.dtype", "float32", "dtype", "fp32"),
@@ -163,6 +169,22 @@ def test_a_field_decides_its_setting(brought, place, value, setting, expected):
             brought(changed(place, value))
         return
     assert getattr(brought(changed(place, value)).settings, setting) == expected
+
+
+def test_levels_that_are_shifted_evenly_are_even_here_within_a_hundredth():
+    even = np.linspace(0.001, 0.999, 999)
+    normal = NormalDist()
+    drawn = [normal.cdf(math.log(u / (1 - u)) / EVEN) for u in even]
+    assert np.abs(drawn - even).max() < 0.01
+
+
+def test_what_is_near_and_not_the_same_is_told_apart_from_what_needs_nothing(brought):
+    said = str(brought(changed("train.optimizer", "adamw8bit")))
+    near, needless = said.index("not quite the same"), said.index("nothing to set")
+    assert near < said.index("its state in 32 bits instead of 8") < needless
+    assert "not quite the same" not in str(brought(changed("train.optimizer", "adamw")))
+    said = str(brought(changed("train.timestep_type", "flux_shift")))
+    assert 'timestep_type = "flux_shift"  ->  sigma_std = 1.702  (ai-toolkit draws levels' in said
 
 
 def test_passes_that_are_accumulated_are_sets_of_one_step_not_steps(brought):

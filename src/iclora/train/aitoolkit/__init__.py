@@ -40,17 +40,21 @@ class Imported:
             for row in self.rows
             if row.field and row.setting
         ]
-        needless = [
-            f"  {row.field} = {shortened(row.value)}: {row.note}"
-            for row in self.rows
-            if not row.setting
-        ]
+        others = {
+            near: [
+                f"  {row.field} = {shortened(row.value)}: {row.note}"
+                for row in self.rows
+                if not row.setting and row.near == near
+            ]
+            for near in (True, False)
+        }
         defaults = [
             f"  {row.setting} = {shortened(row.result)}" for row in self.rows if not row.field
         ]
         parts = {
             "taken over": taken,
-            "nothing to set": needless,
+            "not quite the same": others[True],
+            "nothing to set": others[False],
             "ai-toolkit's defaults, since the file does not say": defaults,
         }
         return "\n".join(line for name, lines in parts.items() if lines for line in (name, *lines))
@@ -91,7 +95,9 @@ def import_run(path: str | Path, *, recipe: str | None = None, data: str | None 
     known.check_trigger(config.trigger)
     if not Path(values["data"]).exists():
         notes.append(f"there is no {values['data']} here: set `data` to where the sets lie")
-    rows = [_with_value(row, values) for row in reading.rows]
+    rows = [
+        _with_value(row, values) for each in reading.rows for row in (each, *_also(each, values))
+    ]
     decided = {row.setting for row in rows}
     rows += [
         Row("", None, name, "ai-toolkit's default", value)
@@ -99,6 +105,14 @@ def import_run(path: str | Path, *, recipe: str | None = None, data: str | None 
         if name not in decided and name != "recipe"
     ]
     return Imported(settings_of(TrainSettings, values), tuple(rows), tuple(notes))
+
+
+def _also(row: Row, values: Mapping[str, Any]) -> list[Row]:
+    """What a field decides beside its own setting."""
+    if row.setting != "shift" or "sigma_std" not in values:
+        return []
+    note = "ai-toolkit draws levels evenly before it shifts them; this does within 1%"
+    return [Row(row.field, row.value, "sigma_std", note)]
 
 
 def _with_value(row: Row, values: Mapping[str, Any]) -> Row:

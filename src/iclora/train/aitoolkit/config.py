@@ -9,7 +9,11 @@ from typing import Any
 
 from iclora.train.aitoolkit.reading import shortened
 
-__all__ = ["Config"]
+__all__ = ["EVEN", "Config"]
+
+EVEN = 1.702
+"""The deviation of a normal draw whose sigmoid is even from 0 to 1, within 1% of its distribution:
+the normal that is nearest to the logistic (Haley 1952)."""
 
 _NUMBERS = {"bf16": "bf16", "bfloat16": "bf16", "fp32": "fp32", "float32": "fp32", "float": "fp32"}
 _SAVED = {**_NUMBERS, "fp16": "fp16", "float16": "fp16"}
@@ -148,6 +152,9 @@ class Config:
         yield "guidance", self._of("train", "cfg_scale", 1.0)
         kind = self._of("train", "timestep_type", "sigmoid")
         yield "shift", "none" if kind == "sigmoid" else "resolution"
+        if kind != "sigmoid":
+            # ai-toolkit takes shifted levels evenly from its schedule.
+            yield "sigma_std", EVEN
         if not self._of("train", "gradient_checkpointing", True):
             # On is iclora's default too; unsaid, `vram` may choose how many blocks.
             yield "gradient_checkpointing", False

@@ -7,7 +7,7 @@ table here is refused by name, with the nearest that is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["FIELDS", "Becomes", "Fate", "Inside", "Needless", "Only"]
@@ -38,6 +38,8 @@ class Only:
     """What to do instead."""
     note: str = "the same here"
     """What is said of a value that it may have."""
+    near: Mapping[str, str] = field(default_factory=dict)
+    """Further values that it may have, and what is then not the same."""
 
     def allows(self, value: Any) -> bool:
         """True if the run is then what it would be in ai-toolkit."""
@@ -193,9 +195,14 @@ _TRAIN: dict[str, Fate] = {
     "lr": Becomes("lr"),
     "max_grad_norm": Becomes("grad_clip"),
     "optimizer": Only(
-        ("adamw", "adamw8bit", "adamw8"),
+        ("adamw",),
         "iclora has AdamW: set it to adamw, and `lr` for it.",
-        "AdamW, its state in float32",
+        "AdamW here too",
+        dict.fromkeys(
+            ("adamw8bit", "adamw8"),
+            "AdamW here, its state in 32 bits instead of 8: more exact, and 6 more bytes for every "
+            "weight of the LoRA",
+        ),
     ),
     "optimizer_params": Inside("optimizer_params"),
     "ema_config": Inside("ema_config"),

@@ -31,6 +31,8 @@ class Row:
     """Why it is not needed, or what is not quite the same."""
     result: Any = None
     """The setting's value."""
+    near: bool = False
+    """True if no setting is decided, and the run is not quite the same."""
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -102,6 +104,8 @@ class Reading:
             self.rows.append(Row(place, value, fate.setting, fate.note))
         elif isinstance(fate, Needless):
             self.rows.append(Row(place, value, None, fate.why))
+        elif isinstance(fate, Only) and isinstance(value, str) and value in fate.near:
+            self.rows.append(Row(place, value, None, fate.near[value], near=True))
         elif isinstance(fate, Only) and fate.allows(_without_tag(key, value)):
             self.rows.append(Row(place, value, None, fate.note))
         elif isinstance(fate, Only):

@@ -70,16 +70,18 @@ class Sets:
             return
         if self._dataset is None:
             raise SettingsError(
-                f'ai-toolkit puts the trigger word "{word}" in front of every caption without it, '
-                "and iclora adds no words; the captions are not here to be looked at",
-                "Say by `data` where they lie, or remove trigger_word from the file.",
+                f'ai-toolkit puts the trigger word "{word}" in front of captions that lack it; '
+                "iclora trains captions as they are written, and they are not here to be checked",
+                "Set `data` to the folder of the sets; or remove trigger_word from the file if all "
+                "captions hold it.",
                 setting="data",
             )
         bare = [each.name for each in self._dataset.sets if word not in each.caption()]
         if bare:
             raise SettingsError(
                 f'{len(bare)} of {len(self._dataset.sets)} captions lack the trigger word "{word}",'
-                f" such as {bare[0]}; ai-toolkit puts it in front, and iclora adds no words",
-                "Write it into the captions, or remove trigger_word from the file.",
+                f' such as that of set "{bare[0]}"; ai-toolkit would put it in front of them, and '
+                "iclora trains captions as they are written",
+                "Write it into them; or remove trigger_word from the file to train without it.",
             )
         self._notes.append(f'all captions hold the trigger word "{word}"')
