@@ -41,7 +41,7 @@ class ServeSettings(OnBase, _Access):
     """a captioner that jobs may name; repeat for more"""
     metric: tuple[ModelName, ...] = ("toyland",)
     """a metric that jobs may name; repeat for more"""
-    gpus: Annotated[int, Field(ge=1, le=1024)] | Literal["all"] = 1
+    gpus: Annotated[int, Field(ge=1, le=1024)] | Literal["all"] = setting(1, metavar="N")
     """workers, each with a GPU of its own, or all for as many as there are"""
     paused: bool = False
     """begin with a queue that is paused"""
