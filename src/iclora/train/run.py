@@ -87,8 +87,7 @@ def train(
             settings that was stopped there goes on in any case.
         progress: hears of "encoding captions", "encoding images" and, after every optimizer step,
             of "training" with its `loss`: the mean squared error of the velocity.
-        data: the sets, if they have been checked with these settings, as by a plan, which has
-            also said what is odd about them.
+        data: the sets, if these settings' plan has checked them, and said what is odd about them.
         make_preview: called once with the dataset's recipe, before the encoders are freed. What it
             returns is called every `settings.preview_every` steps, while the base carries the
             adapter's averaged weights, with the step and whether to write. (Processes that share a
