@@ -34,6 +34,7 @@ from iclora.making.checks import (
 from iclora.making.given import GivenPanel, describe_given, fitting_latents
 from iclora.making.texts import checked_texts, text_kind
 from iclora.models.base import DTYPES, DiffusionModel
+from iclora.sets.around import canvas_around
 from iclora.sets.caption import unknown_note
 from iclora.sets.images import open_image
 from iclora.sets.layout import Layout
@@ -341,22 +342,8 @@ def _layout(
     usual = recipe.canvas
     if adapter and adapter.info and adapter.info.recipe.same_task(recipe):
         usual = adapter.info.layout
-    for number in given:
-        usual.check_number(number)
-    if given and len(given) == usual.panels:
-        raise SettingsError("all panels are given; nothing is left to complete", "Leave one out.")
-    if size is not None:
-        return usual.resized(*size, model.multiple)
-    area = usual.width * usual.height
-    if given:
-        around = usual.fit_around({n - 1: image.size for n, image in given.items()}, model.multiple)
-        # Within these bounds of the usual area a base still paints well, and nothing is resized.
-        if around and 0.15 * area <= around.width * around.height <= 1.5 * area:
-            return around
-    sizes = list(usual.sizes)
-    for number, image in given.items():
-        sizes[number - 1] = image.size
-    return usual.fit(sizes, area, model.multiple)
+    sizes = {number: image.size for number, image in given.items()}
+    return canvas_around(usual, sizes, size, model.multiple)
 
 
 # -- repeating a request ------------------------------------------------------------------------
