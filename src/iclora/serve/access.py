@@ -62,10 +62,14 @@ class Access:
                 "encrypts; else listen on 127.0.0.1.",
                 setting="host",
             )
-        self._token = _own_token(home / "token")
+        self.token = _own_token(home / "token")
+        """The server's own: who has it may do everything."""
         self.cookie = "iclora-" + hashlib.sha256(str(home).encode()).hexdigest()[:8]
         """Name of the cookie: those of two servers on one host do not replace each other."""
-        self._cookie_value = hmac.new(self._token.encode(), b"cookie", "sha256").hexdigest()
+        self.cookie_value = hmac.new(self.token.encode(), b"cookie", "sha256").hexdigest()
+        """Opens GETs; it does not tell the token."""
+        self.open = set(OPEN)
+        """Paths without a token; a page adds those of its files."""
         self._codes: set[str] = set()
         self._lock = threading.Lock()
         bind = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -90,7 +94,7 @@ class Access:
                     401, "this link was used already, or is none of ours", "Start the server again."
                 )
             self._codes.remove(known)
-        return self._cookie_value
+        return self.cookie_value
 
     # -- each request -----------------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class Access:
         self._check_origin(headers, host)
         if scope["method"] not in _SAFE:
             _check_kind(headers)
-        if scope["path"] in OPEN:
+        if scope["path"] in self.open:
             return Client()
         client = self._by_token(headers)
         if client is None and scope["method"] in _SAFE:
@@ -146,7 +150,7 @@ class Access:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token:
             return None
-        if _same(token, self._token):
+        if _same(token, self.token):
             return Client()
         hashed = hashlib.sha256(token.encode()).hexdigest()
         # Every key is compared, so that the time tells nothing of which one is near.
@@ -156,7 +160,7 @@ class Access:
     def _by_cookie(self, headers: Mapping[str, str]) -> Client | None:
         for part in headers.get("cookie", "").split(";"):
             name, _, value = part.strip().partition("=")
-            if name == self.cookie and _same(value, self._cookie_value):
+            if name == self.cookie and _same(value, self.cookie_value):
                 return Client()
         return None
 

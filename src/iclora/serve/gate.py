@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from iclora.serve.access import OPEN, Access
+from iclora.serve.access import Access
 from iclora.serve.problems import Refused, problem_of
 from iclora.serve.server import Server
 
@@ -80,7 +80,7 @@ class Gate:
                 await Response(status_code=204)(scope, receive, marked)
                 return
             state["client"] = server.access.check(scope).name
-            if server.closing and scope["path"] not in OPEN:
+            if server.closing and scope["path"] not in server.access.open:
                 raise Refused(
                     503, "the server goes down", "Ask again soon.", headers={"Retry-After": "10"}
                 )
