@@ -85,3 +85,32 @@ def test_every_line_of_the_log_is_json(caplog):
     assert "a cause" in found["trace"]
     request = logging.LogRecord("iclora.serve.access", 20, "", 1, '{"id": "1"}', (), None)
     assert lines.format(request) == '{"id": "1"}'
+
+
+def test_the_studio_opens_on_toyland_and_prints_its_link_and_a_tunnel(
+    tmp_path, capsys, monkeypatch
+):
+    served = []
+
+    def run(app, server, listening):
+        served.append((app, server.base, listening.getsockname()[1], server.access.token))
+        server.close()
+
+    monkeypatch.setattr("iclora.serve.running.run", run)
+    assert main(["studio", str(tmp_path), "--port", "0", "--no-browser"]) == 0
+    ((_, base, port, token),) = served
+    assert base == "toyland"
+    assert (tmp_path / "recipes" / "toyland-storyboard.toml").is_file()
+    shown = capsys.readouterr().out
+    assert f"http://127.0.0.1:{port}/#token={token}" in shown
+    assert f"ssh -L {port}:127.0.0.1:{port} " in shown
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [({"DISPLAY": ":0"}, True), ({}, False), ({"DISPLAY": ":0", "SSH_CONNECTION": "a"}, False)],
+)
+def test_a_browser_is_opened_only_where_it_can_be_seen(monkeypatch, environment, shown):
+    monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert serving._has_screen() is shown

@@ -52,6 +52,7 @@ VERBS: Registry[Verb[Any]] = Registry(
         "export": "iclora.cli.training:export",
         "push": "iclora.cli.training:push",
         "serve": "iclora.cli.serving:serve",
+        "studio": "iclora.cli.serving:studio",
     },
 )
 

@@ -1,67 +1,142 @@
-"""The verb that serves: serve."""
+"""Verbs that serve: serve studio."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
+import os
 import socket
 import sys
+import threading
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iclora.errors import SettingsError
 from iclora.files import check_folder
 from iclora.progress import Console
-from iclora.settings import Machine, ServeSettings, verb
+from iclora.settings import Machine, ServeSettings, StudioSettings, verb
 
 if TYPE_CHECKING:
     from iclora.serve.engine import Engine
+    from iclora.serve.server import Server
 
-__all__ = ["serve"]
+__all__ = ["serve", "studio"]
 
 
 @verb(ServeSettings)
 def serve(settings: ServeSettings, console: Console) -> None:
     """Take jobs over HTTP, keep them on disk, and make sets with a base that stays loaded."""
-    check_folder(settings.folder, "folder")
-    try:
-        import python_multipart  # noqa: F401 (FastAPI asks for it only when a form comes)
+    _check_installed("serve")
+    from iclora.serve.app import make_app
+    from iclora.serve.running import run
 
-        from iclora.serve.app import make_app
-        from iclora.serve.running import run
-        from iclora.serve.server import Server
-    except ImportError as error:
-        raise SettingsError(
-            f"the server needs a package that is not installed: {error.name}",
-            'Install it with: pip install "iclora[serve]"',
-        ) from error
-    base = _base_of(settings)
-    listening = _listen(settings)
-    with listening:
-        server = Server(settings, base, _engine_of(settings, base))
-        _log_to_stderr()
-        port = listening.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        home = server.catalog.home
+    with _opened(settings, _base_of(settings)) as (server, listening):
+        address, home = _address(settings, listening), server.catalog.home
         console.say(
-            f"serving {server.catalog.folder} at http://{host}:{port} with {base}\n"
-            f"look      http://{host}:{port}/login?code={server.access.new_code()} (works once)\n"
+            f"serving {server.catalog.folder} at {address} with {server.base}\n"
+            f"look      {address}/login?code={server.access.new_code()} (works once)\n"
             f"token     {home / 'token'}; send it as `Authorization: Bearer TOKEN`\n"
             f'try       curl -H "Authorization: Bearer $(cat {home / "token"})" '
-            f"http://{host}:{port}/api/v1/about"
+            f"{address}/api/v1/about"
         )
         sys.stdout.flush()
         run(make_app(server), server, listening)
 
 
-def _base_of(settings: ServeSettings) -> str:
-    """The base of the workers: as it was told, else what the first adapter was trained on."""
+@verb(StudioSettings)
+def studio(settings: StudioSettings, console: Console) -> None:
+    """Open the page where sets are made: the server of `serve` with its page."""
+    _check_installed("studio")
+    from iclora.serve.running import run
+    from iclora.web.studio import link, make_studio
+    from iclora.web.toys import write_toy_recipes
+
+    base = _base_of(settings, "toyland")
+    # A line for each request would push the link out of sight.
+    with _opened(settings, base, logging.WARNING) as (server, listening):
+        if base == "toyland":
+            written = write_toy_recipes(server.catalog.folder)
+            if written:
+                console.say(f"wrote recipes of the embedded base: {', '.join(written)}")
+        address, port = _address(settings, listening), listening.getsockname()[1]
+        shown = link(server, address)
+        console.say(
+            f"studio of {server.catalog.folder} with {base}\n"
+            f"open      {shown}\n"
+            f"from another machine, first there: {_tunnel(port)}\n"
+            "Ctrl-C ends it; what is queued stays"
+        )
+        sys.stdout.flush()
+        if settings.browser and _has_screen():
+            # A little later, when the server answers.
+            opening = threading.Timer(0.5, webbrowser.open, [shown])
+            opening.daemon = True
+            opening.start()
+        run(make_studio(server), server, listening)
+
+
+def _check_installed(extra: str) -> None:
+    """Raises: SettingsError that says what to install."""
+    try:
+        import python_multipart  # noqa: F401 (FastAPI asks for it only when a form comes)
+
+        import iclora.serve.app
+        import iclora.serve.running  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            f"the server needs a package that is not installed: {error.name}",
+            f'Install it with: pip install "iclora[{extra}]"',
+        ) from error
+
+
+@contextmanager
+def _opened(
+    settings: ServeSettings, base: str, level: int = logging.INFO
+) -> Iterator[tuple[Server, socket.socket]]:
+    """A server over its folder, and the socket that it will listen on."""
+    from iclora.serve.server import Server
+
+    with _listen(settings) as listening:
+        server = Server(settings, base, _engine_of(settings, base))
+        _log_to_stderr(level)
+        yield server, listening
+
+
+def _address(settings: ServeSettings, listening: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{listening.getsockname()[1]}"
+
+
+def _tunnel(port: int) -> str:
+    """What makes the page reachable on a machine that may log in here."""
+    return f"ssh -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
+
+
+def _has_screen() -> bool:
+    """True if a browser can be shown; elsewhere one in the terminal would take the keyboard."""
+    if "SSH_CONNECTION" in os.environ:
+        return False
+    own = sys.platform in ("darwin", "win32")
+    return own or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _base_of(settings: ServeSettings, otherwise: str | None = None) -> str:
+    """The base of the workers: as it was told, else what the first adapter was trained on.
+
+    Raises: SettingsError if nothing tells one, and there is none to take otherwise.
+    """
+    check_folder(settings.folder, "folder")
     from iclora.serve.catalog import Catalog
 
     if settings.base:
         return settings.base
     found = Catalog(Path(settings.folder), settings.adapter).adapters()
     base = next((each.base for each in found.values() if each.base), None)
+    base = base or otherwise
     if base is None:
         raise SettingsError(
             "no base is given, and there is no adapter that tells one",
@@ -133,10 +208,10 @@ class _Lines(logging.Formatter):
         return json.dumps(said)
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(level: int) -> None:
     told = logging.StreamHandler()
     told.setFormatter(_Lines())
     log = logging.getLogger("iclora.serve")
     log.addHandler(told)
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     log.propagate = False

@@ -73,7 +73,7 @@ from iclora.settings.making import (
     Wish,
 )
 from iclora.settings.reading import Verb, read_settings, settings_of, verb
-from iclora.settings.serving import ServeSettings
+from iclora.settings.serving import ServeSettings, StudioSettings
 from iclora.settings.training import PlanSettings, RunSettings, TrainSettings
 
 __all__ = [
@@ -118,6 +118,7 @@ __all__ = [
     "Sigma",
     "Steps",
     "Strength",
+    "StudioSettings",
     "TextKind",
     "TrainSettings",
     "Verb",

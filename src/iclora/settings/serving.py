@@ -9,7 +9,7 @@ from pydantic import Field
 from iclora.settings.fields import FilePath, ModelName, Settings, setting
 from iclora.settings.making import OnBase
 
-__all__ = ["ServeSettings"]
+__all__ = ["ServeSettings", "StudioSettings"]
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9:.\[\]_-]{1,253}$")]
 _Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]{1,253}$")]
@@ -45,3 +45,13 @@ class ServeSettings(OnBase, _Access):
     """workers, each with a GPU of its own, or all for as many as there are"""
     paused: bool = False
     """begin with a queue that is paused"""
+
+
+class StudioSettings(ServeSettings):
+    """What `studio` is told."""
+
+    base: FilePath | None = None
+    """base model; by default the one that the first adapter of the folder was trained on, else
+    toyland"""
+    browser: bool = True
+    """open the page in this machine's browser"""

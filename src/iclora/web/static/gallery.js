@@ -1,0 +1,184 @@
+// @ts-check
+// Gallery: made sets, the newest first.
+import { call, get, post, Problem, url } from "./api.js";
+import { html, signal, useEffect, useRef } from "./lib.js";
+import { bind } from "./keys.js";
+import { attempt, Icon, Picture, trouble } from "./parts.js";
+import { refine, route } from "./route.js";
+import { adapters, recipes, setsChanged } from "./state.js";
+import { done } from "./undo.js";
+import { OneSet } from "./set.js";
+import { ago, unmarked } from "./words.js";
+
+/** @typedef {import("./state.js").MadeSet} MadeSet */
+
+const found = signal(/** @type {MadeSet[] | null} */ (null));
+const cursor = signal(/** @type {string | null} */ (null));
+let asked = "";
+let turn = 0;
+
+const address = (/** @type {URLSearchParams} */ query) => {
+  const words = ["q", "recipe", "adapter"].map((name) => query.get(name) ?? "").filter(Boolean).join(" ");
+  const told = new URLSearchParams({ limit: "60" });
+  if (words) told.set("q", words);
+  if (query.get("star")) told.set("starred", "true");
+  if (query.get("trash")) told.set("trashed", "true");
+  return told.toString();
+};
+
+/** Ask for the first page, or as much as is shown already. */
+async function load() {
+  const told = address(route.value.query);
+  const mine = ++turn;
+  const keep = told === asked ? (found.value?.length ?? 0) : 0;
+  try {
+    let page = await get(`sets?${told}`);
+    let sets = page.sets;
+    while (page.cursor && sets.length < keep) {
+      page = await get(`sets?${told}&cursor=${page.cursor}`);
+      sets = [...sets, ...page.sets];
+    }
+    if (mine !== turn) return;
+    asked = told;
+    found.value = sets;
+    cursor.value = page.cursor;
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    if (error.status !== 0) trouble.value = error;
+  }
+}
+
+async function more() {
+  if (!cursor.value) return;
+  const from = cursor.value;
+  cursor.value = null;
+  const page = await attempt(() => get(`sets?${asked}&cursor=${from}`));
+  if (!page) return;
+  found.value = [...(found.value ?? []), ...page.sets];
+  cursor.value = page.cursor;
+}
+
+/** Say of a set what the server says now. @param {MadeSet} now */
+function know(now) {
+  found.value = (found.value ?? []).map((each) => (each.id === now.id ? now : each));
+  setsChanged.value += 1;
+}
+
+/** Give a set a star, or take it away. @param {MadeSet} one */
+export const star = (one) => attempt(async () => know(await call("PATCH", `sets/${one.id}`, { star: !one.star })));
+
+/** Move a set to the trash, with a way back. @param {MadeSet} one @param {() => void} [after] */
+export const trash = (one, after) => attempt(async () => {
+  await call("DELETE", `sets/${one.id}`);
+  setsChanged.value += 1;
+  after?.();
+  done("Moved to the trash", async () => {
+    await post(`sets/${one.id}/restore`);
+    setsChanged.value += 1;
+  });
+});
+
+/** Bring a set back. @param {MadeSet} one */
+export const restore = (one) => attempt(async () => {
+  await post(`sets/${one.id}/restore`);
+  setsChanged.value += 1;
+  done("Brought back from the trash", async () => {
+    await call("DELETE", `sets/${one.id}`);
+    setsChanged.value += 1;
+  });
+});
+
+/** The set before or after one, as the gallery lists them. @param {string} id @param {number} by */
+export function beside(id, by) {
+  const all = found.value ?? [];
+  const at = all.findIndex((each) => each.id === id);
+  return at < 0 ? undefined : all[at + by];
+}
+
+export function Gallery() {
+  const { id, query } = route.value;
+  useEffect(() => void load(), [query.toString(), setsChanged.value]);
+  return id ? html`<${OneSet} id=${id} key=${id} />` : html`<${List} />`;
+}
+
+function List() {
+  const { query } = route.value;
+  const field = useRef(/** @type {any} */ (null));
+  const values = Object.fromEntries(query);
+  const trashed = Boolean(query.get("trash"));
+  const filtered = [...query.keys()].some((name) => name !== "trash");
+  const set = (/** @type {string} */ name, /** @type {string} */ value) => refine({ ...values, [name]: value });
+  useEffect(() => {
+    const focused = () => document.activeElement?.closest("[data-set]")?.getAttribute("data-set");
+    const one = () => found.value?.find((each) => each.id === focused());
+    const step = (/** @type {number} */ by) => {
+      const id = focused();
+      const to = id ? beside(id, by) : found.value?.[0];
+      if (to) /** @type {any} */ (document.querySelector(`[data-set="${to.id}"] a`))?.focus();
+    };
+    return bind({
+      j: () => step(1),
+      k: () => step(-1),
+      "/": () => field.current?.focus(),
+      s: () => void (one() && star(/** @type {MadeSet} */ (one()))),
+      Delete: () => {
+        const now = one();
+        if (!now) return;
+        const next = beside(now.id, 1) ?? beside(now.id, -1);
+        trash(now, () => next && /** @type {any} */ (document.querySelector(`[data-set="${next.id}"] a`))?.focus());
+      },
+      Escape: () => field.current?.blur(),
+    });
+  }, []);
+  const sets = found.value;
+  return html`<div class="gallery">
+    <search class="filters">
+      <label class="grow"><span class="unseen">Words</span>
+        <input ref=${field} type="search" placeholder="Words in prompts and notes" value=${query.get("q") ?? ""}
+          onInput=${(/** @type {any} */ event) => set("q", event.currentTarget.value)} /></label>
+      <label><span class="unseen">Recipe</span><select value=${query.get("recipe") ?? ""} onChange=${(/** @type {any} */ event) => set("recipe", event.currentTarget.value)}>
+        <option value="">every recipe</option>${recipes.value.map((each) => html`<option>${each.name}</option>`)}</select></label>
+      ${adapters.value.length > 0 && html`<label><span class="unseen">Adapter</span><select value=${query.get("adapter") ?? ""} onChange=${(/** @type {any} */ event) => set("adapter", event.currentTarget.value)}>
+        <option value="">every adapter</option>${adapters.value.map((each) => html`<option>${each.id}</option>`)}</select></label>`}
+      <button type="button" aria-pressed=${Boolean(query.get("star"))} onClick=${() => set("star", query.get("star") ? "" : "1")}><${Icon} name="star" /> Starred</button>
+      <button type="button" aria-pressed=${trashed} onClick=${() => set("trash", trashed ? "" : "1")}><${Icon} name="trash" /> Trash</button>
+    </search>
+    ${sets === null
+      ? html`<p class="quiet" role="status">Looking</p>`
+      : sets.length
+        ? html`<ul class="cards">${sets.map((each) => html`<${Card} key=${each.id} one=${each} />`)}</ul>`
+        : html`<${Nothing} filtered=${filtered} trashed=${trashed} />`}
+    ${cursor.value && html`<${End} key=${cursor.value} />`}
+  </div>`;
+}
+
+/** What to do where nothing is. */
+function Nothing({ filtered, trashed }) {
+  if (filtered) return html`<div class="nothing"><h2>No set is like that</h2>
+    <button type="button" onClick=${() => refine({})}>Show all sets</button></div>`;
+  if (trashed) return html`<div class="nothing"><h2>The trash is empty</h2><button type="button" onClick=${() => refine({})}>Show the gallery</button></div>`;
+  return html`<div class="nothing"><h2>No set is made yet</h2><p class="quiet">What you make, here or by the command line, is shown here.</p>
+    <a class="button main" href="#/make">Make the first</a></div>`;
+}
+
+/** The end of the list, which asks for more when it comes near. */
+function End() {
+  const ref = useRef(/** @type {any} */ (null));
+  useEffect(() => {
+    const near = new IntersectionObserver((all) => all.some((each) => each.isIntersecting) && more(), { rootMargin: "800px" });
+    near.observe(ref.current);
+    return () => near.disconnect();
+  }, []);
+  return html`<p class="end" ref=${ref}><button type="button" onClick=${more}>Show more</button></p>`;
+}
+
+/** @param {{one: MadeSet}} props */
+function Card({ one }) {
+  return html`<li class="card" data-set=${one.id}>
+    <a href=${`#/gallery/${one.id}`}><${Picture} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
+    <div class="caption"><p>${unmarked(one.prompt)}</p><p class="quiet">${one.recipe} · ${ago(one.made)}</p></div>
+    ${one.trashed
+      ? html`<button type="button" class="corner" onClick=${() => restore(one)}>Bring back</button>`
+      : html`<button type="button" class=${`corner star ${one.star ? "on" : ""}`} aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>`}
+  </li>`;
+}

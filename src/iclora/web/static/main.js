@@ -1,0 +1,118 @@
+// @ts-check
+// The page: its frame, and which screen is shown.
+import { access, giveToken, openSession, takeToken } from "./api.js";
+import { effect, html, render, signal, useEffect } from "./lib.js";
+import { connection, start } from "./live.js";
+import { restore } from "./draft.js";
+import { Gallery } from "./gallery.js";
+import { bind, KEYS, listed } from "./keys.js";
+import { Make } from "./make.js";
+import { Dialog, Icon, plain, trouble, Undo, Wrong } from "./parts.js";
+import { pause, Queue } from "./queue.js";
+import { route } from "./route.js";
+import { said as past } from "./undo.js";
+import { begin, failed, load, loaded, machine, queue } from "./state.js";
+
+const SCREENS = { make: ["Make", Make], gallery: ["Gallery", Gallery], queue: ["Queue", Queue] };
+
+/** "", "light" or "dark"; "" is as the machine has it. */
+const theme = signal(localStorage.getItem("iclora theme") ?? "");
+effect(() => {
+  document.documentElement.dataset.theme = theme.value;
+  localStorage.setItem("iclora theme", theme.value);
+});
+const dark = () => theme.value === "dark" || (!theme.value && matchMedia("(prefers-color-scheme: dark)").matches);
+
+function Page() {
+  const screen = /** @type {keyof typeof SCREENS} */ (route.value.screen in SCREENS ? route.value.screen : "make");
+  const [name, Screen] = SCREENS[screen];
+  useEffect(() => void (document.title = `${name} · iclora studio`), [name]);
+  useEffect(() => bind({ ".": () => void pause(), Escape: () => (trouble.value = null) }), []);
+  if (access.value === "no") return html`<${Enter} />`;
+  return html`
+    <a class="unseen skip" href="#main" onClick=${(/** @type {Event} */ event) => { event.preventDefault(); document.getElementById("main")?.focus(); }}>To the content</a>
+    <header>
+      <a class="brand" href="#/make"><img src="page/icon.svg" alt="" /> iclora</a>
+      <nav aria-label="Screens">${Object.entries(SCREENS).map(([to, [label]]) => html`<a href=${`#/${to}`} aria-current=${to === screen ? "page" : undefined}>${label}</a>`)}</nav>
+      <span class="ends">
+        <button type="button" class="bare" aria-label=${dark() ? "Light colours" : "Dark colours"} onClick=${() => (theme.value = dark() ? "light" : "dark")}><${Icon} name=${dark() ? "sun" : "moon"} /></button>
+        <button type="button" class="bare" aria-label="Keys (?)" onClick=${() => (listed.value = true)}>?</button>
+      </span>
+    </header>
+    <${Banner} />
+    <main id="main" tabindex="-1">
+      <${Wrong} error=${trouble.value} />
+      ${loaded.value ? html`<${Screen} />` : html`<p class="quiet" role="status">${failed.value ? plain(failed.value.problem) : "Opening"}</p>`}
+    </main>
+    <${Foot} />
+    <${Dialog} open=${listed.value} onClose=${() => (listed.value = false)} label="Keys"><${KeyList} /><//>`;
+}
+
+/** The connection, if it is lost; never a reload. */
+function Banner() {
+  const lost = connection.value === "lost";
+  return html`<div class="banner" role="status" hidden=${!lost}>${lost && "The server does not answer. What you write is kept, and the page goes on by itself."}</div>`;
+}
+
+function Foot() {
+  const now = queue.value;
+  const here = machine.value;
+  const parts = [now.running && `${now.running} running`, now.waiting && `${now.waiting} waiting`].filter(Boolean);
+  return html`<footer>
+    <a href="#/queue"><span class=${`lamp ${now.paused ? "paused" : now.running ? "busy" : ""}`} aria-hidden="true"></span>
+      ${parts.join(", ") || "Nothing waits"}${now.paused ? " · paused" : ""}</a>
+    <${Undo} />
+    ${here && html`<span class="grow cut" hidden=${past.value !== null}>${here.base} on ${here.workers.join(", ")}${here.waits_for ? ` · ${here.waits_for}` : ""}</span>
+      <span class=${here.disk_free < 5e9 ? "low" : ""}>${size(here.disk_free)} free</span>`}
+  </footer>`;
+}
+
+const size = (/** @type {number} */ bytes) => (bytes < 1e12 ? `${(bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0)} GB` : `${(bytes / 1e12).toFixed(1)} TB`);
+
+function KeyList() {
+  return html`<h2>Keys</h2>${KEYS.map(([where, keys]) => html`<h3>${where}</h3>
+    <dl class="keys">${/** @type {string[][]} */ (keys).map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>`)}
+    <button type="button" onClick=${() => (listed.value = false)}>Close</button>`;
+}
+
+/** What is shown without a token. */
+function Enter() {
+  const enter = async (/** @type {any} */ event) => {
+    event.preventDefault();
+    giveToken(new FormData(event.currentTarget).get("token")?.toString() ?? "");
+    if (await openSession()) await open();
+    else trouble.value = /** @type {any} */ ({ problem: "this is not the server's token", advice: "Copy the whole link that the server printed." });
+  };
+  return html`<main class="enter"><form onSubmit=${enter}><h1>iclora studio</h1>
+    <p>The server printed a link when it was started. Open that link, or paste it here.</p>
+    <div class="field"><label for="token">Link or token</label><input id="token" name="token" type="password" autocomplete="off" required /></div>
+    <${Wrong} error=${trouble.value} /><button class="main">Enter</button></form></main>`;
+}
+
+let follows = false;
+async function open() {
+  trouble.value = null;
+  if (!follows) {
+    follows = true;
+    start();
+    await begin();
+  } else await load();
+  await restore();
+}
+
+takeToken();
+addEventListener("hashchange", takeToken);
+render(html`<${Page} />`, /** @type {HTMLElement} */ (document.getElementById("app")));
+try {
+  if (await openSession()) await open();
+} catch (error) {
+  failed.value = /** @type {any} */ (error);
+  const timer = setInterval(async () => {
+    try {
+      if (await openSession()) {
+        clearInterval(timer);
+        await open();
+      }
+    } catch { /* It is still away. */ }
+  }, 2000);
+}

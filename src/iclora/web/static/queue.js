@@ -1,0 +1,82 @@
+// @ts-check
+// Queue: what runs, what waits and in which order, what has ended.
+import { call, post, url } from "./api.js";
+import { html, useRef } from "./lib.js";
+import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
+import { ended, know, queue, running, waiting } from "./state.js";
+import { done } from "./undo.js";
+import { ago, lasting, unmarked } from "./words.js";
+
+/** @typedef {import("./state.js").Job} Job */
+
+const SAID = /** @type {Record<string, string>} */ ({
+  generate: "Make", complete: "Complete", reroll: "Make again", extend: "Story", evaluate: "Evaluate",
+  caption: "Caption", check: "Check", compose: "Compose", train: "Train",
+});
+
+export const pause = () => attempt(async () => (queue.value = await post("queue", { paused: !queue.value.paused })));
+
+const retry = (/** @type {Job} */ job) => attempt(async () => know(await post(`jobs/${job.id}/retry`)));
+const cancel = (/** @type {Job} */ job) => attempt(async () => {
+  const now = await post(`jobs/${job.id}/cancel`);
+  know(now);
+  done(now.status === "cancelled" ? "Cancelled" : "Stops after this step", async () => know(await post(`jobs/${job.id}/retry`)));
+});
+
+/** Put a waiting job before another; null is the end. @param {Job} job @param {Job | undefined} other */
+const move = (job, other) => attempt(async () => {
+  if (other && other.id !== job.id) know(await call("PATCH", `jobs/${job.id}`, { before: other.id }));
+});
+
+export function Queue() {
+  const order = waiting.value;
+  const more = queue.value.waiting - order.length;
+  const past = ended.value.slice(0, 50);
+  const nothing = !order.length && !running.value.length && !past.length;
+  return html`<div class="queue">
+    <div class="buttons"><h1>Queue</h1>
+      <button type="button" aria-pressed=${queue.value.paused} onClick=${pause} title="Pause (.)">
+        <${Icon} name=${queue.value.paused ? "play" : "pause"} /> ${queue.value.paused ? "Go on" : "Pause"}</button>
+      ${queue.value.paused && html`<span class="quiet">Nothing further is begun; what runs goes on.</span>`}
+    </div>
+    ${nothing && html`<div class="nothing"><h2>Nothing waits</h2><p class="quiet">What you make is queued here, and survives a restart.</p><a class="button main" href="#/make">Make a set</a></div>`}
+    ${running.value.length > 0 && html`<h2>Runs</h2><ul class="rows">${running.value.map((job) => html`<${Row} key=${job.id} job=${job} />`)}</ul>`}
+    ${order.length > 0 && html`<h2>Waits</h2><ol class="rows">${order.map((job, n) => html`<${Row} key=${job.id} job=${job} at=${n} order=${order} />`)}</ol>`}
+    ${more > 0 && html`<p class="quiet">and ${more} more</p>`}
+    ${past.length > 0 && html`<h2>Ended</h2><ul class="rows">${past.map((job) => html`<${Row} key=${job.id} job=${job} />`)}</ul>`}
+  </div>`;
+}
+
+/** What a job is about, in a line. @param {Job} job */
+const about = (job) => job.input.prompt?.[0] ?? job.input.idea?.[0] ?? job.input.name ?? job.input.data
+  ?? (job.input.panel ? `panel ${job.input.panel.join(", ")}` : job.input.request ? "a set, exactly as it was" : "");
+
+/** @param {{job: Job, at?: number, order?: Job[]}} props */
+function Row({ job, at, order = [] }) {
+  const ref = useRef(/** @type {any} */ (null));
+  const made = job.result?.sets?.[0];
+  const waits = at !== undefined;
+  const took = job.ended && job.started ? `, ${lasting(job.ended - job.started)}` : "";
+  const drag = waits ? {
+    draggable: true,
+    onDragStart: (/** @type {DragEvent} */ event) => event.dataTransfer?.setData("text/job", job.id),
+    onDragOver: (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("text/job") && event.preventDefault(),
+    onDrop: (/** @type {DragEvent} */ event) => {
+      event.preventDefault();
+      const other = order.find((each) => each.id === event.dataTransfer?.getData("text/job"));
+      if (other) move(other, job);
+    },
+  } : {};
+  return html`<li class=${`row ${job.status}`} ref=${ref} ...${drag}>
+    ${made ? html`<a class="thumb" href=${`#/gallery/${made}`} aria-label="The set that was made"><${Picture} src=${url(`sets/${made}/thumb.webp`)} alt="" /></a>` : html`<span class="thumb" aria-hidden="true"></span>`}
+    <div class="what"><p><b>${SAID[job.kind] ?? job.kind}</b> ${unmarked(about(job))}</p>
+      <p>${job.ended === null ? html`<${Progress} job=${job} />` : html`<span class="quiet">${job.status}, ${ago(job.ended)}${took}${job.attempt > 1 ? `, attempt ${job.attempt}` : ""}</span>`}</p>
+      <${Wrong} error=${job.error} /></div>
+    <div class="tools">
+      ${waits && html`<button type="button" aria-label="Earlier" title="Earlier" disabled=${at === 0} onClick=${() => move(job, order[at - 1])}><${Icon} name="up" /></button>
+        <button type="button" aria-label="Later" title="Later" disabled=${at === order.length - 1} onClick=${() => move(order[at + 1], job)}><${Icon} name="down" /></button>`}
+      ${job.ended === null && html`<button type="button" disabled=${job.status === "cancelling"} onClick=${() => cancel(job)}>Cancel</button>`}
+      ${(job.status === "failed" || job.status === "cancelled") && html`<button type="button" onClick=${() => retry(job)}>Try again</button>`}
+    </div>
+  </li>`;
+}

@@ -1,0 +1,133 @@
+// @ts-check
+// What the page knows of the server, asked for again whenever an event says that it changed.
+import { get, Problem } from "./api.js";
+import { computed, signal } from "./lib.js";
+import { listen } from "./live.js";
+
+/**
+ * @typedef {{id: string, kind: string, status: string, position: number | null, waits_for: string | null,
+ *   priority: number, attempt: number, created: number, started: number | null, ended: number | null,
+ *   progress: {stage: string, done: number, total: number, eta_s: number | null} | null,
+ *   input: Record<string, any>, result: {sets?: string[]} | null,
+ *   error: {code: string, problem: string, advice: string, setting: string | null} | null}} Job
+ * @typedef {{name: string, summary: string, prefix: string, markers: string[], example: string,
+ *   width: number, height: number, boxes: number[][]}} Recipe
+ * @typedef {{id: string, base: string | null, recipe: string | null}} Adapter
+ * @typedef {{id: string, made: number, prompt: string, recipe: string, adapter: string, seed: string,
+ *   panels: number, star: boolean, note: string, trashed: boolean}} MadeSet
+ */
+
+export const jobs = signal(/** @type {Job[]} */ ([]));
+export const queue = signal({ paused: false, waiting: 0, running: 0 });
+export const machine = signal(/** @type {any} */ (null));
+export const recipes = signal(/** @type {Recipe[]} */ ([]));
+export const adapters = signal(/** @type {Adapter[]} */ ([]));
+/** JSON schemas of what jobs are told, by kind. */
+export const forms = signal(/** @type {Record<string, any>} */ ({}));
+/** Counts changes of made sets, so that what shows them asks again. */
+export const setsChanged = signal(0);
+export const loaded = signal(false);
+/** Why the server could not be asked at the start. */
+export const failed = signal(/** @type {Problem | null} */ (null));
+
+const RUNS = new Set(["running", "cancelling"]);
+export const running = computed(() => jobs.value.filter((job) => RUNS.has(job.status)));
+/** In the order in which they will be begun. */
+export const waiting = computed(() =>
+  jobs.value.filter((job) => job.status === "queued").sort((a, b) => (a.position ?? 0) - (b.position ?? 0)),
+);
+export const ended = computed(() =>
+  jobs.value
+    .filter((job) => job.ended !== null)
+    .sort((a, b) => (b.ended ?? 0) - (a.ended ?? 0)),
+);
+
+export const recipeOf = (/** @type {string} */ name) => recipes.value.find((recipe) => recipe.name === name);
+
+/** Take a job's newest state as the server told it. @param {Job} job */
+export function know(job) {
+  jobs.value = [job, ...jobs.value.filter((other) => other.id !== job.id)];
+}
+
+async function loadQueue() {
+  const [page, live, state] = await Promise.all([get("jobs?limit=200"), get("jobs?status=running"), get("queue")]);
+  const there = new Set(page.jobs.map((/** @type {Job} */ job) => job.id));
+  jobs.value = [...page.jobs, ...live.jobs.filter((/** @type {Job} */ job) => !there.has(job.id))];
+  queue.value = state;
+}
+
+async function loadMachine() {
+  machine.value = await get("machine");
+}
+
+async function loadOffers() {
+  const [tasks, files] = await Promise.all([get("recipes"), get("adapters")]);
+  recipes.value = tasks.recipes;
+  adapters.value = files.adapters;
+}
+
+async function loadForms() {
+  if (forms.value.complete) return;
+  forms.value = { complete: await get("forms/complete") };
+}
+
+/** A function that runs soon, once for many calls, and keeps quiet while the server is away. */
+function soon(/** @type {() => Promise<void>} */ work, /** @type {number} */ pause) {
+  /** @type {number | undefined} */
+  let timer;
+  const run = () => work().catch((error) => {
+    if (!(error instanceof Problem)) throw error;
+  });
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(run, pause);
+  };
+}
+
+const queueSoon = soon(loadQueue, 80);
+const machineSoon = soon(loadMachine, 80);
+const offersSoon = soon(loadOffers, 200);
+
+/** Ask for everything, then follow events. */
+export async function begin() {
+  listen((type, data) => {
+    if (type === "progress") {
+      jobs.value = jobs.value.map((job) => (job.id === data.job ? { ...job, progress: data } : job));
+    }
+    if (["job", "queue", "reset"].includes(type)) queueSoon();
+    if (["set", "reset"].includes(type)) setsChanged.value += 1;
+    if (["job", "set", "reset"].includes(type)) machineSoon();
+    if (["run", "reset"].includes(type)) offersSoon();
+  });
+  // While the base is loaded there is no event for it.
+  setInterval(() => {
+    if (machine.value?.waits_for) {
+      machineSoon();
+      queueSoon();
+    }
+  }, 2000);
+  await load();
+}
+
+/** Ask for everything. */
+export async function load() {
+  try {
+    await Promise.all([loadQueue(), loadMachine(), loadOffers(), loadForms()]);
+    failed.value = null;
+    loaded.value = true;
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    failed.value = error;
+    setTimeout(load, 2000);
+  }
+}
+
+/** Seconds that a set takes, by the last jobs of the recipe; null if there was none. */
+export function usualSeconds(/** @type {string} */ recipe) {
+  const took = ended.value
+    .filter((job) => job.status === "succeeded" && job.started && job.input.recipe === recipe)
+    .slice(0, 7)
+    .map((job) => ((job.ended ?? 0) - (job.started ?? 0)) / Math.max(1, job.result?.sets?.length ?? 1))
+    .sort((a, b) => a - b);
+  return took.length ? took[took.length >> 1] : null;
+}

@@ -1,0 +1,274 @@
+"""What a designer does on the page, in a real browser."""
+
+import re
+from urllib.parse import urlparse
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from iclora.errors import SettingsError
+from tests.web.conftest import PHONE
+
+
+def button(page, name, **more):
+    return page.get_by_role("button", name=name, **more)
+
+
+def sent(view):
+    """What a tab has asked for over the network."""
+    return [url for url in view.asked if not url.startswith("blob:")]
+
+
+def make_one(page, words="A quiet morning;"):
+    """Make a set of the example with an overview of one's own. Returns: its id."""
+    if button(page, "Take the example").is_visible():
+        button(page, "Take the example").click()
+    page.get_by_label("All panels").fill(words)
+    button(page, re.compile("^Make (the|another) set")).click()
+    link = page.get_by_role("link", name="this set in the gallery")
+    expect(link).to_be_visible()
+    return link.get_attribute("href").rpartition("/")[2]
+
+
+def test_a_set_is_made_from_the_example_through_a_reload_and_a_restart(tab, studio):
+    page = tab().open()
+    studio.engine.hold()
+    button(page, "Take the example").click()
+    page.get_by_label("All panels").fill("One long evening;")
+    page.get_by_label("Steps").fill("7")
+    button(page, "Make the set").click()
+    expect(page.get_by_text("sampling, 0 of 4")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("sampling, 0 of 4")).to_be_visible()
+    expect(page.get_by_label("All panels")).to_have_value("One long evening;")
+    studio.stop()
+    expect(page.get_by_text("The server does not answer.", exact=False).first).to_be_visible()
+    page.get_by_label("All panels").fill("One long night;")
+    studio.start()
+    expect(page.locator(".banner")).to_be_hidden()
+    studio.engine.go.set()
+    expect(page.get_by_role("img", name="Scene 2, made")).to_be_visible()
+    expect(page.get_by_label("All panels")).to_have_value("One long night;")
+    order = studio.engine.orders[-1]
+    assert order.input["steps"] == 7
+    assert order.input["prompt"][0].startswith("[MOVIE-SHOTS] One long evening; [SCENE-1] ")
+
+
+def test_a_kept_panel_stays_while_the_others_are_made_again(tab, studio):
+    page = tab().open()
+    make_one(page)
+    button(page, "Keep panel 2").click()
+    button(page, "Make the other 2 panels again").click()
+    expect(button(page, re.compile("Show set"))).to_have_count(2)
+    assert studio.engine.orders[-1].input["panel"] == [1, 3]
+    button(page, "Make panel 2 again").click()
+    expect(button(page, re.compile("Show set"))).to_have_count(3)
+    assert studio.engine.orders[-1].input["panel"] == [2]
+    button(page, "Undo").click()
+    expect(button(page, re.compile("Show set")).nth(1)).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_given_picture_says_what_becomes_of_it_and_completes_the_set(tab, studio, tmp_path):
+    for name, side in (("exact", 64), ("other", 90)):
+        Image.new("RGB", (side, side), "teal").save(tmp_path / f"{name}.png")
+    (tmp_path / "words.png").write_text("no picture")
+    page = tab().open()
+    choose = page.get_by_label("Choose a picture for panel 1")
+    choose.set_input_files(tmp_path / "words.png")
+    expect(page.locator("#slot-1").get_by_role("alert")).to_contain_text("words.png")
+    choose.set_input_files(tmp_path / "exact.png")
+    expect(page.locator("#slot-1")).to_contain_text("pixel for pixel")
+    choose.set_input_files(tmp_path / "other.png")
+    expect(page.locator("#slot-1")).to_contain_text("90 × 90 px, in the composite 64 × 64")
+    page.keyboard.press("Control+z")
+    expect(page.locator("#slot-1")).to_contain_text("pixel for pixel")
+    button(page, "Take the example").click()
+    button(page, "Complete the set").click()
+    expect(page.get_by_role("img", name="Scene 3, made")).to_be_visible()
+    expect(page.get_by_role("img", name="Scene 1, given")).to_be_visible()
+    assert studio.engine.orders[-1].kind == "complete"
+    button(page, "Use panel 3 as given").click()
+    expect(page.get_by_role("img", name="Scene 3, given")).to_be_visible()
+
+
+def test_what_is_wrong_stands_at_its_field(tab, studio):
+    page = tab().open()
+    button(page, "Make the set").click()
+    expect(page.locator(".words").get_by_role("alert")).to_contain_text("there are no words yet")
+    button(page, "As one text").click()
+    page.get_by_label("Joint prompt").fill("[MOVIE-SHOTS] a [SCENE-1] b [SCENE-3] c")
+    expect(page.locator(".words").get_by_role("alert")).to_contain_text("[SCENE-2]")
+    page.get_by_label("Joint prompt").fill("[SCENE-1] b [SCENE-2] c [SCENE-3] d")
+    steps = page.get_by_label("Steps")
+    steps.fill("0")
+    page.keyboard.press("Control+Enter")
+    expect(steps).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#wrong-steps")).to_contain_text("1")
+    steps.fill("")
+    studio.engine.failure = SettingsError("too many words", "Say less.", setting="prompt")
+    button(page, "Make the set").click()
+    expect(page.locator(".words").get_by_role("alert")).to_contain_text("too many words Say less.")
+
+
+def test_the_gallery_filters_opens_makes_again_and_forgives_the_trash(tab, studio):
+    view = tab()
+    view.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = view.open()
+    first = make_one(page, "A walrus at noon;")
+    make_one(page, "A lynx at dusk;")
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("g")
+    page.keyboard.press("l")
+    page.get_by_role("searchbox").fill("walrus noon")
+    card = page.locator(".card")
+    expect(card).to_have_count(1)
+    assert "q=walrus" in page.url
+    page.reload()
+    expect(card).to_have_count(1)
+    button(card, "Star").click()
+    expect(button(card, "Star")).to_have_attribute("aria-pressed", "true")
+    card.get_by_role("link").click()
+    expect(page).to_have_url(re.compile(first))
+    button(page, "Make again").click()
+    expect(page.get_by_text("It is equal, pixel for pixel.")).to_be_visible()
+    button(page, "Copy as command").click()
+    path = studio.server.sets.get(first).path.relative_to(studio.folder).as_posix()
+    expect(page.get_by_text("The command is copied")).to_be_visible()
+    said = page.evaluate("navigator.clipboard.readText()")
+    assert said == f"iclora generate '{path}/request.json'"
+    button(page, "Move to the trash").click()
+    expect(page).to_have_url(re.compile("#/gallery$"))
+    assert studio.server.sets.get(first).trashed
+    button(page, "Undo").click()
+    expect(page.locator(f'[data-set="{first}"]')).to_be_visible()
+    assert not studio.server.sets.get(first).trashed
+    page.goto(page.url.partition("#")[0] + f"#/gallery/{first}")
+    button(page, "Change and make").click()
+    expect(page.get_by_label("All panels")).to_have_value("A walrus at noon;")
+    expect(page.get_by_role("img", name="Scene 1, made")).to_be_visible()
+
+
+def test_on_a_phone_the_queue_is_paused_reordered_cancelled_and_nothing_scrolls_sideways(
+    tab, studio
+):
+    view = tab(PHONE, has_touch=True, is_mobile=True)
+    page = view.open("queue")
+    button(page, "Pause").click()
+    expect(button(page, "Go on")).to_be_visible()
+    words = "[MOVIE-SHOTS] {} [SCENE-1] a, [SCENE-2] b, [SCENE-3] c."
+    for name in ("first", "second", "third"):
+        page.evaluate(
+            "async ([prompt]) => (await import('./page/api.js')).post('jobs', {kind: 'generate',"
+            " input: {prompt: [prompt], recipe: 'toyland-storyboard'}})",
+            [words.format(name)],
+        )
+    rows = page.locator("ol.rows .row")
+    expect(rows).to_have_count(3)
+    expect(rows.first).to_contain_text("the queue is paused")
+    button(rows.last, "Earlier").tap()
+    expect(rows.nth(1)).to_contain_text("third")
+    button(rows.last, "Cancel").tap()
+    expect(rows).to_have_count(2)
+    assert [job.status for job in studio.server.queue.page(limit=3)].count("cancelled") == 1
+    button(page.locator("ul.rows .row").first, "Try again").tap()
+    expect(rows).to_have_count(3)
+    button(page, "Go on").tap()
+    expect(rows).to_have_count(0)
+    expect(page.locator("ul.rows .row").first.get_by_role("link")).to_be_visible()
+    for screen in (
+        "queue",
+        "make",
+        "gallery",
+        page.locator(".thumb").first.get_attribute("href")[2:],
+    ):
+        page.evaluate(f"location.hash = '#/{screen.lstrip('/')}'")
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], screen
+
+
+def test_the_keyboard_alone_makes_keeps_stars_and_trashes(tab, studio):
+    page = tab().open()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="To the content")).to_be_focused()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Take the example":
+            break
+    page.keyboard.press("Enter")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Scene 2", exact=True)).to_be_focused()
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("img", name="Scene 2, made")).to_be_visible()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("3")
+    page.keyboard.press("p")
+    expect(button(page, "Keep panel 3")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    page.keyboard.press("l")
+    expect(page.locator(".card").first).to_be_visible()
+    page.keyboard.press("j")
+    page.keyboard.press("s")
+    expect(button(page.locator(".card").first, "Star")).to_have_attribute("aria-pressed", "true")
+    gone = page.locator(".card").first.get_attribute("data-set")
+    page.keyboard.press("Delete")
+    expect(page.locator(f'[data-set="{gone}"]')).to_have_count(0)
+    page.keyboard.press("Control+z")
+    expect(page.locator(f'[data-set="{gone}"]')).to_be_visible()
+
+
+def test_below_a_sub_path_every_request_stays_below_it(tab, studio):
+    view = tab()
+    page = view.open(below="a/b/")
+    make_one(page)
+    page.goto(page.url.partition("#")[0] + "#/gallery")
+    expect(page.locator(".card").first).to_be_visible()
+    assert {urlparse(url).path[:5] for url in view.asked if not url.startswith("blob:")} == {
+        "/a/b/"
+    }
+
+
+def test_markup_is_shown_as_text_and_no_request_leaves_the_machine(tab, studio):
+    evil = '<img src="http://example.com/x.png" onerror="document.title=1"><script>1</script>'
+    view = tab()
+    page = view.open()
+    answer = page.request.get(studio.link.partition("#")[0])
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    make_one(page, evil)
+    page.get_by_role("link", name="this set in the gallery").click()
+    expect(page.locator(".prompt")).to_contain_text(evil)
+    for screen in ("gallery", "queue"):
+        page.evaluate(f"location.hash = '#/{screen}'")
+        expect(page.get_by_text(evil).first).to_be_visible()
+    assert page.locator("main script, main img[onerror]").count() == 0
+    assert {urlparse(url).netloc for url in sent(view)} == {f"127.0.0.1:{studio.port}"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_screen_has_a_serious_finding_of_axe(tab, studio, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    # The policy lets no other script in, so the browser is told to let the test's pass.
+    page = tab(color_scheme=scheme, bypass_csp=True).open()
+    found = {}
+    made = make_one(page)
+    for screen in ("make", f"gallery/{made}", "gallery", "queue"):
+        page.evaluate(f"location.hash = '#/{screen}'")
+        page.wait_for_timeout(250)
+        if screen == "make":
+            button(page, "Keep panel 2").click()
+        report = Axe().run(page)
+        found[screen] = [
+            (each["id"], each["nodes"][0]["html"][:120], each["nodes"][0]["failureSummary"][:300])
+            for each in report.response["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+    assert not any(found.values()), found

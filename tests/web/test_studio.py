@@ -1,0 +1,141 @@
+import tomllib
+
+import pytest
+from starlette.testclient import TestClient
+
+from iclora.serve.server import Server
+from iclora.sets.recipe import load_recipe
+from iclora.settings import ServeSettings
+from iclora.web import page
+from iclora.web.studio import link, make_studio
+from iclora.web.toys import write_toy_recipes
+from tests.serve.conftest import picture
+from tests.web.toys import ToyEngine
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    write_toy_recipes(folder)
+    server = Server(ServeSettings(folder=str(folder)), "toyland", ToyEngine())
+    with TestClient(make_studio(server), "http://localhost:7860") as client:
+        client.token = {"Authorization": f"Bearer {server.access.token}"}
+        client.server = server
+        yield client
+
+
+def ask(client, method, path, **more):
+    return client.request(method, f"/api/v1/{path}", headers=client.token, **more)
+
+
+def test_the_page_loads_without_a_token_and_tells_nothing_of_the_folder(served):
+    for path in page.PATHS:
+        answer = served.get(path)
+        assert answer.status_code == 200, path
+        assert served.server.access.token not in answer.text
+    assert served.get("/api/v1/sets").status_code == 401
+    assert served.get("/page/../../pyproject.toml").status_code in (401, 404)
+
+
+def test_the_only_inline_script_is_the_import_map_and_its_nonce_is_of_one_answer(served):
+    first, second = served.get("/"), served.get("/")
+    nonces = [answer.text.split('nonce="')[1].split('"')[0] for answer in (first, second)]
+    assert nonces[0] != nonces[1]
+    for answer, nonce in zip((first, second), nonces, strict=True):
+        policy = answer.headers["content-security-policy"]
+        assert f"script-src 'self' 'nonce-{nonce}'" in policy
+        assert "default-src 'none'" in policy
+        assert answer.text.count("<script") == 2
+    assert 'type="importmap"' in first.text
+
+
+def test_a_file_of_the_page_is_sent_once_and_then_known(served):
+    first = served.get("/page/app.css")
+    plain = served.get("/page/app.css", headers={"Accept-Encoding": "identity"})
+    assert (first.headers["content-encoding"], first.text) == ("gzip", plain.text)
+    again = served.get("/page/app.css", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_a_browser_with_the_token_gets_a_cookie_that_opens_gets_alone(served):
+    assert served.post("/api/v1/session").status_code == 401
+    given = ask(served, "POST", "session")
+    assert given.status_code == 204
+    assert "HttpOnly" in given.headers["set-cookie"]
+    assert served.get("/api/v1/machine").status_code == 200
+    assert served.post("/api/v1/queue", json={"paused": True}).status_code == 401
+    served.cookies.clear()
+
+
+def test_the_link_hides_the_token_behind_the_sign_that_is_never_sent(served):
+    address, _, rest = link(served.server, "http://127.0.0.1:1").partition("#")
+    assert address == "http://127.0.0.1:1/"
+    assert rest == f"token={served.server.access.token}"
+
+
+def test_a_draft_is_kept_and_one_that_is_too_long_is_refused(served):
+    assert ask(served, "GET", "drafts/make").json() == {"version": 0, "values": {}}
+    draft = {"version": 3, "values": {"overview": "<b>a fox</b>"}}
+    ask(served, "PUT", "drafts/make", json=draft)
+    assert ask(served, "GET", "drafts/make").json() == draft
+    long = {"version": 4, "values": {"text": "x" * 400_000}}
+    assert ask(served, "PUT", "drafts/make", json=long).status_code == 422
+    assert ask(served, "PUT", "drafts/..%2F..%2Fx", json=draft).status_code in (404, 422)
+
+
+def upload(client, size):
+    files = {"file": ("a.png", picture(size=size))}
+    return ask(client, "POST", "assets", files=files).json()["sha256"]
+
+
+def test_a_preview_says_what_becomes_of_given_panels(served):
+    exact, other = upload(served, (64, 64)), upload(served, (90, 90))
+    wish = {"recipe": "toyland-storyboard", "given": {"1": exact, "3": other}}
+    said = ask(served, "POST", "preview", json=wish).json()
+    assert [(each["panel"], each["exact"]) for each in said["panels"]] == [(1, True), (3, False)]
+    assert said["problem"] is None
+    whole = {**wish, "given": {"1": exact, "2": exact, "3": exact}}
+    said = ask(served, "POST", "preview", json=whole).json()
+    assert "nothing is left" in said["problem"]["problem"]
+
+
+def test_a_preview_says_what_is_wrong_with_the_words(served):
+    wish = {"recipe": "toyland-storyboard", "prompt": "[SCENE-1] a [SCENE-3] c"}
+    said = ask(served, "POST", "preview", json=wish).json()
+    assert said["problem"]["setting"] == "prompt"
+    assert "[SCENE-2]" in said["problem"]["problem"]
+    plain = ask(served, "POST", "preview", json={**wish, "prompt": "a fox"}).json()
+    assert plain["problem"] is None
+    assert len(plain["notes"]) == 2
+
+
+def test_a_set_knows_the_job_it_is_of_and_the_set_it_was_made_of(served):
+    told = {"prompt": ["a fox"], "recipe": "toyland-storyboard"}
+    wait = {"Prefer": "wait=5", **served.token}
+    job = served.post("/api/v1/jobs", json={"kind": "generate", "input": told}, headers=wait).json()
+    first = job["result"]["sets"][0]
+    told = {"set": first, "panel": [2]}
+    again = served.post("/api/v1/jobs", json={"kind": "reroll", "input": told}, headers=wait).json()
+    said = ask(served, "GET", f"sets/{again['result']['sets'][0]}/origin").json()
+    assert (said["kind"], said["made_of"], said["panels"]) == ("reroll", first, [2])
+    said = ask(served, "GET", f"sets/{first}/origin").json()
+    assert (said["job"], said["path"]) == (job["id"], f"out/{job['id']}/0001")
+
+
+def test_a_form_tells_ranges_choices_and_help(served):
+    fields = ask(served, "GET", "forms/complete").json()["properties"]
+    assert {"minimum": 1, "maximum": 1000, "type": "integer"} in fields["steps"]["anyOf"]
+    assert fields["steps"]["description"]
+    assert ask(served, "GET", "forms/nothing").status_code == 404
+
+
+def test_toy_recipes_are_written_once_and_never_over_ones_own(tmp_path):
+    names = write_toy_recipes(tmp_path)
+    own = tmp_path / "recipes" / f"{names[0]}.toml"
+    own.write_text("# mine")
+    assert write_toy_recipes(tmp_path) == []
+    assert own.read_text() == "# mine"
+    for name in names[1:]:
+        path = tmp_path / "recipes" / f"{name}.toml"
+        assert tomllib.loads(path.read_text())["name"] == name
+        assert load_recipe(path).canvas.width <= 128
