@@ -6,6 +6,40 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def brief():
+    """The tiny base with texts of at most 128 tokens in place of 512, nearly all of them padding:
+    what a step of a test would spend its time on."""
+    import torch
+
+    from iclora.models import load_model
+
+    torch.set_num_threads(1)
+    model = load_model("tiny", device="cpu")
+    model.max_text_tokens = 128
+    return model
+
+
+@pytest.fixture(scope="session")
+def _unstopped():
+    return {}
+
+
+@pytest.fixture
+def unstopped(clean, config, _unstopped):
+    """The files of a run that nothing stopped, by name; equal runs are made once."""
+    from iclora.train.run import train
+
+    def files(**settings):
+        key = (clean.max_text_tokens, *sorted(settings.items()))
+        if key not in _unstopped:
+            folder = train(config("unstopped", **settings), clean).folder
+            _unstopped[key] = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+        return _unstopped[key]
+
+    return files
+
+
+@pytest.fixture(scope="session")
 def _one_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("encoded")
 

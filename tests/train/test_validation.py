@@ -14,6 +14,11 @@ from iclora.train.validation import LEVELS, Validation, best_step, hold_out, mea
 from tests.conftest import encoded, stop_after
 
 
+@pytest.fixture(scope="session")
+def tiny(brief):
+    return brief
+
+
 @pytest.fixture
 def sets(clean, config, tmp_path):
     settings = config(resolutions=(64,))
@@ -108,18 +113,18 @@ def test_the_best_checkpoint_outlives_newer_ones_and_becomes_a_file(clean, confi
         return type(found)(found.loss + len(seen) // 4, found.by_level, found.by_panel)
 
     monkeypatch.setattr(module, "measure", rising)
-    result = train(config(held_out=0.34, keep=1), clean)
+    result = train(config(held_out=0.34, keep=1, steps=4), clean)
     kept = {p.name for p in (result.folder / "checkpoints").iterdir()}
     assert result.best == 2
-    assert kept == {"step-000002", "step-000006"}
+    assert kept == {"step-000002", "step-000004"}
     best = (result.folder / "checkpoints" / "step-000002" / "adapter.safetensors").read_bytes()
     assert (result.folder / "adapter-best.safetensors").read_bytes() == best
     assert result.adapter.read_bytes() != best
 
 
 def test_measuring_does_not_change_a_run_and_goes_on_after_a_stop(clean, config):
-    whole = train(config(held_out=0.34), clean)
-    settings = config("other", held_out=0.34)
+    whole = train(config(held_out=0.34, steps=4), clean)
+    settings = config("other", held_out=0.34, steps=4)
     assert not train(settings, clean, progress=stop_after(3)).finished
     again = train(settings, clean, resume=True)
     assert again.adapter.read_bytes() == whole.adapter.read_bytes()
