@@ -38,6 +38,10 @@ import iclora.cli.evaluating
 import iclora.cli.making
 import iclora.cli.training
 import iclora.evaluate.run
+import iclora.jobs.data
+import iclora.jobs.evaluating
+import iclora.jobs.making
+import iclora.jobs.training
 import iclora.making.story
 import iclora.train.run
 import iclora.vlm.caption

@@ -33,6 +33,7 @@ def test_a_base_is_opened_once_until_another_is_asked_for(tmp_path):
     first = warm.base("tiny", cpu)
     first.denoiser  # noqa: B018
     assert warm.base("tiny", cpu) is first
+    assert warm.base("tiny", Machine(device="cpu", dtype="fp32")) is first
     other = warm.base("tiny-klein", cpu)
     assert other is not first
     # What it held is freed.

@@ -16,6 +16,7 @@ from iclora.adapter.locate import locate
 from iclora.jobs.opening import Opener
 from iclora.making.session import Session
 from iclora.models.base import PARTS, DiffusionModel, Text
+from iclora.models.registry import pick_device, pick_dtype
 from iclora.progress import Progress
 from iclora.settings import Machine
 
@@ -85,7 +86,9 @@ class Warm(Opener):
 
     def base(self, name: str, machine: Machine) -> DiffusionModel:
         """The base that is held if it is this one, unchanged; else this one in its place."""
-        wanted = (name, machine.device, machine.dtype, machine.precision)
+        # A set that is made again names what a wish leaves to the machine.
+        device = pick_device(machine.device)
+        wanted = (name, device, pick_dtype(machine.dtype, device), machine.precision)
         if self._base and self._base[0] == wanted and self._base[1] == _stamp(self._base[2]):
             return self._base[2]
         self.release()
