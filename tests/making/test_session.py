@@ -341,6 +341,40 @@ def test_text_encoders_and_denoiser_are_never_loaded_together(loads):
     assert loads == ["text", "denoiser"] * 2
 
 
+def test_parts_that_rest_come_back_with_the_same_weights_and_without_an_adapter(
+    clean, lora, monkeypatch
+):
+    adapter, loads = Adapter.load(lora), []
+    for kind in (transformers.T5EncoderModel, diffusers.FluxTransformer2DModel):
+
+        def counted(*args, load=kind.from_pretrained, name=kind.__name__, **settings):
+            loads.append(name)
+            return load(*args, **settings)
+
+        monkeypatch.setattr(kind, "from_pretrained", counted)
+
+    def made(session, prompt, **more):
+        request, _ = prepared(session.model, prompt, **more, **told(steps=1))
+        ask = Ask(request, adapter=more.get("adapter"))
+        (found,) = (each for _, each in session.make([ask]))
+        return found.composite.tobytes()
+
+    other = CAPTION.replace("Ana", "Bo")
+    plain = made(Session(clean), other)
+    loads.clear()
+    resting = load_model("tiny", device="cpu")
+    resting.rests = True
+    session = Session(resting, free=True)
+    assert made(session, CAPTION, adapter=adapter) != plain
+    assert made(session, other) == plain
+    assert sorted(loads) == ["FluxTransformer2DModel", "T5EncoderModel"]
+    # Whoever wants the room gets it.
+    resting.rests = False
+    resting.release("text", "denoiser")
+    made(session, CAPTION.replace("Ana", "Cy"))
+    assert len(loads) == 4
+
+
 def test_parts_that_others_loaded_are_freed_as_well(loads):
     model = load_model("tiny", device="cpu")
     ask = Ask(prepared(model, CAPTION, **told(steps=1))[0])

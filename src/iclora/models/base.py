@@ -191,6 +191,9 @@ class DiffusionModel(ABC):
     """True if blocks are compiled where gradients are wanted."""
     reads_apart: bool = False
     """True if `velocity` takes `panels`."""
+    rests: bool = False
+    """True if released parts stay in the machine's memory while there is room, and come back from
+    there: for a process that goes on. It is not for one that changes weights."""
     mesh: DeviceMesh | None = None
     """The processes that the denoiser's weights are spread over, set before it is first used;
     None keeps them whole. With one, every process of it must compute every velocity."""

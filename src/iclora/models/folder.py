@@ -50,6 +50,9 @@ _SETTINGS = (
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 """Names of weights in diffusers and transformers."""
 
+_SPARE = 2**32
+"""Bytes of memory that parts at rest leave free."""
+
 _SMALL = 2**22
 """Bytes up to which a file is hashed whole."""
 
@@ -124,6 +127,8 @@ class FolderModel(DiffusionModel):
         self.folder, self.name, self.device, self.dtype = folder, name, device, dtype
         self.precision = precision
         self._loaded: dict[str, tuple[str, ...]] = {}
+        self._resting: dict[str, nn.Module] = {}
+        """Modules that stay when they are released, if `rests`."""
         self._hashed: dict[str, tuple[object, tuple[str, ...]]] = {}
         self._joined: deque[tuple[Sequence[Text], dict[str, Tensor]]] = deque(maxlen=2)
         self.shapes = Shapes()
@@ -153,6 +158,8 @@ class FolderModel(DiffusionModel):
 
         Raises: ModelError if it is missing, damaged or not in safetensors.
         """
+        if part in self._resting:
+            return self._resting[part].to(self.device)
         try:
             if issubclass(cls, nn.Module):
                 # Hashed with what is loaded now, whatever becomes of the file.
@@ -181,6 +188,8 @@ class FolderModel(DiffusionModel):
                 if self.mesh is not None:
                     self.shard(model)
             model.to(self.device)
+            if self.rests:
+                self._resting[part] = model
         return model
 
     @property
@@ -215,7 +224,8 @@ class FolderModel(DiffusionModel):
             for attribute in self.held[part]:
                 freed |= self.__dict__.pop(attribute, None) is not None
             for folder in self.folders[part]:
-                self._loaded.pop(folder, None)
+                if not self._rest(folder):
+                    self._loaded.pop(folder, None)
             if part == "denoiser":
                 self.applied = None
         if not freed:
@@ -225,6 +235,18 @@ class FolderModel(DiffusionModel):
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+
+    def _rest(self, folder: str) -> bool:
+        """Bring a part into the machine's memory, if it may rest and there is room."""
+        module = self._resting.get(folder)
+        if module is None:
+            return False
+        size = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+        if not self.rests or (self.device.type != "cpu" and size + _SPARE > _available()):
+            del self._resting[folder]
+            return False
+        module.to("cpu")
+        return True
 
     # -- texts ----------------------------------------------------------------------------------
 
@@ -323,6 +345,16 @@ class FolderModel(DiffusionModel):
             known = stamp, pieces
             self._hashed[folder] = known
         return known[1]
+
+
+def _available() -> int:
+    """Bytes of memory that processes can still take; 0 if the system does not say."""
+    try:
+        said = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", said, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _content(path: Path) -> str:

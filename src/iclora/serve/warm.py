@@ -93,6 +93,8 @@ class Warm(Opener):
             return self._base[2]
         self.release()
         model = super().base(name, machine)
+        # On a GPU the text encoders and the denoiser take turns with every new text.
+        model.rests = model.device.type == "cuda"
         self._base = wanted, _stamp(model), model
         return model
 
@@ -115,6 +117,7 @@ class Warm(Opener):
     def release(self) -> None:
         """Let go of the base."""
         if self._base:
+            self._base[2].rests = False
             self._base[2].release(*PARTS)
         self._base = None
 
