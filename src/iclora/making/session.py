@@ -106,11 +106,17 @@ class Session:
         guided = tuple(self._texts[text] for text in request.texts)
         return Read(guided, self._texts[request.negative] if two else None)
 
+    def _lengths(self, request: Request) -> tuple[int, ...]:
+        """Tokens of each text of a request."""
+        guided, unguided = self._encoded(request)
+        texts = guided if unguided is None else (*guided, unguided)
+        return tuple(map(self.model.text_tokens, texts))
+
     def make(self, asks: Sequence[Ask], together: int = 1) -> Iterator[tuple[int, GeneratedSet]]:
         """Make a set for every ask.
 
         Asks with the same adapter are made one after another, and among these the ones that differ
-        in words, seeds and pictures alone; else the order is that of the asks.
+        in seeds, pictures and equally long words alone; else the order is that of the asks.
 
         Args:
             together: most sets in one batch; 1 gives the same bytes whatever else is asked for.
@@ -130,7 +136,7 @@ class Session:
         load_vae(self.model)
         batches = [
             numbers[at : at + together]
-            for numbers in _alike(asks)
+            for numbers in _alike(asks, [self._lengths(ask.request) for ask in asks])
             for at in range(0, len(numbers), together)
         ]
         steps = [count_steps(self.model, asks[batch[0]].request) for batch in batches]
@@ -226,16 +232,20 @@ def complete(
 # -- order --------------------------------------------------------------------------------------
 
 
-def _alike(asks: Sequence[Ask]) -> list[list[int]]:
-    """Numbers of asks that can share a batch, those of one adapter beside each other."""
+def _alike(asks: Sequence[Ask], lengths: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Numbers of asks that can share a batch, those of one adapter beside each other.
+
+    Args:
+        lengths: tokens of each ask's texts.
+    """
     groups: dict[Any, dict[Any, list[int]]] = {}
-    for number, ask in enumerate(asks):
+    for number, (ask, read) in enumerate(zip(asks, lengths, strict=True)):
         r = ask.request
         parts = ask.adapter.parts if isinstance(ask.adapter, Adapter) else (ask.adapter,)
         weights = [part.weights if isinstance(part, Adapter) else part for part in parts]
         carried = (*map(id, weights), r.strength, *(each.strength for each in r.beside))
         how = (r.layout, tuple(sorted(r.given)), r.mode, r.isolate_given, r.boost, r.steps)
-        more = (r.guidance, r.resample, r.resample_from, r.text)
+        more = (r.guidance, r.resample, r.resample_from, r.text, read)
         groups.setdefault(carried, {}).setdefault(how + more, []).append(number)
     return list(chain.from_iterable(group.values() for group in groups.values()))
 

@@ -96,6 +96,24 @@ def test_turbo_takes_8_steps_unguided_as_its_pipeline_does(turbo):
     assert np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
 
 
+def test_sets_are_made_together_if_their_texts_are_filled_up_to_one_length(clean, monkeypatch):
+    from iclora.making import session
+    from iclora.making.session import AS_IS, Ask, Session
+
+    prompts = (CAPTION, CAPTION + " It rains and rains." * 4, CAPTION[:-1])
+    asks = [Ask(prepared(clean, text, **told(steps=1))[0], adapter=AS_IS) for text in prompts]
+    lengths = [clean.text_tokens(clean.encode_text(ask.request.prompt)) for ask in asks]
+    assert lengths[0] == lengths[2] < lengths[1]
+    sizes, real = [], session.paint
+    monkeypatch.setattr(session, "paint", lambda m, a, *r: sizes.append(len(a)) or real(m, a, *r))
+    made = dict(Session(clean).make(asks, together=3))
+    assert sizes == [2, 1]
+    for number, ask in enumerate(asks):
+        alone = run(clean, ask.request)
+        for one, other in zip(made[number].latents, alone.latents, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_completing_by_sdedit_is_diffusers_inpainting(clean, pipeline, monkeypatch):
     """At strength 1, on panels that are encoded one by one."""
     panels = {2: picture(96, 64, seed=2)}
