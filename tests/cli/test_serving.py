@@ -24,6 +24,12 @@ def test_a_port_in_use_is_said_before_anything_is_opened(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_answers_are_not_held_back_by_nagles_algorithm():
+    """asyncio switches it off only for sockets that name their protocol."""
+    with serving._listen(ServeSettings(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+
+
 def test_a_server_without_a_base_or_an_adapter_says_what_to_set(tmp_path, capsys):
     assert main(["serve", str(tmp_path)]) == 2
     assert "--base" in said(capsys)

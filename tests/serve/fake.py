@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -20,6 +21,7 @@ class FakeEngine:
         self.why = None
         self.orders = []
         self.deaths = 0
+        self.pace = 0.0
         self.failure = None
         self.go = threading.Event()
         self.go.set()
@@ -48,6 +50,7 @@ class FakeEngine:
                 return Outcome("cancelled")
             if self.stopped:
                 raise WorkerDied("SIGTERM")
+        time.sleep(self.pace)
         if self.deaths > 0:
             self.deaths -= 1
             raise WorkerDied("SIGKILL")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 
+from iclora.cli.serving import _listen
 from iclora.serve.app import make_app
 from iclora.serve.running import run
 from iclora.serve.server import Server
@@ -12,13 +12,20 @@ from iclora.settings import ServeSettings
 from tests.serve.fake import FakeEngine
 
 
-def main(folder: str, slow: str = "") -> None:
-    """Print the port and serve."""
+def main(folder: str, how: str = "0") -> None:
+    """Print the port and serve.
+
+    Args:
+        how: seconds that a job takes; "held" for jobs without an end, "paused" for a paused queue.
+    """
     engine = FakeEngine()
-    if slow:
+    if how == "held":
         engine.hold()
-    server = Server(ServeSettings(folder=folder), "toyland", engine)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    elif how != "paused":
+        engine.pace = float(how)
+    settings = ServeSettings(folder=folder, paused=how == "paused")
+    server = Server(settings, "toyland", engine)
+    with _listen(ServeSettings(port=0)) as listening:
         print(listening.getsockname()[1], flush=True)
         run(make_app(server), server, listening)
 

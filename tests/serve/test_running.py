@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def test_a_server_is_told_to_end_killed_and_started_again_and_loses_no_job(folder):
-    first = Process(folder, "slow")
+    first = Process(folder, "held")
     ids = [first.post()["id"] for _ in range(3)]
     stream = first.open("GET", "/api/v1/events")
     first.streams.append(stream)
@@ -62,7 +62,7 @@ def test_a_server_is_told_to_end_killed_and_started_again_and_loses_no_job(folde
     statuses = Store(folder / ".iclora" / "serve.sqlite").rows("SELECT status, attempt FROM jobs")
     assert {tuple(row) for row in statuses} == {("queued", 0)}
 
-    second = Process(folder, "slow")
+    second = Process(folder, "held")
     while not any(j["status"] == "running" for j in second.ask("GET", "/api/v1/jobs")["jobs"]):
         time.sleep(0.1)
     second.end(signal.SIGKILL)

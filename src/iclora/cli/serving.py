@@ -181,7 +181,9 @@ def _devices(settings: ServeSettings) -> list[str]:
 def _listen(settings: ServeSettings) -> socket.socket:
     """The socket, before anything is opened: two servers on one port are told apart at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named, or asyncio takes it for none that has Nagle's algorithm to switch off,
+    # which holds every answer back for 40 ms.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host.strip("[]"), settings.port))

@@ -38,6 +38,7 @@ def run(app: FastAPI, server: Server, listening: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=_PATIENCE,
+        timeout_keep_alive=30,
         limit_concurrency=512,
         lifespan="on",
     )

@@ -1,0 +1,394 @@
+"""Measure the server: its start and memory, its queue under load, and what kills leave of it.
+
+    python benchmarks/serve_load.py start queue web-kills overhead worker-kills soak
+    python benchmarks/serve_load.py web-kills --kills 50 --seed 1
+
+Everything runs on loopback in a folder that is removed. `start`, `overhead`, `worker-kills` and
+`soak` run `iclora serve` itself with a base of random weights (`--base`); `queue` and `web-kills`
+run the same web process with the tests' engine, which makes sets of one colour in no time, so that
+the figures are the web process's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PROMPT = "[MOVIE-SHOTS] A day, [SCENE-1] a fox runs, [SCENE-2] it rests, [SCENE-3] it eats."
+TOLD = {"recipe": "film-storyboard", "size": "128x192", "steps": 4}
+
+
+class Web:
+    """A server as a process of its own.
+
+    Args:
+        command: what starts it; its first line of output names the port.
+    """
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        self.began = time.perf_counter()
+        path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        self.log = (folder / "log.txt").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        )
+        assert self.process.stdout
+        self.port = int(re.findall(r"([0-9]+)(?= with |$)", self.process.stdout.readline())[-1])
+        self.token = (folder / ".iclora" / "token").read_text().strip()
+        self._mine = threading.local()
+        while True:
+            try:
+                self.ask("GET", "/healthz")
+                break
+            except OSError:
+                time.sleep(0.005)
+        self.first_byte = time.perf_counter() - self.began
+
+    def ask(
+        self, method: str, path: str, body: Any = None, key: str | None = None, again: bool = True
+    ) -> tuple[int, Any]:
+        """A request on this thread's own connection. Returns: status and JSON."""
+        if not hasattr(self._mine, "connection"):
+            self._mine.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        if key:
+            headers["Idempotency-Key"] = key
+        if body and body.get("wait"):
+            headers["Prefer"] = f"wait={body.pop('wait')}"
+        try:
+            self._mine.connection.request(method, path, body and json.dumps(body), headers)
+            answer = self._mine.connection.getresponse()
+            text = answer.read()
+            return answer.status, json.loads(text) if text[:1] in b"{[" else text
+        except (OSError, http.client.HTTPException) as error:
+            self._mine.connection.close()
+            del self._mine.connection
+            if method == "GET" and again:  # It was idle for long.
+                return self.ask(method, path, again=False)
+            raise ConnectionError(str(error)) from error
+
+    def post(self, key: str | None = None, **told: Any) -> tuple[int, Any]:
+        wait = told.pop("wait", None)
+        body = {"kind": "generate", "input": {"prompt": [PROMPT], **told}}
+        return self.ask("POST", "/api/v1/jobs", {**body, "wait": wait} if wait else body, key)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        cursor = ""
+        while True:
+            page = self.ask("GET", f"/api/v1/jobs?limit=1000{cursor}")[1]
+            found += page["jobs"]
+            if page["cursor"] is None:
+                return found
+            cursor = f"&cursor={page['cursor']}"
+
+    def wait_until_ready(self) -> float:
+        while self.ask("GET", "/readyz")[0] != 200:
+            time.sleep(0.05)
+        return time.perf_counter() - self.began
+
+    def wait_until_done(self) -> None:
+        while True:
+            state = self.ask("GET", "/api/v1/queue")[1]
+            if not state["waiting"] and not state["running"]:
+                return
+            time.sleep(0.1)
+
+    def memory(self, pid: int | None = None) -> float:
+        """MB that a process holds now."""
+        status = Path(f"/proc/{pid or self.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+([0-9]+)", status)[0]) / 1e3
+
+    def workers(self) -> list[int]:
+        """Numbers of the worker processes."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+                words = (path.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(fields[1]) == self.process.pid and b"iclora.serve.worker" in words:
+                found.append(int(path.parent.name))
+        return found
+
+    def end(self, how: int = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.communicate(timeout=120)
+        self.log.close()
+
+
+def real(folder: Path, base: str) -> Web:
+    return Web(folder, "iclora", "serve", str(folder), "--base", base, "--port", "0")
+
+
+def fake(folder: Path, how: str) -> Web:
+    return Web(folder, "tests.serve.serving", str(folder), how)
+
+
+def spread(values: list[float], unit: str = "s") -> str:
+    middle = statistics.median(values)
+    return f"{middle:.3g} {unit} ({min(values):.3g} to {max(values):.3g}, {len(values)} times)"
+
+
+def start(args: argparse.Namespace, folder: Path) -> None:
+    """From the command to the first byte, and to a loaded base; what the web process holds."""
+    first, ready, memory = [], [], []
+    for _ in range(args.rounds):
+        web = real(folder, args.base)
+        first.append(web.first_byte)
+        ready.append(web.wait_until_ready())
+        web.post(**TOLD, wait=60)
+        memory.append(web.memory())
+        web.end()
+    print(f"start to first byte  {spread(first)}; until {args.base} is loaded {spread(ready)}")
+    print(f"memory of the web process after a job  {spread(memory, 'MB')}")
+
+
+def queue(args: argparse.Namespace, folder: Path) -> None:
+    """Posts one after the other, 1,000 from 32 clients, a list, and cancelling all."""
+    web = fake(folder, "paused")
+    one = []
+    for _ in range(200):
+        began = time.perf_counter()
+        assert web.post()[0] == 202
+        one.append((time.perf_counter() - began) * 1e3)
+    web.ask("POST", "/api/v1/queue", {"cancel_waiting": True})
+    print(f"POST a job: p50 {statistics.median(one):.2f} ms, p95 {sorted(one)[189]:.2f} ms")
+    for _ in range(args.rounds):
+        began = time.perf_counter()
+        with ThreadPoolExecutor(32) as clients:
+            ids = [job["id"] for _, job in clients.map(lambda _: web.post(), range(1000))]
+        took = time.perf_counter() - began
+        began = time.perf_counter()
+        listed = web.ask("GET", "/api/v1/jobs?status=queued&limit=1000")[1]["jobs"]
+        list_ms = (time.perf_counter() - began) * 1e3
+        lost = len(set(ids) - {job["id"] for job in listed})
+        began = time.perf_counter()
+        gone = web.ask("POST", "/api/v1/queue", {"cancel_waiting": True})[1]["cancelled"]
+        cancel = time.perf_counter() - began
+        print(
+            f"1,000 posts from 32 clients {took:.2f} s, {lost} lost; list of 1,000 "
+            f"{list_ms:.0f} ms; cancel all {gone} {cancel:.2f} s; memory {web.memory():.0f} MB"
+        )
+    web.end()
+
+
+def web_kills(args: argparse.Namespace, folder: Path) -> None:
+    """SIGKILL of the web process at random moments while four clients post."""
+    draw = random.Random(args.seed)
+    acknowledged: dict[str, tuple[str, int]] = {}
+    asked: dict[str, int] = {}
+    lock = threading.Lock()
+    back = []
+
+    def client(web: Web, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with lock:
+                key, seed = f"key-{len(asked)}", len(asked)
+                asked[key] = seed
+            try:
+                status, job = web.post(key, seed=seed)
+            except ConnectionError:
+                return
+            if status in (200, 202):
+                with lock:
+                    acknowledged[key] = job["id"], seed
+
+    for _ in range(args.kills):
+        web, stop = fake(folder, "0.02"), threading.Event()
+        back.append(web.first_byte)
+        clients = [threading.Thread(target=client, args=(web, stop)) for _ in range(4)]
+        for each in clients:
+            each.start()
+        time.sleep(draw.uniform(0.0, 0.8))
+        web.end(signal.SIGKILL)
+        stop.set()
+        for each in clients:
+            each.join()
+    web = fake(folder, "0.0")
+    # What was asked and never answered is asked again with its key.
+    for key, seed in asked.items():
+        if key not in acknowledged:
+            acknowledged[key] = web.post(key, seed=seed)[1]["id"], seed
+    web.wait_until_done()
+    found = {job["id"]: job for job in web.jobs()}
+    web.end()
+    report(folder, found, acknowledged, args.kills, lambda seed: _colour(folder, seed))
+    print(f"  back after a kill: {spread(back)}")
+
+
+def _colour(folder: Path, seed: int) -> str:
+    from tests.serve.fake import make_set
+
+    alone = make_set(folder / "alone" / str(seed), {"seed": seed, "prompt": [PROMPT]})
+    return _digest(alone)
+
+
+def _digest(made: Path) -> str:
+    names = sorted(path for path in made.iterdir() if path.suffix == ".png")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in names)).hexdigest()
+
+
+def report(
+    folder: Path,
+    found: dict[str, dict[str, Any]],
+    acknowledged: dict[str, tuple[str, int]],
+    kills: int,
+    alone: Callable[[int], str],
+) -> None:
+    """How many acknowledged jobs were lost, doubled, given up, or made differently."""
+    ids = {job for job, _ in acknowledged.values()}
+    states = [found[job]["status"] for job in ids & found.keys()]
+    doubled, differ, leftovers = 0, 0, 0
+    for job, seed in acknowledged.values():
+        place = folder / "out" / job
+        sets = sorted(place.glob("0*")) if place.is_dir() else []
+        doubled += len(sets) > 1
+        leftovers += len(list(place.glob(".*.tmp"))) if place.is_dir() else 0
+        if found.get(job, {}).get("status") == "succeeded":
+            differ += len(sets) != 1 or _digest(sets[0]) != alone(seed)
+    again = sum(job["attempt"] > 1 for job in found.values())
+    print(
+        f"{kills} kills under load: {len(ids)} acknowledged jobs, {len(ids - found.keys())} lost, "
+        f"{len(found) - len(ids)} more than asked for, {doubled} with two sets, {differ} not as "
+        f"undisturbed; {states.count('succeeded')} succeeded, {states.count('failed')} given up "
+        f"after three attempts, {again} tried again, {leftovers} half-written files left"
+    )
+
+
+def overhead(args: argparse.Namespace, folder: Path) -> None:
+    """A job's time, from its post to its end, over the same `generate` in one warm process."""
+    from iclora.jobs.making import make
+    from iclora.progress import Progress
+    from iclora.serve.warm import Warm
+    from iclora.serve.worker import JobConsole
+    from iclora.settings import GenerateSettings, settings_of
+
+    web = real(folder, args.base)
+    web.wait_until_ready()
+    warm, bare, served, inside = Warm(), [], [], []
+    for number in range(args.jobs + 2):
+        out = folder / "bare" / str(number)
+        told = {**TOLD, "prompt": (PROMPT,), "seed": number, "base": args.base, "out": str(out)}
+        settings = settings_of(GenerateSettings, told)
+        console = JobConsole(str(out), lambda _: None)
+        assert isinstance(console.work, Progress)
+        began = time.perf_counter()
+        make(settings, console, warm)
+        bare.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        job = web.post(**TOLD, seed=number, wait=60)[1]
+        served.append(time.perf_counter() - began)
+        inside.append(job["ended"] - job["started"])
+        assert _digest(out / "0001") == _digest(folder / "out" / job["id"] / "0001"), "other bytes"
+    web.end()
+    bare, served, inside = bare[2:], served[2:], inside[2:]
+    more = statistics.median(s - b for s, b in zip(served, bare, strict=True)) * 1e3
+    print(
+        f"job over HTTP {spread(served)}, from claim to end {spread(inside)}, bare generate "
+        f"{spread(bare)}: {more:.0f} ms more; same bytes"
+    )
+
+
+def worker_kills(args: argparse.Namespace, folder: Path) -> None:
+    """SIGKILL of the worker at random moments while jobs run."""
+    draw = random.Random(args.seed)
+    web = real(folder, args.base)
+    web.wait_until_ready()
+    acknowledged = {}
+    kills = 0
+    while kills < args.kills:
+        for seed in range(len(acknowledged), len(acknowledged) + 4):
+            acknowledged[f"key-{seed}"] = web.post(f"key-{seed}", seed=seed, **TOLD)[1]["id"], seed
+        time.sleep(draw.uniform(0.0, 1.0))
+        for pid in web.workers():
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+        web.wait_until_ready()
+    web.wait_until_done()
+    found = {job["id"]: job for job in web.jobs()}
+    seeds = dict(acknowledged.values())
+    alone = {}
+    for seed in seeds.values():  # The same jobs again, undisturbed.
+        job = web.post(seed=seed, **TOLD, wait=60)[1]
+        alone[seed] = _digest(folder / "out" / job["id"] / "0001")
+    web.end()
+    report(folder, found, acknowledged, kills, alone.__getitem__)
+
+
+def soak(args: argparse.Namespace, folder: Path) -> None:
+    """Many jobs: what every process holds after the first tenth, and at the end."""
+    web = real(folder, args.base)
+    web.wait_until_ready()
+    sizes: list[tuple[int, float, float]] = []
+    began = time.perf_counter()
+    for number in range(1, args.soak + 1):
+        job = web.post(**TOLD, seed=number, wait=60)[1]
+        assert job["status"] == "succeeded", job
+        if number % max(1, args.soak // 10) == 0:
+            sizes.append((number, web.memory(), sum(map(web.memory, web.workers()))))
+    took = time.perf_counter() - began
+    web.end()
+    for name, at in (("web", 1), ("worker", 2)):
+        first, last = sizes[0][at], sizes[-1][at]
+        print(
+            f"{name}: {first:.0f} MB after {sizes[0][0]} jobs, {last:.0f} MB after {args.soak} "
+            f"({last / first - 1:+.1%})"
+        )
+    print(f"{args.soak} jobs in {took:.0f} s")
+
+
+WHAT: dict[str, Callable[[argparse.Namespace, Path], None]] = {
+    "start": start,
+    "queue": queue,
+    "web-kills": web_kills,
+    "overhead": overhead,
+    "worker-kills": worker_kills,
+    "soak": soak,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", nargs="+", choices=WHAT)
+    parser.add_argument("--base", default="tiny", help="of what runs `iclora serve` itself")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=20, help="of overhead")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--soak", type=int, default=1000, help="jobs of soak")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for name in args.what:
+        folder = Path(tempfile.mkdtemp(prefix="serve-load-"))
+        try:
+            WHAT[name](args, folder)
+            sys.stdout.flush()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
