@@ -39,6 +39,22 @@ def test_a_set_made_or_removed_by_hand_is_seen_at_once(opened, folder, three):
     assert [each["prompt"] for each in listed(opened)] == ["new", "a red bird", "a red fox"]
 
 
+def test_a_folder_of_many_sets_does_not_hold_up_who_asks(opened, folder, monkeypatch):
+    monkeypatch.setattr("iclora.serve.index._MANY", 5)
+    monkeypatch.setattr("iclora.serve.index._AT_ONCE", 3)
+    for number in range(8):
+        make_set(folder / "out" / f"job{number}" / "0001", {"seed": number})
+    assert len(listed(opened)) <= 8
+    end = time.monotonic() + 10
+    while len(listed(opened)) < 8 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(listed(opened)) == 8
+    make_set(folder / "out" / "job8" / "0001", {})
+    while len(listed(opened)) < 9 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(listed(opened)) == 9
+
+
 def test_words_find_sets_and_pages_leave_none_out(opened, three):
     assert [each["prompt"] for each in listed(opened, q="red")] == ["a red bird", "a red fox"]
     assert [each["prompt"] for each in listed(opened, q="RED fox")] == ["a red fox"]

@@ -24,6 +24,7 @@ def make_app(server: Server) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server: Server = app.state.server
         await run_in_threadpool(server.dispatcher.start)
+        await run_in_threadpool(server.sets.look)
         try:
             yield
         finally:

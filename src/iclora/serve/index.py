@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from iclora.serve.problems import Refused
 from iclora.serve.store import Store
 
 __all__ = ["MadeSet", "Sets"]
+
+_MANY = 500
+"""Folders that are looked into while a client waits: some 10 ms."""
+_AT_ONCE = 500
+"""Rows in one transaction."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,64 @@ class Sets:
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self._store, self._catalog = store, catalog
         self._seen: dict[Path, int] = {}
-        self._lock = threading.Lock()
+        self._looking = threading.Lock()
+        self._many, self._next = False, 0.0
 
     def look(self) -> None:
-        """Take in what has been made or removed since the last look, by anybody."""
-        out = self._catalog.out
-        with self._lock:
-            if not self._catalog.inside(out):
-                return
-            for place in (out, *_folders(out)):
-                self._look_into(place)
+        """Take in what has been made or removed since the last look, by anybody.
 
-    def _look_into(self, place: Path) -> None:
+        In a folder of many it goes on by itself, and what it finds is there a moment later.
+        """
+        if self._many:
+            if time.monotonic() >= self._next and not self._looking.locked():
+                threading.Thread(target=self._look, daemon=True).start()
+            return
+        self._look()
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        out = self._catalog.out
+        if not self._catalog.inside(out):
+            return
+        folders = [out, *_folders(out)]
+        if len(folders) > _MANY and not self._many:
+            self._many = True
+            threading.Thread(target=self._look, daemon=True).start()
+            return
+        self._look_into(folders)
+        # Looking takes at most a tenth of the time.
+        self._next = time.monotonic() + 10 * (time.monotonic() - began)
+
+    def made_by(self, folder: Path) -> list[str]:
+        """Ids of the sets that a job has made in its folder."""
+        self._seen.pop(folder, None)
+        self._look_into([folder])
+        return [
+            digest(path.relative_to(self._catalog.folder).as_posix())[:16]
+            for path in _folders(folder)
+            if _is_set(path)
+        ]
+
+    def _look_into(self, folders: Sequence[Path]) -> None:
+        """Look into folders that have changed; what is new is written a few hundred at a time."""
+        with self._looking:
+            new: list[tuple[object, ...]] = []
+            gone: list[tuple[str]] = []
+            seen: dict[Path, int] = {}
+            for folder in folders:
+                self._compare(folder, new, gone, seen)
+                if len(new) >= _AT_ONCE:
+                    self._write(new, gone, seen)
+            self._write(new, gone, seen)
+
+    def _compare(
+        self,
+        place: Path,
+        new: list[tuple[object, ...]],
+        gone: list[tuple[str]],
+        seen: dict[Path, int],
+    ) -> None:
+        """Add to `new` and `gone` what differs between a folder and the index."""
         try:
             stamp = place.stat().st_mtime_ns
         except OSError:
@@ -81,34 +133,34 @@ class Sets:
         if self._seen.get(place) == stamp:
             return
         here = f"{place.relative_to(self._catalog.folder).as_posix()}/"
-        # Those of the folder itself, not of folders in it.
+        # All paths that begin so: "0" comes after "/".
         rows = self._store.rows(
-            "SELECT id, path FROM sets WHERE path LIKE ? || '%'", here.replace("%", "")
+            "SELECT id, path FROM sets WHERE path>? AND path<?", here, f"{here[:-1]}0"
         )
+        # Those of the folder itself, not of folders in it.
         known = {r["path"]: r["id"] for r in rows if "/" not in r["path"][len(here) :]}
         there = {f"{here}{path.name}": path for path in _folders(place) if _is_set(path)}
-        for path in there.keys() - known.keys():
-            self._add(path, there[path])
-        gone = [(known[path],) for path in known.keys() - there.keys()]
-        if gone:
+        found = (self._row(path, there[path]) for path in there.keys() - known.keys())
+        new.extend(row for row in found if row)
+        gone.extend((known[path],) for path in known.keys() - there.keys())
+        seen[place] = stamp
+
+    def _write(
+        self, new: list[tuple[object, ...]], gone: list[tuple[str]], seen: dict[Path, int]
+    ) -> None:
+        if new or gone:
             with self._store.change() as db:
+                db.executemany(
+                    "INSERT OR REPLACE INTO sets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new
+                )
                 db.executemany(
                     "DELETE FROM sets WHERE id=? AND id NOT IN"
                     " (SELECT id FROM marks WHERE trashed IS NOT NULL)",
                     gone,
                 )
-        self._seen[place] = stamp
-
-    def made_by(self, folder: Path) -> list[str]:
-        """Ids of the sets that a job has made in its folder."""
-        with self._lock:
-            self._seen.pop(folder, None)
-            self._look_into(folder)
-        return [
-            digest(path.relative_to(self._catalog.folder).as_posix())[:16]
-            for path in _folders(folder)
-            if _is_set(path)
-        ]
+        self._seen.update(seen)
+        for done in (new, gone, seen):
+            done.clear()
 
     def page(
         self,
@@ -185,7 +237,7 @@ class Sets:
         return self._move(found, place, None)
 
     def _move(self, found: MadeSet, place: Path, trashed: str | None) -> MadeSet:
-        with self._lock, self._store.change() as db:
+        with self._looking, self._store.change() as db:
             db.execute("INSERT OR IGNORE INTO marks (id) VALUES (?)", (found.id,))
             db.execute(
                 "UPDATE marks SET trashed=?, version=version+1 WHERE id=?", (trashed, found.id)
@@ -199,21 +251,17 @@ class Sets:
                 raise storage_error(place, error) from error
         return self.get(found.id)
 
-    def _add(self, path: str, folder: Path) -> None:
+    def _row(self, path: str, folder: Path) -> tuple[object, ...] | None:
+        """What the index holds of a set; None for what is none."""
         try:
             request = read_json(folder / "request.json", SettingsError, "request")
             values = _described(request)
             made = (folder / "request.json").stat().st_mtime_ns
             size = (folder / "composite.png").stat().st_size
         except (IcloraError, OSError, LookupError, TypeError, ValueError):
-            return
+            return None
         job = self._store.rows("SELECT client FROM jobs WHERE id=?", folder.parent.name)
-        client = job[0]["client"] if job else ""
-        with self._store.change() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO sets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (digest(path)[:16], path, made, size, *values, client),
-            )
+        return (digest(path)[:16], path, made, size, *values, job[0]["client"] if job else "")
 
     def _set(self, row: Any) -> MadeSet:
         names = ("id", "made", "prompt", "recipe", "adapter", "seed", "panels", "note", "version")
