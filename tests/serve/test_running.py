@@ -9,6 +9,7 @@ import time
 import pytest
 
 from iclora.serve.store import Store
+from tests.serve.conftest import Opened
 
 
 class Process:
@@ -37,7 +38,7 @@ class Process:
         return self.ask("POST", "/api/v1/jobs", {"kind": "generate", "input": {"prompt": ["a"]}})
 
     def end(self, how):
-        self.process.send_signal(how)
+        self.process.send_signal(how)  # Nothing to one that has ended.
         self.process.communicate(timeout=60)
         for answer in self.streams:
             answer.close()
@@ -46,34 +47,39 @@ class Process:
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path
+def start(tmp_path):
+    """Starts servers on one folder, and leaves none behind."""
+    begun = []
+
+    def start(*more):
+        begun.append(Process(tmp_path, *more))
+        return begun[-1]
+
+    yield start
+    for each in begun:
+        each.end(signal.SIGKILL)
 
 
-def test_a_server_is_told_to_end_killed_and_started_again_and_loses_no_job(folder):
-    first = Process(folder, "held")
+def test_a_server_is_told_to_end_killed_and_started_again_and_loses_no_job(start, tmp_path):
+    folder = tmp_path
+    first = start("held")
     ids = [first.post()["id"] for _ in range(3)]
     stream = first.open("GET", "/api/v1/events")
     first.streams.append(stream)
     assert stream.readline() == b"retry: 2000\n"
-    start = time.monotonic()
+    began = time.monotonic()
     first.end(signal.SIGTERM)
-    assert time.monotonic() - start < 9, "a stream held it up"
+    assert time.monotonic() - began < 9, "a stream held it up"
     statuses = Store(folder / ".iclora" / "serve.sqlite").rows("SELECT status, attempt FROM jobs")
     assert {tuple(row) for row in statuses} == {("queued", 0)}
 
-    second = Process(folder, "held")
+    second = start("held")
     while not any(j["status"] == "running" for j in second.ask("GET", "/api/v1/jobs")["jobs"]):
         time.sleep(0.1)
     second.end(signal.SIGKILL)
 
-    third = Process(folder)
-    end = time.monotonic() + 60
-    found = []
-    while time.monotonic() < end and {job["status"] for job in found} != {"succeeded"}:
-        time.sleep(0.1)
-        found = third.ask("GET", "/api/v1/jobs")["jobs"]
-    third.end(signal.SIGTERM)
-    assert [(job["id"], job["status"]) for job in found[::-1]] == [(j, "succeeded") for j in ids]
+    with Opened(folder) as third:
+        found = [third.ended(job, 60) for job in ids]
+    assert [(job["id"], job["status"]) for job in found] == [(j, "succeeded") for j in ids]
     assert sorted(job["attempt"] for job in found) == [1, 1, 2]
     assert sorted(p.parent.name for p in (folder / "out").glob("*/0*")) == ids

@@ -187,6 +187,8 @@ def _listen(settings: ServeSettings) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host.strip("[]"), settings.port))
+        # Who calls as soon as the address is printed waits instead of being turned away.
+        found.listen(2048)
     except OSError as error:
         found.close()
         raise SettingsError(

@@ -123,7 +123,7 @@ def show(server: Server, job: Job, position: int | None = None) -> dict[str, Any
         "created": job.created,
         "started": job.started,
         "ended": job.ended,
-        "progress": server.bus.progress.get(job.id),
+        "progress": None if job.status in ENDED else server.bus.progress.get(job.id),
         "input": job.input,
         "result": job.result,
         "error": job.error,
