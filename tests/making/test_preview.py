@@ -6,6 +6,7 @@ from PIL import Image
 from iclora.adapter import attach, remove
 from iclora.making import sampling
 from iclora.making.preview import make_preview
+from iclora.progress import Event, Progress
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import LayoutSpec
 from tests.conftest import CAPTION
@@ -13,9 +14,23 @@ from tests.making.helpers import STORY
 
 
 def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
-    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path)
+    heard: list[Event] = []
+    draw = make_preview(
+        clean,
+        STORY,
+        [CAPTION],
+        resolution=96,
+        seed=0,
+        folder=tmp_path,
+        progress=Progress(heard.append),
+    )
     parameters = attach(clean, rank=2, alpha=2, targets="attention", seed=0)
+    heard.clear()
     draw(1)
+    # Once for the base, once for the adapter; nobody waits in silence for either.
+    steps = {event.total for event in heard}
+    assert {event.what for event in heard} == {"drawing previews"}
+    assert [event.done for event in heard if event.done] == [*range(1, steps.pop() + 1)] * 2
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.add_(0.2)

@@ -91,6 +91,21 @@ def test_a_model_is_told_the_recipes_instruction_its_markers_and_how_long_it_may
         assert "one canvas" in ask_about(recipe, [picture], 512).words
 
 
+def test_texts_that_are_encoded_apart_may_each_be_as_long_as_the_base_reads():
+    long = json.dumps({"overview": "A day.", "panels": [f"{t} {'word ' * 40}" for t in TEXTS]})
+    longest = max(map(estimate_tokens, STORY.texts(read(long), "isolated")))
+    assert longest < estimate_tokens(read(long))
+    with pytest.raises(CaptionError, match="the caption"):
+        read(long, limit=longest)
+    for kind in ("isolated", "alone"):
+        found = read_answer(long, STORY, estimate_tokens, longest, kind)
+        assert found.render() == read(long)
+        with pytest.raises(CaptionError, match="what panel 1 reads"):
+            read_answer(long, STORY, estimate_tokens, longest // 2, kind)
+        assert "any one picture" in ask_about(STORY, [], 512, kind).words
+        assert "any one picture" in ask_for_prompt(STORY, "a day", 512, kind).words
+
+
 def test_an_idea_is_asked_for_in_the_recipes_form_and_an_empty_one_is_refused():
     ask = ask_for_prompt(STORY, " a shy boy at a carnival ", 512)
     assert "from this idea: a shy boy at a carnival\n" in ask.as_text

@@ -116,7 +116,7 @@ def review(settings: ReviewSettings, console: Console) -> None:
     budget = token_budget(settings.base, Opener())
     if settings.base:
         budget["unknown"] = Opener().rules(settings.base).unknown_letters
-    reports = list(check_dataset(dataset, **budget))
+    reports = list(check_dataset(dataset, **budget, text=settings.text))
     write_review(dataset, reports, out, budget.get("limit"))
     console.say(f"wrote {out}; open it in a browser")
 
@@ -138,6 +138,7 @@ def prompt(settings: PromptSettings, console: Console) -> None:
     for notice in captioner.notices:
         console.warn(notice.replace("pictures and instructions", "the idea and its instruction"))
     budget = token_budget(settings.base, Opener())
+    budget["text"] = settings.text
     text = write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget)
     _warn_of_unknown(settings.base, {"the prompt": text}, console)
     console.say(text)

@@ -96,6 +96,7 @@ def caption(
             dataset,
             captioner,
             **token_budget(settings.base, opener),
+            text=settings.text,
             send=settings.send,
             longest=settings.longest_side,
             overwrite=settings.overwrite,

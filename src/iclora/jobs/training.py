@@ -73,19 +73,21 @@ def _train(
     data: RunData | None,
     console: Console,
 ) -> RunResult:
-    def previewer(recipe: Recipe) -> Preview:
-        return make_preview(
-            model,
-            recipe,
-            config.previewed(recipe.example),
-            resolution=config.preview_resolution,
-            seed=config.seed,
-            folder=Path(config.out, "previews"),
-            last=config.steps,
-            text=config.text,
-        )
-
     with console.progress() as progress:
+
+        def previewer(recipe: Recipe) -> Preview:
+            return make_preview(
+                model,
+                recipe,
+                config.previewed(recipe.example),
+                resolution=config.preview_resolution,
+                seed=config.seed,
+                folder=Path(config.out, "previews"),
+                last=config.steps,
+                text=config.text,
+                progress=progress,
+            )
+
         return run(
             config,
             model,

@@ -20,6 +20,7 @@ from iclora.errors import AdapterError, SettingsError
 from iclora.making.made import given_latents, read_latents
 from iclora.making.request import Request, check_base, prepare, recipe_of
 from iclora.making.session import Ask
+from iclora.making.texts import text_kind
 from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
 from iclora.sets.images import open_given
@@ -204,6 +205,7 @@ def _write_ideas(
     for notice in captioner.notices:
         if warn:
             warn(notice.replace("pictures and instructions", "the idea and its instruction"))
+    kind, _ = text_kind(model, settings.text, sources.adapter)
     written = []
     for idea in settings.idea:
         prompt = write_prompt(
@@ -212,6 +214,7 @@ def _write_ideas(
             captioner,
             count_tokens=model.count_tokens,
             limit=model.max_text_tokens,
+            text=kind,
         )
         written.append(prompt)
         if say:

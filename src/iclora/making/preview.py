@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from iclora.making.request import prepare
 from iclora.making.session import AS_IS, Ask, Session
 from iclora.models.base import DiffusionModel
+from iclora.progress import Event, Progress
 from iclora.sets.images import write_png
 from iclora.sets.recipe import Recipe
 from iclora.settings import TextKind, Wish, settings_of
@@ -28,6 +29,7 @@ def make_preview(
     folder: Path,
     last: int | None = None,
     text: TextKind = "joint",
+    progress: Progress | None = None,
 ) -> Callable[[int, bool], Image.Image]:
     """Make a function that draws each prompt by the base alone and by the adapter so far.
 
@@ -38,6 +40,7 @@ def make_preview(
         last: the step after which each picture by the adapter is also written alone, as
             folder/step-000250-1.png: a model card shows them beside their prompts.
         text: what a panel reads.
+        progress: hears of "drawing previews" at every step of sampling: on a CPU they take minutes.
     Returns: a function of the step that draws a grid, the base beside the adapter, and writes it as
         folder/step-000250.png if it is told to. Of a denoiser without a LoRA, all of whose weights
         are trained, the grid shows no base: there is none any more.
@@ -49,7 +52,7 @@ def make_preview(
     wishes = [settings_of(Wish, {**told, "prompt": prompt}) for prompt in prompts]
     requests = [prepare(model, wish, recipe=recipe, layout=canvas)[0] for wish in wishes]
     # Training decides when parts of the base are freed.
-    session = Session(model, free=False)
+    session = Session(model, _of_previews(progress), free=False)
     session.encode(requests)
     asks = [Ask(request, adapter=AS_IS) for request in requests]
     plain: list[Image.Image] = []
@@ -77,6 +80,20 @@ def make_preview(
         return grid
 
     return preview
+
+
+def _of_previews(progress: Progress | None) -> Progress | None:
+    """What a session reports, by names that tell it from the run's own work."""
+    if progress is None:
+        return None
+    told = progress
+    names = {"painting": "drawing previews", "encoding texts": "encoding texts of previews"}
+
+    def show(event: Event) -> None:
+        what = names.get(event.what, event.what)
+        told(what, event.done, event.total, event.note, **event.values)
+
+    return Progress(show)
 
 
 def _side_by_side(columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:

@@ -84,6 +84,9 @@ class CaptionSettings(Captioning):
     """also replace captions that are there"""
     base: FilePath | None = None
     """count tokens as this base does"""
+    text: TextKind = "joint"
+    """what a panel will read in training: each text that is encoded may be as long as the base
+    reads"""
 
 
 class ReviewSettings(Settings):
@@ -95,6 +98,8 @@ class ReviewSettings(Settings):
     """recipe name or TOML path; by default the dataset's own"""
     base: FilePath | None = None
     """count tokens as this base does"""
+    text: TextKind = "joint"
+    """what a panel will read in training: tokens are counted for each text that is encoded"""
     out: FilePath | None = setting(None, metavar="FILE")
     """HTML file; by default DATA-review.html beside the dataset"""
 
@@ -128,6 +133,8 @@ class PromptSettings(Captioning):
     """hold a server's answers to a JSON schema, if it can"""
     base: FilePath | None = None
     """count tokens as this base does"""
+    text: TextKind = "joint"
+    """what a panel will read: each text that is encoded may be as long as the base reads"""
 
 
 class InfoSettings(Settings):

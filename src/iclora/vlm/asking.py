@@ -13,6 +13,7 @@ from PIL import Image
 from iclora.errors import CaptionError
 from iclora.sets.caption import JointCaption, check_budget, has_markers
 from iclora.sets.recipe import Recipe
+from iclora.settings import TextKind
 from iclora.vlm.answers import (
     clean,
     final_words,
@@ -63,12 +64,15 @@ def shrink(picture: Image.Image, longest: int) -> Image.Image:
     return small
 
 
-def ask_about(recipe: Recipe, pictures: Sequence[Image.Image], limit: int) -> Ask:
+def ask_about(
+    recipe: Recipe, pictures: Sequence[Image.Image], limit: int, kind: TextKind = "joint"
+) -> Ask:
     """Ask for the joint caption of a set.
 
     Args:
         pictures: its panels in order, or its composite alone.
         limit: tokens the base reads; the answer is asked to stay well inside.
+        kind: what a panel will read: each text that is encoded may be that long.
     """
     count = len(recipe.markers)
     sent = (
@@ -77,32 +81,47 @@ def ask_about(recipe: Recipe, pictures: Sequence[Image.Image], limit: int) -> As
         else f"You see one canvas of {count} panels, in reading order {' '.join(recipe.markers)}."
     )
     return Ask(
-        f"{sent}\n{recipe.instruction.strip()}\n{_rules(limit)}", tuple(pictures), recipe.markers
+        f"{sent}\n{recipe.instruction.strip()}\n{_rules(limit, kind)}",
+        tuple(pictures),
+        recipe.markers,
     )
 
 
-def ask_for_prompt(recipe: Recipe, idea: str, limit: int) -> Ask:
-    """Ask for a joint prompt that makes a set out of one line. Raises: CaptionError if empty."""
+def ask_for_prompt(recipe: Recipe, idea: str, limit: int, kind: TextKind = "joint") -> Ask:
+    """Ask for a joint prompt that makes a set out of one line. Raises: CaptionError if empty.
+
+    Args:
+        limit, kind: as in `ask_about`.
+    """
     if not idea.strip():
         raise CaptionError("the idea is empty", 'Write a line such as "a shy boy at a carnival".')
     words = (
         f"Invent a set of {len(recipe.markers)} pictures from this idea: {idea.strip()}\n"
         f"The set: {recipe.summary} The pictures do not exist yet; describe them as if you saw "
         f"them.\n{recipe.instruction.strip()}\nA description of another such set, for its form "
-        f"alone: {recipe.example}\n{_rules(limit)}"
+        f"alone: {recipe.example}\n{_rules(limit, kind)}"
     )
     return Ask(words, (), recipe.markers)
 
 
-def _rules(limit: int) -> str:
+def _rules(limit: int, kind: TextKind) -> str:
+    what = {
+        "joint": "in all",
+        "isolated": "for the overview and any one picture together",
+        "alone": "for any one picture",
+    }
     return (
         "Say plainly what is to be seen; no opinions, no lists. "
-        f"Write at most {int(limit * 0.75 * _WORDS_PER_TOKEN)} words in all."
+        f"Write at most {int(limit * 0.75 * _WORDS_PER_TOKEN)} words {what[kind]}."
     )
 
 
 def read_answer(
-    text: str, recipe: Recipe, count_tokens: Callable[[str], int], limit: int
+    text: str,
+    recipe: Recipe,
+    count_tokens: Callable[[str], int],
+    limit: int,
+    kind: TextKind = "joint",
 ) -> JointCaption:
     """Turn an answer into a joint caption.
 
@@ -111,6 +130,7 @@ def read_answer(
             stands and however its markers are spelt; what `answers` knows of is taken off.
         count_tokens: of the base that will read the caption.
         limit: tokens that base reads.
+        kind: what a panel will read; each text that is encoded may have `limit` tokens.
     Raises: Unanswerable if it is a refusal in prose; CaptionError for any other answer that cannot
         be used; its problem can be told to the model.
     """
@@ -139,7 +159,9 @@ def read_answer(
         raise CaptionError("there is no overview", "Begin with what all panels share.")
     _refuse_twins(panels)
     caption = JointCaption.join(overview, panels, recipe.markers, recipe.prefix)
-    check_budget(caption.render(), count_tokens, limit, "the caption")
+    for number, whole in enumerate(caption.texts(kind), 1):
+        name = "the caption" if kind == "joint" else f"what panel {number} reads"
+        check_budget(whole, count_tokens, limit, name)
     return caption
 
 

@@ -23,6 +23,7 @@ from iclora.sets.caption import TOKEN_LIMIT, estimate_tokens
 from iclora.sets.check import training_layouts
 from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path
 from iclora.sets.recipe import Recipe
+from iclora.settings import TextKind
 from iclora.vlm.asking import Unanswerable, ask_about, ask_for_prompt, read_answer, shrink
 from iclora.vlm.base import Answer, Ask, Turn, VisionModel
 from iclora.vlm.journal import Journal
@@ -80,6 +81,7 @@ def caption_dataset(
     *,
     count_tokens: Callable[[str], int] = estimate_tokens,
     limit: int = TOKEN_LIMIT,
+    text: TextKind = "joint",
     send: Send = "panels",
     longest: int = 768,
     overwrite: bool = False,
@@ -93,6 +95,7 @@ def caption_dataset(
 
     Args:
         count_tokens, limit: of the base that will be trained.
+        text: what a panel will read then; each text that is encoded may have `limit` tokens.
         send: the panels as separate pictures, or the composite.
         longest: px; no picture sent has a longer side.
         overwrite: also replace captions that are there.
@@ -107,15 +110,17 @@ def caption_dataset(
     summary, progress = Summary(), progress or Progress()
 
     def judge(answer: str) -> str:
-        return read_answer(answer, dataset.recipe, count_tokens, limit).render()
+        return read_answer(answer, dataset.recipe, count_tokens, limit, text).render()
 
     def look(image_set: ImageSet) -> Ask:
         panels = image_set.load(dataset.recipe)
-        return ask_about(dataset.recipe, _pictures(panels, dataset.recipe, send, longest), limit)
+        pictures = _pictures(panels, dataset.recipe, send, longest)
+        return ask_about(dataset.recipe, pictures, limit, text)
 
     recipe = dataset.recipe.sampled(20, 3.5).model_dump_json()
     # Not the address: a server may come back at another.
-    key = digest(captioner.name, recipe, str(limit), send, str(longest))
+    apart = () if text == "joint" else (text,)
+    key = digest(captioner.name, recipe, str(limit), send, str(longest), *apart)
     journal = Journal(dataset.path / _JOURNAL, key)
     with alone(dataset.path / _LOCK, dataset.path, DatasetError):
         _clear(dataset)
@@ -233,16 +238,20 @@ def write_prompt(
     *,
     count_tokens: Callable[[str], int] = estimate_tokens,
     limit: int = TOKEN_LIMIT,
+    text: TextKind = "joint",
 ) -> str:
     """Turn one line into a joint prompt in the recipe's form.
 
+    Args:
+        count_tokens, limit, text: as in `caption_dataset`.
+
     Raises: CaptionError if no answer was any good; VisionModelError if there was none.
     """
-    ask = ask_for_prompt(recipe, idea, limit)
+    ask = ask_for_prompt(recipe, idea, limit, text)
     summary = Summary()
 
     def judge(answer: str) -> str:
-        return read_answer(answer, recipe, count_tokens, limit).render()
+        return read_answer(answer, recipe, count_tokens, limit, text).render()
 
     (outcome,) = _until_good({idea: ask}, captioner, judge, summary)
     if outcome.silence:
