@@ -3,9 +3,12 @@
 import diffusers
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from iclora.errors import SettingsError
+from iclora.adapter import Adapter
+from iclora.cli.main import main
+from iclora.errors import AdapterError, SettingsError
 from iclora.models import load_model
 from iclora.models.outline import Batch, outline_of
 from iclora.train import whole
@@ -25,7 +28,7 @@ def own():
 FULL = {"targets": "full", "lr": 1e-3, "rank": 16, "alpha": 16}
 
 
-def test_a_run_stopped_and_resumed_gives_the_same_bytes_and_a_base_that_opens(own, config):
+def test_a_run_stopped_and_resumed_gives_the_same_bytes_and_a_base_that_opens(own, config, capsys):
     whole_run = train(config("whole", **FULL), own)
     assert whole_run.made == whole_run.folder / "base"
     assert not (whole_run.folder / "adapter.safetensors").exists()
@@ -46,6 +49,16 @@ def test_a_run_stopped_and_resumed_gives_the_same_bytes_and_a_base_that_opens(ow
     assert all(torch.equal(kept[k], v) for k, v in tuned.denoiser.named_parameters())
     assert tuned.identity() != own.identity()
     assert tuned.count_tokens("A tree.") == own.count_tokens("A tree.")
+    # It says what it is, and nobody takes it for an adapter.
+    card = ModelCard.load(whole_run.made / "README.md", ignore_metadata_errors=False)
+    assert "every weight of the denoiser of `tiny`" in card.text
+    assert card.data.base_model is None  # The hub knows no "tiny".
+    for path in (whole_run.made, whole_run.folder):
+        with pytest.raises(AdapterError, match=r"base\b.* and no adapter"):
+            Adapter.load(path)
+    capsys.readouterr()
+    assert main(["info", str(whole_run.made)]) == 0
+    assert "a base of its own, and no adapter\nfamily       flux\n" in capsys.readouterr().out
     # diffusers reads the same folder.
     pipeline = diffusers.DiffusionPipeline.from_pretrained(whole_run.made)
     assert torch.equal(pipeline.transformer.proj_out.weight, kept["proj_out.weight"])

@@ -59,12 +59,28 @@ def _in_folder(folder: Path, source: str) -> Path:
     for name in _NAMES:
         if name in files:
             return files[name]
+    _refuse_base(folder, source)
     if len(files) == 1:
         return next(iter(files.values()))
     raise AdapterError(
         f"{source} holds {_listed(files)}",
         "Name the file: folder/file.safetensors, or name/repository:file.safetensors on the hub.",
     )
+
+
+def _refuse_base(folder: Path, source: str) -> None:
+    """Raises: AdapterError for a base, and for a run that made one."""
+    made = folder / "base"
+    if (folder / "model_index.json").is_file():
+        raise AdapterError(
+            f"{source} is a base of its own, and no adapter",
+            "Give it as `base`, and none as `adapter`.",
+        )
+    if (folder / "config.toml").is_file() and (made / "model_index.json").is_file():
+        raise AdapterError(
+            f"the run in {source} trained every weight: it made the base {made}, and no adapter",
+            f"Give {made} as `base`, and none as `adapter`.",
+        )
 
 
 def _listed(files: Collection[str]) -> str:

@@ -174,10 +174,16 @@ def info(settings: InfoSettings, console: Console) -> None:
         path /= "request.json"
     if path.is_dir() and (path / "config.toml").is_file():
         console.say((path / "config.toml").read_text(encoding="utf-8").rstrip())
+        if (path / "base" / "model_index.json").is_file():
+            console.say(
+                f"\nmade         {path / 'base'}, a base of its own; see `iclora info` of it"
+            )
     elif path.suffix == ".json":
         from iclora.making.request import Request
 
         console.say(Request.load(path)[0].model_dump_json(indent=2))
+    elif (path / "model_index.json").is_file():
+        _show_base(path, console)
     else:
         _show_adapter(settings.file, console)
 
@@ -229,6 +235,23 @@ def push(settings: PushSettings, console: Console) -> None:
         return
     where = send(files, settings.repository, key=key, public=settings.public)
     console.say(f"sent; see {where}")
+
+
+def _show_base(path: Path, console: Console) -> None:
+    from iclora.models import load_model
+
+    quiet_loading()
+    base = load_model(str(path), "cpu", weights=False)
+    usual = base.sampling
+    steps = f"{usual.steps} steps" + (", to which it was distilled" if usual.fixed_steps else "")
+    console.say(
+        f"{path}\na base of its own, and no adapter\nfamily       {base.family}\n"
+        f"texts        of at most {base.max_text_tokens} tokens\nsampling     {steps}\n"
+        f"panel edges  multiples of {base.grid} px"
+    )
+    card = path / "README.md"
+    if card.is_file():
+        console.say(f"card         {card}")
 
 
 def _show_adapter(path: str, console: Console) -> None:

@@ -33,6 +33,7 @@ from iclora.errors import RunError
 from iclora.files import append_line, clear_leftovers, set_aside, work_folder
 from iclora.models.stored import Damaged, read_stored, store
 from iclora.settings import TrainSettings
+from iclora.train.model_card import base_card
 from iclora.train.plots import plot_loss, plot_validation
 from iclora.train.records import cut, read_losses, read_measures
 from iclora.train.state import Mismatch, TrainState
@@ -167,7 +168,8 @@ class RunFolder:
         if self.source is None:
             self.save_adapter(path, averaged, step)
         else:
-            save_base(path, self.source, averaged, _DTYPES[self.settings.save_dtype])
+            card = base_card(self.info.model_copy(update={"steps": step}), self.settings)
+            save_base(path, self.source, averaged, _DTYPES[self.settings.save_dtype], card)
 
     # -- resuming -------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from iclora.pages.page import render_markdown
 from iclora.sets.recipe import Recipe
 from iclora.settings import TrainSettings
 
-__all__ = ["ADAPTER", "CARD", "model_card", "prompt_form", "write_card"]
+__all__ = ["ADAPTER", "CARD", "base_card", "model_card", "prompt_form", "write_card"]
 
 CARD = "README.md"
 ADAPTER = "adapter.safetensors"
@@ -103,6 +103,38 @@ def model_card(
         form=form,
         example=_in_quotes(recipe.example),
         code=_diffusers(info, base, sampling),
+        settings={"base": base, "recipe": recipe.name, **settings.shown(), "steps": info.steps},
+    )
+    return f"---\n{front.to_yaml(line_break=chr(10))}\n---\n{body}"
+
+
+def base_card(info: AdapterInfo, settings: TrainSettings) -> str:
+    """The card of a base of its own, every weight of whose denoiser was trained."""
+    recipe, base, known = info.recipe, shared_name(info.base), hub_id(info.base)
+    licence = LICENCES.get(info.base)
+    front = ModelCardData(
+        base_model=known,
+        base_model_relation="finetune" if known else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license=licence.id if licence else None,
+        license_name=licence.name if licence else None,
+        license_link=licence.link if licence else None,
+        instance_prompt=prompt_form(recipe),
+        tags=[info.family, "text-to-image", "diffusers", "iclora"],
+    )
+    example = _in_quotes(recipe.example)
+    body = render_markdown(
+        "base-card",
+        recipe=recipe,
+        base=base,
+        licence=licence,
+        steps=info.steps,
+        version=__version__,
+        form=prompt_form(recipe),
+        commands=f"iclora generate --base FOLDER --recipe {recipe.name} --prompt {example}",
+        code="from diffusers import DiffusionPipeline\n\n"
+        'pipeline = DiffusionPipeline.from_pretrained("FOLDER")',
         settings={"base": base, "recipe": recipe.name, **settings.shown(), "steps": info.steps},
     )
     return f"---\n{front.to_yaml(line_break=chr(10))}\n---\n{body}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from iclora.adapter import remove
 from iclora.errors import ModelError, SettingsError
-from iclora.files import work_folder, write_bytes
+from iclora.files import work_folder, write_bytes, write_text
 from iclora.files.documents import read_json
 from iclora.models.base import DiffusionModel
 from iclora.settings import TrainSettings
@@ -104,7 +104,7 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 
 def save_base(
-    folder: Path, source: Path, weights: Mapping[str, Tensor], dtype: torch.dtype
+    folder: Path, source: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, card: str
 ) -> None:
     """Write a base with these weights of its denoiser, whole or not at all.
 
@@ -114,6 +114,7 @@ def save_base(
         folder: the new one; an older one of that name is replaced.
         source: the base's own, in diffusers' layout.
         weights: the denoiser's, by their names.
+        card: its README.md.
     Raises: StorageError; ModelError if the source's index cannot be read.
     """
     index: Any = read_json(source / _INDEX, ModelError, "settings")
@@ -131,6 +132,7 @@ def save_base(
         kept = {
             name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()
         }
+        write_text(work / "README.md", card)
         write_bytes(work / _DENOISER / _WEIGHTS, save(kept, {"format": "pt"}))
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
