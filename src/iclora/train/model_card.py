@@ -123,7 +123,6 @@ def base_card(info: AdapterInfo, settings: TrainSettings) -> str:
         instance_prompt=prompt_form(recipe),
         tags=[info.family, "text-to-image", "diffusers", "iclora"],
     )
-    example = _in_quotes(recipe.example)
     body = render_markdown(
         "base-card",
         recipe=recipe,
@@ -132,7 +131,7 @@ def base_card(info: AdapterInfo, settings: TrainSettings) -> str:
         steps=info.steps,
         version=__version__,
         form=prompt_form(recipe),
-        commands=f"iclora generate --base FOLDER --recipe {recipe.name} --prompt {example}",
+        example=_in_quotes(recipe.example),
         code="from diffusers import DiffusionPipeline\n\n"
         'pipeline = DiffusionPipeline.from_pretrained("FOLDER")',
         settings={"base": base, "recipe": recipe.name, **settings.shown(), "steps": info.steps},
