@@ -26,6 +26,7 @@ class FakeEngine:
         self.go = threading.Event()
         self.go.set()
         self.cancelled = set()
+        self.ended_now = []
         self.stopped = False
         self._loaded = dict.fromkeys(self.workers)
         self._changed = threading.Condition()
@@ -68,6 +69,9 @@ class FakeEngine:
 
     def cancel(self, worker, job):
         self.cancelled.add(job)
+
+    def end_run(self, worker, job):
+        self.ended_now.append(job)
 
     def stop(self):
         self.stopped = True

@@ -8,7 +8,7 @@ import pytest
 import iclora.serve
 from iclora.errors import RunError
 from tests.serve.conftest import Opened, picture
-from tests.serve.fake import FakeEngine
+from tests.serve.fake import FakeEngine, make_set
 
 ROOM = Path(iclora.serve.__file__).parent
 
@@ -257,11 +257,31 @@ def test_a_server_that_goes_down_takes_no_request(opened):
 def test_metrics_count_jobs_by_kind_and_never_name_one(opened):
     job = opened.post(tag="a secret tag").json()["id"]
     opened.ended(job)
+    opened.engine.hold()
+    opened.client.post(f"/api/v1/jobs/{opened.post().json()['id']}/cancel")
+    opened.engine.go.set()
     text = opened.client.get("/metrics").text
     assert 'iclora_jobs_total{kind="generate",status="succeeded"} 1.0' in text
     assert 'route="/api/v1/jobs"' in text
     for secret in (job, "fox", "secret", opened.token):
         assert secret not in text
+
+
+def test_places_are_told_so_that_they_hold_behind_a_proxys_path(opened, folder):
+    from urllib.parse import urljoin
+
+    made = make_set(folder / "out" / "0001", {})
+    found = opened.client.get("/api/v1/sets").json()["sets"][0]["id"]
+    asked = {
+        "api/v1/jobs": opened.post(),
+        f"api/v1/sets/{found}/reproduce": opened.client.post(f"/api/v1/sets/{found}/reproduce"),
+        "api/v1/assets": opened.upload((made / "composite.png").read_bytes()),
+    }
+    for path, answer in asked.items():
+        place = urljoin(f"http://proxy/a/b/{path}", answer.headers["location"])
+        assert place.startswith("http://proxy/a/b/api/v1/")
+        inside = place.removeprefix("http://proxy/a/b")
+        assert opened.client.get(inside).status_code == 200
 
 
 def test_the_log_names_routes_and_ids_but_no_prompt_and_no_token(opened, caplog):

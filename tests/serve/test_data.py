@@ -188,10 +188,25 @@ def test_a_run_is_started_stopped_and_gone_on_with(opened, folder, dataset, run)
     stopped = opened.client.post("/api/v1/runs/runs~new/stop").json()
     assert (stopped["id"], stopped["status"]) == (job["id"], "cancelling")
     assert opened.ended(job["id"])["status"] == "cancelled"
+    assert opened.engine.ended_now == []
     opened.engine.go.set()
     more = opened.client.post("/api/v1/runs/runs~new/resume").json()
     opened.ended(more["id"])
     assert opened.engine.orders[-1].input == {"resume": str(folder / "runs" / "new")}
+
+
+def test_a_run_can_be_ended_without_waiting_for_its_checkpoint(opened, folder, dataset, run):
+    opened.engine.hold()
+    job = opened.post("train", input={"data": "data~shots", "name": "new"}).json()
+    opened.until(job["id"], {"running"})
+    waiting = opened.post().json()
+    assert "a job to train runs" in waiting["waits_for"]
+    (folder / "runs" / "new").mkdir(parents=True)
+    shutil.copy(run / "config.toml", folder / "runs" / "new")
+    opened.client.post("/api/v1/runs/runs~new/stop", json={"now": True})
+    opened.ended(job["id"])
+    assert opened.engine.ended_now == [job["id"]]
+    opened.engine.go.set()
 
 
 def test_a_name_in_use_is_not_taken_again(opened, dataset, run):

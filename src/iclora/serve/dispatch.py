@@ -14,6 +14,7 @@ from iclora.serve.engine import Engine, Order, Outcome, Problem, Report, WorkerD
 from iclora.serve.events import Bus
 from iclora.serve.index import Sets
 from iclora.serve.jobs import Job
+from iclora.serve.metrics import Metrics
 from iclora.serve.queue import Queue
 
 __all__ = ["Dispatcher"]
@@ -28,21 +29,14 @@ class Dispatcher:
     """Brings jobs to workers, and their reports and ends back.
 
     Args:
-        ended: called with every job that a worker has ended, and the seconds it took.
-        died: called whenever a worker was ended by something else than its job.
+        metrics: count what workers do.
     """
 
     def __init__(
-        self,
-        queue: Queue,
-        engine: Engine,
-        bus: Bus,
-        sets: Sets,
-        ended: Callable[[Job], None] = lambda _: None,
-        died: Callable[[], None] = lambda: None,
+        self, queue: Queue, engine: Engine, bus: Bus, sets: Sets, metrics: Metrics
     ) -> None:
         self._queue, self._engine, self._bus, self._sets = queue, engine, bus, sets
-        self._ended, self._died = ended, died
+        self._metrics = metrics
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._running: dict[str, str] = {}
@@ -68,12 +62,18 @@ class Dispatcher:
         for thread in self._threads:
             thread.join(timeout=60)
 
-    def cancel(self, job: str) -> None:
-        """Tell the worker that has a job, if one has it, to end it."""
+    def cancel(self, job: str, *, now: bool = False) -> None:
+        """Tell the worker that has a job, if one has it, to end it.
+
+        Args:
+            now: end a training run without a checkpoint.
+        """
         self._cancelled.add(job)
         worker = self._running.get(job)
         if worker is not None:
             self._engine.cancel(worker, job)
+            if now:
+                self._engine.end_run(worker, job)
 
     def _serve(self, worker: str) -> None:
         ready = False
@@ -99,6 +99,9 @@ class Dispatcher:
             if self._queue.get(job.id).status == "cancelling":
                 outcome = Outcome("cancelled")
             else:
+                warm = self._engine.loaded(worker)
+                if warm is not None and warm != job.adapter:
+                    self._metrics.swaps.inc()
                 order = Order(job.id, job.kind, job.settings, job.folder, job.attempt)
                 outcome = self._engine.run(worker, order, lambda r: self._report(worker, job, r))
             self._finish(job, outcome)
@@ -106,7 +109,7 @@ class Dispatcher:
             if self._stopping.is_set():
                 self._ending(self._queue.release, job)
                 return
-            self._died()
+            self._metrics.restarts.inc()
             _log.warning("job %s: worker %s was ended by %s", job.id, worker, died.signal)
             self._ending(self._queue.give_back, job, died.signal)
         except Exception as error:
@@ -116,6 +119,7 @@ class Dispatcher:
             self._running.pop(job.id, None)
             self._cancelled.discard(job.id)
             self._notes.pop(job.id, None)
+            self._metrics.forget(job.id)
             self._bus.forget(job.id)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
@@ -129,7 +133,6 @@ class Dispatcher:
         done = Outcome(outcome.status, result, outcome.error)
         ended = self._ending(self._queue.finish, job, done)
         if ended:
-            self._ended(ended)
             for made_set in (ended.result or {}).get("sets", ()):
                 self._bus.tell("set", {"id": made_set, "job": job.id}, job.client, job.id)
 
@@ -150,6 +153,8 @@ class Dispatcher:
         told = {key: value for key, value in report.items() if key not in ("type", "path")}
         if kind == "note" and len(notes := self._notes.setdefault(job.id, [])) < _MOST_NOTES:
             notes.append(str(report.get("text")))
+        if kind == "progress":
+            self._metrics.stepped(job.id, report)
         if kind in ("progress", "preview", "note"):
             self._bus.tell(kind, {**told, "job": job.id, "at": time.time()}, job.client, job.id)
 

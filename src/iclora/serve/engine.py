@@ -102,5 +102,8 @@ class Engine(Protocol):
     def cancel(self, worker: str, job: str) -> None:
         """End a job between two steps; after 30 s the worker is ended and started again."""
 
+    def end_run(self, worker: str, job: str) -> None:
+        """End a training run now; what was trained since its last checkpoint is lost."""
+
     def stop(self) -> None:
-        """End every worker."""
+        """End every worker; training runs go on."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,6 +19,7 @@ from iclora.serve.queue import Queue
 __all__ = ["Metrics"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
+_STEPS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 _LONG = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 3600)
 
 
@@ -42,14 +45,34 @@ class Metrics:
         self.restarts = Counter(
             "iclora_worker_restarts", "Workers that were ended by something else", registry=own
         )
+        self.swaps = Counter(
+            "iclora_adapter_swaps", "Jobs whose adapters were not those loaded", registry=own
+        )
+        self._step = Histogram(
+            "iclora_step_seconds", "Time of a step", buckets=_STEPS, registry=own
+        )
+        self._last: dict[str, tuple[str, int, float]] = {}
         self._registry.register(_Now(queue, bus, folder))
 
     def ended(self, job: Job) -> None:
-        """Count a job that a worker has ended."""
+        """Count a job that has ended, whoever ended it."""
         self._jobs.labels(job.kind, job.status).inc()
         if job.started is not None and job.ended is not None:
             self._job.labels(job.kind).observe(job.ended - job.started)
             self._wait.observe(max(0.0, job.started - job.created))
+
+    def stepped(self, job: str, report: Mapping[str, Any]) -> None:
+        """Measure a job's steps by its reports, which come every few steps."""
+        stage, done, now = str(report.get("stage")), int(report.get("done", 0)), time.monotonic()
+        before = self._last.get(job)
+        self._last[job] = stage, done, now
+        if before and before[0] == stage and done > before[1]:
+            each = (now - before[2]) / (done - before[1])
+            self._step.observe(each)
+
+    def forget(self, job: str) -> None:
+        """A job has ended."""
+        self._last.pop(job, None)
 
     def text(self) -> bytes:
         """All figures, as Prometheus reads them."""

@@ -21,7 +21,7 @@ from iclora.serve.engine import Engine
 from iclora.serve.events import Bus
 from iclora.serve.index import Sets
 from iclora.serve.intake import Intake
-from iclora.serve.jobs import Job
+from iclora.serve.jobs import ENDED, Job
 from iclora.serve.metrics import Metrics
 from iclora.serve.problems import Refused
 from iclora.serve.queue import Queue
@@ -59,20 +59,15 @@ class Server:
         self.assets = Assets(home / "assets")
         self.intake = Intake(settings, base, self.catalog, self.assets, self.sets)
         self.metrics = Metrics(self.queue, self.bus, self.catalog.folder)
-        self.dispatcher = Dispatcher(
-            self.queue,
-            engine,
-            self.bus,
-            self.sets,
-            ended=self.metrics.ended,
-            died=self.metrics.restarts.inc,
-        )
+        self.dispatcher = Dispatcher(self.queue, engine, self.bus, self.sets, self.metrics)
         self.closing = False
         self.queue.watchers.append(self._tell)
         if settings.paused:
             self.queue.pause(True)
 
     def _tell(self, job: Job) -> None:
+        if job.status in ENDED:
+            self.metrics.ended(job)
         about = {"id": job.id, "kind": job.kind, "status": job.status, "attempt": job.attempt}
         self.bus.tell("job", about, job.client, job.id)
 

@@ -133,10 +133,22 @@ def show(server: Server, job: Job, position: int | None = None) -> dict[str, Any
 def _why_it_waits(server: Server, position: int | None) -> str:
     if server.queue.paused:
         return "the queue is paused"
+    running = server.queue.page(status="running", limit=1)
     ready = server.engine.ready()
-    if ready is not None:
+    if ready is not None and not running:
         return ready
-    return f"{position} jobs before it" if position else "the job that runs"
+    before = f"{position} jobs before it" if position else "a free worker"
+    return f"{before}; {_doing(server, running[0])}" if running else before
+
+
+def _doing(server: Server, job: Job) -> str:
+    """What a running job does and how long it may take; nothing of whose it is."""
+    told = server.bus.progress.get(job.id)
+    if not told:
+        return f"a job to {job.kind} runs"
+    left = told.get("eta_s")
+    about = f", about {left:.0f} s left" if isinstance(left, int | float) else ""
+    return f"a job to {job.kind} runs ({told.get('done')} of {told.get('total')} steps{about})"
 
 
 def submit(server: Server, ask: Ask, client: str, key: str | None = None) -> tuple[Job, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Body, Query
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -105,8 +105,18 @@ def get_preview(server: Here, name: str, file: str) -> FileResponse:
     return FileResponse(known[file], media_type="image/png")
 
 
+class Stop(Strict):
+    now: bool = False
+    """do not wait for a checkpoint: what was trained since the last one is lost"""
+
+
+_SAVED = Stop()
+
+
 @router.post("/runs/{name}/stop", response_model=ShownJob)
-def stop_run(server: Here, client: Who, name: str) -> dict[str, Any]:
+def stop_run(
+    server: Here, client: Who, name: str, told: Annotated[Stop, Body()] = _SAVED
+) -> dict[str, Any]:
     """Stop a run: it saves and ends between two steps, and can be gone on with."""
     run = _path(server, name)
     job = _job_of(server, run, client)
@@ -116,7 +126,7 @@ def stop_run(server: Here, client: Who, name: str) -> dict[str, Any]:
         raise Busy(f"{name} does not run", "Look at its state.")
     found = server.queue.cancel(job.id, client)
     if found.status == "cancelling":
-        server.dispatcher.cancel(found.id)
+        server.dispatcher.cancel(found.id, now=told.now)
     return show(server, found)
 
 
