@@ -7,6 +7,7 @@ import pytest
 
 import iclora.serve
 from iclora.errors import RunError
+from iclora.serve.engine import Outcome
 from tests.serve.conftest import Opened, picture
 from tests.serve.fake import FakeEngine, make_set
 
@@ -150,6 +151,21 @@ def test_an_error_of_the_engine_fails_the_job_with_problem_and_advice(opened):
     assert error["advice"] == "Open a window."
 
 
+def test_nothing_that_a_worker_says_tells_where_things_lie(opened, folder, monkeypatch):
+    data, run = folder / "data" / "d", folder / "runs" / "r"
+    data.mkdir(parents=True)
+    opened.engine.failure = RunError(f"{data} holds no sets; see {data}/x.png", "Look there.")
+    told = {"data": "data~d", "name": "r"}
+    error = opened.ended(opened.post("train", input=told).json()["id"])["error"]
+    assert error["problem"] == "data/d holds no sets; see data/d/x.png"
+    opened.engine.failure = None
+    monkeypatch.setattr(
+        opened.engine, "run", lambda *_: Outcome("succeeded", {"run": str(run), "sets": []})
+    )
+    done = opened.ended(opened.post("train", input=told).json()["id"])
+    assert done["result"]["run"] == "runs~r"
+
+
 def test_a_job_without_its_files_has_not_succeeded(opened, monkeypatch):
     monkeypatch.setattr("tests.serve.fake.make_set", lambda *_: None)
     assert opened.ended(opened.post().json()["id"])["status"] == "failed"
@@ -164,6 +180,25 @@ def test_jobs_go_on_after_a_restart_of_the_server(folder):
     with Opened(folder) as opened:
         done = [opened.ended(job) for job in ids]
     assert [(each["status"], each["attempt"]) for each in done] == [("succeeded", 1)] * 3
+
+
+def test_a_run_is_gone_on_with_at_once_by_the_next_server_and_can_be_stopped(folder):
+    (folder / "data" / "d").mkdir(parents=True)
+    engine = FakeEngine()
+    engine.hold()
+    with Opened(folder, engine) as opened:
+        run = opened.post("train", input={"data": "data~d", "name": "r"}).json()["id"]
+        opened.until(run, {"running"})
+    engine = FakeEngine()
+    engine.hold()
+    engine.why = "the base is being loaded"
+    with Opened(folder, engine) as opened:
+        opened.client.post("/api/v1/queue", json={"paused": True})
+        assert opened.client.get(f"/api/v1/jobs/{run}").json()["status"] == "running"
+        opened.client.post(f"/api/v1/jobs/{run}/cancel")
+        done = opened.ended(run)
+    assert (done["status"], done["attempt"]) == ("cancelled", 1)
+    assert [order.job for order in engine.orders] == [run]
 
 
 def test_a_second_server_on_the_folder_is_refused(opened, folder):

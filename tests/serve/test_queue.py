@@ -201,12 +201,18 @@ def test_another_process_takes_back_leases_and_counts_the_attempt(folder, queue)
     assert later.claim("w").attempt == 2
 
 
-def test_a_run_is_not_given_up_because_its_server_was_restarted(folder, queue):
-    job = put(queue, kind="train")
+def test_a_run_stays_with_its_worker_however_often_its_server_is_restarted(folder, queue):
+    put(queue, kind="train")
+    run = queue.claim("cuda:1")
     for number in range(5):
         queue = opened(folder, f"server-{number}")
-        queue.recover()
-        assert queue.claim("w").id == job.id
+        workers = ["cuda:0", "cuda:1"]
+        ((worker, taken),) = queue.take_over(workers)
+        assert queue.recover() == []
+        assert (worker, taken.id, taken.attempt) == ("cuda:1", run.id, 1)
+    assert queue.take_over(["cuda:0"]) == []
+    assert queue.finish(run, DONE) is None
+    assert queue.finish(taken, DONE).status == "succeeded"
 
 
 def test_a_server_that_goes_down_in_order_takes_no_attempt(queue):

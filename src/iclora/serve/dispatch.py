@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,12 @@ class Dispatcher:
 
     def start(self) -> None:
         """Start the engine, take back what a process before was running, begin to work."""
+        runs = self._queue.take_over(self._engine.workers)
         self._queue.recover()
         self._engine.start()
         for worker in self._engine.workers:
-            thread = threading.Thread(target=self._serve, args=(worker,), name=f"jobs-{worker}")
+            own = [job for name, job in runs if name == worker]
+            thread = threading.Thread(target=self._serve, args=(worker, own), name=f"jobs-{worker}")
             thread.start()
             self._threads.append(thread)
 
@@ -75,7 +77,9 @@ class Dispatcher:
             if now:
                 self._engine.end_run(worker, job)
 
-    def _serve(self, worker: str) -> None:
+    def _serve(self, worker: str, runs: Sequence[Job]) -> None:
+        for run in runs:  # They are at work, whatever this worker has loaded.
+            self._run(worker, run, begun=True)
         ready = False
         while not self._stopping.is_set():
             try:
@@ -93,10 +97,18 @@ class Dispatcher:
                     # Loading is asked about again; a job wakes this up at once.
                     self._queue.changed.wait(1.0 if ready else 0.05)
 
-    def _run(self, worker: str, job: Job) -> None:
+    def _run(self, worker: str, job: Job, *, begun: bool = False) -> None:
+        """Have a job done and write its end down.
+
+        Args:
+            begun: another process has begun it, so it is followed even if it was cancelled since.
+        """
         self._running[job.id] = worker
         try:
-            if self._queue.get(job.id).status == "cancelling":
+            cancelled = self._queue.get(job.id).status == "cancelling"
+            if cancelled and begun:
+                self._cancelled.add(job.id)
+            if cancelled and not begun:
                 outcome = Outcome("cancelled")
             else:
                 warm = self._engine.loaded(worker)
@@ -107,7 +119,8 @@ class Dispatcher:
             self._finish(job, outcome)
         except WorkerDied as died:
             if self._stopping.is_set():
-                self._ending(self._queue.release, job)
+                if job.kind != "train":  # A run goes on, and the next server with it.
+                    self._ending(self._queue.release, job)
                 return
             self._metrics.restarts.inc()
             _log.warning("job %s: worker %s was ended by %s", job.id, worker, died.signal)
@@ -127,10 +140,13 @@ class Dispatcher:
         if outcome.status == "succeeded":
             made = self._sets.made_by(Path(job.folder))
             told = {"notes": self._notes.get(job.id, []), **(outcome.result or {})}
-            result = {**_without_folder(told, job.folder), "sets": made}
+            result = {**told, "sets": made}
             if job.kind in _MAKING and not made:
                 outcome = Outcome("failed", error=_NOTHING)
-        done = Outcome(outcome.status, result, outcome.error)
+        folder, root = Path(job.folder), self._sets.root
+        result = _without_places(result, folder, root)
+        error = _without_places(outcome.error, folder, root)
+        done = Outcome(outcome.status, result, error)
         ended = self._ending(self._queue.finish, job, done)
         if ended:
             for made_set in (ended.result or {}).get("sets", ()):
@@ -159,13 +175,22 @@ class Dispatcher:
             self._bus.tell(kind, {**told, "job": job.id, "at": time.time()}, job.client, job.id)
 
 
-def _without_folder(value: Any, folder: str) -> Any:
-    """A result with files by their names in the job's folder: clients need no path of ours."""
+def _without_places(value: Any, folder: Path, root: Path) -> Any:
+    """What a worker says, with ids and names in place of where things lie on this machine.
+
+    Args:
+        folder: the job's: files in it go by their names there, itself by its id.
+        root: the served folder.
+    """
     if isinstance(value, dict):
-        return {key: _without_folder(item, folder) for key, item in value.items()}
+        return {key: _without_places(item, folder, root) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_folder(item, folder) for item in value]
-    return value.removeprefix(f"{folder}/") if isinstance(value, str) else value
+        return [_without_places(item, folder, root) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value == str(folder) and folder.is_relative_to(root):
+        return "~".join(folder.relative_to(root).parts)
+    return value.replace(f"{folder}/", "").replace(f"{root}/", "")
 
 
 _NOTHING: Problem = {

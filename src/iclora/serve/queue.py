@@ -16,7 +16,7 @@ import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -306,15 +306,35 @@ class Queue:
         """The server goes down in order: queue a job again as if it had not been tried."""
         return self._end(job, "queued", counted=False)
 
+    def take_over(self, workers: Sequence[str]) -> list[tuple[str, Job]]:
+        """Go on with the training runs of a process that is gone: they outlive their server.
+
+        Args:
+            workers: of this process; a run stays with the one it had, if there is one of its name.
+        Returns: running and cancelling jobs, which are now this process's, each with its worker.
+        """
+        found = []
+        with self._store.change() as db:
+            rows = db.execute(
+                "SELECT id, owner FROM jobs WHERE status IN ('running', 'cancelling')"
+                " AND kind='train'"
+            ).fetchall()
+            for row in rows:
+                owner, _, had = row["owner"].partition(" ")
+                if owner == self.owner:
+                    continue
+                worker = had if had in workers else workers[0]
+                db.execute(
+                    "UPDATE jobs SET owner=? WHERE id=?", (f"{self.owner} {worker}", row["id"])
+                )
+                found.append((worker, job_of(_row(db, row["id"]))))
+        return found
+
     def recover(self) -> list[Job]:
-        """Take back the leases of processes that are gone; called once, at the start."""
+        """Take back the leases of processes that are gone, after `take_over`, at the start."""
         rows = self._store.rows("SELECT * FROM jobs WHERE status IN ('running', 'cancelling')")
         gone = [job_of(row) for row in rows if not row["owner"].startswith(f"{self.owner} ")]
-        # A run goes on without its server, so it is not the server's end that it could cause.
-        ended = [
-            self.release(job) if job.kind == "train" else self.give_back(job, "the server's end")
-            for job in gone
-        ]
+        ended = [self.give_back(job, "the server's end") for job in gone]
         with self._store.change() as db:
             db.execute(
                 "DELETE FROM jobs WHERE status IN ('succeeded', 'failed', 'cancelled') AND id <"
