@@ -194,7 +194,8 @@ def test_a_text_for_each_panel_is_counted_and_needs_to_know_the_panels(ask):
 
 
 def test_a_speed_is_measured_here_and_never_made_up(tiny, make_dataset):
-    config = settings(base="tiny", data=str(make_dataset()), resolutions=(64, 96), device="cpu")
+    given = {"base": "tiny", "data": str(make_dataset()), "resolutions": (64, 96), "batch": 1}
+    config = settings(**given, device="cpu")
     low, high = plan_run(config, here=False).seconds
     assert 0 < low < high
     away = plan_run(config.model_copy(update={"vram": 24.0, "device": "auto"}), here=False)
@@ -264,7 +265,7 @@ def test_the_shipped_outline_is_diffusers_own_default():
 def test_plan_writes_a_run_file_that_train_reads(tmp_path, capsys, small):
     file = tmp_path / "run.toml"
     words = ["plan", "--base", str(small), "--vram", "24", "--steps", "7", "--write", str(file)]
-    assert main(words) == 0
+    assert main([*words, "--resolutions", "512", "1536"]) == 0
     shown = capsys.readouterr().out
     assert "recompute    0 of 7 blocks" in shown
     assert "canvases     512x512 to 1536x1536" in shown
