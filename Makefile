@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check types setup clean
 
 setup: .venv/ready
 
@@ -35,6 +35,16 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory types
+
+# The page's JavaScript is checked against its comments' types. Nothing that runs needs npm.
+TYPES := typescript@7.0.2 preact@11.2.0 htm@3.1.1 @preact/signals@2.11.4
+TSC := .venv/tsc/node_modules/.bin/tsc
+types:
+	@if [ -x $(TSC) ] || { command -v npm >/dev/null && npm install --silent --no-audit --no-fund \
+			--ignore-scripts --prefix .venv/tsc $(TYPES) >/dev/null 2>&1; }; then \
+		$(TSC) -p tests/web/tsconfig.json; \
+	else echo "note: the page's types are not checked: npm is missing, or cannot reach its registry"; fi
 
 clean:
 	rm -rf .venv demo

@@ -24,10 +24,15 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no Chromium is installed here: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         # Tests may run as root, for whom Chromium has no sandbox; only our own page is opened.
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        found = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        # Machines that run tests are busy.
+        sync_api.expect.set_options(timeout=15_000)
         yield found
         found.close()
 
@@ -35,11 +40,10 @@ def browser():
 class Watched:
     """A tab, and what it asked for."""
 
-    def __init__(self, browser, studio, size=WIDE, **more):
-        self.studio = studio
-        self.context = browser.new_context(viewport=size, **more)
-        self.context.set_default_timeout(8000)
-        self.page = self.context.new_page()
+    def __init__(self, context, studio, once=True):
+        self.studio, self.context, self.once = studio, context, once
+        context.set_default_timeout(15_000)
+        self.page = context.new_page()
         self.asked, self.errors = [], []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -53,20 +57,36 @@ class Watched:
         return self.page
 
 
+@pytest.fixture(scope="session")
+def usual(browser, studio):
+    """The tab that most tests share: a new one takes half a second of CPU."""
+    context = browser.new_context(viewport=WIDE)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return Watched(context, studio, once=False)
+
+
 @pytest.fixture
-def tab(browser, studio):
+def tab(browser, studio, request):
     """Opens tabs on a studio without drafts, jobs that wait, or a held engine."""
     opened = []
-    drafts = studio.server.catalog.home / "drafts"
-    shutil.rmtree(drafts, ignore_errors=True)
+    shutil.rmtree(studio.server.catalog.home / "drafts", ignore_errors=True)
 
     def new(size=WIDE, **more):
-        opened.append(Watched(browser, studio, size, **more))
-        return opened[-1]
+        if size is WIDE and not more:
+            found = request.getfixturevalue("usual")
+            found.asked.clear()
+        else:
+            found = Watched(browser.new_context(viewport=size, **more), studio)
+        opened.append(found)
+        return found
 
     yield new
     for each in opened:
-        each.context.close()
+        if each.once:
+            each.context.close()
+        else:  # Before a draft that waits is sent.
+            each.page.evaluate("localStorage.clear()")
+            each.page.goto("about:blank")
         assert each.errors == []
     studio.engine.failure = None
     studio.engine.go.set()

@@ -50,10 +50,13 @@ def test_the_only_inline_script_is_the_import_map_and_its_nonce_is_of_one_answer
 
 
 def test_a_file_of_the_page_is_sent_once_and_then_known(served):
-    first = served.get("/page/app.css")
-    plain = served.get("/page/app.css", headers={"Accept-Encoding": "identity"})
+    style = next(path for path in page.PATHS if path.endswith("/app.css"))
+    assert f'href="{style[1:]}"' in served.get("/").text
+    first = served.get(style)
+    assert "immutable" in first.headers["cache-control"]
+    plain = served.get(style, headers={"Accept-Encoding": "identity"})
     assert (first.headers["content-encoding"], first.text) == ("gzip", plain.text)
-    again = served.get("/page/app.css", headers={"If-None-Match": first.headers["etag"]})
+    again = served.get(style, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
 

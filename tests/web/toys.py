@@ -12,9 +12,12 @@ from pathlib import Path
 
 import uvicorn
 from PIL import Image
+from pydantic import TypeAdapter
 
 from iclora.files import work_folder
 from iclora.serve.engine import Outcome, WorkerDied
+from iclora.serve.inputs import asks
+from iclora.serve.routes.jobs import submit
 from iclora.serve.server import Server
 from iclora.sets.images import open_image
 from iclora.sets.recipe import load_recipe
@@ -130,3 +133,8 @@ class Studio:
     @property
     def link(self):
         return link(self.server, f"http://127.0.0.1:{self.port}")
+
+    def post(self, kind, told):
+        """Queue a job, as another program would."""
+        ask = TypeAdapter(asks).validate_python({"kind": kind, "input": told})
+        return submit(self.server, ask, "")[0]

@@ -2,6 +2,9 @@
 
 Nothing is built and nothing comes from elsewhere. Scripts are modules of ours or vendored ones; the
 only inline script is the import map, which the policy lets through by a nonce of the answer.
+
+Files lie below a name made of their contents, so that a browser asks for each once: a page that is
+reloaded through a tunnel asks for nothing but itself.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
+
+from iclora.files import digest_each
 
 __all__ = ["PATHS", "read_files", "router"]
 
@@ -32,6 +37,9 @@ _POLICY = (
     "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
+
+
+_FOREVER = "public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ def read_files() -> dict[str, _File]:
 
 
 _FILES = read_files()
-PATHS = frozenset({"/"} | {f"/page/{name}" for name in _FILES if name != "index.html"})
+_BELOW = f"page/{digest_each(file.data for _, file in sorted(_FILES.items()))[:16]}/"
+PATHS = frozenset({"/"} | {f"/{_BELOW}{name}" for name in _FILES if name != "index.html"})
 """Paths that need no token: code that everybody may read, and nothing of the served folder."""
 
 
@@ -70,13 +79,14 @@ PATHS = frozenset({"/"} | {f"/page/{name}" for name in _FILES if name != "index.
 def index() -> Response:
     """The page."""
     nonce = secrets.token_urlsafe(16)
-    text = _FILES["index.html"].data.replace(b"{{nonce}}", nonce.encode())
+    text = _FILES["index.html"].data.decode().replace("{{nonce}}", nonce)
+    text = text.replace('"page/', f'"{_BELOW}').replace('"./page/', f'"./{_BELOW}')
     headers = {"Content-Security-Policy": _POLICY.format(nonce=nonce), "Cache-Control": "no-cache"}
     return Response(text, media_type=_TYPES[".html"], headers=headers)
 
 
 def _sender(file: _File) -> Callable[[Request], Response]:
-    headers = {"ETag": file.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    headers = {"ETag": file.etag, "Cache-Control": _FOREVER, "Vary": "Accept-Encoding"}
 
     def send(request: Request) -> Response:
         if request.headers.get("if-none-match") == file.etag:
@@ -91,4 +101,4 @@ def _sender(file: _File) -> Callable[[Request], Response]:
 
 for _name, _file in _FILES.items():
     if _name != "index.html":
-        router.add_api_route(f"/page/{_name}", _sender(_file), methods=["GET"])
+        router.add_api_route(f"/{_BELOW}{_name}", _sender(_file), methods=["GET"])

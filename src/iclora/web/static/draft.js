@@ -60,8 +60,9 @@ async function send() {
 
 /** Take up the draft where it was left, here or elsewhere. */
 export async function restore() {
-  const here = JSON.parse(localStorage.getItem(KEPT) ?? "null");
   const there = await get("drafts/make");
+  // Read last: somebody may have written meanwhile.
+  const here = JSON.parse(localStorage.getItem(KEPT) ?? "null");
   const newest = here && here.version >= there.version ? here : there;
   version = newest.version;
   draft.value = { ...empty(), ...newest.values };

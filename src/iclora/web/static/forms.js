@@ -44,6 +44,12 @@ export function read(values) {
 const LABELS = /** @type {Record<string, string>} */ ({ resample_from: "Resample from", negative: "Negative words", text: "Panels read" });
 const label = (/** @type {string} */ name) => LABELS[name] ?? name.charAt(0).toUpperCase() + name.slice(1).replace(/_/g, " ");
 
+/** An error as it reads beside its field, which need not be named. @param {any} error */
+function here(error) {
+  const found = /^invalid settings?: `\w+`: ([^;]+)$/.exec(error?.problem ?? "");
+  return found ? { ...error, problem: found[1], advice: "" } : error;
+}
+
 /** One setting: label, field, help, and what is wrong with it. @param {{name: string, empty?: string}} props */
 export function Setting({ name, empty }) {
   const kind = schemaOf(name);
@@ -66,7 +72,7 @@ export function Setting({ name, empty }) {
       ? html`<select ...${common}><option value="">${shown}</option>${kind.enum.map((each) => html`<option>${each}</option>`)}</select>`
       : html`<input type="text" inputmode=${kind.type === "integer" ? "numeric" : kind.type === "number" ? "decimal" : "text"}
           placeholder=${shown} autocomplete="off" spellcheck="false" ...${common} />`}
-    <${Wrong} error=${error} id=${`wrong-${name}`} />
+    <${Wrong} error=${here(error)} id=${`wrong-${name}`} />
     <p class="help" id=${`help-${name}`}>${plain(kind.description ?? "")}</p>
   </div>`;
 }

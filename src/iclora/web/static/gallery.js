@@ -152,7 +152,7 @@ function List() {
   </div>`;
 }
 
-/** What to do where nothing is. */
+/** What to do where nothing is. @param {{filtered: boolean, trashed: boolean}} props */
 function Nothing({ filtered, trashed }) {
   if (filtered) return html`<div class="nothing"><h2>No set is like that</h2>
     <button type="button" onClick=${() => refine({})}>Show all sets</button></div>`;

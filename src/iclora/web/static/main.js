@@ -32,7 +32,7 @@ function Page() {
   return html`
     <a class="unseen skip" href="#main" onClick=${(/** @type {Event} */ event) => { event.preventDefault(); document.getElementById("main")?.focus(); }}>To the content</a>
     <header>
-      <a class="brand" href="#/make"><img src="page/icon.svg" alt="" /> iclora</a>
+      <a class="brand" href="#/make"><img src=${new URL("icon.svg", import.meta.url).href} alt="" /> iclora</a>
       <nav aria-label="Screens">${Object.entries(SCREENS).map(([to, [label]]) => html`<a href=${`#/${to}`} aria-current=${to === screen ? "page" : undefined}>${label}</a>`)}</nav>
       <span class="ends">
         <button type="button" class="bare" aria-label=${dark() ? "Light colours" : "Dark colours"} onClick=${() => (theme.value = dark() ? "light" : "dark")}><${Icon} name=${dark() ? "sun" : "moon"} /></button>
@@ -70,9 +70,9 @@ function Foot() {
 const size = (/** @type {number} */ bytes) => (bytes < 1e12 ? `${(bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0)} GB` : `${(bytes / 1e12).toFixed(1)} TB`);
 
 function KeyList() {
-  return html`<h2>Keys</h2>${KEYS.map(([where, keys]) => html`<h3>${where}</h3>
-    <dl class="keys">${/** @type {string[][]} */ (keys).map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>`)}
-    <button type="button" onClick=${() => (listed.value = false)}>Close</button>`;
+  return html`<div class="steps"><h2>Keys</h2><button type="button" class="bare" aria-label="Close" onClick=${() => (listed.value = false)}><${Icon} name="close" /></button></div>
+    ${KEYS.map(([where, keys]) => html`<h3>${where}</h3>
+    <dl class="keys">${/** @type {string[][]} */ (keys).map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>`)}`;
 }
 
 /** What is shown without a token. */
@@ -95,9 +95,8 @@ async function open() {
   if (!follows) {
     follows = true;
     start();
-    await begin();
-  } else await load();
-  await restore();
+    await begin(restore);
+  } else await load(restore);
 }
 
 takeToken();

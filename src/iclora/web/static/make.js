@@ -12,6 +12,8 @@ import { adapters, know, recipeOf, recipes, usualSeconds } from "./state.js";
 import { note } from "./undo.js";
 import { join, lasting, split, spoken } from "./words.js";
 
+/** @typedef {import("./state.js").Recipe} Recipe */
+
 const MORE = ["guidance", "strength", "size", "text", "resample", "boost", "resample_from", "negative"];
 
 export function Make() {
@@ -63,13 +65,13 @@ export function Make() {
     <section class="side" aria-label="What it shows">
       <${Task} recipe=${recipe} />
       <${Words} recipe=${recipe} />
-      <${Start} recipe=${recipe} seen=${seen} />
+      <${Start} seen=${seen} />
       <${Numbers} />
     </section>
   </div>`;
 }
 
-/** Recipe and adapter. */
+/** Recipe and adapter. @param {{recipe: Recipe}} props */
 function Task({ recipe }) {
   const now = draft.value;
   const pick = (/** @type {any} */ event) => {
@@ -103,13 +105,17 @@ function Task({ recipe }) {
 }
 
 /** One text with the markers of another recipe, if it has those of its own. */
-function reworded(/** @type {import("./state.js").Recipe} */ recipe, /** @type {import("./state.js").Recipe} */ other) {
+function reworded(/** @type {Recipe} */ recipe, /** @type {Recipe} */ other) {
   const now = draft.value;
   const parts = now.way === "text" && split(recipe, now.text);
   return parts ? { text: join(other, parts.overview, parts.panels) } : {};
 }
 
-/** A text field that is as high as its words. */
+/**
+ * A text field that is as high as its words.
+ * @param {{id: string, value: string, onInput: (text: string) => void, rows?: number, invalid?: boolean,
+ *   describedby?: string, placeholder?: string}} props
+ */
 function Area({ id, value, onInput, rows = 2, invalid = false, describedby = "", placeholder = "" }) {
   const ref = useRef(/** @type {any} */ (null));
   useLayoutEffect(() => {
@@ -121,7 +127,7 @@ function Area({ id, value, onInput, rows = 2, invalid = false, describedby = "",
     onInput=${(/** @type {any} */ event) => onInput(event.currentTarget.value)}></textarea>`;
 }
 
-/** The joint prompt. */
+/** The joint prompt. @param {{recipe: Recipe}} props */
 function Words({ recipe }) {
   const now = draft.value;
   const error = wrong.value.prompt ?? said();
@@ -172,8 +178,8 @@ function said() {
   return !open && problem?.setting === "prompt" && prompt(draft.value) ? problem : null;
 }
 
-/** The buttons that begin, and what is on its way. */
-function Start({ recipe, seen }) {
+/** The buttons that begin, and what is on its way. @param {{seen: any}} props */
+function Start({ seen }) {
   const now = draft.value;
   const count = Number(now.values.count) || 1;
   const each = usualSeconds(now.recipe);
@@ -228,7 +234,7 @@ function Numbers() {
   </div>`;
 }
 
-/** Below the panels: what is shown, and what was made before. */
+/** Below the panels: what is shown, and what was made before. @param {{canvas: import("./slots.js").Canvas}} props */
 function Below({ canvas }) {
   const now = draft.value;
   return html`<div class="below">

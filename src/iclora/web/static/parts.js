@@ -38,7 +38,7 @@ const SHAPES = /** @type {Record<string, string>} */ ({
   moon: "M6.5 1.5a6.6 6.6 0 1 0 8 8 5.4 5.4 0 0 1-8-8z",
 });
 
-/** A sign; the button or link around it says in words what it is. */
+/** A sign; the button or link around it says in words what it is. @param {{name: string}} props */
 export const Icon = ({ name }) =>
   html`<svg class="icon" viewBox="0 0 16 16" aria-hidden="true" focusable="false"><path d=${SHAPES[name]} /></svg>`;
 
@@ -55,7 +55,10 @@ export function Wrong({ error, id }) {
 /** Settings without the backticks that other doors turn into options. */
 export const plain = (/** @type {string} */ text) => (text ?? "").replace(/`([^`]+)`/g, "“$1”");
 
-/** A picture that is enlarged by whole pixels if it is tiny, as toyland's are. */
+/**
+ * A picture that is enlarged by whole pixels if it is tiny, as toyland's are.
+ * @param {{src: string, alt: string, eager?: boolean, class?: string}} props
+ */
 export function Picture({ src, alt, eager = false, ...more }) {
   const sharp = (/** @type {any} */ event) => {
     const img = event.currentTarget;
@@ -99,7 +102,10 @@ export function Undo() {
   </div>`;
 }
 
-/** A dialog of the browser's own, which keeps the focus inside. */
+/**
+ * A dialog of the browser's own, which keeps the focus inside.
+ * @param {{open: boolean, onClose: () => void, label: string, children?: any}} props
+ */
 export function Dialog({ open, onClose, label, children }) {
   const ref = useRef(/** @type {any} */ (null));
   useEffect(() => {

@@ -73,6 +73,7 @@ export function OneSet({ id }) {
   </article>`;
 }
 
+/** How it was made. @param {{one: import("./state.js").MadeSet, request: any, origin: any}} props */
 function Facts({ one, request, origin }) {
   const rows = [
     ["Made", ago(one.made)],
@@ -132,7 +133,7 @@ async function pixels(/** @type {string} */ id) {
   return drawn.getImageData(0, 0, picture.width, picture.height);
 }
 
-/** The set as a command and as a call. */
+/** The set as a command and as a call. @param {{id: string, origin: any}} props */
 function Copies({ id, origin }) {
   if (!origin) return null;
   const quoted = (/** @type {string} */ text) => `'${text.replace(/'/g, `'\\''`)}'`;

@@ -88,8 +88,8 @@ const queueSoon = soon(loadQueue, 80);
 const machineSoon = soon(loadMachine, 80);
 const offersSoon = soon(loadOffers, 200);
 
-/** Ask for everything, then follow events. */
-export async function begin() {
+/** Ask for everything, then follow events. @param {() => Promise<void>} first what is taken up before anything is shown */
+export async function begin(first) {
   listen((type, data) => {
     if (type === "progress") {
       jobs.value = jobs.value.map((job) => (job.id === data.job ? { ...job, progress: data } : job));
@@ -106,19 +106,19 @@ export async function begin() {
       queueSoon();
     }
   }, 2000);
-  await load();
+  await load(first);
 }
 
-/** Ask for everything. */
-export async function load() {
+/** Ask for everything. @param {() => Promise<void>} first */
+export async function load(first) {
   try {
-    await Promise.all([loadQueue(), loadMachine(), loadOffers(), loadForms()]);
+    await Promise.all([loadQueue(), loadMachine(), loadOffers(), loadForms(), first()]);
     failed.value = null;
     loaded.value = true;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     failed.value = error;
-    setTimeout(load, 2000);
+    setTimeout(load, 2000, first);
   }
 }
 
