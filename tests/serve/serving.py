@@ -13,7 +13,7 @@ from tests.serve.fake import FakeEngine
 
 
 def main(folder: str, how: str = "0") -> None:
-    """Print the port and serve.
+    """Print the port, serve, and print at the end if torch was imported.
 
     Args:
         how: seconds that a job takes; "held" for jobs without an end, "paused" for a paused queue.
@@ -25,6 +25,13 @@ def main(folder: str, how: str = "0") -> None:
         engine.pace = float(how)
     settings = ServeSettings(folder=folder, paused=how == "paused")
     server = Server(settings, "toyland", engine)
+    close = server.close
+
+    def say_and_close() -> None:
+        print("torch" in sys.modules, flush=True)
+        close()
+
+    server.close = say_and_close
     with _listen(ServeSettings(port=0)) as listening:
         print(listening.getsockname()[1], flush=True)
         run(make_app(server), server, listening)

@@ -39,11 +39,12 @@ class Process:
 
     def end(self, how):
         self.process.send_signal(how)  # Nothing to one that has ended.
-        self.process.communicate(timeout=60)
+        said = self.process.communicate(timeout=60)[0]
         for answer in self.streams:
             answer.close()
         for connection in self.connections:
             connection.close()
+        return said
 
 
 @pytest.fixture
@@ -57,10 +58,11 @@ def start(tmp_path):
 
     yield start
     for each in begun:
-        each.end(signal.SIGKILL)
+        if each.process.poll() is None:
+            each.end(signal.SIGKILL)
 
 
-def test_a_server_is_told_to_end_killed_and_started_again_and_loses_no_job(start, tmp_path):
+def test_a_server_without_torch_is_told_to_end_then_killed_and_loses_no_job(start, tmp_path):
     folder = tmp_path
     first = start("held")
     ids = [first.post()["id"] for _ in range(3)]
@@ -68,8 +70,9 @@ def test_a_server_is_told_to_end_killed_and_started_again_and_loses_no_job(start
     first.streams.append(stream)
     assert stream.readline() == b"retry: 2000\n"
     began = time.monotonic()
-    first.end(signal.SIGTERM)
+    imported_torch = first.end(signal.SIGTERM)
     assert time.monotonic() - began < 9, "a stream held it up"
+    assert imported_torch == "False\n"
     statuses = Store(folder / ".iclora" / "serve.sqlite").rows("SELECT status, attempt FROM jobs")
     assert {tuple(row) for row in statuses} == {("queued", 0)}
 

@@ -32,6 +32,7 @@ __all__ = ["OPEN", "Access", "Client"]
 OPEN = frozenset({"/healthz", "/readyz", "/login"})
 """Paths without a token: they tell nothing but that the server runs."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_ANY = frozenset({"0.0.0.0", "[::]"})  # noqa: S104 (no name of this server)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -73,7 +74,8 @@ class Access:
         self._codes: set[str] = set()
         self._lock = threading.Lock()
         bind = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self._hosts = _LOOPBACK | {bind.lower()} | {name.lower() for name in settings.host_name}
+        own = set() if bind in _ANY else {bind.lower()}
+        self._hosts = _LOOPBACK | own | {name.lower() for name in settings.host_name}
         self._origins = {origin.lower().rstrip("/") for origin in settings.allow_origin}
 
     # -- the printed link -------------------------------------------------------------------------

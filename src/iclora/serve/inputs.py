@@ -27,7 +27,7 @@ from iclora.settings import (
 )
 from iclora.settings.fields import names_files
 
-__all__ = ["INPUTS", "NAMED", "SETTINGS", "Ask", "asks"]
+__all__ = ["INPUTS", "NAMED", "SERVERS", "SETTINGS", "Ask", "asks", "input_of"]
 
 Name = Annotated[str, Field(min_length=1, max_length=201)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -82,7 +82,7 @@ _ELSE: Mapping[tuple[str, str], tuple[Any, str]] = {
     ("caption", "captioner"): (Name, "who writes, one of those that the server offers"),
 }
 
-_SERVERS = frozenset(
+SERVERS = frozenset(
     {"base", "out", "device", "dtype", "precision", "model_device", "api", "cache", "prompts"}
     | {"knowledge", "trackers", "shard", "workers"}
 )
@@ -96,11 +96,11 @@ class _Input(Settings):
     model_config = ConfigDict(defer_build=False, title="Input")
 
 
-def _input_of(kind: str, model: type[Settings]) -> type[Settings]:
+def input_of(kind: str, model: type[Settings]) -> type[Settings]:
     """The model of what a client tells one kind of job."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if name in _SERVERS:
+        if name in SERVERS:
             continue
         annotation, said = field.rebuild_annotation(), field.description
         if name in NAMED:
@@ -117,7 +117,7 @@ def _input_of(kind: str, model: type[Settings]) -> type[Settings]:
     return create_model(f"{kind.title()}Input", __base__=_Input, **fields)
 
 
-INPUTS: Mapping[str, type[Settings]] = {k: _input_of(k, model) for k, model in SETTINGS.items()}
+INPUTS: Mapping[str, type[Settings]] = {k: input_of(k, model) for k, model in SETTINGS.items()}
 """What a client tells each kind of job."""
 
 
