@@ -125,3 +125,29 @@ def test_bars_are_said_by_check_and_gone_in_review(tmp_path):
     assert reports[0].set.load().panels[1].tobytes() == picture(200, 100, 1).tobytes()
     write_review(dataset, reports, tmp_path / "r.html")
     assert "it is cut inside them" in (tmp_path / "r.html").read_text()
+
+
+def smooth(seed: int, width: int = 256, height: int = 192) -> Image.Image:
+    """A picture without any line of one colour."""
+    colours = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "magenta", "#336699"])
+@pytest.mark.parametrize("quality", [60, 85])
+def test_gutters_of_two_lines_are_found_behind_compression(colour, quality):
+    """JPEG blends their colours with the pictures', not their brightness."""
+    canvas = Image.new("RGB", (256, 3 * 192 + 2 * 2), colour)
+    for number in range(3):
+        canvas.paste(smooth(number), (0, number * 194))
+    found = find_panels(Layout.stacked([192] * 3, [[256]] * 3), as_jpeg(canvas, quality))
+    assert found.bars == 2
+    assert [box.height for box in found.layout.boxes] == [192] * 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_border_with_a_thin_line_around_the_picture_is_cut_with_the_line(seed):
+    framed = Image.new("RGB", (280, 216), "white")
+    framed.paste(smooth(seed), (12, 12))
+    ImageDraw.Draw(framed).rectangle((10, 10, 269, 205), outline="black", width=2)
+    assert find_edges(framed) == Edges(12, 12, 12, 12)

@@ -25,6 +25,13 @@ _OTHER = 14.0
 _ENDS = 0.7
 """Share of the line behind a bar that has to be of another colour."""
 _THINNEST = 2
+_THIN = 5
+"""Lines of a gutter that compression blends as a whole."""
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_FLAT_LIGHT = 6.0
+"""As `_FLAT`, of brightness alone, which JPEG does not keep at a smaller size."""
+_BLENDED = 24.0
+"""As `_FLAT`, of a line whose colours are blended with its neighbours'."""
 _MOST = 0.3
 """Share of a side that a bar at its edge takes at most."""
 
@@ -130,7 +137,14 @@ def _at_start(pixels: Pixels) -> int:
     if end < _THINNEST or end > len(pixels) * _MOST:
         return 0
     colour = pixels[:end].mean(axis=(0, 1))
-    return _sharp_end(pixels, end, colour)
+    edge = _sharp_end(pixels, end, colour)
+    return edge + _hairline(pixels[edge : edge + 4]) if edge else 0
+
+
+def _hairline(pixels: Pixels) -> int:
+    """Lines of the thin frame that begins behind a bar; 0 if there is none, or no end of it."""
+    flat = _is_flat(pixels)
+    return 0 if flat.all() else int(np.argmin(flat))
 
 
 def find_gutter(
@@ -170,6 +184,41 @@ def find_gutter(
             continue
         if best is None or length > best[1] - best[0]:
             best = found
+    return best or _thin_gutter(pixels, low, high)
+
+
+def _thin_gutter(pixels: Pixels, low: int, high: int) -> tuple[int, int] | None:
+    """Find a gutter of a few lines whose colours compression has blended with the pictures'.
+
+    JPEG keeps colours at half the size, so that a line's neighbours show in them; its brightness
+    is still its own, equal along the whole line, and ends at once above and below.
+    """
+    start, end = max(2, low - _THIN), min(len(pixels) - 2, high + _THIN)
+    lines = _sampled(pixels[start - 2 : end + 2])
+    light = lines @ _LUMA
+    off = np.abs(lines - lines.mean(axis=1, keepdims=True)).mean(axis=(1, 2))
+    even = np.abs(light - light.mean(axis=1, keepdims=True)).mean(axis=1) < _FLAT_LIGHT
+    flat = (even & (off < _BLENDED)).tolist()
+    best: tuple[int, int] | None = None
+    at = 2
+    while at < len(flat) - 2:
+        if not flat[at]:
+            at += 1
+            continue
+        last = at
+        while last < len(flat) and flat[last]:
+            last += 1
+        levels = light[at:last].mean(axis=1)
+        inside = low <= start - 2 + (at + last) / 2 <= high
+        if _THINNEST <= last - at <= _THIN and inside and np.ptp(levels) < _OTHER:
+            # The lines next to it may be blended.
+            away = np.abs(
+                lines[[at - 2, min(last + 1, len(lines) - 1)]] - lines[at:last].mean((0, 1))
+            )
+            ends = (away.max(axis=2) > _OTHER).mean(axis=1).min() >= _ENDS
+            if ends and (best is None or last - at > best[1] - best[0]):
+                best = start - 2 + at, start - 2 + last
+        at = last
     return best
 
 
@@ -201,7 +250,8 @@ def _sharp_end(pixels: Pixels, end: int, colour: NDArray[np.float32]) -> int:
         return 0
     off = away.mean(axis=(1, 2))
     # A blended line lies between the bar and the picture; what fades takes many lines.
-    if (off[2:] - off[:-2]).max(initial=0) < 0.5 * off.max():
+    jump = max((off[2:] - off[:-2]).max(initial=0), (off[1:] - off[:-1]).max(initial=0))
+    if jump < 0.5 * off.max():
         return 0
     return end - 1 + int(np.argmax(off > 0.6 * off.max()))
 
