@@ -9,13 +9,16 @@ warm     a job of a worker that has made a set with the other adapter just befor
 bare     the same set by the same functions in this process, base and adapters as warm as there
 job      what the engine adds: the median of warm less bare, pair by pair, in turns
 
-Every set is compared with the cold one of its seed, byte by byte.
+Sets of one seed are compared, byte by byte. With `--soak N` instead: N jobs of one step, each with
+another text, adapters in turn, and the worker's resident memory as they go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +38,7 @@ from iclora.serve.engine import Order
 from iclora.serve.local import LocalEngine
 from iclora.serve.warm import Warm
 from iclora.settings import GenerateSettings, settings_of
-from iclora.toyland.tasks import TASKS
+from iclora.toyland.tasks import TASKS, draw_set
 
 TASK = TASKS["film-storyboard"]
 
@@ -125,9 +128,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--soak", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        measure(Path(name), args.rounds, args.steps)
+        if args.soak:
+            soak(Path(name), args.soak)
+        else:
+            measure(Path(name), args.rounds, args.steps)
 
 
 def measure(folder: Path, rounds: int, steps: int) -> None:
@@ -172,6 +179,28 @@ def measure(folder: Path, rounds: int, steps: int) -> None:
     print(f"processor: warm {middle(used['warm']):.2f} s, bare {middle(used['bare']):.2f} s;")
     print(f"           a job adds {middle(busy):.0f} ms ({min(busy):.0f} to {max(busy):.0f})")
     print(f"{equal} of {rounds + 2} sets the same by every way, byte by byte")
+
+
+def soak(folder: Path, jobs: int) -> None:
+    adapters = write_adapters(folder)
+    engine = LocalEngine(["cpu"], base="toyland", logs=folder / "logs")
+    engine.start()
+    texts = [draw_set(TASK, random.Random(f"soak {n}"))[1].text for n in range(jobs)]
+    held = {}
+    for number, text in enumerate(texts):
+        values = told(adapters[number % 2], number, 1, text)
+        out = folder / "out" / str(number)
+        outcome = engine.run("cpu", Order(str(number), "generate", values, str(out), 1), ignore)
+        assert outcome.status == "succeeded", outcome
+        shutil.rmtree(out)
+        pages = int(Path(f"/proc/{engine.pid('cpu')}/statm").read_text().split()[1])
+        held[number + 1] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    engine.stop()
+    after = [at for at in held if at >= min(100, jobs // 2)]
+    shown = ", ".join(f"{held[at]:.0f} MB after {at}" for at in after[:: max(1, len(after) // 8)])
+    grown = held[jobs] / held[after[0]] - 1
+    print(f"{jobs} jobs, each with another text: {shown}; {held[jobs]:.0f} MB at the end")
+    print(f"{100 * grown:+.1f}% since job {after[0]}")
 
 
 def ignore(_: dict[str, Any]) -> None:

@@ -96,21 +96,22 @@ def test_reports_tell_how_far_and_how_long_and_hide_where_the_folder_lies():
     assert said[-1]["eta_s"] == 0
     console.warn("/srv/jobs/7/0001 is damaged; see /srv/jobs/7")
     assert said[-1] == {"type": "note", "text": "0001 is damaged; see the folder"}
+    console.say("wrote /srv/jobs/7/0001")
+    assert len(said) == 3, "what was made is a result, and no note"
 
 
 def test_datasets_are_checked_and_composed_as_by_the_command_line(tmp_path):
     data = write_dataset(tmp_path / "data", sets=2)
     (data / "0002" / "caption.txt").write_text("no markers")
     found = work(Order("1", "check", {"data": str(data)}, str(tmp_path / "j1"), 1), Notes(), None)
-    assert [each["name"] for each in found["sets"]] == ["0001", "0002"]
+    assert [each["name"] for each in found["checked"]] == ["0001", "0002"]
     assert found["errors"] == 1
-    assert "0002" in str(found["sets"][1]["problems"])
+    assert "0002" in str(found["checked"][1]["problems"])
     order = Order("2", "compose", {"source": str(data)}, str(tmp_path / "j2"), 1)
     made = work(order, Notes(), None)
-    assert made["dataset"] == str(tmp_path / "j2")
     assert (tmp_path / "j2" / "0001.png").is_file()
     # Its second attempt finds it.
     before = (tmp_path / "j2").stat().st_mtime_ns
-    assert work(order, Notes(), None)["sets"] == made["sets"] == 2
+    assert work(order, Notes(), None)["composed"] == made["composed"] == 2
     assert (tmp_path / "j2").stat().st_mtime_ns == before
     json.dump([found, made], io.StringIO())

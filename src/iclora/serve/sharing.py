@@ -221,7 +221,7 @@ class _Shares(Generic[T]):
                 shown.add(what)
                 self._progress("making", min(len(shown), len(items)), len(items))
             elif kind == "note":
-                if what not in notes and not what.startswith(("wrote ", "kept ")):
+                if what not in notes:
                     notes.add(what)
                     self._console.warn(what)
             elif kind == "failed":

@@ -54,7 +54,7 @@ def _outcome(record: Record, console: JobConsole) -> Outcome:
         return Outcome(
             "failed", error={n: text and console.shown(text) for n, text in found.items()}
         )
-    said: dict[str, Any] = {"run": str(result.folder), "step": result.step, "best": result.best}
+    said: dict[str, Any] = {"step": result.step, "best": result.best}
     if not result.finished:
         return Outcome("cancelled", said)
     return Outcome("succeeded", said | {"made": str(result.made)})

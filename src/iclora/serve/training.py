@@ -196,7 +196,7 @@ class Training:
             return said
         state = state_of(Path(record.folder))
         if self._asked is not None:
-            return Outcome("cancelled", {"run": record.folder, "step": state["step"]})
+            return Outcome("cancelled", {"step": state["step"]})
         raise _Killed(record, int(state["step"]))
 
 

@@ -41,7 +41,8 @@ _PATIENCE = 30.0
 def work(order: Order, console: Console, opener: Opener) -> Result:
     """Do what an order says.
 
-    Returns: what was made, as JSON: paths of "sets", a "report", "problems" of a dataset.
+    Returns: what was made, as JSON: paths of "sets", a "report", "problems" of a dataset. Folders
+        that are the order's own are not named.
     Raises: IcloraError, Cancelled.
     """
     if order.kind not in KINDS:
@@ -157,7 +158,7 @@ def _check(settings: CheckSettings, console: Console, opener: Opener) -> Result:
     severities = [problem.severity for problem in found.problems]
     return {
         "recipe": found.dataset.recipe.name,
-        "sets": sets,
+        "checked": sets,
         "problems": _problems(found.dataset.problems),
         "errors": severities.count("error"),
         "warnings": len(severities) - severities.count("error"),
@@ -168,8 +169,7 @@ def _compose(settings: ComposeSettings, console: Console, opener: Opener) -> Res
     source = open_dataset(settings.source, settings.recipe, settings.background)
     with console.progress() as progress:
         problems = data.compose(source, settings, progress, own=True)
-    count = len(source.sets)
-    return {"dataset": settings.out, "sets": count, "problems": _problems(problems)}
+    return {"composed": len(source.sets), "problems": _problems(problems)}
 
 
 Run = Callable[[Any, Console, Opener], Result]

@@ -83,13 +83,15 @@ class JobConsole:
         self._stage = ""
 
     def say(self, text: str) -> None:
-        self._report({"type": "note", "text": self.shown(text)})
+        # What was made is the job's result, and was shown.
+        if not text.startswith(("wrote ", "kept ")):
+            self.warn(text)
 
     def warn(self, text: str) -> None:
-        self.say(text)
+        self._report({"type": "note", "text": self.shown(text)})
 
     def tell(self, role: str, text: str) -> None:
-        self.say(f"{role}: {text}")
+        self.warn(f"{role}: {text}")
 
     def show(self, picture: Path) -> None:
         self._report({"type": "preview", "path": str(picture)})
