@@ -122,6 +122,10 @@ class Training:
             seen.look()
             if self._asked is not None and time.monotonic() - self._asked > self._patience:
                 self.stop(now=True)
+        # The last threads of a process that was killed hold its files a moment longer.
+        until = time.monotonic() + 10
+        while is_written(Path(record.folder)) and time.monotonic() < until:
+            time.sleep(0.02)
         seen.look()
         return self._ended(record)
 
