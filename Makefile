@@ -27,8 +27,10 @@ demo: setup
 	rm -rf demo
 	$(BIN)/iclora demo --out demo
 
+# With bytecode, also where the machine's settings keep Python from writing it: dozens of processes
+# would compile the same modules.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

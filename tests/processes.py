@@ -10,20 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [
-        "iclora.train.run",
-        "iclora.cli.main",
-        "iclora.making.preview",
-        "iclora.serve.warm",
-        "iclora.serve.work",
-        "torch.distributed.fsdp",
-        "diffusers.models.transformers.transformer_flux",
-        "diffusers.models.autoencoders.autoencoder_kl",
-        "transformers.models.t5.modeling_t5",
-        "transformers.models.clip.modeling_clip",
-    ]
-)
+_FORKS.set_forkserver_preload(["tests.forked"])
 
 
 def start(
