@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,19 +31,26 @@ CAPTION = (
 )
 
 
-_LONG = (
-    "test_workers.py",
+_FIRST = (
+    # Toyland's judge draws 2,592 pictures to compare with.
+    "/toyland/",
+    "evaluate/test_knowledge.py",
+    "metrics/test_judge.py",
+    # Processes are forked from one that imports everything first.
+    "train/test_workers.py",
     "cli/test_training.py",
-    "test_captioner.py",
+    "vlm/test_local.py",
     "test_official_set.py",
     "flux/test_forward.py",
-    "test_demo.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, or one process waits for the other at the end."""
-    items.sort(key=lambda item: not str(item.path).endswith(_LONG))
+    """Begin with what takes longest, or one process waits for the other at the end.
+
+    Tests that share something costly stand together, so that one process alone makes it.
+    """
+    items.sort(key=lambda item: not any(part in item.path.as_posix() for part in _FIRST))
 
 
 def pytest_collection_finish() -> None:
@@ -57,6 +65,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["ICLORA_CACHE"] = str(folder / "cache")
+
+
+@pytest.fixture
+def plots():
+    """Plots are drawn in this test."""
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(request, monkeypatch):
+    """A plot takes as long as all steps of a short run."""
+    room = sys.modules.get("iclora.train.folder")
+    if room is not None and "plots" not in request.fixturenames:
+        for name in ("plot_loss", "plot_validation"):
+            monkeypatch.setattr(room, name, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

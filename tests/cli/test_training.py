@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-import time
+import signal
 
 import pytest
 import torch
@@ -42,8 +43,6 @@ def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, run,
     real = room.apply_step
 
     def interrupted(*args):
-        import signal
-
         os.kill(os.getpid(), signal.SIGINT)
         return real(*args)
 
@@ -57,17 +56,31 @@ def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, run,
     assert (tmp_path / "run" / "adapter.safetensors").exists()
 
 
+def killed_in_its_fourth_step(words):
+    """Type a command; this process ends by SIGKILL between a step's gradients and its weights."""
+    import iclora.train.loop as room
+
+    steps, real = itertools.count(1), room.apply_step
+
+    def step(*args):
+        if next(steps) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    room.apply_step = step
+    return main(words)
+
+
 def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(clean, make_dataset, tmp_path, run):
-    longer = ["--steps", "12", "--save-every", "3", *TRAIN[2:]]
+    longer = ["--steps", "5", "--save-every", "2", *TRAIN[2:]]
     data = ["--base", "tiny", "--data", str(make_dataset()), *longer]
     assert run("train", *data, "--out", tmp_path / "whole")[0] == 0
     words = ["train", *data, "--out", str(tmp_path / "parts")]
-    process = processes.start(main, tmp_path, tmp_path / "said.txt", {}, words)
-    log = tmp_path / "parts" / "log.jsonl"
-    while process.is_alive() and not (log.exists() and log.read_text().count("\n") >= 4):
-        time.sleep(0.01)
-    process.kill()
-    process.join()
+    process = processes.start(killed_in_its_fourth_step, tmp_path, tmp_path / "said", {}, words)
+    process.join(200)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "said").read_text()
+    # A step beyond the last checkpoint was lost.
+    assert (tmp_path / "parts" / "log.jsonl").read_text().count("\n") == 3
     assert not (tmp_path / "parts" / "adapter.safetensors").exists()
     assert run("train", "--resume", tmp_path / "parts")[0] == 0
     one, two = ((tmp_path / n / "adapter.safetensors").read_bytes() for n in ("whole", "parts"))

@@ -1,4 +1,4 @@
-"""What keeps many short runs fast: one cache for all of them, and no plots unless asked for."""
+"""What keeps many short runs fast: one cache for all of them."""
 
 from __future__ import annotations
 
@@ -52,15 +52,3 @@ def config(config, _one_cache):
         return config(out, **{"cache": str(_one_cache), **more})
 
     return make
-
-
-@pytest.fixture
-def plots():
-    """Plots are drawn in this test."""
-
-
-@pytest.fixture(autouse=True)
-def _no_plots(request, monkeypatch):
-    if "plots" not in request.fixturenames:
-        for name in ("plot_loss", "plot_validation"):
-            monkeypatch.setattr(f"iclora.train.folder.{name}", lambda *_: None)

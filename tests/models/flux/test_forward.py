@@ -245,8 +245,11 @@ def test_quantised_blocks_compile(kind, counted):
     check_compiled(with_lora(net), kind)
 
 
+# torch's own compiler calls torch.jit.script_method, of which torch 2.13 warns.
 @needs_compiler
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings(
+    "default", "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)
 def test_what_is_compiled_to_machine_code_gives_the_same_gradients(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compiled.cache_clear()

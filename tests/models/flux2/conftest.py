@@ -1,12 +1,6 @@
-"""diffusers' own pipeline of the tiny FLUX.2 klein, and what keeps short runs fast."""
+"""diffusers' own pipeline of the tiny FLUX.2 klein, and one cache for short runs."""
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch):
-    for name in ("plot_loss", "plot_validation"):
-        monkeypatch.setattr(f"iclora.train.folder.{name}", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
