@@ -1,4 +1,5 @@
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,9 @@ def test_a_result_names_files_in_the_jobs_folder_and_what_was_noted(opened, fold
     job = opened.ended(opened.post("evaluate", input={"prompt": ["a"]}).json()["id"])
     assert job["result"] == {"report": "report.html", "notes": ["a note"], "sets": []}
     path = f"/api/v1/jobs/{job['id']}/files"
+    told = {"base": f"{folder}/base", "out": f"{folder}/out"}
+    (folder / "out" / job["id"] / "evaluation.json").write_text(json.dumps(told))
+    assert opened.client.get(f"{path}/evaluation.json").json() == {"base": "base", "out": "out"}
     answer = opened.client.get(f"{path}/report.html")
     assert answer.text == "<b>report</b>"
     assert "sandbox" in answer.headers["content-security-policy"]

@@ -70,6 +70,14 @@ def test_a_datasets_sets_come_in_pages_with_their_captions(opened, dataset):
     assert ([each["name"] for each in rest["sets"]], rest["cursor"]) == (["0002"], None)
 
 
+def test_errors_of_a_dataset_do_not_tell_where_it_lies(opened, folder):
+    (folder / "data" / "empty").mkdir(parents=True)
+    answer = opened.client.get("/api/v1/datasets/data~empty/sets?recipe=film-storyboard")
+    assert answer.status_code == 422
+    assert answer.json()["problem"].startswith("data/empty ")
+    assert str(folder) not in answer.text
+
+
 def test_a_caption_is_written_only_over_the_one_that_was_seen(opened, dataset):
     path = "/api/v1/datasets/data~shots/sets/0001/caption"
     seen = opened.client.get("/api/v1/datasets/data~shots/sets").json()["sets"][0]["etag"]

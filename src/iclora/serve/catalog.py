@@ -76,6 +76,12 @@ class Catalog:
         self._further = [Path(path) for path in adapters]
         self._read: dict[Path, tuple[int, AdapterFile]] = {}
 
+    def hide(self, text: str) -> str:
+        """A text without the places on this machine where things lie: names are enough."""
+        for place in (self.folder, *(path.resolve().parent for path in self._further)):
+            text = text.replace(f"{place}/", "").replace(str(place), place.name)
+        return text
+
     # -- ids --------------------------------------------------------------------------------------
 
     def datasets(self) -> dict[str, Path]:

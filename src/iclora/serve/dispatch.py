@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iclora.errors import IcloraError
+from iclora.serve.catalog import Catalog
 from iclora.serve.engine import Engine, Order, Outcome, Problem, Report, WorkerDied
 from iclora.serve.events import Bus
 from iclora.serve.index import Sets
@@ -33,10 +34,10 @@ class Dispatcher:
     """
 
     def __init__(
-        self, queue: Queue, engine: Engine, bus: Bus, sets: Sets, metrics: Metrics
+        self, queue: Queue, engine: Engine, bus: Bus, sets: Sets, catalog: Catalog, metrics: Metrics
     ) -> None:
         self._queue, self._engine, self._bus, self._sets = queue, engine, bus, sets
-        self._metrics = metrics
+        self._catalog, self._metrics = catalog, metrics
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._running: dict[str, str] = {}
@@ -143,9 +144,9 @@ class Dispatcher:
             result = {**told, "sets": made}
             if job.kind in _MAKING and not made:
                 outcome = Outcome("failed", error=_NOTHING)
-        folder, root = Path(job.folder), self._sets.root
-        result = _without_places(result, folder, root)
-        error = _without_places(outcome.error, folder, root)
+        folder, catalog = Path(job.folder), self._catalog
+        result = _without_places(result, folder, catalog)
+        error = _without_places(outcome.error, folder, catalog)
         done = Outcome(outcome.status, result, error)
         ended = self._ending(self._queue.finish, job, done)
         if ended:
@@ -163,34 +164,33 @@ class Dispatcher:
                     return None
 
     def _report(self, worker: str, job: Job, report: Report) -> None:
-        kind = report.get("type")
+        kind, folder, catalog = report.get("type"), Path(job.folder), self._catalog
         if job.id in self._cancelled:  # It may not have had the job when it was told.
             self._engine.cancel(worker, job.id)
-        told = {key: value for key, value in report.items() if key not in ("type", "path")}
+        told = _without_places({k: v for k, v in report.items() if k != "type"}, folder, catalog)
         if kind == "note" and len(notes := self._notes.setdefault(job.id, [])) < _MOST_NOTES:
-            notes.append(str(report.get("text")))
+            notes.append(str(told.get("text")))
         if kind == "progress":
             self._metrics.stepped(job.id, report)
         if kind in ("progress", "preview", "note"):
             self._bus.tell(kind, {**told, "job": job.id, "at": time.time()}, job.client, job.id)
 
 
-def _without_places(value: Any, folder: Path, root: Path) -> Any:
+def _without_places(value: Any, folder: Path, catalog: Catalog) -> Any:
     """What a worker says, with ids and names in place of where things lie on this machine.
 
     Args:
         folder: the job's: files in it go by their names there, itself by its id.
-        root: the served folder.
     """
     if isinstance(value, dict):
-        return {key: _without_places(item, folder, root) for key, item in value.items()}
+        return {key: _without_places(item, folder, catalog) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_places(item, folder, root) for item in value]
+        return [_without_places(item, folder, catalog) for item in value]
     if not isinstance(value, str):
         return value
-    if value == str(folder) and folder.is_relative_to(root):
-        return "~".join(folder.relative_to(root).parts)
-    return value.replace(f"{folder}/", "").replace(f"{root}/", "")
+    if value == str(folder) and folder.is_relative_to(catalog.folder):
+        return "~".join(folder.relative_to(catalog.folder).parts)
+    return catalog.hide(value.replace(f"{folder}/", ""))
 
 
 _NOTHING: Problem = {

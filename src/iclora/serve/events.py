@@ -27,7 +27,7 @@ _PAUSE = 0.25
 
 @dataclass(frozen=True)
 class Happening:
-    """An event: job, progress, preview, note, run, set or queue."""
+    """An event: job, progress, preview, note, set or queue."""
 
     number: int
     type: str

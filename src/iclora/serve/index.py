@@ -71,11 +71,6 @@ class Sets:
         self._looking = threading.Lock()
         self._many, self._next = False, 0.0
 
-    @property
-    def root(self) -> Path:
-        """The served folder."""
-        return self._catalog.folder
-
     def look(self) -> None:
         """Take in what has been made or removed since the last look, by anybody.
 

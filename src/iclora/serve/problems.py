@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -38,8 +38,14 @@ class Refused(IcloraError):
         self.headers = dict(headers or {})
 
 
-def problem_of(error: IcloraError, request_id: str) -> JSONResponse:
-    """The answer for an error that its reader can fix."""
+def problem_of(
+    error: IcloraError, request_id: str, hide: Callable[[str], str] = str
+) -> JSONResponse:
+    """The answer for an error that its reader can fix.
+
+    Args:
+        hide: takes the places on this machine out of a text.
+    """
     status, headers = 422, dict(getattr(error, "headers", {}))
     if isinstance(error, Refused):
         status = error.status
@@ -52,9 +58,8 @@ def problem_of(error: IcloraError, request_id: str) -> JSONResponse:
     elif isinstance(error, StorageError):
         status = 507
     code = type(error).__name__
-    return _answer(
-        status, code, error.problem, error.advice, error.setting, request_id, headers
-    )  # fmt: skip
+    problem, advice = hide(error.problem), hide(error.advice)
+    return _answer(status, code, problem, advice, error.setting, request_id, headers)
 
 
 def _answer(
@@ -89,7 +94,7 @@ def say_problems(app: FastAPI) -> None:
 
     async def fixable(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, IcloraError)
-        return problem_of(error, _id(request))
+        return problem_of(error, _id(request), request.app.state.server.catalog.hide)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -59,7 +59,9 @@ class Server:
         self.assets = Assets(home / "assets")
         self.intake = Intake(settings, base, self.catalog, self.assets, self.sets)
         self.metrics = Metrics(self.queue, self.bus, self.catalog.folder)
-        self.dispatcher = Dispatcher(self.queue, engine, self.bus, self.sets, self.metrics)
+        self.dispatcher = Dispatcher(
+            self.queue, engine, self.bus, self.sets, self.catalog, self.metrics
+        )
         self.closing = False
         self.queue.watchers.append(self._tell)
         if settings.paused:

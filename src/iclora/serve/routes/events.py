@@ -24,7 +24,7 @@ _Last = Annotated[str | None, Header(max_length=1000)]
 
 @router.get("/events", **_STREAM)
 async def events(server: Here, client: Who, last_event_id: _Last = None) -> StreamingResponse:
-    """What happens: job, progress, preview, note, run, set, queue.
+    """What happens: job, progress, preview, note, set, queue.
 
     `reset` comes first if more was missed than is kept: ask again for what you show.
     """

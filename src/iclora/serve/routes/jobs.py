@@ -225,8 +225,8 @@ def get_job(server: Here, client: Who, job: str) -> dict[str, Any]:
     return show(server, server.queue.get(job, client))
 
 
-@router.get("/jobs/{job}/files/{name:path}", response_class=FileResponse)
-def get_file(server: Here, client: Who, job: str, name: str) -> FileResponse:
+@router.get("/jobs/{job}/files/{name:path}", response_class=Response)
+def get_file(server: Here, client: Who, job: str, name: str) -> Response:
     """A file that a job has made in a folder of its own: pictures, a report and its figures."""
     found = server.queue.get(job, client)
     folder = Path(found.folder)
@@ -235,7 +235,10 @@ def get_file(server: Here, client: Who, job: str, name: str) -> FileResponse:
     hidden = any(part.startswith(".") for part in path.relative_to(folder.resolve()).parts)
     if not own or hidden or path.suffix not in _FILES or not path.is_file():
         raise Refused(404, f'job {job} has made no file "{name[:80]}"', "See its result.")
-    return FileResponse(path, media_type=_FILES[path.suffix], headers=_AS_PAGE)
+    if path.suffix == ".png":
+        return FileResponse(path, media_type="image/png", headers=_AS_PAGE)
+    text = server.catalog.hide(path.read_text(encoding="utf-8"))
+    return Response(text, media_type=_FILES[path.suffix], headers=_AS_PAGE)
 
 
 @router.post("/jobs/{job}/cancel", response_model=ShownJob)
