@@ -7,7 +7,7 @@ block of each kind stands for all of them. Every family has its own outline, fou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from iclora.models import flow
 from iclora.models.attention import Attend, attention_to
 from iclora.models.base import DiffusionModel, Given, Panels
 from iclora.models.latents import PACK
+from iclora.models.network import Network
 from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
 from iclora.models.quantize import quantize
@@ -201,6 +202,8 @@ class FolderOutline(ABC):
     """
 
     shipped: ClassVar[Mapping[str, Path]] = {}
+    network: ClassVar[Network]
+    """The family's pass."""
     counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     """The settings that say how many blocks of each kind the denoiser has."""
 
@@ -230,7 +233,8 @@ class FolderOutline(ABC):
         settings = self.model.config("transformer")
         counts = (int(settings[name]) for name in self.counts)
         net = self.model.denoiser
-        return tuple(map(Piece, counts, self.modules_of(net), self.blocks_of(net)))
+        modules = (module for _, module in self.network.modules(net))
+        return tuple(map(Piece, counts, modules, self.network.blocks(net)))
 
     @property
     def text_tokens(self) -> int:
@@ -263,21 +267,13 @@ class FolderOutline(ABC):
         return self.embed(z, levels, reads, batch.texts * self.text_tokens)
 
     @abstractmethod
-    def modules_of(self, net: Any) -> Sequence[nn.Module]:
-        """The first block of each kind."""
-
-    @abstractmethod
-    def blocks_of(self, net: Any) -> list[Block]:
-        """The same as functions."""
-
-    @abstractmethod
     def embed(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
     ) -> tuple[Streams, Pass]:
         """Make the input of the first block from latent tokens and so many text tokens a set."""
 
-    @abstractmethod
-    def end(self, streams: Streams, shared: Pass) -> Tensor: ...
+    def end(self, streams: Streams, shared: Pass) -> Tensor:
+        return self.network.read_out(self.model.denoiser, streams, shared).float()
 
     # -- the encoders ---------------------------------------------------------------------------
 

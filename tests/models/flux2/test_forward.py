@@ -16,7 +16,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from iclora.models.attention import blockwise, isolated, reading
-from iclora.models.flux2.forward import Inputs, flux2_forward, shard_flux2
+from iclora.models.flux2.forward import FLUX2, Inputs, flux2_forward
 from iclora.models.passes import Levels, Shapes, compiled
 from iclora.models.quantize import quantize
 
@@ -207,7 +207,7 @@ def test_a_pass_over_spread_weights_is_the_pass():
     try:
         net = transformer(double=1, single=1)
         whole = flux2_forward(net, inputs())
-        shard_flux2(net, init_device_mesh("cpu", (1,)))
+        FLUX2.shard(net, init_device_mesh("cpu", (1,)))
         with_lora(net)
         spread = flux2_forward(net, inputs(), recompute=1)
         spread.sum().backward()

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from iclora.models.attention import blockwise, isolated
 from iclora.models.passes import Levels, Shapes, compiled
 from iclora.models.quantize import quantize
-from iclora.models.zimage.forward import Attends, Inputs, shard_zimage, zimage_forward
+from iclora.models.zimage.forward import ZIMAGE, Attends, Inputs, zimage_forward
 from iclora.models.zimage.model import ZImageModel, attends_of
 
 N, T, B, FILL = 24, 32, 2, 8
@@ -221,7 +221,7 @@ def test_a_pass_over_spread_weights_is_the_pass():
     try:
         net = transformer(layers=1)
         whole = ours(net, inputs())
-        shard_zimage(net, init_device_mesh("cpu", (1,)))
+        ZIMAGE.shard(net, init_device_mesh("cpu", (1,)))
         with_lora(net)
         spread = ours(net, inputs(), recompute=1)
         spread.sum().backward()

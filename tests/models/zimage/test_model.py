@@ -184,10 +184,17 @@ def test_turbo_makes_8_unguided_steps_and_is_known_by_name_or_schedule(turbo, zi
     assert turbo.takes_adapters_of >= {"Z-Image"}
     assert (zimage.sampling.steps, zimage.sampling.guidance) == (50, 5.0)
     change(copy, "scheduler/scheduler_config.json", shift=3.0)
-    for name, fixed in (("me/own", True), ("Tongyi-MAI/Z-Image", False), ("me/z-de-turbo", False)):
+    for name, fixed in (
+        ("me/own", True),
+        ("Tongyi-MAI/Z-Image", False),
+        ("/home/turbo/Z-Image", False),
+        ("me/z-de-turbo", False),
+    ):
         assert opened(copy, name=name).sampling.fixed_steps == fixed
     change(copy, "scheduler/scheduler_config.json", shift=6.0)
     assert not opened(copy, name="me/own").sampling.fixed_steps
+    cached = "/hub/models--Tongyi-MAI--Z-Image-Turbo/snapshots/0a1b"
+    assert opened(copy, name=cached).sampling.fixed_steps
     change(copy, "model_index.json", _name_or_path="Tongyi-MAI/Z-Image-Turbo")
     assert opened(copy, name="me/own").sampling.fixed_steps
 

@@ -18,36 +18,31 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from iclora.models.attention import Attend, pick_attention
 from iclora.models.linear import linear, linear_of_two, linears
+from iclora.models.network import Network, read_out
 from iclora.models.passes import (
-    Block,
     Levels,
     Modulation,
     Pass,
     Shapes,
     Streams,
-    as_block,
     compiled,
     gated,
     heads,
     modulate,
     modulations,
     rotary_of,
-    run_block,
-    shard,
     with_text,
 )
 
-__all__ = ["Inputs", "blocks_of", "embed", "flux_forward", "read_out", "shard_flux"]
+__all__ = ["FLUX", "Inputs", "embed", "flux_forward"]
 
 
 class Inputs(NamedTuple):
@@ -90,20 +85,9 @@ def flux_forward(
             Sampling never is: a canvas is sampled too seldom to be worth it.
     Returns: (B, n, c) in the weights' type.
     """
-    # A spread network gathers its weights around its own call.
-    run: Any = net if isinstance(net, FSDPModule) else partial(_whole, net)
     inputs = Inputs(z, prompt, pooled, levels, guidance, position_ids)
-    out: Tensor = run(inputs, recompute, attend or pick_attention(z.device), shapes)
-    return out
-
-
-def _whole(
-    net: Any, inputs: Inputs, recompute: int, attend: Attend, shapes: Shapes | None
-) -> Tensor:
-    streams, shared = embed(net, inputs, attend, shapes)
-    for number, block in enumerate(blocks_of(net)):
-        streams = run_block(block, streams, shared, number < recompute)
-    return read_out(net, streams, shared)
+    attend = attend or pick_attention(z.device)
+    return FLUX(net, inputs, attend, recompute=recompute, shapes=shapes)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`iclora.models.flux.outline`) ----
@@ -122,27 +106,13 @@ def embed(
     return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted)
 
 
-def blocks_of(net: Any) -> list[Block]:
-    """The blocks in order, as functions of (img, txt, pass)."""
-    return [as_block(run, module) for run, module in _modules_of(net)]
-
-
-def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
-    """The velocity from what the last block made of the image's tokens."""
-    img = streams[0]
-    scale, shift = linear(net.norm_out.linear, F.silu(shared.temb)).to(img.dtype).chunk(2, -1)
-    out: Tensor = net.proj_out(modulate(img, shift, scale, shared.tokens))
-    return out
-
-
-def shard_flux(net: Any, mesh: Any) -> None:
-    """Spread the weights over a device mesh; see `iclora.models.passes.shard`."""
-    shard(net, _whole, _modules_of(net), mesh)
-
-
 def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
     double = [(_double, block) for block in net.transformer_blocks]
     return [*double, *((_single, block) for block in net.single_transformer_blocks)]
+
+
+FLUX = Network(embed, _modules_of, read_out)
+"""The pass."""
 
 
 def _rotary(embedder: Any, text_tokens: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to
 from iclora.models.base import Given, Panels, Part, Sampling, Text
-from iclora.models.flux.forward import flux_forward, shard_flux
+from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.flux.names import flux_names
 from iclora.models.names import Names
 from iclora.models.packed import PackedModel
@@ -104,7 +104,7 @@ class FluxModel(PackedModel):
         return self.load("tokenizer_2", transformers.T5TokenizerFast)
 
     def shard(self, net: nn.Module) -> None:
-        shard_flux(net, self.mesh)
+        FLUX.shard(net, self.mesh)
 
     def beside(self, part: Part) -> Iterator[str]:
         # The length to which a text is padded changes what its encoders make of it.

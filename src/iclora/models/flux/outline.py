@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +12,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from iclora.models.flux.forward import Inputs, blocks_of, embed, read_out
+from iclora.models.flux.forward import FLUX, Inputs, embed
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import META, FolderOutline, Reads
-from iclora.models.passes import Block, Levels, Pass, Streams
+from iclora.models.passes import Levels, Pass, Streams
 
 __all__ = ["FluxOutline"]
 
@@ -25,16 +25,11 @@ _DEV = Path(str(files("iclora"))) / "models" / "flux" / "outlines" / "FLUX.1-dev
 class FluxOutline(FolderOutline):
     """FLUX.1's denoiser with one block of each kind, and its encoders."""
 
+    network = FLUX
     # As diffusers and transformers know them (the transformer's are its class's defaults).
     shipped: ClassVar[Mapping[str, Path]] = dict.fromkeys(
         ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-Krea-dev"), _DEV
     )
-
-    def modules_of(self, net: Any) -> Sequence[nn.Module]:
-        return (net.transformer_blocks[0], net.single_transformer_blocks[0])
-
-    def blocks_of(self, net: Any) -> list[Block]:
-        return blocks_of(net)
 
     def embed(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
@@ -51,9 +46,6 @@ class FluxOutline(FolderOutline):
             torch.empty(n, 3, device=META),
         )
         return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
-
-    def end(self, streams: Streams, shared: Pass) -> Tensor:
-        return read_out(self.model.denoiser, streams, shared).float()
 
     @cached_property
     def text_encoders(self) -> tuple[nn.Module, ...]:

@@ -17,36 +17,31 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from iclora.models.attention import Attend, pick_attention
 from iclora.models.linear import linear, linear_of_two, linears
+from iclora.models.network import Network, read_out
 from iclora.models.passes import (
-    Block,
     Levels,
     Modulation,
     Pass,
     Shapes,
     Streams,
-    as_block,
     compiled,
     gated,
     heads,
     modulate,
     modulations,
     rotary_of,
-    run_block,
-    shard,
     with_text,
 )
 
-__all__ = ["Inputs", "blocks_of", "embed", "flux2_forward", "read_out", "shard_flux2"]
+__all__ = ["FLUX2", "Inputs", "embed", "flux2_forward"]
 
 
 class Inputs(NamedTuple):
@@ -82,19 +77,8 @@ def flux2_forward(
         shapes: those that blocks are compiled for where gradients are wanted; None compiles none.
     Returns: (B, n, c) in the weights' type.
     """
-    # A spread network gathers its weights around its own call.
-    run: Any = net if isinstance(net, FSDPModule) else partial(_whole, net)
-    out: Tensor = run(inputs, recompute, attend or pick_attention(inputs.z.device), shapes)
-    return out
-
-
-def _whole(
-    net: Any, inputs: Inputs, recompute: int, attend: Attend, shapes: Shapes | None
-) -> Tensor:
-    streams, shared = embed(net, inputs, attend, shapes)
-    for number, block in enumerate(blocks_of(net)):
-        streams = run_block(block, streams, shared, number < recompute)
-    return read_out(net, streams, shared)
+    attend = attend or pick_attention(inputs.z.device)
+    return FLUX2(net, inputs, attend, recompute=recompute, shapes=shapes)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`iclora.models.flux2.outline`) ---
@@ -120,27 +104,13 @@ def embed(
     return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, modulation)
 
 
-def blocks_of(net: Any) -> list[Block]:
-    """The blocks in order, as functions of (img, txt, pass)."""
-    return [as_block(run, module) for run, module in _modules_of(net)]
-
-
-def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
-    """The velocity from what the last block made of the image's tokens."""
-    img = streams[0]
-    scale, shift = linear(net.norm_out.linear, F.silu(shared.temb)).to(img.dtype).chunk(2, -1)
-    out: Tensor = net.proj_out(modulate(img, shift, scale, shared.tokens))
-    return out
-
-
-def shard_flux2(net: Any, mesh: Any) -> None:
-    """Spread the weights over a device mesh; see `iclora.models.passes.shard`."""
-    shard(net, _whole, _modules_of(net), mesh)
-
-
 def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
     double = [(_double, block) for block in net.transformer_blocks]
     return [*double, *((_single, block) for block in net.single_transformer_blocks)]
+
+
+FLUX2 = Network(embed, _modules_of, read_out)
+"""The pass."""
 
 
 def _rotary(embedder: Any, lengths: tuple[int, ...], position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to
 from iclora.models.base import Given, Panels, Sampling, Text
-from iclora.models.flux2.forward import Inputs, flux2_forward, shard_flux2
+from iclora.models.flux2.forward import FLUX2, Inputs, flux2_forward
 from iclora.models.flux2.names import flux2_names
 from iclora.models.names import Names
 from iclora.models.passes import placed
@@ -102,7 +102,7 @@ class KleinModel(Qwen3Model):
             self.takes_adapters_of = _BASES
 
     def shard(self, net: nn.Module) -> None:
-        shard_flux2(net, self.mesh)
+        FLUX2.shard(net, self.mesh)
 
     def encode_text(self, text: str) -> Text:
         # What stands on the padding goes to the denoiser too, unmasked: it was trained to see it.

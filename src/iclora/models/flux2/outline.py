@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from iclora.models.flux2.forward import Inputs, blocks_of, embed, read_out
+from iclora.models.flux2.forward import FLUX2, Inputs, embed
 from iclora.models.outline import META, Qwen3Outline, Reads
-from iclora.models.passes import Block, Levels, Pass, Streams
+from iclora.models.passes import Levels, Pass, Streams
 
 __all__ = ["KleinOutline"]
 
@@ -22,17 +22,12 @@ _OUTLINES = Path(str(files("iclora"))) / "models" / "flux2" / "outlines"
 class KleinOutline(Qwen3Outline):
     """FLUX.2 klein's denoiser with one block of each kind, and its encoders."""
 
+    network = FLUX2
     # Sizes as in the tables of Black Forest Labs' code and Qwen3's model cards.
     shipped: ClassVar[Mapping[str, Path]] = {
         f"black-forest-labs/FLUX.2-klein-base-{size}": _OUTLINES / f"FLUX.2-klein-base-{size}"
         for size in ("4B", "9B")
     }
-
-    def modules_of(self, net: Any) -> Sequence[nn.Module]:
-        return (net.transformer_blocks[0], net.single_transformer_blocks[0])
-
-    def blocks_of(self, net: Any) -> list[Block]:
-        return blocks_of(net)
 
     def embed(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
@@ -43,6 +38,3 @@ class KleinOutline(Qwen3Outline):
         ids = torch.empty(n, 4, device=META)
         inputs = Inputs(z, prompt, levels, None, ids)
         return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
-
-    def end(self, streams: Streams, shared: Pass) -> Tensor:
-        return read_out(self.model.denoiser, streams, shared).float()

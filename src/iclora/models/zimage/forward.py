@@ -20,44 +20,30 @@ width of a head, G segments.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from iclora.models.attention import Attend
 from iclora.models.linear import linear, linears
+from iclora.models.network import Network
 from iclora.models.passes import (
-    Block,
     Levels,
     Pass,
     Rotary,
     Shapes,
     Streams,
-    as_block,
     by_segment,
     compiled,
     gated,
     heads,
     modulate,
-    run_block,
-    shard,
     with_text,
 )
 
-__all__ = [
-    "FILLED",
-    "Attends",
-    "Inputs",
-    "blocks_of",
-    "embed",
-    "read_out",
-    "shard_zimage",
-    "zimage_forward",
-]
+__all__ = ["FILLED", "ZIMAGE", "Attends", "Inputs", "embed", "zimage_forward"]
 
 FILLED = 32
 """Text and image are filled up to a multiple of so many tokens."""
@@ -105,19 +91,7 @@ def zimage_forward(
         shapes: those that blocks are compiled for where gradients are wanted; None compiles none.
     Returns: (B, n, c) in the weights' type.
     """
-    # A spread network gathers its weights around its own call.
-    run: Any = net if isinstance(net, FSDPModule) else partial(_whole, net)
-    out: Tensor = run(inputs, recompute, attends, shapes)
-    return out
-
-
-def _whole(
-    net: Any, inputs: Inputs, recompute: int, attends: Attends, shapes: Shapes | None
-) -> Tensor:
-    streams, shared = embed(net, inputs, attends, shapes)
-    for number, block in enumerate(blocks_of(net)):
-        streams = run_block(block, streams, shared, number < recompute)
-    return read_out(net, streams, shared)
+    return ZIMAGE(net, inputs, attends, recompute=recompute, shapes=shapes)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`iclora.models.zimage.outline`) --
@@ -162,11 +136,6 @@ def embed(
     return (both,), shared
 
 
-def blocks_of(net: Any) -> list[Block]:
-    """The blocks in order, as functions of (both, pass)."""
-    return [as_block(run, module) for run, module in _modules_of(net)]
-
-
 def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
     """x0 - eps from what the last block made of the image's tokens."""
     assert isinstance(shared, _Pass)
@@ -179,14 +148,13 @@ def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
     return out
 
 
-def shard_zimage(net: Any, mesh: Any) -> None:
-    """Spread the weights over a device mesh; see `iclora.models.passes.shard`."""
-    shard(net, _whole, _modules_of(net), mesh)
-
-
 def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
     kinds = ((_text, net.context_refiner), (_image, net.noise_refiner), (_joint, net.layers))
     return [(run, block) for run, blocks in kinds for block in blocks]
+
+
+ZIMAGE = Network(embed, _modules_of, read_out)
+"""The pass."""
 
 
 def _rotary(embedder: Any, lengths: tuple[int, ...], fill: int, position_ids: Tensor) -> Rotary:

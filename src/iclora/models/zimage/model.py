@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from iclora.models.latents import PACK
 from iclora.models.names import Names
 from iclora.models.passes import placed
 from iclora.models.qwen3 import Qwen3Model
-from iclora.models.zimage.forward import FILLED, Attends, Inputs, shard_zimage, zimage_forward
+from iclora.models.zimage.forward import FILLED, ZIMAGE, Attends, Inputs, zimage_forward
 from iclora.models.zimage.names import zimage_names
 from iclora.settings import Precision
 
 __all__ = ["ZImageModel", "attends_of"]
 
-_BASES = frozenset({"Z-Image", "tiny-zimage"})
-"""Undistilled bases by name."""
+_BASES = frozenset({"Z-Image", "tiny-zimage", "z-image"})
+"""Undistilled bases by name; in small letters, too."""
 
 _TURBO_SHIFT = 3.0
 """The shift of Turbo's schedule; the base's is 6."""
@@ -67,6 +68,7 @@ class ZImageModel(Qwen3Model):
         with self.reading():
             packed = self.set_grid()
             self.channels = int(config["in_channels"]) * PACK**2
+            self._joint, self._refiners = int(config["n_layers"]), int(config["n_refiner_layers"])
             width, self._edges = int(config["cap_feat_dim"]), list(config["axes_lens"])[1:]
             encoder = self.config("text_encoder")
             read = int(encoder["hidden_size"])
@@ -92,11 +94,11 @@ class ZImageModel(Qwen3Model):
         Its name tells, or where it was saved from; else the shift of its schedule.
         """
         index = self.config("", "model_index.json")
-        for name in (self.name, self.folder.name, str(index.get("_name_or_path", ""))):
-            own = name.rstrip("/").replace("\\", "/").rpartition("/")[2].lower()
-            if "turbo" in name.lower():
-                return "de-turbo" not in own and "deturbo" not in own
-            if own in {base.lower() for base in _BASES}:
+        paths = (self.name, str(self.folder), str(index.get("_name_or_path", "")))
+        for own in (name for path in paths for name in _names_in(path)):
+            if "turbo" in own:
+                return re.search("de-?turbo", own) is None
+            if own in _BASES:
                 return False
         scheduler = self.config("scheduler", "scheduler_config.json")
         return bool(scheduler.get("shift") == _TURBO_SHIFT)
@@ -106,7 +108,7 @@ class ZImageModel(Qwen3Model):
         return (self._layer,)
 
     def shard(self, net: nn.Module) -> None:
-        shard_zimage(net, self.mesh)
+        ZIMAGE.shard(net, self.mesh)
 
     def encode_text(self, text: str) -> Text:
         states, real = self.read(text)
@@ -165,12 +167,8 @@ class ZImageModel(Qwen3Model):
         return self.by_two_passes(one, texts, guidance, unguided)
 
     @property
-    def _refiners(self) -> int:
-        return int(self.config("transformer")["n_refiner_layers"])
-
-    @property
     def blocks(self) -> int:
-        return int(self.config("transformer")["n_layers"]) + 2 * self._refiners
+        return self._joint + 2 * self._refiners
 
     def _position_ids(self, size: tuple[int, int], frame: int) -> Tensor:
         """(n, 3) whole numbers: frame, row, column of every token, for the rotary embedding.
@@ -221,6 +219,13 @@ def attends_of(
         attention_to(first, 0, device, None, order, fill, kernel),
         alone(kernel, lengths),
     )
+
+
+def _names_in(path: str) -> Iterator[str]:
+    """Yield what a base is called by its path: its own name, or the hub's name of its cache."""
+    parts = re.split(r"[/\\]+", path.lower().rstrip("/\\"))
+    yield parts[-1]
+    yield from (part.rpartition("--")[2] for part in parts if part.startswith("models--"))
 
 
 def _turned(x: Tensor, inner: int) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclora.models.outline import META, Qwen3Outline, Reads
-from iclora.models.passes import Block, Levels, Pass, Streams
-from iclora.models.zimage.forward import FILLED, Inputs, blocks_of, embed, read_out
+from iclora.models.passes import Levels, Pass, Streams
+from iclora.models.zimage.forward import FILLED, ZIMAGE, Inputs, embed
 from iclora.models.zimage.model import attends_of
 
 __all__ = ["ZImageOutline"]
@@ -23,15 +23,10 @@ _BASE = Path(str(files("iclora"))) / "models" / "zimage" / "outlines" / "Z-Image
 class ZImageOutline(Qwen3Outline):
     """Z-Image's denoiser with one block of each kind, and its encoders."""
 
+    network = ZIMAGE
     # The denoiser's sizes are its class's defaults in diffusers, the encoder's those of Qwen3-4B.
     shipped: ClassVar[Mapping[str, Path]] = {"Tongyi-MAI/Z-Image": _BASE}
     counts = ("n_refiner_layers", "n_refiner_layers", "n_layers")
-
-    def modules_of(self, net: Any) -> Sequence[nn.Module]:
-        return (net.context_refiner[0], net.noise_refiner[0], net.layers[0])
-
-    def blocks_of(self, net: Any) -> list[Block]:
-        return blocks_of(net)
 
     def embed(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
@@ -51,6 +46,3 @@ class ZImageOutline(Qwen3Outline):
             fill,
         )
         return embed(self.model.denoiser, inputs, attends)
-
-    def end(self, streams: Streams, shared: Pass) -> Tensor:
-        return read_out(self.model.denoiser, streams, shared).float()

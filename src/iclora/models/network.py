@@ -1,0 +1,76 @@
+"""A family's forward pass: what is before, in and behind its blocks, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
+
+from iclora.models.linear import linear
+from iclora.models.passes import Block, Pass, Shapes, Streams, as_block, modulate, run_block, shard
+
+__all__ = ["Network", "read_out"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A pass whose parts can also be run and counted one by one (`iclora.models.outline`)."""
+
+    embed: Callable[..., tuple[Streams, Pass]]
+    """(net, inputs, attention, shapes) to the input of the first block, and what all share."""
+    modules: Callable[[Any], list[tuple[Callable[..., Streams], nn.Module]]]
+    """The blocks in order, each behind the function of (block, *streams, pass) that runs it."""
+    read_out: Callable[[Any, Streams, Pass], Tensor]
+    """(net, streams behind the last block, pass) to what the network gives."""
+
+    def __call__(
+        self,
+        net: Any,
+        inputs: Any,
+        attention: Any,
+        *,
+        recompute: int = 0,
+        shapes: Shapes | None = None,
+    ) -> Tensor:
+        """Run the whole pass.
+
+        Args:
+            net: the transformer, with LoRA layers or without.
+            inputs, attention: as the family's `embed` takes them.
+            recompute: how many of the blocks keep their input alone for the backward pass.
+            shapes: those that blocks are compiled for where gradients are wanted; None compiles
+                none. Sampling never is: a canvas is sampled too seldom to be worth it.
+        """
+        # A spread network gathers its weights around its own call.
+        run: Any = net if isinstance(net, FSDPModule) else partial(self._whole, net)
+        out: Tensor = run(inputs, attention, recompute, shapes)
+        return out
+
+    def _whole(
+        self, net: Any, inputs: Any, attention: Any, recompute: int, shapes: Shapes | None
+    ) -> Tensor:
+        streams, shared = self.embed(net, inputs, attention, shapes)
+        for number, block in enumerate(self.blocks(net)):
+            streams = run_block(block, streams, shared, number < recompute)
+        return self.read_out(net, streams, shared)
+
+    def blocks(self, net: Any) -> list[Block]:
+        """The blocks in order, as functions of (*streams, pass)."""
+        return [as_block(run, module) for run, module in self.modules(net)]
+
+    def shard(self, net: Any, mesh: Any) -> None:
+        """Spread the weights over a device mesh; see `iclora.models.passes.shard`."""
+        shard(net, self._whole, self.modules(net), mesh)
+
+
+def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
+    """The velocity from what the last block made of the image's tokens, in FLUX.1 and FLUX.2."""
+    img = streams[0]
+    scale, shift = linear(net.norm_out.linear, F.silu(shared.temb)).to(img.dtype).chunk(2, -1)
+    out: Tensor = net.proj_out(modulate(img, shift, scale, shared.tokens))
+    return out
