@@ -64,6 +64,9 @@ def paint(folder, told, number=0):
         for panel in told.get("panel", ()):
             seeds[panel - 1] = told["seed"]
         request["seeds"] = seeds
+        if "panel" in told:  # What stays is given to the others, by its latents.
+            stays = set(range(1, len(seeds) + 1)) - set(told["panel"])
+            request["given"] = {str(n): {"file": f"panel-{n}.png", "latents": "x"} for n in stays}
     else:
         recipe = load_recipe(told["recipe"])
         given = {int(n): open_image(path) for n, path in told.get("given", {}).items()}

@@ -70,6 +70,7 @@ export const star = (one) => attempt(async () => know(await call("PATCH", `sets/
 /** Move a set to the trash, with a way back. @param {MadeSet} one @param {() => void} [after] */
 export const trash = (one, after) => attempt(async () => {
   await call("DELETE", `sets/${one.id}`);
+  found.value = (found.value ?? []).filter((each) => each.id !== one.id);
   setsChanged.value += 1;
   after?.();
   done("Moved to the trash", async () => {
@@ -97,6 +98,7 @@ export function beside(id, by) {
 
 export function Gallery() {
   const { id, query } = route.value;
+  // A set's address holds the filter, too, so that next and previous are those of the list.
   useEffect(() => void load(), [query.toString(), setsChanged.value]);
   return id ? html`<${OneSet} id=${id} key=${id} />` : html`<${List} />`;
 }
@@ -174,8 +176,9 @@ function End() {
 
 /** @param {{one: MadeSet}} props */
 function Card({ one }) {
+  const query = route.value.query.toString();
   return html`<li class="card" data-set=${one.id}>
-    <a href=${`#/gallery/${one.id}`}><${Picture} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
+    <a href=${`#/gallery/${one.id}${query && `?${query}`}`}><${Picture} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
     <div class="caption"><p>${unmarked(one.prompt)}</p><p class="quiet">${one.recipe} · ${ago(one.made)}</p></div>
     ${one.trashed
       ? html`<button type="button" class="corner" onClick=${() => restore(one)}>Bring back</button>`

@@ -5,7 +5,7 @@ import { html, useEffect, useLayoutEffect, useRef } from "./lib.js";
 import { change, draft, fill, prompt, write, wrong } from "./draft.js";
 import { Setting, schemaOf } from "./forms.js";
 import { bind } from "./keys.js";
-import { follow, followed, know_request, last, look, make, makeOthers, preview, reroll, show, shownRequest } from "./making.js";
+import { follow, followed, givenIn, know_request, last, left, look, make, makeOthers, preview, reroll, show, shownRequest } from "./making.js";
 import { attempt, Picture, plain, Progress, Wrong } from "./parts.js";
 import { current, focusSlot, Slots, toggleKeep } from "./slots.js";
 import { adapters, know, recipeOf, recipes, usualSeconds } from "./state.js";
@@ -52,7 +52,7 @@ export function Make() {
   }, [now.way]);
   if (!recipe) return html`<p class="quiet">There is no recipe yet.</p>`;
   const seen = shownRequest.value;
-  const given = Object.keys(seen?.given ?? {}).map(Number);
+  const given = givenIn(seen);
   const notes = Object.fromEntries((preview.value?.panels ?? []).map((/** @type {any} */ each) => [each.panel, each]));
   const drawn = seen?.layout ?? (preview.value?.boxes.length === recipe.boxes.length ? preview.value : recipe);
   // What was given to a made set is not drawn as made, and cannot be made again alone.
@@ -94,7 +94,10 @@ function Task({ recipe }) {
     </div>
     <div class="field">
       <label for="adapter">Adapter</label>
-      <select id="adapter" value=${now.adapter} onChange=${(/** @type {any} */ event) => change({ adapter: event.currentTarget.value })}>
+      <select id="adapter" value=${now.adapter} onChange=${(/** @type {any} */ event) => {
+        wrong.value = {};
+        change({ adapter: event.currentTarget.value });
+      }}>
         <option value="">the base alone</option>
         ${adapters.value.map((each) => html`<option>${each.id}</option>`)}
       </select>
@@ -184,7 +187,7 @@ function Start({ seen }) {
   const count = Number(now.values.count) || 1;
   const each = usualSeconds(now.recipe);
   const kept = seen ? now.keep.length : 0;
-  const left = seen ? seen.layout.boxes.length - new Set([...now.keep, ...Object.keys(seen.given ?? {}).map(Number)]).size : 0;
+  const others = seen ? left(seen, now.keep).length : 0;
   const given = preview.value?.problem?.setting === "given" ? preview.value.problem : null;
   const shownSettings = new Set(["prompt", "recipe", "adapter", "seed", "steps", "mode", "count", ...MORE]);
   const rest = Object.entries(wrong.value).filter(([name]) => !shownSettings.has(name) && !name.startsWith("slot"));
@@ -199,7 +202,7 @@ function Start({ seen }) {
       change({ follow: job.id });
     })}>Try it again</button></p>`}
     <div class="buttons">
-      ${kept > 0 && left > 0 && html`<button type="button" class="main" onClick=${makeOthers}>Make the other ${left === 1 ? "panel" : `${left} panels`} again</button>`}
+      ${kept > 0 && others > 0 && html`<button type="button" class="main" onClick=${makeOthers}>Make the other ${others === 1 ? "panel" : `${others} panels`} again</button>`}
       <button type="button" class=${kept > 0 ? "" : "main"} onClick=${() => make()} title="Ctrl+Enter">
         ${Object.keys(now.given).length ? (seen ? "Complete it another way" : "Complete the set") : count > 1 ? `Make ${count} sets` : seen ? "Make another set" : "Make the set"}</button>
       <span class="quiet">${each === null ? "How long it takes is known after the first" : `takes ${each * count < 1 ? "" : "about "}${lasting(each * count)}`}</span>

@@ -18,6 +18,19 @@ export const shownRequest = computed(() => requests.value[draft.value.shown] ?? 
 /** The job that Make follows: its set is shown once it is there, unless another was chosen meanwhile. */
 export const followed = computed(() => jobs.value.find((job) => job.id === draft.value.follow) ?? null);
 
+/**
+ * Panels whose pictures were given; those that were made before and kept have latents.
+ * @param {any} request
+ * @returns {number[]}
+ */
+export const givenIn = (request) => Object.entries(request?.given ?? {}).filter(([, each]) => !each.latents).map(([panel]) => Number(panel));
+
+/** Panels that `keep` and given pictures leave to be made again. @param {any} request @param {number[]} keep @returns {number[]} */
+export function left(request, keep) {
+  const stays = new Set([...keep, ...givenIn(request)]);
+  return request.layout.boxes.map((/** @type {any} */ _, /** @type {number} */ n) => n + 1).filter((/** @type {number} */ n) => !stays.has(n));
+}
+
 /** Have a set's request at hand. @param {string} id */
 export async function know_request(id) {
   if (!id || requests.value[id]) return;
@@ -126,8 +139,7 @@ export async function reroll(panels) {
 export function makeOthers() {
   const request = shownRequest.value;
   if (!request) return;
-  const stays = new Set([...draft.value.keep, ...Object.keys(request.given ?? {}).map(Number)]);
-  reroll(request.layout.boxes.map((/** @type {any} */ _, /** @type {number} */ n) => n + 1).filter((/** @type {number} */ n) => !stays.has(n)));
+  reroll(left(request, draft.value.keep));
 }
 
 /** Show another set, or the slots again. @param {string} id */
@@ -163,8 +175,12 @@ export function draftOf(id, request, origin) {
   const usual = recipeOf(recipe);
   const { width, height } = request.layout;
   /** @type {Record<string, string>} */
-  const values = { seed: String(told.seed ?? ""), steps: String(request.steps) };
+  const values = { steps: String(request.steps) };
+  // Sets of one job have seeds one apart.
+  const number = Number(/[0-9]+$/.exec(origin.path ?? "")?.[0] ?? 1) - 1;
+  if (origin.kind !== "reroll" && told.seed != null) values.seed = String(told.seed + number);
   if (usual && (usual.width !== width || usual.height !== height) && !Object.keys(request.given ?? {}).length) values.size = `${width}x${height}`;
   if (request.mode !== "sdedit") values.mode = request.mode;
-  return { recipe, values, adapter: (told.adapter ?? [])[0] ?? "", shown: id, keep: [], follow: "" };
+  const given = Object.fromEntries(Object.entries(told.given ?? {}).map(([panel, sha]) => [panel, { sha, width: 0, height: 0 }]));
+  return { recipe, values, given, adapter: (told.adapter ?? [])[0] ?? "", shown: id, keep: [], follow: "" };
 }

@@ -4,9 +4,9 @@ import { get, post, Problem, url } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
 import { bind } from "./keys.js";
 import { fill } from "./draft.js";
-import { draftOf } from "./making.js";
+import { draftOf, givenIn } from "./making.js";
 import { attempt, Icon, Picture, Progress, Prompt, Wrong } from "./parts.js";
-import { go } from "./route.js";
+import { go, route } from "./route.js";
 import { jobs, know, setsChanged } from "./state.js";
 import { note } from "./undo.js";
 import { beside, restore, star, trash } from "./gallery.js";
@@ -25,7 +25,9 @@ export function OneSet({ id }) {
     get(`sets/${id}/request.json`).then(setRequest, () => {});
     get(`sets/${id}/origin`).then(setOrigin, () => {});
   }, [id]);
-  const leave = () => go("gallery");
+  const query = route.value.query.toString();
+  const tail = query && `?${query}`;
+  const leave = () => go(`gallery${tail}`);
   useEffect(() => bind({
     j: () => step(1), k: () => step(-1), ArrowRight: () => step(1), ArrowLeft: () => step(-1),
     s: () => void (one && star(one)),
@@ -34,12 +36,12 @@ export function OneSet({ id }) {
   }), [one]);
   const step = (/** @type {number} */ by) => {
     const to = beside(id, by);
-    if (to) go(`gallery/${to.id}`);
+    if (to) go(`gallery/${to.id}${tail}`);
   };
   if (missing) return html`<div class="nothing"><h2>This set is gone</h2><${Wrong} error=${missing} /><a class="button" href="#/gallery">To the gallery</a></div>`;
   if (!one) return html`<p class="quiet" role="status">Looking</p>`;
   const boxes = request?.layout?.boxes ?? [];
-  const given = request?.given ?? {};
+  const given = givenIn(request);
   const change = () => {
     if (!request) return;
     const more = draftOf(id, request, origin ?? {});
@@ -51,10 +53,10 @@ export function OneSet({ id }) {
       <${Picture} class="composite" src=${url(`sets/${id}/composite.png`)} alt=${`The whole set: ${one.prompt}`} eager=${true} />
       ${boxes.length > 1 && html`<ol class="panels">${boxes.map((/** @type {number[]} */ box, /** @type {number} */ n) => html`<li key=${n}>
         <a href=${url(`sets/${id}/panels/${n + 1}.png`)} download=${`panel-${n + 1}.png`} aria-label=${`Save panel ${n + 1}`}><${Picture} src=${url(`sets/${id}/panels/${n + 1}.png`)} alt="" /></a>
-        <span class="quiet">${n + 1}${given[n + 1] ? " · given" : ""}</span></li>`)}</ol>`}
+        <span class="quiet">${n + 1}${given.includes(n + 1) ? " · given" : ""}</span></li>`)}</ol>`}
     </div>
     <div class="side">
-      <nav class="steps" aria-label="Sets"><a class="button bare" href="#/gallery"><${Icon} name="back" /> Gallery</a>
+      <nav class="steps" aria-label="Sets"><a class="button bare" href=${`#/gallery${tail}`}><${Icon} name="back" /> Gallery</a>
         <span><button type="button" class="bare" aria-label="Set before (k)" disabled=${!beside(id, -1)} onClick=${() => step(-1)}><${Icon} name="back" /></button>
         <button type="button" class="bare" aria-label="Next set (j)" disabled=${!beside(id, 1)} onClick=${() => step(1)}><${Icon} name="next" /></button></span></nav>
       <h1 class="unseen">A set of ${one.panels} panels</h1>

@@ -46,11 +46,19 @@ export const recipeOf = (/** @type {string} */ name) => recipes.value.find((reci
 
 /** Take a job's newest state as the server told it. @param {Job} job */
 export function know(job) {
+  // A list that is on its way may be older than this.
+  turn += 1;
+  queueSoon();
   jobs.value = [job, ...jobs.value.filter((other) => other.id !== job.id)];
 }
 
+let turn = 0;
+
 async function loadQueue() {
+  const mine = ++turn;
   const [page, live, state] = await Promise.all([get("jobs?limit=200"), get("jobs?status=running"), get("queue")]);
+  // Answers may come in another order than they were asked for.
+  if (mine !== turn) return;
   const there = new Set(page.jobs.map((/** @type {Job} */ job) => job.id));
   jobs.value = [...page.jobs, ...live.jobs.filter((/** @type {Job} */ job) => !there.has(job.id))];
   queue.value = state;
