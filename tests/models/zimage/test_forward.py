@@ -82,11 +82,8 @@ def theirs(net, given):
     return out.view(B, 4, 4, 2, 6, 2).permute(0, 2, 4, 3, 5, 1).reshape(B, N, 16)
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_it_gives_what_diffusers_forward_gives(lora):
-    net = transformer()
-    if lora:
-        with_lora(net)
+def test_it_gives_what_diffusers_forward_gives():
+    net = with_lora(transformer())
     with torch.no_grad():
         found, expected = ours(net, inputs()), theirs(net, inputs())
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
