@@ -133,3 +133,9 @@ def test_a_story_reads_its_lines_as_prompts_are_read(tmp_path):
 def test_images_that_cannot_be_given_are_known_from_the_words_alone(given):
     with pytest.raises(SettingsError, match="given"):
         plan_windows(Story("", ("a", "b", "c")), 3, given=given)
+
+
+@pytest.mark.parametrize("head", ["prompt", '"Prompts"', "caption"])
+def test_the_head_of_a_table_is_no_prompt(tmp_path, head):
+    with pytest.raises(SettingsError, match="line 1: this is JSON or a table"):
+        read_prompts(write(tmp_path, f"{head}\na boy in the rain\n"))

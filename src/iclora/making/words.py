@@ -26,6 +26,15 @@ class Prompts:
     """What was left out of the file."""
 
 
+_TABLE = re.compile(
+    r"[{\[]\s*(\"|$)|\"?(prompt|text)\"?\s*[,;\t]\s*\S+$"
+    # The head of a table of one column.
+    r"|\"?(prompts?|texts?|captions?)\"?$",
+    re.IGNORECASE,
+)
+"""A line of JSON, or the head of a table."""
+
+
 def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
     """A text file with a prompt in each line that is neither empty nor a comment.
 
@@ -64,7 +73,7 @@ def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
         kept = [(n, line) for (n, _), line in zip(kept, bare, strict=True)]
         notes.append(f"{path}: the quotes around the lines are left out")
     for n, line in kept:
-        if re.match(r"[{\[]\s*(\"|$)|\"?(prompt|text)\"?\s*[,;\t]\s*\S+$", line, re.IGNORECASE):
+        if _TABLE.match(line):
             raise refuse(
                 f"{setting} {path}, line {n}: this is JSON or a table and not a prompt",
                 "Write one prompt in each line, its words alone.",
