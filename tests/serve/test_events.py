@@ -8,7 +8,7 @@ from iclora.serve.problems import Refused
 
 
 def run(work):
-    return asyncio.run(asyncio.wait_for(work, 5))
+    return asyncio.run(asyncio.wait_for(work, 30))
 
 
 async def read(bus, client="", job=None, last=None, count=1):
@@ -134,7 +134,7 @@ def test_a_reader_that_is_too_slow_is_sent_away_to_come_back():
             bus.tell("job", {"n": n})
         await asyncio.sleep(0.05)
         heard = []
-        while (event := await listener.next(1)) is not None:
+        while (event := await listener.next(10)) is not None:
             heard.append(event.number)
         return heard
 

@@ -150,7 +150,7 @@ def test_a_client_that_hangs_up_cancels_its_job_unless_it_sent_a_key(client, ser
             client.with_options(timeout=0.3).images.generate(
                 model="toyland", prompt="a", extra_headers=headers
             )
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while time.monotonic() < until:
             newest = client.get("/../api/v1/jobs?limit=1", cast_to=object)["jobs"][0]
             if newest["status"] in end:

@@ -45,7 +45,7 @@ def test_a_folder_of_many_sets_does_not_hold_up_who_asks(opened, folder, monkeyp
     for number in range(8):
         make_set(folder / "out" / f"job{number}" / "0001", {"seed": number})
     assert len(listed(opened)) <= 8
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while len(listed(opened)) < 8 and time.monotonic() < end:
         time.sleep(0.01)
     assert len(listed(opened)) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ from iclora.serve.server import Here, Server, Who
 __all__ = ["router", "show", "submit", "wait_for"]
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"], responses=PROBLEMS)
+
+Why = Callable[[int | None], str]
 
 _FILES = {
     ".png": "image/png",
@@ -104,12 +107,19 @@ class QueueState(BaseModel):
     """jobs that this request has cancelled"""
 
 
-def show(server: Server, job: Job, position: int | None = None) -> dict[str, Any]:
-    """A job as `ShownJob` has it."""
+def show(
+    server: Server, job: Job, position: int | None = None, why: Why | None = None
+) -> dict[str, Any]:
+    """A job as `ShownJob` has it.
+
+    Args:
+        position: jobs before it, if that is known.
+        why: `why_jobs_wait`, if several are shown.
+    """
     waits = None
     if job.status == "queued":
         position = server.queue.position(job) if position is None else position
-        waits = _why_it_waits(server, position)
+        waits = (why or why_jobs_wait(server))(position)
     return {
         "id": job.id,
         "kind": job.kind,
@@ -130,15 +140,16 @@ def show(server: Server, job: Job, position: int | None = None) -> dict[str, Any
     }
 
 
-def _why_it_waits(server: Server, position: int | None) -> str:
+def why_jobs_wait(server: Server) -> Why:
+    """Why jobs wait just now, by how many are before one."""
     if server.queue.paused:
-        return "the queue is paused"
+        return lambda _: "the queue is paused"
     running = server.queue.page(status="running", limit=1)
     ready = server.engine.ready()
     if ready is not None and not running:
-        return ready
-    before = f"{position} jobs before it" if position else "a free worker"
-    return f"{before}; {_doing(server, running[0])}" if running else before
+        return lambda _: ready
+    doing = f"; {_doing(server, running[0])}" if running else ""
+    return lambda position: (f"{position} jobs before it" if position else "a free worker") + doing
 
 
 def _doing(server: Server, job: Job) -> str:
@@ -213,8 +224,9 @@ def list_jobs(server: Here, client: Who, query: Annotated[JobQuery, Query()]) ->
     """Jobs, the newest first."""
     found = server.queue.page(client, query.status, query.kind, query.cursor, query.limit)
     places = server.queue.positions() if any(j.status == "queued" for j in found) else {}
+    why = why_jobs_wait(server)
     return {
-        "jobs": [show(server, job, places.get(job.id)) for job in found],
+        "jobs": [show(server, job, places.get(job.id), why) for job in found],
         "cursor": found[-1].id if len(found) == query.limit else None,
     }
 

@@ -170,7 +170,8 @@ def list_adapters(server: Here) -> dict[str, Any]:
 @router.get("/plan", response_model=Plan)
 def get_plan(server: Here, query: Annotated[PlanQuery, Query()]) -> dict[str, str]:
     """Count what a run on this server's base would take, and choose what fits a card."""
-    return plan(server.catalog, server.base, query)
+    found = plan(server.catalog, server.base, query)
+    return {name: server.catalog.hide(text) for name, text in found.items()}
 
 
 def _path(server: Server, name: str) -> Path:
