@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -285,6 +286,20 @@ def test_panels_that_read_texts_apart_are_the_pass_with_a_mask(zimage, monkeypat
     monkeypatch.undo()
     plain = zimage.velocity(noise(), sigma, [text], SIZE, 1.0, None, None, panels)
     assert (ours - plain).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_kept_keys_serve_panels_that_read_texts_of_unlike_lengths(zimage):
+    layout = Layout.of_rows([1, 1], *SIZE)
+    text, lengths = zimage.as_one([zimage.encode_text(words) for words in ("a cat", CAPTION)])
+    panels, free = Panels.of(layout, lengths, zimage.grid), [zimage.encode_text("")]
+    tokens = panels.owner == 0
+    kept = Given(tokens, clean=True, isolated=True, cache=[])
+    args = (noise(2), torch.tensor([0.6]), [text], SIZE, 3.0)
+    plain = zimage.velocity(*args, replace(kept, cache=None), free, panels)[:, ~tokens]
+    for _ in range(2):
+        saved = zimage.velocity(*args, kept, free, panels)[:, ~tokens]
+        torch.testing.assert_close(saved, plain, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
