@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import iclora.serve
-from iclora.errors import RunError
+from iclora.errors import RunError, StorageError
 from iclora.serve.engine import Outcome
 from tests.serve.conftest import Opened, picture
 from tests.serve.fake import FakeEngine, make_set
@@ -200,6 +200,16 @@ def test_a_run_is_gone_on_with_at_once_by_the_next_server_and_can_be_stopped(fol
 def test_a_second_server_on_the_folder_is_refused(opened, folder):
     with pytest.raises(RunError, match="another process"):
         Opened(folder)
+
+
+def test_a_server_that_cannot_be_opened_gives_the_folder_back(folder):
+    (folder / ".iclora").mkdir()
+    (folder / ".iclora" / "serve.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(StorageError):
+        Opened(folder)
+    (folder / ".iclora" / "serve.sqlite").unlink()
+    with Opened(folder) as opened:
+        assert opened.client.get("/readyz").status_code == 200
 
 
 def test_the_queue_is_listed_in_pages_and_reordered(opened):

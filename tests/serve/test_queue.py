@@ -21,8 +21,23 @@ def folder(tmp_path):
     return tmp_path
 
 
+_stores = []
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    while _stores:
+        _stores.pop().close()
+
+
+def store_of(folder):
+    _stores.append(Store(folder / "serve.sqlite"))
+    return _stores[-1]
+
+
 def opened(folder, owner="here", **limits):
-    return Queue(Store(folder / "serve.sqlite"), owner, **limits)
+    return Queue(store_of(folder), owner, **limits)
 
 
 @pytest.fixture
@@ -317,8 +332,7 @@ def test_watchers_hear_of_every_transition(queue):
 
 
 def test_a_file_of_a_newer_version_is_refused(folder):
-    store = Store(folder / "serve.sqlite")
-    with store.change() as db:
+    with store_of(folder).change() as db:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(StorageError, match="newer"):
         Store(folder / "serve.sqlite")

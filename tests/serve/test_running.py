@@ -73,7 +73,9 @@ def test_a_server_without_torch_is_told_to_end_then_killed_and_loses_no_job(star
     imported_torch = first.end(signal.SIGTERM)
     assert time.monotonic() - began < 9, "a stream held it up"
     assert imported_torch == "False\n"
-    statuses = Store(folder / ".iclora" / "serve.sqlite").rows("SELECT status, attempt FROM jobs")
+    store = Store(folder / ".iclora" / "serve.sqlite")
+    statuses = store.rows("SELECT status, attempt FROM jobs")
+    store.close()
     assert {tuple(row) for row in statuses} == {("queued", 0)}
 
     second = start("held")

@@ -48,11 +48,12 @@ class Server:
         self.settings, self.base, self.engine = settings, base, engine
         self.catalog = Catalog(Path(settings.folder), settings.adapter)
         home = self.catalog.home
-        self._open = ExitStack()
-        self._open.enter_context(alone(home / "lock", self.catalog.folder, RunError))
-        self.access = Access(settings, home)
-        self.store = Store(home / "serve.sqlite")
-        self._open.callback(self.store.close)
+        with ExitStack() as opened:
+            opened.enter_context(alone(home / "lock", self.catalog.folder, RunError))
+            self.access = Access(settings, home)
+            self.store = Store(home / "serve.sqlite")
+            opened.callback(self.store.close)
+            self._open = opened.pop_all()  # What cannot be opened gives the folder back.
         self.queue = Queue(self.store, f"{os.getpid()}-{secrets.token_hex(6)}")
         self.bus = Bus()
         self.sets = Sets(self.store, self.catalog)

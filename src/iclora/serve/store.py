@@ -66,11 +66,18 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.row_factory = sqlite3.Row
+        except (OSError, sqlite3.Error) as error:
+            raise self._refused(error) from error
+        try:
             for setting in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
                 self._db.execute(f"PRAGMA {setting}")
             self._make_tables()
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
+            self._db.close()
             raise self._refused(error) from error
+        except StorageError:
+            self._db.close()
+            raise
 
     def _make_tables(self) -> None:
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
