@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from iclora.serve.children import count_gpus, ended_by, environment_of, start_worker
+from iclora.serve.children import count_gpus, ended_by, environment_of, own_device, start_worker
 from iclora.serve.engine import Order
 from iclora.serve.local import told
 from iclora.serve.work import work
@@ -58,6 +58,8 @@ def test_a_worker_sees_its_own_gpu_alone_and_no_secret_that_it_does_not_need(mon
     assert "WANDB_API_KEY" in environment_of("cpu", keep=frozenset({"WANDB_API_KEY"}))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert environment_of("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
+    assert own_device({"device": "cuda:1", "seed": 1}) == {"device": "cuda", "seed": 1}
+    assert own_device({"model_device": "cpu"}) == {"model_device": "cpu"}
 
 
 def test_gpus_are_counted_without_torch(tmp_path, monkeypatch):

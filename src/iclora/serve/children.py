@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["Child", "count_gpus", "ended_by", "environment_of", "start_worker"]
+__all__ = ["Child", "count_gpus", "ended_by", "environment_of", "own_device", "start_worker"]
 
 _SECRET = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|PRIVATE|API_?KEY|COOKIE", re.IGNORECASE
@@ -88,6 +88,15 @@ def environment_of(
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         found.setdefault(name, "error")
     return found
+
+
+def own_device(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for a process that sees its own GPU as the only one, whatever its number was."""
+    names = ("device", "model_device")
+    return {
+        name: "cuda" if name in names and str(value).startswith("cuda:") else value
+        for name, value in values.items()
+    }
 
 
 def count_gpus() -> int:

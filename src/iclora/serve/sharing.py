@@ -119,7 +119,7 @@ def devices_for(device: str, count: int) -> list[str]:
             f"Set `workers` to {there}, or `device` to cpu.",
             setting="workers",
         )
-    return [f"cuda:{number}" for number in range(count)]
+    return [device] if ":" in device else [f"cuda:{number}" for number in range(count)]
 
 
 def _free(out: Path, kept: set[Path], count: int) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from iclora.files import append_line, write_text
 from iclora.progress import Cancelled
+from iclora.serve.children import own_device
 from iclora.serve.engine import Outcome, Report
 from iclora.serve.faults import problem_of
 from iclora.serve.records import Record
@@ -66,10 +67,11 @@ def _settings(record: Record, console: JobConsole, resumed: Any) -> RunSettings:
     if folder is None and Path(record.folder, "config.toml").is_file():
         folder = record.folder
     if folder is None:
-        return settings_of(RunSettings, {**record.input, "out": record.folder})
+        return settings_of(RunSettings, {**own_device(record.input), "out": record.folder})
     changes = {n: v for n, v in record.input.items() if n != "resume" and "resume" in record.input}
     found: RunSettings = resumed(folder, changes, console.warn)
-    return found
+    # The command line may have trained it on a GPU of another number.
+    return found.model_copy(update=own_device({"device": found.device}))
 
 
 if __name__ == "__main__":

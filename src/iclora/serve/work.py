@@ -14,6 +14,7 @@ from iclora.files.locks import alone
 from iclora.jobs import at_once, data, evaluating, making
 from iclora.jobs.opening import Opener
 from iclora.progress import Console
+from iclora.serve.children import own_device
 from iclora.serve.engine import Order
 from iclora.sets.check import Problem
 from iclora.sets.dataset import open_dataset
@@ -50,7 +51,7 @@ def work(order: Order, console: Console, opener: Opener) -> Result:
             f'there is no kind of job "{order.kind}"', f"Use one of {', '.join(KINDS)}."
         )
     model, run = KINDS[order.kind]
-    values = dict(order.input)
+    values = own_device(order.input)
     share = values.pop("share", None)
     if "out" in model.model_fields:
         values["out"] = order.folder
