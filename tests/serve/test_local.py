@@ -19,10 +19,11 @@ from tests.serve import forked
 SMALL = {"prompt": [CAPTION], "size": "96x192", "steps": 2, "seed": 3}
 
 
-@pytest.fixture
-def engine(tmp_path):
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
     """One CPU worker with the tiny base, which gives a cancelled job a second."""
-    made = LocalEngine(["cpu"], base="tiny", logs=tmp_path / "logs", patience=1, start=forked.start)
+    logs = tmp_path_factory.mktemp("logs")
+    made = LocalEngine(["cpu"], base="tiny", logs=logs, patience=1, start=forked.start)
     made.start()
     yield made
     made.stop()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,18 @@ class Notes:
         yield Progress(self.events.append)
 
 
+class Stopping:
+    """The commands of a worker that stands still once it has a job."""
+
+    def __init__(self, child):
+        self.child, self.flush, self.close = child, child.commands.flush, child.commands.close
+
+    def write(self, line):
+        if b'"do": "run"' in line:
+            os.kill(self.child.pid, signal.SIGSTOP)
+        self.child.commands.write(line)
+
+
 @pytest.fixture
 def start():
     """Starts workers, and knows their processes."""
@@ -57,38 +70,42 @@ def start():
 def test_two_workers_fill_the_folders_of_one_also_if_one_of_them_is_killed(lora, tmp_path, start):
     picture(96, 64).save(tmp_path / "shot.png")
     (tmp_path / "p.txt").write_text("\n\n".join(PROMPTS))
-    told = {"adapter": [str(lora)], "prompts": str(tmp_path / "p.txt"), "count": 2, "steps": 6}
+    told = {"adapter": [str(lora)], "prompts": str(tmp_path / "p.txt"), "steps": 8}
     told |= {"size": "96x192", "given": [f"1={tmp_path / 'shot.png'}"]}
-    words = ["complete", "--adapter", str(lora), "--prompts", told["prompts"], "--count", "2"]
-    words += ["--steps", "6", "--size", "96x192", "--given", told["given"][0]]
+    words = ["complete", "--adapter", str(lora), "--prompts", told["prompts"]]
+    words += ["--steps", "8", "--size", "96x192", "--given", told["given"][0]]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
-    console, killed = Notes(), []
+    console = Notes()
+
+    def start_first(environment, log):
+        child = start(environment, log)
+        first = len(start.pids()) == 1
+        return replace(child, commands=Stopping(child)) if first else child
 
     def kill(event):
         console.events.append(event)
-        if event.done == 1 and not killed:
-            killed.append(start.pids()[0])
-            os.kill(killed[0], signal.SIGKILL)
+        if event.done == 1:  # The other one's.
+            os.kill(start.pids()[0], signal.SIGKILL)
 
-    console.progress = contextmanager(lambda: iter([Progress(kill)]))
+    console.progress = lambda: nullcontext(Progress(kill))
     settings = settings_of(CompleteSettings, told | {"workers": 2, "out": str(tmp_path / "two")})
-    folders = make_shared(settings, console, start)
-    assert [folder.name for folder in folders] == [f"000{n}" for n in range(1, 7)]
+    folders = make_shared(settings, console, start_first)
+    assert [folder.name for folder in folders] == ["0001", "0002", "0003"]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert any("SIGKILL" in text for text in console.said)
-    assert console.events[-1].done == console.events[-1].total == 6
+    assert console.events[-1].done == console.events[-1].total == 3
     # A set that is gone is made again in its place, and the others are left alone.
     for file in (tmp_path / "two" / "0003").iterdir():
         file.unlink()
     (tmp_path / "two" / "0003").rmdir()
     count = len(start.pids())
-    assert make_shared(settings, console, start) == folders
+    assert make_shared(settings, Notes(), start) == folders
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(start.pids()) == count + 1
 
 
 def test_an_evaluation_by_two_workers_has_the_sets_of_one(lora, tmp_path, start):
-    told = {"adapter": [str(lora)], "prompt": PROMPTS[:2], "steps": 1, "size": "96x192"}
+    told = {"adapter": [str(lora)], "prompt": PROMPTS[:1], "steps": 1, "size": "96x192"}
 
     def run(name, make=None, **more):
         settings = settings_of(EvaluateSettings, told | {"out": str(tmp_path / name)} | more)
@@ -98,8 +115,7 @@ def test_an_evaluation_by_two_workers_has_the_sets_of_one(lora, tmp_path, start)
     one, two = run("one"), run("two", share_evaluation, workers=2)
     assert len(start.pids()) == 2
     for arm in one.arms:
-        for number in range(2):
-            assert contents(one.folder(arm, number)) == contents(two.folder(arm, number))
+        assert contents(one.folder(arm, 0)) == contents(two.folder(arm, 0))
     assert (tmp_path / "two" / "report.html").is_file()
 
 

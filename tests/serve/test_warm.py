@@ -82,13 +82,13 @@ def test_memory_stays_flat_over_sets_with_changing_adapters_and_texts(tmp_path, 
     other.write_bytes(lora.read_bytes())
     warm = Warm(texts=2 * 10**5)
     held = []
-    for number in range(8):
+    for number in range(6):
         told = {"base": "tiny", "steps": 1, "size": "32x96", "device": "cpu", "seed": number}
         told |= {"prompt": [CAPTION.replace("Ana", f"Ana{number}")]}
         told |= {"adapter": [str((lora, other)[number % 2])], "out": str(tmp_path / "out")}
         make(settings_of(GenerateSettings, told), Notes(), warm)
         held.append(sum(t.nbytes for t in _tensors()))
-    assert held[-1] <= held[3] * 1.02
+    assert held[-1] <= held[2] * 1.02
     assert warm.texts.bytes <= 2 * 10**5
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -22,25 +23,25 @@ from tests.serve.test_sharing import Notes
 def test_what_libraries_print_goes_to_the_log_and_the_end_of_commands_is_the_workers_end(tmp_path):
     environment = environment_of("cpu")
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
-    # Printed by what starts, and again when what is heavy is imported, as libraries do.
+    # Printed by what starts, and again once the worker has seen to its streams, as libraries do.
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys, threading, time\n"
+        "import os, threading, time\n"
         "os.write(1, b'hello\\n')\n"
         "def chat():\n"
-        "    while 'torch' not in sys.modules: time.sleep(0.01)\n"
+        "    while not os.path.samestat(os.fstat(0), os.stat(os.devnull)): time.sleep(0.01)\n"
         "    os.write(1, b'chatter\\n')\n"
         "threading.Thread(target=chat, daemon=True).start()\n"
     )
-    child = start_worker(environment, tmp_path / "logs" / "worker.log")
-    child.commands.write(b'{"do": "start", "base": null, "machine": {}}\n')
-    child.commands.flush()
-    assert child.answers.readline() == b"hello\n"
-    assert told(child.answers.readline()) == {"say": "ready", "problem": None}
+    log = tmp_path / "logs" / "worker.log"
+    child = start_worker(environment, log)
+    until = time.monotonic() + 60
+    while "chatter" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.01)
     child.commands.close()
     assert child.wait() == 0
-    assert child.answers.read() == b""
+    assert child.answers.read() == b"hello\n"
     child.answers.close()
-    assert "chatter" in (tmp_path / "logs" / "worker.log").read_text()
+    assert "chatter" in log.read_text()
     assert told(b"hello\n") == told(b"7\n") == {"say": None}
 
 

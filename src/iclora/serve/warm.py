@@ -79,7 +79,7 @@ class Warm(Opener):
         texts: bytes of encoded texts; one of FLUX.1 takes 4 MB in bf16.
     """
 
-    def __init__(self, adapters: int = 4 * 2**30, texts: int = 2**30) -> None:
+    def __init__(self, adapters: int = 4 * 2**30, texts: int = 2**28) -> None:
         self.adapters: Lru[str, tuple[Stamp, Adapter]] = Lru(adapters, lambda kept: _held(kept[1]))
         self.texts: Lru[tuple[str, ...], Text] = Lru(texts, _bytes)
         self._base: tuple[tuple[object, ...], Stamp, DiffusionModel] | None = None
