@@ -36,6 +36,19 @@ def browser():
         found.close()
 
 
+_EMPTY = """async () => {
+  const main = document.querySelector("script[src$='main.js']").src;
+  const {draft, wrong} = await import(main.replace("main.js", "draft.js"));
+  const {preview} = await import(main.replace("main.js", "making.js"));
+  const {trouble} = await import(main.replace("main.js", "parts.js"));
+  draft.value = {...draft.value, way: "panels", overview: "", panels: [], text: "", given: {},
+    values: {}, shown: "", keep: [], follow: "", made: []};
+  wrong.value = {};
+  preview.value = trouble.value = null;
+  document.activeElement?.blur();
+}"""
+
+
 class Watched:
     """A tab, and what it asked for."""
 
@@ -47,9 +60,18 @@ class Watched:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
-    def open(self, screen="make", below=""):
-        """The page at a screen, let in by its token."""
-        self.page.goto(self.studio.link.replace("/#", f"/{below}#"))
+    def open(self, screen="make", below="", fresh=False):
+        """The page at a screen, let in by its token, with an empty draft."""
+        root = f"http://127.0.0.1:{self.studio.port}/"
+        if self.page.url.startswith(f"{root}#") and not (below or fresh):
+            self.page.evaluate(_EMPTY)  # A load costs half a second of CPU.
+        else:
+            if self.page.url != "about:blank":  # What the page before would still send is gone.
+                self.page.goto(f"{root}healthz")
+                self.page.evaluate("localStorage.clear()")
+                shutil.rmtree(self.studio.folder / ".iclora" / "drafts", ignore_errors=True)
+                self.asked.clear()
+            self.page.goto(self.studio.link.replace("/#", f"/{below}#"))
         self.page.wait_for_selector("footer")
         self.page.evaluate(f"location.hash = '#/{screen}'")
         self.page.wait_for_selector(f".{screen.split('/')[0].split('?')[0]}, .one, .nothing")
@@ -83,10 +105,9 @@ def tab(browser, studio, request):
     for each in opened:
         if each.once:
             each.context.close()
-        else:  # Before a draft that waits is sent.
-            each.page.evaluate("localStorage.clear()")
-            # Of the same site, which needs no further process.
-            each.page.goto(f"http://127.0.0.1:{studio.port}/healthz")
+        else:
+            each.page.emulate_media(color_scheme="light")
+            each.page.keyboard.press("Escape")
         assert each.errors == []
     studio.engine.failure = None
     studio.engine.go.set()

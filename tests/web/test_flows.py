@@ -48,8 +48,7 @@ def make_one(page, words="A quiet morning;"):
 def test_no_screen_has_a_serious_finding_of_axe_in_light_or_dark(tab, studio):
     from axe_playwright_python.sync_playwright import Axe
 
-    # The policy lets no other script in, so the browser is told to let the test's pass.
-    page = tab(bypass_csp=True).open()
+    page = tab().open()
     found = {}
     made = make_one(page, "A heron;")
     button(page, "Keep panel 2").click()
@@ -228,7 +227,7 @@ def test_on_a_phone_the_queue_is_paused_reordered_cancelled_and_nothing_scrolls_
 
 
 def test_the_keyboard_alone_makes_keeps_stars_and_trashes(tab, studio):
-    page = tab().open()
+    page = tab().open(fresh=True)
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="To the content")).to_be_focused()
     for _ in range(60):
