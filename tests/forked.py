@@ -16,6 +16,7 @@ for name in (
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.transformers.transformer_flux",
     "iclora.cli.main",
+    "iclora.jobs.training",
     "iclora.making.preview",
     "iclora.serve.warm",
     "iclora.serve.work",
