@@ -12,20 +12,21 @@ WIDE = {"width": 1280, "height": 860}
 PHONE = {"width": 375, "height": 780}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     found = Studio(tmp_path_factory.mktemp("studio"))
     yield found
     found.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no Chromium is installed here: apt-get install chromium")
     from playwright import sync_api
 
+    # Playwright keeps an event loop running in this thread: not beyond the tests that need it.
     with sync_api.sync_playwright() as playwright:
         # Tests may run as root, for whom Chromium has no sandbox; only our own page is opened.
         flags = ["--no-sandbox", "--disable-gpu", "--renderer-process-limit=1"]
@@ -78,7 +79,7 @@ class Watched:
         return self.page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def usual(browser, studio):
     """The tab that most tests share: a new one takes half a second of CPU."""
     context = browser.new_context(viewport=WIDE)

@@ -11,6 +11,8 @@ from tests.web.conftest import PHONE
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
+pytestmark = pytest.mark.machine
+
 # A picture of 64 x 64 px that is dropped on a slot, or pasted while it has the focus.
 HANDED = """async ([panel, how]) => {
   const canvas = new OffscreenCanvas(64, 64);

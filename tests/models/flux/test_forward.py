@@ -247,6 +247,7 @@ def test_quantised_blocks_compile(kind, counted):
 
 # torch's own compiler calls torch.jit.script_method, of which torch 2.13 warns.
 @needs_compiler
+@pytest.mark.machine
 @pytest.mark.filterwarnings(
     "default", "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )
