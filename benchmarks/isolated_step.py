@@ -22,7 +22,8 @@ from train_step import SCRIPT_TARGETS, TEXT, Arm, Work, adapters, build, proxy, 
 
 from iclora.models.base import Panels
 from iclora.models.flux.forward import flux_forward
-from iclora.models.passes import attention_to, placed
+from iclora.models.attention import attention_to
+from iclora.models.passes import placed
 
 KINDS = {"joint": (1, 1), "3 texts": (3, 1), "9 texts": (3, 3)}
 """Rows and columns of panels."""
