@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from train_step import SCRIPT_TARGETS, TEXT, Arm, Work, adapters, build, proxy, step, true_size
 
+from iclora.models.attention import attention_to
 from iclora.models.base import Panels
 from iclora.models.flux.forward import flux_forward
-from iclora.models.attention import attention_to
 from iclora.models.passes import placed
 
 KINDS = {"joint": (1, 1), "3 texts": (3, 1), "9 texts": (3, 3)}

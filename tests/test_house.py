@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,13 @@ def test_words_that_newcomers_stumbled_over_are_gone(word):
         str(path.relative_to(SRC)) for path in FILES if word in path.read_text(encoding="utf-8")
     ]
     assert found == []
+
+
+def test_benchmarks_import_what_there_is():
+    # They are run by hand and seldom, so a move of what they use would not show.
+    for path in sorted((SRC.parents[1] / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iclora"):
+                for name in (alias.name for alias in node.names):
+                    there = hasattr(importlib.import_module(node.module), name)
+                    assert there or find_spec(f"{node.module}.{name}"), (path.name, name)
