@@ -74,7 +74,7 @@ class ShownRecipe(BaseModel):
     width: int
     height: int
     boxes: list[list[int]]
-    """each panel's left, top, right and bottom, px"""
+    """each panel's left, top, width and height, px"""
     usually_given: list[int]
 
 

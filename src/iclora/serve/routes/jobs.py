@@ -149,7 +149,12 @@ def why_jobs_wait(server: Server) -> Why:
     if ready is not None and not running:
         return lambda _: ready
     doing = f"; {_doing(server, running[0])}" if running else ""
-    return lambda position: (f"{position} jobs before it" if position else "a free worker") + doing
+
+    def why(position: int | None) -> str:
+        jobs = "1 job" if position == 1 else f"{position} jobs"
+        return (f"{jobs} before it" if position else "a free worker") + doing
+
+    return why
 
 
 def _doing(server: Server, job: Job) -> str:
