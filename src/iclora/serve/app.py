@@ -42,6 +42,7 @@ def make_app(server: Server) -> FastAPI:
     app.state.server = server
     say_problems(app)
     for module in (jobs, events, assets, sets, datasets, runs, openai, state):
-        app.include_router(module.router)
+        # Not `include_router`: it builds each route's models a second time, at the first request.
+        app.router.routes.extend(module.router.routes)
     app.add_middleware(Gate)
     return app

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from iclora.settings import (
     CaptionSettings,
     CheckSettings,
     CompleteSettings,
     ComposeSettings,
+    Described,
     EvaluateSettings,
     ExtendSettings,
     GenerateSettings,
@@ -121,10 +122,10 @@ INPUTS: Mapping[str, type[Settings]] = {k: input_of(k, model) for k, model in SE
 """What a client tells each kind of job."""
 
 
-class Ask(BaseModel):
+class Ask(Described):
     """A job that is asked for."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
     kind: str
     input: Any

@@ -34,6 +34,7 @@ from iclora.settings.data import (
     RecipesSettings,
     ReviewSettings,
 )
+from iclora.settings.docstrings import Described
 from iclora.settings.fields import (
     MOST_PIXELS,
     PRECISIONS,
@@ -85,6 +86,7 @@ __all__ = [
     "CheckSettings",
     "CompleteSettings",
     "ComposeSettings",
+    "Described",
     "Device",
     "Dtype",
     "Encoding",

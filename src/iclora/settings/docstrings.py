@@ -12,10 +12,23 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-__all__ = ["describe"]
+__all__ = ["Described", "describe"]
+
+
+class Described(BaseModel):
+    """A model whose fields' docstrings are their descriptions in JSON schemas."""
+
+    # Built when first used: by then the descriptions are there.
+    model_config = ConfigDict(defer_build=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        super().__pydantic_init_subclass__(**more)
+        describe(cls)
 
 
 def describe(model: type[BaseModel]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from iclora.files import place
-from iclora.settings.docstrings import describe
+from iclora.settings.docstrings import Described
 
 __all__ = [
     "MOST_PIXELS",
@@ -344,7 +344,7 @@ def names_files(kind: Any) -> bool:
     return any(getattr(part, "func", None) in _PATHS or names_files(part) for part in inner)
 
 
-class Settings(BaseModel):
+class Settings(Described):
     """What a verb or a function is told.
 
     Raises: pydantic.ValidationError; `settings_of` turns it into a SettingsError.
@@ -358,11 +358,6 @@ class Settings(BaseModel):
         # Some twenty models; a command needs one or two.
         defer_build=True,
     )
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **more: Any) -> None:
-        super().__pydantic_init_subclass__(**more)
-        describe(cls)
 
     @model_validator(mode="before")
     @classmethod
