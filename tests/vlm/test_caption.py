@@ -155,6 +155,18 @@ def test_nothing_a_person_wrote_is_overwritten_unless_asked_for(make_dataset, se
     assert (root / "0001" / "caption.txt").read_bytes() != mine
 
 
+def test_a_set_that_is_named_is_captioned_alone_and_again_each_time(make_dataset, serve):
+    root = make_dataset(3)
+    server = serve(lambda body: (200, completion(good())))
+    before = (root / "0001" / "caption.txt").read_text()
+    for _ in range(2):
+        assert caption(root, server, overwrite=True, only=("0002",)).written == ["0002"]
+    assert (root / "0001" / "caption.txt").read_text() == before
+    assert caption(root, server, only=("0002",)).kept == ["0002"]
+    with pytest.raises(DatasetError, match='no set "0009"'):
+        caption(root, server, only=("0009",))
+
+
 def test_a_caption_that_was_written_meanwhile_is_kept(bare, serve):
     root = bare(1)
 

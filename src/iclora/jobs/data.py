@@ -100,6 +100,7 @@ def caption(
             send=settings.send,
             longest=settings.longest_side,
             overwrite=settings.overwrite,
+            only=settings.only,
             progress=progress,
             warn=console.warn,
         )

@@ -11,7 +11,19 @@ from starlette.concurrency import run_in_threadpool
 from iclora import __version__
 from iclora.serve.gate import Gate
 from iclora.serve.problems import say_problems
-from iclora.serve.routes import assets, datasets, events, jobs, openai, runs, sets, state
+from iclora.serve.routes import (
+    assets,
+    curating,
+    datasets,
+    events,
+    imagesets,
+    jobs,
+    openai,
+    runs,
+    sets,
+    state,
+    uploads,
+)
 from iclora.serve.server import Server
 
 __all__ = ["make_app"]
@@ -41,7 +53,19 @@ def make_app(server: Server) -> FastAPI:
     )
     app.state.server = server
     say_problems(app)
-    for module in (jobs, events, assets, sets, datasets, runs, openai, state):
+    for module in (
+        jobs,
+        events,
+        assets,
+        sets,
+        datasets,
+        imagesets,
+        curating,
+        uploads,
+        runs,
+        openai,
+        state,
+    ):
         # Not `include_router`: it builds each route's models a second time, at the first request.
         app.router.routes.extend(module.router.routes)
     app.add_middleware(Gate)

@@ -13,7 +13,7 @@ from iclora.files import write_bytes
 from iclora.serve.problems import Refused
 from iclora.sets.images import picture_size, read_image
 
-__all__ = ["MEDIA_TYPES", "MOST_BYTES", "Assets"]
+__all__ = ["MEDIA_TYPES", "MOST_BYTES", "Assets", "suffix_of", "thumbnail"]
 
 MOST_BYTES = 20 * 10**6
 _MOST_PIXELS = 50 * 10**6
@@ -58,7 +58,7 @@ class Assets:
         there = self._find(sha256)
         if there is None:
             size = read_image(data, shown).size
-            write_bytes(self._folder / f"{sha256}{_suffix(data)}", data)
+            write_bytes(self._folder / f"{sha256}{suffix_of(data)}", data)
             return sha256, size, True
         return sha256, (width, height), False
 
@@ -78,7 +78,7 @@ class Assets:
         return next((path for path in ways if path.is_file()), None)
 
 
-def _suffix(data: bytes) -> str:
+def suffix_of(data: bytes) -> str:
     """How a picture that was read is kept, by its first bytes."""
     if data[:2] == b"\xff\xd8":
         return ".jpg"

@@ -17,15 +17,19 @@ from iclora.serve.access import Access
 from iclora.serve.assets import Assets
 from iclora.serve.catalog import Catalog
 from iclora.serve.dispatch import Dispatcher
+from iclora.serve.edits import Edits
 from iclora.serve.engine import Engine
 from iclora.serve.events import Bus
 from iclora.serve.index import Sets
 from iclora.serve.intake import Intake
 from iclora.serve.jobs import ENDED, Job
+from iclora.serve.looks import Looks
 from iclora.serve.metrics import Metrics
 from iclora.serve.problems import Refused
 from iclora.serve.queue import Queue
 from iclora.serve.store import Store
+from iclora.serve.tokens import Tokens
+from iclora.serve.uploads import Uploads
 from iclora.settings import ServeSettings
 
 __all__ = ["Here", "Server", "Who"]
@@ -58,6 +62,9 @@ class Server:
         self.bus = Bus()
         self.sets = Sets(self.store, self.catalog)
         self.assets = Assets(home / "assets")
+        self.uploads, self.edits = Uploads(self.catalog), Edits(self.catalog)
+        self.tokens = Tokens(base)
+        self.looks = Looks(self.catalog, self.tokens)
         self.intake = Intake(settings, base, self.catalog, self.assets, self.sets)
         self.metrics = Metrics(self.queue, self.bus, self.catalog.folder)
         self.dispatcher = Dispatcher(

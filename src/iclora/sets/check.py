@@ -7,6 +7,7 @@ pixels that are encoded.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,9 @@ __all__ = [
     "accept",
     "check_dataset",
     "training_layouts",
+    "twin",
     "typical_layout",
+    "usual_resolutions",
 ]
 
 
@@ -226,15 +229,17 @@ def _judge_caption(
     return text, tokens
 
 
+def twin(name: str, other: str) -> Problem:
+    """What is said of a set that has the pictures of another."""
+    return Problem(
+        name, f'the same images as set "{other}"', "Remove one, or it counts double.", "warning"
+    )
+
+
 def _judge_twins(image_set: ImageSet, seen: dict[str, str]) -> Iterator[Problem]:
-    twin = seen.setdefault(image_set.digest, image_set.name)
-    if twin != image_set.name:
-        yield Problem(
-            image_set.name,
-            f'the same images as set "{twin}"',
-            "Remove one, or it counts double.",
-            "warning",
-        )
+    other = seen.setdefault(image_set.digest, image_set.name)
+    if other != image_set.name:
+        yield twin(image_set.name, other)
 
 
 def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Iterator[Problem]:
@@ -277,7 +282,7 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
             "Use larger resolutions, or panels of less extreme shape.",
             "warning",
         )
-    if panels.area < least**2:
+    if _side(panels.area) < least:
         yield Problem(
             panels.name,
             f"only {panels.area / 1e6:.2f} megapixels in all, less than the smallest training size "
@@ -323,6 +328,20 @@ def training_layouts(
     own = sum(width * height for width, height in sizes)
     areas = sorted({r * r if upscale else min(r * r, own) for r in resolutions})
     return list(dict.fromkeys(canvas.fit(sizes, area, grid) for area in areas))
+
+
+def _side(area: int) -> int:
+    """The side of the smallest square that has an area, px."""
+    return math.isqrt(area - 1) + 1
+
+
+def usual_resolutions(recipe: Recipe) -> tuple[int, ...]:
+    """Training resolutions to judge a recipe's sets by if nobody names any.
+
+    A recipe whose canvas is smaller than all of them, as toyland's are, has sets of that size.
+    """
+    own = _side(recipe.canvas.width * recipe.canvas.height)
+    return RESOLUTIONS if own >= min(RESOLUTIONS) else (own,)
 
 
 def typical_layout(canvas: Layout, sizes: Sequence[Sequence[Size]], grid: int) -> Layout:

@@ -9,19 +9,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import tomli_w
-
 from iclora import files
 from iclora.errors import CaptionError, DatasetError
 from iclora.files.locks import alone
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
 from iclora.sets.check import Problem, SetReport, TrainingSet, accept, check_dataset
-from iclora.sets.dataset import LAYOUT_KEY, MANIFEST, Dataset, ImageSet
+from iclora.sets.dataset import LAYOUT_KEY, Dataset, ImageSet
+from iclora.sets.editing import manifest_of
 from iclora.sets.images import write_png
 from iclora.sets.layout import GRID
 from iclora.sets.letterbox import cut_note, with_cuts
-from iclora.sets.recipe import Recipe, load_recipe, recipe_names
+from iclora.sets.recipe import Recipe
 from iclora.settings import RESOLUTIONS
 
 __all__ = ["compose_dataset"]
@@ -119,11 +118,5 @@ def _write_composite(image_set: ImageSet, checked: TrainingSet, out: Path) -> No
 
 
 def _write_manifest(out: Path, recipe: Recipe) -> None:
-    name = recipe.name
-    if recipe.name not in recipe_names() or load_recipe(recipe.name) != recipe:
-        # A recipe of the user's own travels with the sets made by it.
-        name = "recipe.toml"
-        content = recipe.model_dump(mode="json", exclude_defaults=True)
-        files.write_text(out / name, tomli_w.dumps(content))
-    note = "# The task these sets belong to; read by iclora.\n"
-    files.write_text(out / MANIFEST, note + tomli_w.dumps({"recipe": name}))
+    for name, content in manifest_of(recipe, recipe.name).items():
+        files.write_bytes(out / name, content or b"")

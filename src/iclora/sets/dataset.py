@@ -38,6 +38,7 @@ from iclora.sets.words import Words
 __all__ = [
     "LAYOUT_KEY",
     "MANIFEST",
+    "PLACED_KEY",
     "Dataset",
     "ImageSet",
     "PanelSet",
@@ -48,6 +49,8 @@ __all__ = [
 
 MANIFEST = "iclora.toml"
 LAYOUT_KEY = "iclora:layout"
+PLACED_KEY = "iclora:placed"
+"""As LAYOUT_KEY, for boxes that somebody placed by hand: no seam need show there."""
 _CAPTION = "caption.txt"
 _HERE = PurePosixPath()
 _MANIFEST_SIZE = 2**20
@@ -115,8 +118,11 @@ class ImageSet:
 
     def panel(self, number: int) -> Image.Image:
         """One file's picture, counted from 0, without what is cut off. Raises: as `load`."""
-        name = self.images[number]
-        return self._cut(self._picture(self._files[name].read(), name), number)
+        return self._cut(self._picture(self.read(number), self.images[number]), number)
+
+    def read(self, number: int) -> bytes:
+        """One of its files as it lies there, counted from 0. Raises: DatasetError."""
+        return self._files[self.images[number]].read()
 
     def _cut(self, picture: Image.Image, number: int) -> Image.Image:
         if not self.cuts or not any(self.cuts[number]):
@@ -256,16 +262,25 @@ def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:
 
 
 def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layout | None:
-    """The layout that `compose` wrote into a PNG, if it still fits picture and recipe."""
-    text = png_text(data, LAYOUT_KEY)
+    """The layout in a PNG, by hand or by `compose`, if it still fits picture and recipe."""
+    placed = _layout_in(data, PLACED_KEY)
+    if placed and placed.size == picture.size and placed.panels == recipe.canvas.panels:
+        return placed
+    layout = _layout_in(data, LAYOUT_KEY)
+    if layout is None or layout.size != picture.size or not layout.has_places_of(recipe.canvas):
+        return None
+    return layout if is_likely(layout, picture, recipe.canvas) else None
+
+
+def _layout_in(data: bytes, key: str) -> Layout | None:
+    """The layout in a PNG's text; None if there is none."""
+    text = png_text(data, key)
     if text is None:
         return None
     try:
-        layout = Layout.from_json(parse_json(text, "layout", LayoutError))
+        return Layout.from_json(parse_json(text, "layout", LayoutError))
     except (LayoutError, ValueError):
         return None
-    fits = layout.size == picture.size and layout.has_places_of(recipe.canvas)
-    return layout if fits and is_likely(layout, picture, recipe.canvas) else None
 
 
 # -- opening ------------------------------------------------------------------------------------

@@ -110,7 +110,10 @@ def _sets_of_folder(
     request = f"{place}/request.json".lstrip("/")
     if request in listing and (made := _made_set(listing, request, images)):
         library.used.update({request, *images})
-        return [Found(_set_name(folder, root), *made)]
+        panels, whole, prompt = made
+        # What somebody wrote for it since counts more than what it was made of.
+        own = library.use(library.of_folder(place, panels))
+        return [Found(_set_name(folder, root), panels, whole, own or prompt)]
     if _is_one_set(listing, library, folder, images, root, recipe):
         words = library.use(library.of_folder(place, images))
         return [Found(_set_name(folder, root), tuple(images), False, words)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ __all__ = [
     "picture_size",
     "png_text",
     "read_image",
+    "with_png_text",
     "write_png",
 ]
 
@@ -89,6 +91,32 @@ def png_text(data: bytes, key: str) -> str | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return value if isinstance(value, str) else None
+
+
+def with_png_text(data: bytes, key: str, value: str) -> bytes:
+    """A PNG's bytes with a text in it, which replaces one of this key; no pixel is encoded again.
+
+    Args:
+        key, value: of Latin-1.
+    Raises: ImageError for what is no whole PNG.
+    """
+    own = key.encode("latin-1") + b"\0"
+    body = b"tEXt" + own + value.encode("latin-1")
+    new = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if data[:4] != b"\x89PNG" or end > len(data):
+            raise ImageError("this is no whole PNG", "Export it again.")
+        if not (kind in (b"tEXt", b"zTXt", b"iTXt") and data[at + 8 : end].startswith(own)):
+            kept.append(data[at:end])
+        if kind == b"IHDR":
+            kept.append(new)  # Before the pixels, so that readers have it before they decode.
+        if kind == b"IEND":
+            break
+        at = end
+    return b"".join(kept)
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int]:

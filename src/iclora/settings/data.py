@@ -82,6 +82,10 @@ class CaptionSettings(Captioning):
     """requests at the same time; by default 4"""
     overwrite: bool = False
     """also replace captions that are there"""
+    only: tuple[Annotated[str, Field(min_length=1, max_length=300)], ...] = setting(
+        (), metavar="SET"
+    )
+    """caption this set alone; repeat for more"""
     base: FilePath | None = None
     """count tokens as this base does"""
     text: TextKind = "joint"

@@ -85,6 +85,7 @@ def caption_dataset(
     send: Send = "panels",
     longest: int = 768,
     overwrite: bool = False,
+    only: Sequence[str] = (),
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Summary:
@@ -99,6 +100,7 @@ def caption_dataset(
         send: the panels as separate pictures, or the composite.
         longest: px; no picture sent has a longer side.
         overwrite: also replace captions that are there.
+        only: names of the sets that are looked at; all if empty.
         progress: told of every set that is done, its Outcome as the value "outcome".
         warn: told of every set that gets no caption, and why.
     Returns: the outcome for every set. Sets without a good caption are also listed in
@@ -107,6 +109,7 @@ def caption_dataset(
         at it; VisionModelError if the captioner cannot go on, or many sets in a row get no answer.
     """
     _refuse_unwritable(dataset)
+    chosen = _chosen(dataset, only)
     summary, progress = Summary(), progress or Progress()
 
     def judge(answer: str) -> str:
@@ -124,16 +127,17 @@ def caption_dataset(
     journal = Journal(dataset.path / _JOURNAL, key)
     with alone(dataset.path / _LOCK, dataset.path, DatasetError):
         _clear(dataset)
-        done = {s.name for s in dataset.sets if _has_words(s)}
+        done = {s.name for s in chosen if _has_words(s)}
         if overwrite:
-            done &= journal.begin()
-        summary.kept += [s.name for s in dataset.sets if s.name in done]
-        todo = {s.name: s for s in dataset.sets if s.name not in done}
+            # Sets that are named are wanted now, whatever an earlier run has overwritten.
+            done = set() if only else done & journal.begin()
+        summary.kept += [s.name for s in chosen if s.name in done]
+        todo = {s.name: s for s in chosen if s.name not in done}
         try:
             outcomes = _all_outcomes(list(todo.values()), captioner, judge, look, summary)
             for count, outcome in enumerate(outcomes, 1):
                 place = caption_path(dataset, todo[outcome.name])
-                _keep(outcome, place, overwrite, journal, summary)
+                _keep(outcome, place, overwrite, None if only else journal, summary)
                 if outcome.caption is None and warn:
                     helps = f"; {outcome.advice}" if outcome.advice else ""
                     warn(f"{outcome.name}: no caption, {outcome.problem}{helps}")
@@ -145,9 +149,21 @@ def caption_dataset(
             ) from error
         finally:
             _list_failures(dataset.path / FAILURES, summary.failed)
-        if overwrite and not summary.failed:
+        if overwrite and not only and not summary.failed:
             journal.end()
     return summary
+
+
+def _chosen(dataset: Dataset, only: Sequence[str]) -> list[ImageSet]:
+    """The sets of these names; all if none is named. Raises: DatasetError."""
+    unknown = sorted(set(only) - {s.name for s in dataset.sets})
+    if unknown:
+        raise DatasetError(
+            f'there is no set "{unknown[0]}" in {dataset.path}',
+            "Name sets as `iclora check` lists them.",
+            "only",
+        )
+    return [s for s in dataset.sets if not only or s.name in only]
 
 
 def _clear(dataset: Dataset) -> None:
@@ -183,7 +199,7 @@ def _refuse_unwritable(dataset: Dataset) -> None:
 
 
 def _keep(
-    outcome: Outcome, place: Path, overwrite: bool, journal: Journal, summary: Summary
+    outcome: Outcome, place: Path, overwrite: bool, journal: Journal | None, summary: Summary
 ) -> None:
     """Write one caption, if there is one and nobody else wrote one, and note it."""
     if outcome.caption is None:
@@ -194,7 +210,7 @@ def _keep(
     else:
         write_text(place, outcome.caption + "\n")
         summary.written.append(outcome.name)
-        if overwrite:
+        if overwrite and journal:
             journal.note(outcome.name)
 
 

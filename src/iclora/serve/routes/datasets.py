@@ -1,19 +1,17 @@
-"""Datasets and their captions; recipes."""
+"""Datasets as a whole; recipes."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from iclora.errors import IcloraError
-from iclora.files import write_text
 from iclora.serve.problems import Refused
 from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.server import Here
-from iclora.sets.dataset import MANIFEST, Dataset, ImageSet, caption_path, open_dataset
+from iclora.sets.dataset import MANIFEST, open_dataset
+from iclora.sets.editing import manifest_of
 from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.recipe import Recipe
 
@@ -34,33 +32,13 @@ class Datasets(BaseModel):
     datasets: list[ShownDataset]
 
 
-class ShownImageSet(BaseModel):
-    """A set of a dataset."""
-
-    name: str
-    images: list[str]
-    composite: bool
-    caption: str | None
-    """null if it has none, or none that can be read"""
-    etag: str
-    """for If-Match"""
+class Chosen(Strict):
+    recipe: Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class ImageSets(BaseModel):
-    recipe: str
-    problems: list[str]
-    sets: list[ShownImageSet]
-    cursor: int | None
-
-
-class ImageSetQuery(Strict):
-    recipe: Annotated[str | None, Field(max_length=100)] = None
-    cursor: Annotated[int, Field(ge=0, le=10**7)] = 0
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
-
-
-class Caption(Strict):
-    caption: Annotated[str, Field(min_length=1, max_length=20_000)]
+class Written(BaseModel):
+    edit: str
+    """of `edits/EDIT/undo`, which takes the change back"""
 
 
 class ShownRecipe(BaseModel):
@@ -94,49 +72,17 @@ def list_datasets(server: Here) -> dict[str, Any]:
     return {"datasets": [{"id": name, "kind": kind} for name, kind in kinds.items()]}
 
 
-@router.get("/datasets/{name}/sets", response_model=ImageSets)
-def list_image_sets(
-    server: Here, name: str, query: Annotated[ImageSetQuery, Query()]
-) -> dict[str, Any]:
-    """The sets of a dataset with their captions, in order."""
-    dataset = _open(server, name, query.recipe)
-    page = dataset.sets[query.cursor : query.cursor + query.limit]
-    end = query.cursor + len(page)
-    return {
-        "recipe": dataset.recipe.name,
-        "problems": [str(problem) for problem in dataset.problems][:100],
-        "sets": [_shown(each) for each in page],
-        "cursor": end if end < len(dataset.sets) else None,
-    }
-
-
-@router.put("/datasets/{name}/sets/{image_set}/caption", response_model=ShownImageSet)
-def put_caption(
-    server: Here,
-    name: str,
-    image_set: str,
-    told: Caption,
-    response: Response,
-    if_match: Annotated[str | None, Header(max_length=1000)] = None,
-    recipe: Annotated[str | None, Query(max_length=100)] = None,
-) -> dict[str, Any]:
-    """Write a set's caption: 428 without If-Match, 412 if it was changed on the disk meanwhile."""
-    if if_match is None:
-        raise Refused(428, "If-Match is missing", "Send the `etag` of the caption that you saw.")
-    dataset = _open(server, name, recipe)
-    found = _of(dataset, image_set)
-    if if_match != _etag(found):
-        raise Refused(412, f'the caption of "{found.name}" was changed meanwhile', "Look again.")
-    if dataset.path.is_file():
-        raise Refused(409, f"{name} is a zip, which is only read", "Unpack it.")
-    dataset.recipe.parse(told.caption)
-    path = caption_path(dataset, found)
-    if not server.catalog.inside(path):
-        raise Refused(404, f'the caption of "{found.name}" lies elsewhere', "Copy it here.")
-    write_text(path, told.caption.strip() + "\n")
-    now = _of(_open(server, name, recipe), image_set)
-    response.headers["ETag"] = _etag(now)
-    return _shown(now)
+@router.put("/datasets/{name}/recipe", response_model=Written)
+def put_recipe(server: Here, name: str, told: Chosen) -> dict[str, Any]:
+    """Say which recipe a dataset's sets follow, for a folder that does not say it."""
+    path = server.catalog.dataset(name)
+    if path.is_file():
+        raise Refused(409, f"{name} is a zip, which is only read", "Unpack it.", "recipe")
+    changes = manifest_of(*server.catalog.recipe(told.recipe))
+    open_dataset(path, server.catalog.recipe(told.recipe)[1])
+    edit = server.edits.apply(name, "", changes)
+    server.looks.changed()
+    return {"edit": edit}
 
 
 @router.get("/recipes", response_model=Recipes)
@@ -153,39 +99,6 @@ def get_recipe(server: Here, name: str) -> dict[str, Any]:
     if name not in known:
         raise Refused(404, f'there is no recipe "{name[:80]}"', "List the recipes.")
     return _shown_recipe(name, known[name])
-
-
-def _open(server: Here, name: str, recipe: str | None) -> Dataset:
-    known = server.catalog.datasets()
-    if name not in known:
-        raise Refused(404, f'there is no dataset "{name[:80]}"', "List the datasets.")
-    chosen = server.catalog.recipe(recipe)[1] if recipe is not None else None
-    return open_dataset(known[name], chosen)
-
-
-def _of(dataset: Dataset, name: str) -> ImageSet:
-    found = next((each for each in dataset.sets if each.name == name), None)
-    if found is None:
-        raise Refused(404, f'there is no set "{name[:80]}" in it', "List its sets.")
-    return found
-
-
-def _etag(image_set: ImageSet) -> str:
-    return f'"{hashlib.sha256(image_set.caption_bytes()).hexdigest()[:32]}"'
-
-
-def _shown(image_set: ImageSet) -> dict[str, Any]:
-    try:
-        caption: str | None = image_set.caption()
-    except IcloraError:
-        caption = None
-    return {
-        "name": image_set.name,
-        "images": list(image_set.images),
-        "composite": image_set.composite,
-        "caption": caption,
-        "etag": _etag(image_set),
-    }
 
 
 def _shown_recipe(name: str, recipe: Recipe) -> dict[str, Any]:
