@@ -1,4 +1,4 @@
-"""Verbs over image sets and their words: recipes compose caption review prompt check."""
+"""Verbs over image sets and their words: recipes collect compose caption review prompt check."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from iclora.progress import Console, Event, Progress
 from iclora.settings import (
     CaptionSettings,
     CheckSettings,
+    CollectSettings,
     ComposeSettings,
     PromptSettings,
     RecipesSettings,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from iclora.sets.check import Problem
     from iclora.sets.recipe import Recipe
 
-__all__ = ["caption", "check", "compose", "prompt", "recipes", "review", "show_problems"]
+__all__ = ["caption", "check", "collect", "compose", "prompt", "recipes", "review", "show_problems"]
 
 
 @verb(RecipesSettings)
@@ -56,6 +57,23 @@ def _in_full(recipe: Recipe) -> str:
         f"{'the usual guidance' if own.guidance is None else f'guidance {own.guidance}'}\n\n"
         f"captioning instruction\n{recipe.instruction}\n\nexample prompt\n{recipe.example}"
     )
+
+
+@verb(CollectSettings)
+def collect(settings: CollectSettings, console: Console) -> None:
+    """Make image sets of videos, decks, folders and published data sets."""
+    from iclora.jobs.data import collect as gather
+
+    with console.progress() as progress:
+        done, page = gather(settings, progress)
+    show_problems(done.problems, CollectSettings)
+    console.say(
+        f"{done.sets} sets in {done.out}, of {done.found} found; sets.jsonl says where each came "
+        "from"
+    )
+    if page:
+        console.say(f"look through them: {page}, in a browser")
+    console.say(f"then `iclora caption {done.out}`, or `iclora check {done.out}`")
 
 
 @verb(ComposeSettings)

@@ -38,6 +38,7 @@ VERBS: Registry[Verb[Any]] = Registry(
         "compose": "iclora.cli.data:compose",
         "caption": "iclora.cli.data:caption",
         "review": "iclora.cli.data:review",
+        "collect": "iclora.cli.data:collect",
         "prompt": "iclora.cli.data:prompt",
         "check": "iclora.cli.data:check",
         "import": "iclora.cli.training:import_run",

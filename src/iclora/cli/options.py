@@ -87,7 +87,9 @@ def options_of(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
         known = about(model, name)
         how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(model, name)}
         if known.get("position"):
-            if not field.is_required():
+            if known.get("many") == "list":
+                how["nargs"], how["metavar"] = "+", name.upper().removesuffix("S")
+            elif not field.is_required():
                 how["nargs"] = "?"
             parser.add_argument(name, **how)
             continue

@@ -1,4 +1,4 @@
-"""Image sets and their words: caption, check, compose."""
+"""Image sets and their words: caption, check, collect, compose."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclora.collect.run import Collected
+from iclora.collect.run import collect as gather
 from iclora.jobs.opening import Opener
 from iclora.progress import Console, Progress
 from iclora.sets.check import Problem, SetReport, check_dataset
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import MANIFEST, Dataset, open_dataset
-from iclora.settings import CaptionSettings, CheckSettings, ComposeSettings
+from iclora.sets.review import write_review
+from iclora.settings import CaptionSettings, CheckSettings, CollectSettings, ComposeSettings
 
 if TYPE_CHECKING:
     from iclora.vlm.caption import Summary
 
-__all__ = ["Checked", "caption", "check", "compose", "token_budget"]
+__all__ = ["Checked", "caption", "check", "collect", "compose", "token_budget"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,24 @@ def check(settings: CheckSettings, opener: Opener, progress: Progress | None = N
         if progress:
             progress("checking", done, len(dataset.sets), report.name)
     return Checked(dataset, tuple(reports))
+
+
+def collect(settings: CollectSettings, progress: Progress) -> tuple[Collected, Path | None]:
+    """Make image sets of what people have, and a page to look through them.
+
+    Returns: what came of it, and the page. Raises: IcloraError, Cancelled.
+    """
+    done = gather(settings, progress)
+    if not settings.review:
+        return done, None
+    page = done.out.with_name(f"{done.out.name}-review.html")
+    dataset = open_dataset(done.out)
+    reports = []
+    for number, report in enumerate(check_dataset(dataset), 1):
+        reports.append(report)
+        progress("checking", number, len(dataset.sets), report.name)
+    write_review(dataset, reports, page)
+    return done, page
 
 
 def compose(

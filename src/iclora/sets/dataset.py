@@ -14,7 +14,7 @@ A zip archive of either works as well; it is read in place and never unpacked.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,7 @@ from iclora.sets.images import BLANK, png_text, read_image
 from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.layout import Layout, Size
 from iclora.sets.listing import Files, Problem, list_files
+from iclora.sets.origins import ORIGINS, SetOrigin, read_origins
 from iclora.sets.recipe import Recipe, load_recipe, meant, read_recipe, recipe_names
 from iclora.sets.unread import is_image
 from iclora.sets.words import Words
@@ -243,6 +244,8 @@ class Dataset:
     sets: tuple[ImageSet, ...]
     problems: tuple[Problem, ...]
     """Of the folder: sets of one name, captions without an image, folders that cannot be read."""
+    origins: Mapping[str, SetOrigin] = field(default_factory=dict)
+    """Where sets came from, by name, for those that were collected."""
 
     @property
     def digest(self) -> str:
@@ -301,9 +304,11 @@ def open_dataset(
     listing, unlisted = list_files(path)
     root = _common_folder(listing)
     chosen = load_recipe(recipe) if recipe is not None else _manifest_recipe(path, listing, root)
-    own = [name for name in listing if name.lower().endswith(".toml")]
+    told = (root / ORIGINS).as_posix()
+    origins, wrong = read_origins(listing[told]) if told in listing else ({}, [])
+    own = [name for name in listing if name.lower().endswith(".toml") or name == told]
     found, problems = find_sets(listing, root, chosen, own, unlisted)
-    problems = [*_other_manifests(listing, root, chosen), *problems]
+    problems = [*_other_manifests(listing, root, chosen), *wrong, *problems]
     if not found:
         raise DatasetError(
             "; ".join([f"{path} holds no image sets", *map(str, problems)]),
@@ -311,7 +316,7 @@ def open_dataset(
             f"per set. Images are {' '.join(IMAGE_SUFFIXES)}.",
         )
     sets = [ImageSet(f.name, f.images, f.composite, f.words, listing, background) for f in found]
-    return Dataset(path, chosen, tuple(sets), tuple(problems))
+    return Dataset(path, chosen, tuple(sets), tuple(problems), origins)
 
 
 def _other_manifests(listing: Files, root: PurePosixPath, chosen: Recipe) -> list[Problem]:

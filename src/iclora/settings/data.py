@@ -23,8 +23,10 @@ from iclora.settings.making import Captioning
 __all__ = [
     "CaptionSettings",
     "CheckSettings",
+    "CollectSettings",
     "ComposeSettings",
     "ExportSettings",
+    "Grouping",
     "ImportSettings",
     "InfoSettings",
     "PromptSettings",
@@ -39,6 +41,35 @@ class RecipesSettings(Settings):
 
     name: FilePath | None = setting(None, position=True)
     """show this recipe (a name or a TOML file) in full"""
+
+
+Grouping = Literal["auto", "name", "order", "likeness", "sheet"]
+"""How the pictures of a folder become sets.
+
+auto: by joint captions and tables, then by names and folders, then sheets, then by likeness.
+name: files whose names differ in one word, x_before.png and x_after.png, or a/1.jpg and b/1.jpg.
+order: every so many files as they come.
+likeness: families that look alike.
+sheet: every picture holds all panels of a set.
+"""
+
+
+class CollectSettings(Settings):
+    """What `collect` is told."""
+
+    sources: tuple[FilePath, ...] = setting(position=True, many="list", min_length=1)
+    """videos, PDF and PPTX files, folders, zip and tar archives, parquet tables"""
+    recipe: FilePath = setting(example="film-storyboard")
+    """recipe name or TOML path"""
+    out: FilePath = setting(example="out", metavar="FOLDER")
+    """new folder for the sets; a collection that was stopped there goes on"""
+    by: Grouping = "auto"
+    """how the pictures of a folder become sets: by their names, their order, their likeness, each
+    as a sheet of joined panels, or auto for what fits"""
+    keep: Count | None = None
+    """keep so many sets, the best ones that are unlike each other; by default all"""
+    review: bool = True
+    """make a page to look through the sets, OUT-review.html beside them"""
 
 
 class ComposeSettings(Settings):

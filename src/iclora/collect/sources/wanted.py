@@ -1,0 +1,33 @@
+"""What every source has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iclora.collect.looks import Looks
+from iclora.collect.provenance import Pool
+from iclora.progress import Progress
+from iclora.sets.listing import Problem
+from iclora.sets.recipe import Recipe
+from iclora.settings import Grouping
+
+__all__ = ["Wanted"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is collected, and where to put and say things."""
+
+    recipe: Recipe
+    by: Grouping
+    """How pictures of a folder become sets."""
+    looks: Looks
+    tell: Callable[[Problem], None]
+    """Told of everything that is refused, left out or guessed."""
+    pool: Pool
+    progress: Progress
+
+    @property
+    def panels(self) -> int:
+        return self.recipe.canvas.panels
