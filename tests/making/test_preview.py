@@ -45,6 +45,9 @@ def test_a_preview_shows_the_base_beside_the_adapter(clean, tmp_path):
     assert cut(one, base) == cut(two, base)
     assert cut(one, adapted) == cut(one, base)  # B is still zero
     assert cut(two, adapted) != cut(two, base)
+    for name, where in (("base-1", base), ("step-000002-1", adapted)):
+        with Image.open(tmp_path / f"{name}.png") as alone:
+            assert alone.convert("RGB").tobytes() == cut(two, where)
 
 
 def test_previews_stand_on_the_canvas_that_was_fitted_whatever_its_boxes(
@@ -69,9 +72,10 @@ def test_previews_stand_on_the_canvas_that_was_fitted_whatever_its_boxes(
 def test_a_denoiser_without_a_lora_is_drawn_alone(clean, tmp_path):
     """Where every weight is trained there is no base beside it any more."""
     remove(clean)
-    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path, last=2)
+    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path)
     sheet = draw(2, True)
     box = STORY.canvas.fit(STORY.canvas.sizes, 96**2, 16)
     assert sheet.width == box.width + 2 * 16
     with Image.open(tmp_path / "step-000002-1.png") as alone:
         assert alone.size == box.size
+    assert not (tmp_path / "base-1.png").exists()

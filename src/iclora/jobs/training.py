@@ -83,7 +83,6 @@ def _train(
                 resolution=config.preview_resolution,
                 seed=config.seed,
                 folder=Path(config.out, "previews"),
-                last=config.steps,
                 text=config.text,
                 progress=progress,
             )

@@ -27,7 +27,6 @@ def make_preview(
     resolution: int,
     seed: int,
     folder: Path,
-    last: int | None = None,
     text: TextKind = "joint",
     progress: Progress | None = None,
 ) -> Callable[[int, bool], Image.Image]:
@@ -37,13 +36,12 @@ def make_preview(
 
     Args:
         resolution: side of a square of the previews' area, px.
-        last: the step after which each picture by the adapter is also written alone, as
-            folder/step-000250-1.png: a model card shows them beside their prompts.
         text: what a panel reads.
         progress: hears of "drawing previews" at every step of sampling: on a CPU they take minutes.
     Returns: a function of the step that draws a grid, the base beside the adapter, and writes it as
-        folder/step-000250.png if it is told to. Of a denoiser without a LoRA, all of whose weights
-        are trained, the grid shows no base: there is none any more.
+        folder/step-000250.png if it is told to, and each picture alone: folder/base-1.png and
+        folder/step-000250-1.png, which a model card and a page show beside their prompts. Of a
+        denoiser without a LoRA, all of whose weights are trained, there is no base any more.
     Raises: CaptionError, SettingsError for a prompt that would fail later.
     """
     # The canvas itself, for equal rows of its size may have other panels.
@@ -74,8 +72,9 @@ def make_preview(
         grid = _side_by_side(columns if lora else {f"step {step}": adapted})
         if write:
             name = f"step-{step:06d}"
-            for number, picture in enumerate(adapted if step == last else (), 1):
-                write_png(folder / f"{name}-{number}.png", picture)
+            for what, pictures in (("base", plain), (name, adapted)):
+                for number, picture in enumerate(pictures, 1):
+                    write_png(folder / f"{what}-{number}.png", picture)
             write_png(folder / f"{name}.png", grid)
         return grid
 

@@ -4,6 +4,7 @@ RUN/config.toml                    the settings; `iclora train --resume RUN` rea
 RUN/log.jsonl, RUN/loss.png        loss of every step, and its plot
 RUN/validation.jsonl, .png         loss on held-out sets at every checkpoint, and its plot
 RUN/previews/step-000250.png       what the preview callback draws
+RUN/stop.now, save.now, preview.now  what the run is asked for; see `asked`
 RUN/checkpoints/step-000250/       adapter.safetensors, and state.safetensors to resume from
 RUN/cache/                         latents and prompt embeddings
 RUN/adapter.safetensors            the result
@@ -33,6 +34,7 @@ from iclora.errors import RunError
 from iclora.files import append_line, clear_leftovers, set_aside, work_folder
 from iclora.models.stored import Damaged, read_stored, store
 from iclora.settings import TrainSettings
+from iclora.train.asked import forget
 from iclora.train.model_card import base_card
 from iclora.train.plots import plot_loss, plot_validation
 from iclora.train.records import cut, read_losses, read_measures
@@ -174,9 +176,13 @@ class RunFolder:
     # -- resuming -------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Remove what a killed process left half-written; no other process may be at this run."""
+        """Remove what a killed process left half-written, and what nobody was there to do.
+
+        No other process may be at this run.
+        """
         for folder in (self.path, *(self.path / n for n in ("checkpoints", "previews", "cache"))):
             clear_leftovers(folder, alone=True)
+        forget(self.path)
         for work in (self.path / "checkpoints").glob(".step-*"):  # As they were called before.
             shutil.rmtree(work, ignore_errors=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from iclora.errors import RunError
 from iclora.models.base import DiffusionModel
 from iclora.progress import Cancelled, Progress
 from iclora.settings import TrainSettings
+from iclora.train.asked import NAMES, Asked, asked_of, forget
 from iclora.train.cache import Encoded
 from iclora.train.folder import RunFolder
 from iclora.train.objective import Sample, accumulate, schedule
@@ -46,6 +47,7 @@ class Loop:
     interrupted: threading.Event
     """Set to end the run after the current step."""
     progress: Progress
+    warn: Callable[[str], None] = lambda _: None
     watch: Watch = field(default_factory=lambda: Watch())
 
     def run_to_end(self) -> bool:
@@ -62,17 +64,21 @@ class Loop:
         while state.step < settings.steps:
             first = state.step * settings.batch
             samples = [schedule(settings.seed, first + i, sizes) for i in range(settings.batch)]
-            loss, stopping = self._step(samples)
+            loss, asked = self._step(samples)
             self._report(loss)
             # Several processes stop together, at the step that all of them heard of.
-            stopping |= self.workers.count == 1 and self.interrupted.is_set()
+            stopping = "stop" in asked or (self.workers.count == 1 and self.interrupted.is_set())
             last = state.step == settings.steps
-            if last or stopping or state.step % settings.save_every == 0:
+            if last or stopping or "save" in asked or state.step % settings.save_every == 0:
                 self._keep()
+            self._done(asked & {"stop", "save"})
             if stopping and not last:
                 return False
-            if self.preview and self._is_shown():
+            if self.preview and ("preview" in asked or self._is_shown()):
                 self._draw(self.preview)
+            elif "preview" in asked:
+                self.warn("no previews are drawn, since `preview_every` is 0")
+            self._done(asked & {"preview"})
         return True
 
     def _is_shown(self) -> bool:
@@ -88,20 +94,32 @@ class Loop:
             if not there:
                 self._draw(self.preview)
 
-    def _step(self, samples: Sequence[Sample]) -> tuple[float, bool]:
-        """Take one optimizer step of all processes. Returns: its loss, and whether to stop."""
+    def _done(self, asked: Set[Asked]) -> None:
+        """Take away what was asked for and is done."""
+        if asked and self.workers.main:
+            forget(self.run.path, asked)
+
+    def _step(self, samples: Sequence[Sample]) -> tuple[float, Set[Asked]]:
+        """Take one optimizer step of all processes.
+
+        Returns: its loss, and what is asked for after it.
+        """
         settings, state = self.run.settings, self.state
         names = [self.encoded.sets[sample.set].name for sample in samples]
         mine = self.workers.share(samples)
         loss = accumulate(self.model, self.encoded, mine, settings, len(samples))
-        loss, stop = self.workers.sum(state.live.values(), loss, float(self.interrupted.is_set()))
+        # The main process alone looks into the folder, so that all do the same after a step.
+        asked = asked_of(self.run.path) if self.workers.main else frozenset()
+        told = [float(name in asked) for name in NAMES]
+        told[NAMES.index("stop")] += self.interrupted.is_set()
+        loss, *told = self.workers.sum(state.live.values(), loss, *told)
         loss = apply_step(state, settings, loss)
         self.watch.see(loss, state.step, names, self.run)
         if self.workers.main:
             self.run.log(state, loss, names)
             rate = state.optimizer.param_groups[0]["lr"]
             self.track.numbers({"loss": loss, "learning rate": rate}, state.step)
-        return loss, stop > 0
+        return loss, {name for name, count in zip(NAMES, told, strict=True) if count}
 
     def _report(self, loss: float) -> None:
         """Report a step. To be cancelled is to be interrupted: the work is kept."""

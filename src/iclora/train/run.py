@@ -154,7 +154,9 @@ def _train(
     validation = Validation.of(settings, held, encoded.sets, run.measures)
     with interruptible() as stop, tracking(settings, run.path, state.step, workers.main) as track:
         track.settings({"base": shared_name(model.name), **settings.shown()}, state.step)
-        loop = Loop(run, model, encoded, state, workers, validation, preview, track, stop, progress)
+        loop = Loop(
+            run, model, encoded, state, workers, validation, preview, track, stop, progress, warn
+        )
         finished = loop.run_to_end()
     if finished and workers.main:
         told = info.model_copy(update={"steps": state.step})
