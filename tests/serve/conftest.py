@@ -15,6 +15,12 @@ from iclora.serve.server import Server
 from iclora.settings import ServeSettings
 from tests.serve.fake import FakeEngine
 
+PLANNED = {
+    **{"text": "plan", "run_file": "[train]", "memory": 12 * 10**9, "usable": 10**10},
+    **{"peak": 10**9, "seconds": [1.0, 2.0], "here": True, "precision": "full"},
+    **{"recomputed": 0, "blocks": 4},
+}
+"""A plan as `counting` answers."""
 ENDED = {"succeeded", "failed", "cancelled"}
 
 

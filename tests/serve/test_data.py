@@ -5,13 +5,16 @@ import json
 import shutil
 import tomllib
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from PIL import Image
 
 import iclora.sets
+from iclora.serve.records import Files, place_of
 from iclora.sets.recipe import load_recipe
-from tests.serve.conftest import Opened
+from iclora.train.asked import asked_of
+from tests.serve.conftest import PLANNED, Opened
 
 CAPTION = "[MOVIE-SHOTS] A day, [SCENE-1] one [SCENE-2] two [SCENE-3] three."
 
@@ -169,6 +172,14 @@ def test_a_runs_state_is_read_from_its_folder(opened, run):
         assert opened.client.post("/api/v1/runs/RUN/resume").status_code == 409
         answer = opened.client.post("/api/v1/runs/RUN/stop")
         assert (answer.status_code, "elsewhere" in answer.json()["problem"]) == (409, True)
+        assert opened.client.post("/api/v1/runs/RUN/ask/save").json()["asked"] == ["save"]
+        assert asked_of(run) == {"save"}
+        assert opened.client.post("/api/v1/runs/RUN/ask/nothing").status_code == 422
+        (run / "config.toml").write_text("[train]\npreview_every = 0\n")
+        answer = opened.client.post("/api/v1/runs/RUN/ask/preview")
+        assert (answer.status_code, "no previews" in answer.json()["problem"]) == (422, True)
+    (run / "config.toml").write_text("[train]\nsteps = 3\n")
+    assert opened.client.post("/api/v1/runs/RUN/ask/save").status_code == 409
     write_adapter(run / "adapter.safetensors")
     assert state()["state"] == "finished"
     assert [each["id"] for each in opened.client.get("/api/v1/runs").json()["runs"]] == ["RUN"]
@@ -179,6 +190,21 @@ def test_a_log_is_read_from_a_step_on_and_a_cut_line_left_out(opened, run):
     assert [row["step"] for row in rows] == [2, 3]
     assert opened.client.get("/api/v1/runs/RUN/previews/0001.png").status_code == 200
     assert opened.client.get("/api/v1/runs/RUN/previews/0002.png").status_code == 404
+
+
+def test_measures_and_notes_of_a_run_leave_out_what_is_no_number_and_where_things_lie(
+    opened, folder, run
+):
+    rows = [{"step": n, "held out": {"loss": n / 2}, "trained": {"loss": 1}} for n in (0, 1)]
+    broken = '{"step": 2, "held out": {"loss": NaN}, "trained": {"loss": 1}}\n{"step": 3, "h'
+    (run / "validation.jsonl").write_text("\n".join([*map(json.dumps, rows), broken]))
+    notes = Files(place_of(folder / ".iclora" / "logs", str(run))).notes
+    notes.parent.mkdir(exist_ok=True)
+    said = {"type": "note", "text": f"{folder}/data is odd"}
+    notes.write_text(json.dumps(said) + '\n{"type": "preview"}\n{"ty')
+    found = opened.client.get("/api/v1/runs/RUN/measures").json()["rows"]
+    assert [(row["step"], row["held_out"]) for row in found] == [(0, 0.0), (1, 0.5)]
+    assert opened.client.get("/api/v1/runs/RUN/notes").json()["notes"] == ["data is odd"]
 
 
 def test_a_run_is_started_stopped_and_gone_on_with(opened, folder, dataset, run):
@@ -201,6 +227,12 @@ def test_a_run_is_started_stopped_and_gone_on_with(opened, folder, dataset, run)
     more = opened.client.post("/api/v1/runs/runs~new/resume").json()
     opened.ended(more["id"])
     assert opened.engine.orders[-1].input == {"resume": str(folder / "runs" / "new")}
+    resume = "/api/v1/runs/runs~new/resume"
+    changed = opened.client.post(resume, json={"steps": 12, "lr": 1e-5}).json()
+    opened.ended(changed["id"])
+    assert opened.engine.orders[-1].input["lr"] == 1e-5
+    assert changed["input"] == {"resume": "runs~new", "steps": 12, "lr": 1e-5}
+    assert opened.client.post(resume, json={"rank": 4}).status_code == 422
 
 
 def test_a_run_can_be_ended_without_waiting_for_its_checkpoint(opened, folder, dataset, run):
@@ -231,27 +263,25 @@ def test_a_story_is_told_as_text_and_kept_for_the_worker(opened, folder):
     assert path.read_text() == "all of it\nfirst\nsecond\n"
 
 
-def test_a_plan_is_counted_by_the_verb_and_kept(opened, monkeypatch):
-    asked = []
-
-    class Done:
-        returncode, stderr, stdout = 0, "", "plan         12 GB\n\nwrote x"
+def test_a_plan_is_counted_once_for_the_same_settings(opened, dataset, monkeypatch):
+    asked, found = [], {**PLANNED, "text": f"plan of {dataset}"}
 
     def run(command, **_):
-        text = Path(command[-1]).read_text()
-        asked.append(text)
-        Path(tomllib.loads(text)["train"]["write"]).write_text("[train]\n")
-        return Done()
+        asked.append(tomllib.loads(Path(command[-1]).read_text())["train"])
+        return CompletedProcess(command, 0, json.dumps(found), "")
 
     monkeypatch.setattr("iclora.serve.planning.subprocess.run", run)
     monkeypatch.setattr("iclora.serve.planning._known", {})
+    address = "/api/v1/plan?vram=12&rank=32&resolutions=512&resolutions=768&data=data~shots"
     for _ in range(2):
-        found = opened.client.get("/api/v1/plan?vram=12&rank=32&resolutions=512&resolutions=768")
-        assert found.json() == {"text": "plan         12 GB", "run_file": "[train]\n"}
+        told = opened.client.get(f"{address}&recipe=film-storyboard").json()
+        assert (told["peak"], told["text"]) == (found["peak"], "plan of data/shots")
     assert len(asked) == 1
-    assert "rank = 32" in asked[0]
-    assert "vram = 12.0" in asked[0]
+    assert (asked[0]["rank"], asked[0]["vram"], asked[0]["data"]) == (32, 12.0, str(dataset))
     assert opened.client.get("/api/v1/plan?rank=0").status_code == 422
+    found = {"problem": "nothing fits", "advice": "Less.", "setting": "vram"}
+    refused = opened.client.get("/api/v1/plan?vram=1")
+    assert (refused.status_code, refused.json()["setting"]) == (422, "vram")
 
 
 def test_a_named_file_is_offered_beside_those_of_the_folder(folder, tmp_path_factory):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import status_code_conformance
 
-from tests.serve.conftest import Opened
+from tests.serve.conftest import PLANNED, Opened
 
 ENDLESS = ("/api/v1/events", "/api/v1/jobs/{job}/events")
 """Streams, which test_events reads."""
@@ -23,8 +23,7 @@ def test_no_operation_answers_with_a_500_in_a_long_run(folder, monkeypatch):
 
 
 def check_all(folder, monkeypatch, examples):
-    planned = {"text": "plan", "run_file": "[train]"}
-    monkeypatch.setattr("iclora.serve.planning._counted", lambda told: planned)
+    monkeypatch.setattr("iclora.serve.planning._counted", lambda told: PLANNED)
     with Opened(folder) as opened:
         schema = schemathesis.openapi.from_asgi(
             "/openapi.json", opened.app, headers={**opened.client.headers, "Host": "localhost"}

@@ -142,22 +142,9 @@ def review(settings: ReviewSettings, console: Console) -> None:
 @verb(PromptSettings)
 def prompt(settings: PromptSettings, console: Console) -> None:
     """Turn an idea into a joint prompt in a recipe's form."""
-    from iclora.jobs.data import token_budget
-    from iclora.sets.recipe import load_recipe
-    from iclora.vlm import load_vision_model
-    from iclora.vlm.caption import write_prompt
+    from iclora.jobs.data import prompt as write_out
 
-    captioner = load_vision_model(
-        settings.captioner,
-        url=settings.api,
-        device=settings.model_device,
-        schema=settings.answer_schema,
-    )
-    for notice in captioner.notices:
-        console.warn(notice.replace("pictures and instructions", "the idea and its instruction"))
-    budget = token_budget(settings.base, Opener())
-    budget["text"] = settings.text
-    text = write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget)
+    text = write_out(settings, console, Opener())
     _warn_of_unknown(settings.base, {"the prompt": text}, console)
     console.say(text)
 

@@ -13,13 +13,20 @@ from iclora.progress import Console, Progress
 from iclora.sets.check import Problem, SetReport, check_dataset
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import MANIFEST, Dataset, open_dataset
+from iclora.sets.recipe import load_recipe
 from iclora.sets.review import write_review
-from iclora.settings import CaptionSettings, CheckSettings, CollectSettings, ComposeSettings
+from iclora.settings import (
+    CaptionSettings,
+    CheckSettings,
+    CollectSettings,
+    ComposeSettings,
+    PromptSettings,
+)
 
 if TYPE_CHECKING:
     from iclora.vlm.caption import Summary
 
-__all__ = ["Checked", "caption", "check", "collect", "compose", "token_budget"]
+__all__ = ["Checked", "caption", "check", "collect", "compose", "prompt", "token_budget"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,23 @@ def caption(
             progress=progress,
             warn=console.warn,
         )
+
+
+def prompt(settings: PromptSettings, console: Console, opener: Opener) -> str:
+    """A joint prompt of an idea. Raises: IcloraError."""
+    from iclora.vlm import load_vision_model
+    from iclora.vlm.caption import write_prompt
+
+    captioner = load_vision_model(
+        settings.captioner,
+        url=settings.api,
+        device=settings.model_device,
+        schema=settings.answer_schema,
+    )
+    for notice in captioner.notices:
+        console.warn(notice.replace("pictures and instructions", "the idea and its instruction"))
+    budget = token_budget(settings.base, opener) | {"text": settings.text}
+    return write_prompt(load_recipe(settings.recipe), settings.idea, captioner, **budget)
 
 
 def token_budget(base: str | None, opener: Opener) -> dict[str, Any]:

@@ -203,6 +203,7 @@ def extend(settings: ExtendSettings, console: Console, opener: Opener) -> int:
             given=given,
             progress=progress,
             warn=console.warn,
+            show=console.show,
             session=opener.session(model, progress),
         )
     return len(made)

@@ -179,6 +179,7 @@ def extend(
     given: Mapping[int, Image.Image] | None = None,
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    show: Callable[[Path], None] = lambda _: None,
     session: Session | None = None,
 ) -> list[Image.Image]:
     """Make a story of any length by sliding the canvas over panels that are given.
@@ -191,7 +192,8 @@ def extend(
         recipe: by default the one the settings name, else the adapter's.
         anchors: images of the first canvas that stay in view; see `windows`.
         fresh: new images on each further canvas; by default a third of its panels, at least 1.
-        given: pictures of images of the first canvas, by number.
+        given: pictures of images, by number: they stay as they are.
+        show: told of every image that is written.
         warn: told what to know of the canvases, and of those that are damaged and made again.
         session: makes them; by default a new one that reports to `progress`.
     Returns: the images in order.
@@ -204,7 +206,7 @@ def extend(
     given = dict(given or {})
     plan = plan_windows(story, panels, anchors, fresh, given)
     session = session or Session(model, progress)
-    teller = _Teller(model, task, adapter, settings, out, session, warn)
+    teller = _Teller(model, task, adapter, settings, out, session, warn, show)
     with alone(out / LOCK, out, partial(SettingsError, setting="out")):
         return _tell(teller, story, plan, given, progress)
 
@@ -230,8 +232,10 @@ def _tell(
         made = teller.tell(window, prompt, shown, f"{number:04d}")
         for image in sorted(made.keys() - written):
             shown[image] = made[image]
-            write_png(teller.out / f"{image:02d}.png", made[image][0])
+            path = teller.out / f"{image:02d}.png"
+            write_png(path, made[image][0])
             written.add(image)
+            teller.show(path)
         if progress:
             new = " ".join(f"{n:02d}" for n in window.images[-window.made :])
             progress("extending", number, len(plan), f"image {new}")
@@ -258,6 +262,7 @@ class _Teller:
     out: Path
     session: Session
     warn: Callable[[str], None]
+    show: Callable[[Path], None]
     said: set[str] = field(default_factory=set)
 
     def say(self, notes: Iterable[Note]) -> None:

@@ -211,17 +211,18 @@ def plan_windows(
     Args:
         panels: of a canvas.
         fresh: new images on each further canvas; by default a third of its panels, at least 1.
-        given: numbers of images whose pictures are given.
-    Raises: SettingsError, also if one is given that the first canvas does not show.
+        given: numbers of images whose pictures are given; a canvas that shows no other is not made.
+    Raises: SettingsError, also if one is given that the story does not have.
     """
-    plan = windows(len(story.images), panels, anchors, fresh or max(1, panels // 3))
+    count = len(story.images)
+    plan = windows(count, panels, anchors, fresh or max(1, panels // 3))
     for number in sorted(given):
-        if not 1 <= number <= panels:
+        if not 1 <= number <= count:
             raise SettingsError(
-                f"image {number} is given, and the first canvas shows images 1 to {panels}",
-                "Give images of the first canvas alone.",
+                f"image {number} is given, and the story has images 1 to {count}",
+                "Count images from 1.",
                 setting="given",
             )
-    if len(set(given)) == panels == len(story.images):
+    if len(set(given)) == count:
         raise SettingsError("all images are given", "Leave one out.", setting="given")
     return plan

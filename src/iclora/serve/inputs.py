@@ -21,14 +21,15 @@ from iclora.settings import (
     ExtendSettings,
     GenerateSettings,
     Panel,
+    PromptSettings,
     RerollSettings,
     Seed,
     Settings,
     TrainSettings,
 )
-from iclora.settings.fields import names_files
+from iclora.settings.fields import about, names_files
 
-__all__ = ["INPUTS", "NAMED", "SERVERS", "SETTINGS", "Ask", "asks", "input_of"]
+__all__ = ["INPUTS", "NAMED", "SERVERS", "SETTINGS", "Ask", "RunChanges", "asks", "input_of"]
 
 Name = Annotated[str, Field(min_length=1, max_length=201)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -47,6 +48,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "caption": CaptionSettings,
     "check": CheckSettings,
     "compose": ComposeSettings,
+    "prompt": PromptSettings,
     "train": TrainSettings,
 }
 """The verbs that are kinds of jobs."""
@@ -71,6 +73,12 @@ NAMED: Mapping[str, tuple[Any, str]] = {
 """Fields of settings that name files or models, and what a client says instead."""
 
 _ELSE: Mapping[tuple[str, str], tuple[Any, str]] = {
+    ("extend", "given"): (
+        Annotated[dict[Panel, Hash], Field(max_length=99)],
+        "the hash of a given image's picture, by the image's number from 1",
+    ),
+    ("prompt", "captioner"): (Name, "who writes, one of those that the server offers"),
+    ("prompt", "recipe"): (Name, "a recipe's name"),
     ("evaluate", "given"): (
         Annotated[tuple[Annotated[str, Field(max_length=67)], ...], Field(max_length=9)],
         "a given panel, counted from 1: of each set of `data`, or PANEL=HASH",
@@ -120,6 +128,21 @@ def input_of(kind: str, model: type[Settings]) -> type[Settings]:
 
 INPUTS: Mapping[str, type[Settings]] = {k: input_of(k, model) for k, model in SETTINGS.items()}
 """What a client tells each kind of job."""
+
+
+def _changes_of_run() -> type[Settings]:
+    known = INPUTS["train"].model_fields
+    theirs = TrainSettings.model_fields
+    own = [n for n in known if n in theirs and about(TrainSettings, n).get("resume")]
+    fields: dict[str, Any] = {
+        name: (known[name].rebuild_annotation() | None, Field(None, description=said))
+        for name, said in ((name, known[name].description) for name in own)
+    }
+    return create_model("RunChanges", __base__=_Input, **fields)
+
+
+RunChanges: Any = _changes_of_run()
+"""What may be changed of a run that is gone on with."""
 
 
 class Ask(Described):

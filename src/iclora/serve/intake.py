@@ -30,7 +30,7 @@ _MOST_COMPARED = 1000
 _LONGEST_PROMPT = 20_000
 _MACHINE = ("dtype", "precision")
 """Each worker has a device of its own."""
-_IN_OUT = frozenset({"generate", "complete", "reroll", "extend", "evaluate", "check"})
+_IN_OUT = frozenset({"generate", "complete", "reroll", "extend", "evaluate", "check", "prompt"})
 
 
 class Intake:

@@ -1,4 +1,4 @@
-"""The plan of a run, counted by `iclora plan` in a process of its own: counting needs torch."""
+"""The plan of a run, counted in a process of its own: counting needs torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import Field, create_model
 
 from iclora.serve.catalog import Catalog
+from iclora.serve.inputs import NAMED
 from iclora.serve.problems import Refused
 from iclora.serve.routes.answers import Strict
 from iclora.settings import TrainSettings
@@ -23,11 +24,15 @@ __all__ = ["PlanQuery", "plan"]
 _SECONDS = 75
 """Below what proxies wait for."""
 _KEPT = 64
-_ASKED = ("batch", "rank", "steps", "targets", "precision", "resolutions", "text", "compile")
+_ASKED = (
+    *("batch", "rank", "steps", "targets", "precision", "resolutions", "text", "compile"),
+    *("recipe", "micro_batch", "micro_tokens", "gradient_checkpointing", "recompute"),
+    *("conditional", "isolate_given", "preview_every", "preview_resolution"),
+)
 """Settings of a run that its memory and time depend on."""
 
 _one_at_a_time = threading.Lock()
-_known: dict[str, dict[str, str]] = {}
+_known: dict[str, dict[str, Any]] = {}
 
 
 def _fields() -> dict[str, Any]:
@@ -37,10 +42,10 @@ def _fields() -> dict[str, Any]:
     }
     for name in _ASKED:
         field = TrainSettings.model_fields[name]
-        found[name] = (
-            field.rebuild_annotation(),
-            Field(field.default, description=field.description),
-        )
+        annotation, said = field.rebuild_annotation(), field.description
+        if name in NAMED:
+            annotation, said = NAMED[name]
+        found[name] = annotation, Field(field.default, description=said)
     return found
 
 
@@ -48,13 +53,15 @@ PlanQuery: Any = create_model("PlanQuery", __base__=Strict, **_fields())
 """What a plan depends on; the base is the server's."""
 
 
-def plan(catalog: Catalog, base: str, query: Any) -> dict[str, str]:
+def plan(catalog: Catalog, base: str, query: Any) -> dict[str, Any]:
     """What a run takes. Raises: Refused if it cannot be counted, or takes too long."""
     told = {name: getattr(query, name) for name in query.model_fields_set}
     told = {name: value for name, value in told.items() if value is not None}
     told["vram"] = query.vram
     if query.data is not None:
         told["data"] = str(catalog.dataset(query.data))
+    if query.recipe is not None:
+        told["recipe"] = catalog.recipe(query.recipe)[1]
     told = {"data": "DATA", **told, "base": base, "out": "RUN"}
     key = json.dumps(told, default=list, sort_keys=True)
     if key in _known:
@@ -73,23 +80,25 @@ def plan(catalog: Catalog, base: str, query: Any) -> dict[str, str]:
     return found
 
 
-def _counted(told: dict[str, Any]) -> dict[str, str]:
+def _counted(told: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        asked, chosen = Path(folder, "asked.toml"), Path(folder, "chosen.toml")
-        told = {**told, "write": str(chosen)}
+        asked = Path(folder, "asked.toml")
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in told.items()}
         asked.write_text(tomli_w.dumps({"train": plain}), encoding="utf-8")
-        command = [sys.executable, "-m", "iclora", "plan", str(asked)]
+        command = [sys.executable, "-P", "-m", "iclora.serve.counting", str(asked)]
         try:
             done = subprocess.run(  # noqa: S603 (its arguments are ours)
                 command, capture_output=True, text=True, timeout=_SECONDS, check=False
             )
+            found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired as error:
             raise Refused(
                 504, f"counting took more than {_SECONDS} s", "Use `iclora plan` there."
             ) from error
-        if done.returncode:
-            problem, _, advice = done.stderr.strip().partition("\nhint: ")
-            raise Refused(422, problem.removeprefix("error: ")[-1000:], advice or "Change it.")
-        text = done.stdout.split("\nwrote ")[0].strip()
-        return {"text": text, "run_file": chosen.read_text(encoding="utf-8")}
+        except (ValueError, IndexError) as error:
+            raise Refused(
+                422, f"counting failed: {done.stderr.strip()[-500:]}", "Look at the settings."
+            ) from error
+        if "problem" in found:
+            raise Refused(422, found["problem"], found["advice"] or "Change it.", found["setting"])
+        return found

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from iclora.files.locks import LOCK
+from iclora.train.asked import asked_of
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: what runs elsewhere is not seen there.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["is_written", "log_after", "state_of"]
+__all__ = ["is_written", "log_after", "measures_of", "notes_of", "state_of"]
 
 _MOST_ROWS = 5000
 
@@ -38,7 +40,10 @@ def is_written(run: Path) -> bool:
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    """State, steps done and wanted, the last loss, and the settings that were not the defaults."""
+    """State, steps done and wanted, the last loss, and the settings that were not the defaults.
+
+    Paths are left out; of the dataset and the recipe the names are told.
+    """
     try:
         settings = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))["train"]
     except (OSError, ValueError, KeyError):
@@ -57,7 +62,11 @@ def state_of(run: Path) -> dict[str, Any]:
         "steps": wanted,
         "loss": last.get("loss"),
         "settings": shown,
+        "data": Path(settings.get("data", "")).name,
+        "recipe": Path(settings.get("recipe") or "").name.removesuffix(".toml") or None,
         "previews": sorted(p.name for p in (run / "previews").glob("*.png")),
+        "saved": sorted(p.name for p in (run / "checkpoints").glob("step-*")),
+        "asked": sorted(asked_of(run)),
     }
 
 
@@ -74,6 +83,31 @@ def log_after(run: Path, step: int) -> list[dict[str, Any]]:
                         break
     except OSError:
         return []
+    return found
+
+
+def measures_of(run: Path) -> list[dict[str, Any]]:
+    """Losses on held-out sets and on as many that are trained on, by step."""
+    try:
+        lines = (run / "validation.jsonl").read_bytes().splitlines()[-_MOST_ROWS:]
+    except OSError:
+        return []
+    return [row for row in map(_measure, lines) if row]
+
+
+def notes_of(path: Path) -> list[str]:
+    """What a run has said, from the file of its process."""
+    try:
+        lines = path.read_bytes().splitlines()[-_MOST_ROWS:]
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            said = json.loads(line)
+            found += [str(said["text"])] if said["type"] == "note" else []
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
     return found
 
 
@@ -101,3 +135,16 @@ def _row(line: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return row if known else {}
+
+
+def _measure(line: bytes) -> dict[str, Any]:
+    """A step's losses; nothing for a line that a kill cut short or that has no number."""
+    try:
+        row = json.loads(line)
+        losses = {name: float(row[name]["loss"]) for name in ("held out", "trained")}
+        step = int(row["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    if not all(map(math.isfinite, losses.values())):
+        return {}
+    return {"step": step, "held_out": losses["held out"], "trained": losses["trained"]}

@@ -230,7 +230,9 @@ class _Seen:
         self._previews = self._drawn()
 
     def _drawn(self) -> set[Path]:
-        return set(Path(self._record.folder, "previews").glob("step-*.png"))
+        """The grids; the pictures in them also lie there one by one."""
+        found = Path(self._record.folder, "previews").glob("step-*.png")
+        return {path for path in found if path.stem.count("-") == 1}
 
     def look(self) -> None:
         """Report what is new."""

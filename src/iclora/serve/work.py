@@ -26,6 +26,7 @@ from iclora.settings import (
     EvaluateSettings,
     ExtendSettings,
     GenerateSettings,
+    PromptSettings,
     RerollSettings,
     Settings,
     settings_of,
@@ -173,6 +174,10 @@ def _compose(settings: ComposeSettings, console: Console, opener: Opener) -> Res
     return {"composed": len(source.sets), "problems": _problems(problems)}
 
 
+def _prompt(settings: PromptSettings, console: Console, opener: Opener) -> Result:
+    return {"prompt": data.prompt(settings, console, opener)}
+
+
 Run = Callable[[Any, Console, Opener], Result]
 
 KINDS: Mapping[str, tuple[type[Settings], Run]] = {
@@ -184,6 +189,7 @@ KINDS: Mapping[str, tuple[type[Settings], Run]] = {
     "caption": (CaptionSettings, _caption),
     "check": (CheckSettings, _check),
     "compose": (ComposeSettings, _compose),
+    "prompt": (PromptSettings, _prompt),
 }
 """What a worker does, by kind: what it is told, and how it is done."""
 

@@ -233,7 +233,7 @@ class ExtendSettings(MakeSettings, OnBase):
     fresh: Panel | None = setting(None, metavar="N")
     """new images on each further canvas; by default a third of its panels"""
     given: GivenFiles = setting({}, also=("known",), metavar="PANEL=FILE")
-    """a given image of the first canvas, counted from 1; repeat for more"""
+    """a given image, counted from 1, which stays as it is; repeat for more"""
     background: Colour = "white"
     """fill transparent parts of given pictures with it: a name, #rrggbb, or auto for the first of
     white, black and gray that shows the picture"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -240,6 +241,23 @@ def list_jobs(server: Here, client: Who, query: Annotated[JobQuery, Query()]) ->
 def get_job(server: Here, client: Who, job: str) -> dict[str, Any]:
     """One job."""
     return show(server, server.queue.get(job, client))
+
+
+class Files(BaseModel):
+    files: list[str]
+    """names below the job's own folder"""
+
+
+@router.get("/jobs/{job}/files", response_model=Files)
+def list_files(server: Here, client: Who, job: str) -> dict[str, Any]:
+    """The pictures and documents in a job's own folder, so far as they are there: at most 5,000."""
+    folder = Path(server.queue.get(job, client).folder)
+    if folder.parent != server.catalog.out or not folder.is_dir():
+        return {"files": []}
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix in _FILES)
+    names = (path.relative_to(folder) for path in paths)
+    shown = (name.as_posix() for name in names if not any(p[0] == "." for p in name.parts))
+    return {"files": list(islice(shown, 5000))}
 
 
 @router.get("/jobs/{job}/files/{name:path}", response_class=Response)

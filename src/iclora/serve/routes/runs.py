@@ -9,14 +9,18 @@ from fastapi import APIRouter, Body, Query
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
+from iclora.errors import SettingsError
+from iclora.serve.inputs import RunChanges
 from iclora.serve.jobs import Busy, Job, NewJob
 from iclora.serve.planning import PlanQuery, plan
 from iclora.serve.problems import Refused
+from iclora.serve.records import Files, place_of
 from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.routes.jobs import ShownJob, show
-from iclora.serve.runs import is_written, log_after, state_of
+from iclora.serve.runs import is_written, log_after, measures_of, notes_of, state_of
 from iclora.serve.server import Here, Server, Who
 from iclora.serve.store import new_id
+from iclora.train.asked import Asked, ask
 
 __all__ = ["router"]
 
@@ -35,7 +39,17 @@ class ShownRun(BaseModel):
     """the job that trains it now, or waits to"""
     settings: dict[str, Any]
     """those that are not the defaults"""
+    data: str
+    """its dataset, by name"""
+    recipe: str | None
+    """by name; null if the dataset's own was taken"""
     previews: list[str]
+    """step-000250.png has base and adapter side by side, step-000250-1.png and base-1.png are the
+    first of the pictures in it"""
+    saved: list[str]
+    """checkpoints that are kept"""
+    asked: list[Asked]
+    """what it is asked for and has not done yet"""
 
 
 class Runs(BaseModel):
@@ -45,6 +59,23 @@ class Runs(BaseModel):
 class Log(BaseModel):
     rows: list[dict[str, Any]]
     """step, loss and sets of each step, in order"""
+
+
+class Measure(BaseModel):
+    """Losses of a step, always with the same noise."""
+
+    step: int
+    held_out: float
+    trained: float
+
+
+class Measures(BaseModel):
+    rows: list[Measure]
+
+
+class Notes(BaseModel):
+    notes: list[str]
+    """what the run said since it was last begun by a server"""
 
 
 class LogQuery(Strict):
@@ -75,6 +106,20 @@ class Plan(BaseModel):
     text: str
     run_file: str
     """TOML, for `iclora train`"""
+    memory: int
+    """bytes that the card has"""
+    usable: int
+    """bytes of it that can be filled"""
+    peak: int
+    """bytes that the run takes at most"""
+    seconds: tuple[float, float] | None
+    """least and most that a step takes; null for a card that is not here"""
+    here: bool
+    """true if this machine was asked, false if a card stands for another"""
+    precision: str
+    recomputed: int
+    """blocks that keep only their input"""
+    blocks: int
 
 
 @router.get("/runs", response_model=Runs)
@@ -95,14 +140,30 @@ def get_log(server: Here, name: str, query: Annotated[LogQuery, Query()]) -> dic
     return {"rows": log_after(_path(server, name), query.after)}
 
 
+@router.get("/runs/{name}/measures", response_model=Measures)
+def get_measures(server: Here, name: str) -> dict[str, Any]:
+    """The losses on held-out sets, and on as many that are trained on, at every checkpoint."""
+    return {"rows": measures_of(_path(server, name))}
+
+
+@router.get("/runs/{name}/notes", response_model=Notes)
+def get_notes(server: Here, name: str) -> dict[str, Any]:
+    """What the run said, as far as a server started it."""
+    run = _path(server, name)
+    place = place_of(server.catalog.home / "logs", str(run))
+    found = notes_of(Files(place).notes)
+    return {"notes": [server.catalog.hide(text) for text in found]}
+
+
 @router.get("/runs/{name}/previews/{file}", response_class=FileResponse)
 def get_preview(server: Here, name: str, file: str) -> FileResponse:
-    """A grid of previews."""
+    """A grid of previews, or one of its pictures."""
     run = _path(server, name)
     known = {path.name: path for path in (run / "previews").glob("*.png")}
     if file not in known or not server.catalog.inside(known[file]):
         raise Refused(404, f'there is no preview "{file[:80]}"', "See `previews` of the run.")
-    return FileResponse(known[file], media_type="image/png")
+    headers = {"Cache-Control": "private, no-cache"}  # A step may be drawn again.
+    return FileResponse(known[file], media_type="image/png", headers=headers)
 
 
 class Stop(Strict):
@@ -111,6 +172,7 @@ class Stop(Strict):
 
 
 _SAVED = Stop()
+_AS_IT_WAS = RunChanges()
 
 
 @router.post("/runs/{name}/stop", response_model=ShownJob)
@@ -122,7 +184,9 @@ def stop_run(
     job = _job_of(server, run, client)
     if job is None:
         if is_written(run):
-            raise Busy(f"{name} was started elsewhere", "Stop it there, with Ctrl-C.")
+            raise Busy(
+                f"{name} was started elsewhere", "Stop it there, with Ctrl-C, or ask it to stop."
+            )
         raise Busy(f"{name} does not run", "Look at its state.")
     found = server.queue.cancel(job.id, client)
     if found.status == "cancelling":
@@ -130,18 +194,38 @@ def stop_run(
     return show(server, found)
 
 
-@router.post("/runs/{name}/resume", status_code=202, response_model=ShownJob)
-def resume_run(server: Here, client: Who, name: str) -> dict[str, Any]:
-    """Queue a job that goes on with a run."""
+@router.post("/runs/{name}/ask/{what}", status_code=202, response_model=ShownRun)
+def ask_run(server: Here, name: str, what: Asked) -> dict[str, Any]:
+    """Ask a run at work, whoever started it, for a checkpoint, for previews, or to stop.
+
+    It does so between two steps; until then `asked` of the run holds it.
+    """
     run = _path(server, name)
+    if not is_written(run):
+        raise Busy(f"{name} does not run", "Look at its state.")
+    if what == "preview" and state_of(run)["settings"].get("preview_every") == 0:
+        raise SettingsError(
+            f"{name} draws no previews", "Stop it, and resume it with `preview_every`.", "preview"
+        )
+    ask(run, what)
+    return _shown(server, name, run)
+
+
+@router.post("/runs/{name}/resume", status_code=202, response_model=ShownJob)
+def resume_run(
+    server: Here, client: Who, name: str, told: Annotated[RunChanges, Body()] = _AS_IT_WAS
+) -> dict[str, Any]:
+    """Queue a job that goes on with a run, with settings changed that it may change."""
+    run = _path(server, name)
+    changed = told.model_dump(mode="json", exclude_none=True)
     if is_written(run):
         raise Busy(f"{name} runs already", "Look at its state.")
     server.check_room()
     new = NewJob(
         id=new_id(),
         kind="train",
-        input={"resume": name},
-        settings={"resume": str(run)},
+        input={"resume": name, **changed},
+        settings={"resume": str(run), **changed},
         folder=str(run),
         client=client,
     )
@@ -168,10 +252,11 @@ def list_adapters(server: Here) -> dict[str, Any]:
 
 
 @router.get("/plan", response_model=Plan)
-def get_plan(server: Here, query: Annotated[PlanQuery, Query()]) -> dict[str, str]:
+def get_plan(server: Here, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
     """Count what a run on this server's base would take, and choose what fits a card."""
     found = plan(server.catalog, server.base, query)
-    return {name: server.catalog.hide(text) for name, text in found.items()}
+    hide = server.catalog.hide
+    return found | {name: hide(found[name]) for name in ("text", "run_file")}
 
 
 def _path(server: Server, name: str) -> Path:
