@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import pytest
 
@@ -111,5 +112,6 @@ def tab(browser, studio, request):
             each.page.keyboard.press("Escape")
         assert each.errors == []
     studio.engine.failure = None
+    studio.engine.steps = threading.Semaphore(10**6)
     studio.engine.go.set()
     studio.server.queue.pause(False)

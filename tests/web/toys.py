@@ -21,11 +21,12 @@ from iclora.serve.routes.jobs import submit
 from iclora.serve.server import Server
 from iclora.sets.images import open_image
 from iclora.sets.recipe import load_recipe
-from iclora.settings import ServeSettings
+from iclora.settings import StudioSettings
 from iclora.toyland.tasks import TASKS, draw_set
 from iclora.web.studio import link, make_studio
-from iclora.web.toys import write_toy_recipes
+from iclora.web.toys import with_its_own, write_toy_recipes
 from tests.serve.fake import FakeEngine
+from tests.web.toywork import WORK
 
 
 class ToyEngine(FakeEngine):
@@ -33,8 +34,15 @@ class ToyEngine(FakeEngine):
 
     pause = 0.0
 
+    def __init__(self):
+        super().__init__()
+        self.steps = threading.Semaphore(10**6)
+        """Steps of runs and canvases of stories that may be taken."""
+
     def run(self, worker, order, report):
         self.orders.append(order)
+        if order.kind in WORK:
+            return WORK[order.kind](self, order, report, drawing)
         for step in range(5):
             report(
                 {"type": "progress", "stage": "sampling", "done": step, "total": 4, "eta_s": 2.0}
@@ -118,7 +126,8 @@ class Studio:
     def start(self):
         self.listening = socket.create_server(("127.0.0.1", self.port))
         self.port = self.listening.getsockname()[1]
-        self.server = Server(ServeSettings(folder=str(self.folder)), "toyland", self.engine)
+        settings = with_its_own(StudioSettings(folder=str(self.folder)), "toyland")
+        self.server = Server(settings, "toyland", self.engine)
         app = make_studio(self.server)
         config = uvicorn.Config(
             below(app), log_config=None, access_log=False, timeout_graceful_shutdown=2

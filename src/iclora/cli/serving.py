@@ -53,9 +53,10 @@ def studio(settings: StudioSettings, console: Console) -> None:
     _check_installed("studio")
     from iclora.serve.running import run
     from iclora.web.studio import link, make_studio
-    from iclora.web.toys import write_toy_recipes
+    from iclora.web.toys import with_its_own, write_toy_recipes
 
     base = _base_of(settings, "toyland")
+    settings = with_its_own(settings, base)
     # A line for each request would push the link out of sight.
     with _opened(settings, base, logging.WARNING) as (server, listening):
         if base == "toyland":

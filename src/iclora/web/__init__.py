@@ -4,6 +4,7 @@ page       the page's files, sent as they lie in static/: no build, nothing from
 session    a browser that has the token gets its cookie
 drafts     what is written and not yet queued, kept with the folder
 preview    what a wish comes to before it is made: canvas, panels, notes
+tale       what a story comes to before it is made: its canvases
 about      the machine, forms of settings, where a set comes from
 toys       recipes of the embedded base, for a folder that has none
 studio     all of it together

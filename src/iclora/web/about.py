@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
-from pydantic import BaseModel
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
 
 from iclora.serve.inputs import INPUTS
 from iclora.serve.jobs import NoSuchJob
 from iclora.serve.problems import Refused
-from iclora.serve.routes.answers import PROBLEMS
+from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.server import Here, Who
+from iclora.sets.dataset import open_dataset
+from iclora.web.toys import usual_settings
 
 __all__ = ["router"]
 
@@ -66,6 +68,42 @@ def form(kind: str) -> dict[str, Any]:
     if kind not in INPUTS:
         raise Refused(404, f'there is no kind "{kind[:80]}"', f"Use one of {', '.join(INPUTS)}.")
     return INPUTS[kind].model_json_schema()
+
+
+class Usual(BaseModel):
+    """What a run usually takes on this server's base, where that is not the default."""
+
+    values: dict[str, Any]
+    recipe: str | None
+    """the dataset's own"""
+    sets: int
+    """in the dataset"""
+    problems: list[str]
+    """of the dataset as a whole"""
+
+
+class UsualQuery(Strict):
+    data: Annotated[str | None, Field(max_length=201)] = None
+    recipe: Annotated[str | None, Field(max_length=201)] = None
+
+
+@router.get("/usual/train", response_model=Usual)
+def usual_training(server: Here, query: Annotated[UsualQuery, Query()]) -> dict[str, Any]:
+    """Settings that a new run on a dataset begins with, and what is wrong with the dataset."""
+    recipe, problems, count = None, [], 0
+    if query.data:
+        chosen = server.catalog.recipe(query.recipe)[1] if query.recipe else None
+        found = open_dataset(server.catalog.dataset(query.data), chosen)
+        recipe, problems = found.recipe, [server.catalog.hide(str(p)) for p in found.problems[:20]]
+        count = len(found.sets)
+    values = usual_settings(recipe) if server.base == "toyland" else {"held_out": 0.1}
+    return {
+        # Who trains chooses precision and recomputing so that they fit the card.
+        "values": {"vram": "auto", **values},
+        "recipe": recipe.name if recipe else None,
+        "sets": count,
+        "problems": problems,
+    }
 
 
 @router.get("/sets/{name}/origin", response_model=Origin)

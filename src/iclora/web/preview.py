@@ -20,7 +20,7 @@ from iclora.sets.images import open_image
 from iclora.sets.layout import GRID, Layout
 from iclora.sets.recipe import Recipe
 
-__all__ = ["router"]
+__all__ = ["Complaint", "router", "task_of"]
 
 router = APIRouter(prefix="/api/v1", tags=["studio"], responses=PROBLEMS)
 
@@ -69,7 +69,7 @@ class Preview(BaseModel):
 @router.post("/preview", response_model=Preview)
 def preview(server: Here, wished: Wished) -> dict[str, Any]:
     """What a wish comes to, without the base."""
-    recipe, usual = _task(server, wished)
+    recipe, usual = task_of(server, wished.recipe, wished.adapter)
     sizes = {}
     pictures = {}
     for number, sha256 in wished.given.items():
@@ -101,13 +101,13 @@ def preview(server: Here, wished: Wished) -> dict[str, Any]:
     }
 
 
-def _task(server: Server, wished: Wished) -> tuple[Recipe, Layout]:
+def task_of(server: Server, name: str | None, adapter: str | None) -> tuple[Recipe, Layout]:
     """The recipe, and its usual canvas: the adapter's, if it was trained on this task."""
     carried = None
-    if wished.adapter:
-        carried = server.catalog.adapter(wished.adapter)
-    if wished.recipe:
-        recipe = server.catalog.recipe(wished.recipe)[0]
+    if adapter:
+        carried = server.catalog.adapter(adapter)
+    if name:
+        recipe = server.catalog.recipe(name)[0]
     elif carried and carried.recipe:
         recipe = carried.recipe
     else:

@@ -4,6 +4,7 @@ import { call, get, post, Problem, url } from "./api.js";
 import { html, signal, useEffect, useRef } from "./lib.js";
 import { bind } from "./keys.js";
 import { attempt, Icon, Picture, trouble } from "./parts.js";
+import { mark, marks } from "./marks.js";
 import { refine, route } from "./route.js";
 import { adapters, recipes, setsChanged } from "./state.js";
 import { done } from "./undo.js";
@@ -123,6 +124,7 @@ function List() {
       k: () => step(-1),
       "/": () => field.current?.focus(),
       s: () => void (one() && star(/** @type {MadeSet} */ (one()))),
+      x: () => void (one() && mark(/** @type {MadeSet} */ (one()).id)),
       Delete: () => {
         const now = one();
         if (!now) return;
@@ -144,6 +146,7 @@ function List() {
         <option value="">every adapter</option>${adapters.value.map((each) => html`<option>${each.id}</option>`)}</select></label>`}
       <button type="button" aria-pressed=${Boolean(query.get("star"))} onClick=${() => set("star", query.get("star") ? "" : "1")}><${Icon} name="star" /> Starred</button>
       <button type="button" aria-pressed=${trashed} onClick=${() => set("trash", trashed ? "" : "1")}><${Icon} name="trash" /> Trash</button>
+      ${marks.value.length > 0 && html`<a class="button" href=${`#/compare?sets=${marks.value.join(",")}`}>Compare ${marks.value.length} marked</a>`}
     </search>
     ${sets === null
       ? html`<p class="quiet" role="status">Looking</p>`
@@ -177,11 +180,13 @@ function End() {
 /** @param {{one: MadeSet}} props */
 function Card({ one }) {
   const query = route.value.query.toString();
-  return html`<li class="card" data-set=${one.id}>
+  const marked = marks.value.includes(one.id);
+  return html`<li class=${`card ${marked ? "marked" : ""}`} data-set=${one.id}>
     <a href=${`#/gallery/${one.id}${query && `?${query}`}`}><${Picture} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
     <div class="caption"><p>${unmarked(one.prompt)}</p><p class="quiet">${one.recipe} · ${ago(one.made)}</p></div>
     ${one.trashed
       ? html`<button type="button" class="corner" onClick=${() => restore(one)}>Bring back</button>`
       : html`<button type="button" class=${`corner star ${one.star ? "on" : ""}`} aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>`}
+    ${!one.trashed && html`<button type="button" class=${`corner left ${marked ? "on" : ""}`} aria-pressed=${marked} aria-label="Mark to compare" title="Mark to compare (x)" onClick=${() => mark(one.id)}><${Icon} name="pair" /></button>`}
   </li>`;
 }

@@ -13,7 +13,7 @@ export const listed = signal(false);
 /** What the list says, by where it holds. */
 export const KEYS = [
   ["Everywhere", [
-    ["?", "this list"], ["g m", "Make"], ["g l", "Gallery"], ["g q", "Queue"],
+    ["?", "this list"], ["g m", "Make"], ["g y", "Story"], ["g t", "Train"], ["g c", "Compare"], ["g l", "Gallery"], ["g q", "Queue"],
     [".", "pause the queue, or go on"], ["Ctrl Z", "undo"], ["Esc", "close"],
   ]],
   ["Make", [
@@ -21,12 +21,16 @@ export const KEYS = [
     ["Ctrl Shift Enter", "queue it first"], ["r", "make this panel again"], ["p", "keep this panel"],
     ["Ctrl V", "give a panel the picture that was copied"],
   ]],
+  ["Story", [["Alt ↑ ↓", "move this image"], ["↑ ↓", "the image before, the next"], ["Ctrl Enter", "make what is missing"]]],
+  ["Train, Compare", [["Ctrl Enter", "start"], ["Space", "the other of two pictures"], ["j k", "next, previous"]]],
   ["Gallery", [
-    ["j k", "next, previous"], ["Enter", "open"], ["s", "star"], ["Del", "move to the trash"], ["/", "search"],
+    ["j k", "next, previous"], ["Enter", "open"], ["s", "star"], ["x", "mark to compare"], ["Del", "move to the trash"], ["/", "search"],
   ]],
 ];
 
-const SCREENS = /** @type {Record<string, string>} */ ({ m: "make", l: "gallery", q: "queue" });
+const SCREENS = /** @type {Record<string, string>} */ ({
+  m: "make", y: "story", t: "train", c: "compare", l: "gallery", q: "queue",
+});
 
 /** @type {Keys[]} */
 const scopes = [];

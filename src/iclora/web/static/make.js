@@ -5,7 +5,9 @@ import { html, useEffect, useLayoutEffect, useRef } from "./lib.js";
 import { change, draft, fill, prompt, write, wrong } from "./draft.js";
 import { Setting, schemaOf } from "./forms.js";
 import { bind } from "./keys.js";
-import { follow, followed, givenIn, know_request, last, left, look, make, makeOthers, preview, reroll, show, shownRequest } from "./making.js";
+import { follow, followed, givenIn, know_request, last, left, look, make, makeOthers, preview, reroll, show, shownRequest, wordsOf } from "./making.js";
+import { Idea } from "./idea.js";
+import { compareWith, sendToStory } from "./marks.js";
 import { attempt, Picture, plain, Progress, Wrong } from "./parts.js";
 import { current, focusSlot, Slots, toggleKeep } from "./slots.js";
 import { adapters, know, recipeOf, recipes, usualSeconds } from "./state.js";
@@ -149,6 +151,7 @@ function Words({ recipe }) {
       ${/** @type {const} */ (["panels", "text"]).map((way) => html`<button type="button" aria-pressed=${now.way === way} onClick=${() => swap(way)}>
         ${way === "panels" ? "By panel" : "As one text"}</button>`)}
     </div>
+    <${Idea} recipe=${recipe} />
     ${empty && html`<p class="offer">Not sure how to begin?
       <button type="button" onClick=${() => fill(recipe.example, "The example is filled in")}>Take the example</button></p>`}
     ${now.way === "panels"
@@ -243,6 +246,8 @@ function Below({ canvas }) {
   return html`<div class="below">
     <p class="quiet size"><span>${canvas.width} × ${canvas.height} px</span>
       ${canvas.set && html`<a href=${`#/gallery/${canvas.set}`}>this set in the gallery</a>
+        <button type="button" class="link" onClick=${() => compareWith(canvas.set)}>compare</button>
+        <button type="button" class="link" onClick=${() => shownRequest.value && sendToStory(canvas.set, canvas.boxes.map((_, n) => n + 1), { ...wordsOf(canvas.set, shownRequest.value, {}), adapter: now.adapter })}>to the story</button>
         <button type="button" class="link" onClick=${() => show("")}>back to the slots</button>`}</p>
     ${now.made.length > 0 && html`<div class="strip" role="group" aria-label="Made here">
       ${now.made.map((id) => html`<button type="button" key=${id} aria-pressed=${id === now.shown} aria-label=${`Show set ${id.slice(0, 6)}`} onClick=${() => show(id)}>

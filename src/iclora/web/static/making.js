@@ -6,6 +6,7 @@ import { change, draft, prompt, wrong } from "./draft.js";
 import { read } from "./forms.js";
 import { jobs, know, recipeOf } from "./state.js";
 import { done } from "./undo.js";
+import { split } from "./words.js";
 
 /** @typedef {{width: number, height: number, boxes: number[][]}} Layout */
 
@@ -167,6 +168,14 @@ export function follow() {
 
 /** The job that failed last, to try it again. */
 export const last = signal("");
+
+/** The words of a made set by panel, and what it was made with. @param {string} id @param {any} request @param {any} origin */
+export function wordsOf(id, request, origin) {
+  const { recipe, adapter } = draftOf(id, request, origin ?? {});
+  const task = recipeOf(recipe);
+  const parts = task && split(task, request.prompt);
+  return { overview: parts?.overview ?? "", panels: parts?.panels ?? [], recipe, adapter };
+}
 
 /** Fill the draft from a made set. @param {string} id @param {any} request @param {any} origin */
 export function draftOf(id, request, origin) {

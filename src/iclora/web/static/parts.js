@@ -3,6 +3,7 @@
 import { Problem } from "./api.js";
 import { Fragment, html, signal, useRef, useEffect } from "./lib.js";
 import * as past from "./undo.js";
+import { lasting } from "./words.js";
 
 /** A problem that concerns no field of the screen. */
 export const trouble = signal(/** @type {Problem | null} */ (null));
@@ -34,6 +35,8 @@ const SHAPES = /** @type {Record<string, string>} */ ({
   back: "M9.5 3L4.5 8l5 5 1.1-1.1L6.7 8l3.9-3.9z",
   next: "M6.5 3l5 5-5 5-1.1-1.1L9.3 8 5.4 4.1z",
   use: "M2 2h7v2H4v8h8V7h2v7H2zm7.5 5.5L13 4h-2V2h5v5h-2V5l-3.4 3.6z",
+  pair: "M2 3h5v10H2zm7 0h5v10H9zm1.5 1.5v7h2v-7z",
+  story: "M2 2.5h4v3H2zm5.5.7H14v1.6H7.5zM2 6.5h4v3H2zm5.5.7H14v1.6H7.5zM2 10.5h4v3H2zm5.5.7H14v1.6H7.5z",
   sun: "M8 4.5a3.5 3.5 0 1 1 0 7 3.5 3.5 0 0 1 0-7zM7.3 1h1.4v2H7.3zm0 12h1.4v2H7.3zM1 7.3h2v1.4H1zm12 0h2v1.4h-2zM2.6 3.6l1-1L5 4l-1 1zM11 12l1-1 1.4 1.4-1 1zM12.4 2.6l1 1L12 5l-1-1zM4 11l1 1-1.4 1.4-1-1z",
   moon: "M6.5 1.5a6.6 6.6 0 1 0 8 8 5.4 5.4 0 0 1-8-8z",
 });
@@ -84,7 +87,7 @@ export function Progress({ job }) {
   if (job.status === "cancelling") return html`<span class="quiet">Stops after this step</span>`;
   if (job.status !== "running") return null;
   if (!now) return html`<span class="quiet">Begins</span>`;
-  const left = now.eta_s == null ? "" : `, ${Math.max(1, Math.ceil(now.eta_s))} s`;
+  const left = now.eta_s == null ? "" : `, ${lasting(Math.max(1, Math.ceil(now.eta_s)))} left`;
   return html`<span class="progress">
     <${Bar} value=${now.done} max=${now.total} label="progress of the job" />
     <span class="quiet">${now.stage}, ${now.done} of ${now.total}${left}</span>

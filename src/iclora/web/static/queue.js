@@ -3,7 +3,7 @@
 import { call, post, url } from "./api.js";
 import { html, useRef } from "./lib.js";
 import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
-import { ended, know, queue, running, waiting } from "./state.js";
+import { ended, know, pause, queue, running, waiting } from "./state.js";
 import { done } from "./undo.js";
 import { ago, lasting, unmarked } from "./words.js";
 
@@ -11,10 +11,8 @@ import { ago, lasting, unmarked } from "./words.js";
 
 const SAID = /** @type {Record<string, string>} */ ({
   generate: "Make", complete: "Complete", reroll: "Make again", extend: "Story", evaluate: "Evaluate",
-  caption: "Caption", check: "Check", compose: "Compose", train: "Train",
+  prompt: "Words", caption: "Caption", check: "Check", compose: "Compose", train: "Train",
 });
-
-export const pause = () => attempt(async () => (queue.value = await post("queue", { paused: !queue.value.paused })));
 
 const retry = (/** @type {Job} */ job) => attempt(async () => know(await post(`jobs/${job.id}/retry`)));
 const cancel = (/** @type {Job} */ job) => attempt(async () => {

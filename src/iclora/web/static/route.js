@@ -24,6 +24,7 @@ export function refine(values) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) if (value) query.set(name, value);
   const text = query.toString();
-  history.replaceState(null, "", `#/${route.value.screen}${text ? `?${text}` : ""}`);
+  const { screen, id } = route.value;
+  history.replaceState(null, "", `#/${screen}${id && `/${encodeURIComponent(id)}`}${text ? `?${text}` : ""}`);
   route.value = read();
 }

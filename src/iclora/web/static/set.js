@@ -4,7 +4,8 @@ import { get, post, Problem, url } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
 import { bind } from "./keys.js";
 import { fill } from "./draft.js";
-import { draftOf, givenIn } from "./making.js";
+import { draftOf, givenIn, wordsOf } from "./making.js";
+import { compareWith, sendToStory } from "./marks.js";
 import { attempt, Icon, Picture, Progress, Prompt, Wrong } from "./parts.js";
 import { go, route } from "./route.js";
 import { jobs, know, setsChanged } from "./state.js";
@@ -64,6 +65,8 @@ export function OneSet({ id }) {
       <div class="buttons">
         <button type="button" class="main" onClick=${change} disabled=${!request}>Change and make</button>
         <${Again} id=${id} />
+        <button type="button" onClick=${() => compareWith(id)} title="Mark it with x in the gallery"><${Icon} name="pair" /> Compare</button>
+        <button type="button" disabled=${!request} onClick=${() => sendToStory(id, boxes.map((/** @type {any} */ _, /** @type {number} */ n) => n + 1), wordsOf(id, request, origin))}><${Icon} name="story" /> To the story</button>
         <button type="button" aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>
         ${one.trashed
           ? html`<button type="button" onClick=${() => restore(one)}>Bring back</button>`

@@ -4,7 +4,8 @@ import { Problem, sendPicture, url } from "./api.js";
 import { html, signal, useEffect } from "./lib.js";
 import { change, draft, wrong } from "./draft.js";
 import { attempt, Icon, Picture, plain, Wrong } from "./parts.js";
-import { reroll } from "./making.js";
+import { reroll, shownRequest, wordsOf } from "./making.js";
+import { sendToStory } from "./marks.js";
 import { spoken } from "./words.js";
 
 /**
@@ -122,7 +123,8 @@ function Slot({ panel, box, canvas }) {
       ${made && html`
         <button type="button" title="Make this panel again (r)" aria-label=${`Make panel ${panel} again`} onClick=${() => reroll([panel])}><${Icon} name="again" /></button>
         <button type="button" title="Keep this panel (p)" aria-label=${`Keep panel ${panel}`} aria-pressed=${kept} onClick=${() => toggleKeep(panel)}><${Icon} name=${kept ? "lock" : "open"} /></button>
-        <button type="button" title="Use as given" aria-label=${`Use panel ${panel} as given`} onClick=${() => useAsGiven(canvas.set, panel)}><${Icon} name="use" /></button>`}
+        <button type="button" title="Use as given" aria-label=${`Use panel ${panel} as given`} onClick=${() => useAsGiven(canvas.set, panel)}><${Icon} name="use" /></button>
+        <button type="button" title="Send to the story" aria-label=${`Send panel ${panel} to the story`} onClick=${() => shownRequest.value && sendToStory(canvas.set, [panel], { ...wordsOf(canvas.set, shownRequest.value, {}), adapter: now.adapter })}><${Icon} name="story" /></button>`}
       ${!canvas.set && html`<label class="button" title="Choose a picture">
           <input type="file" accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose a picture for panel ${panel}`} onChange=${choose} />
           <${Icon} name="picture" />${!given && html` <span>Give a picture</span>`}</label>`}

@@ -1,8 +1,9 @@
 // @ts-check
 // What the page knows of the server, asked for again whenever an event says that it changed.
-import { get, Problem } from "./api.js";
+import { get, post, Problem } from "./api.js";
 import { computed, signal } from "./lib.js";
 import { listen } from "./live.js";
+import { attempt } from "./parts.js";
 
 /**
  * @typedef {{id: string, kind: string, status: string, position: number | null, waits_for: string | null,
@@ -12,13 +13,15 @@ import { listen } from "./live.js";
  *   error: {code: string, problem: string, advice: string, setting: string | null} | null}} Job
  * @typedef {{name: string, summary: string, prefix: string, markers: string[], example: string,
  *   width: number, height: number, boxes: number[][]}} Recipe
- * @typedef {{id: string, base: string | null, recipe: string | null}} Adapter
+ * @typedef {{id: string, base: string | null, recipe: string | null, width: number | null, height: number | null}} Adapter
  * @typedef {{id: string, made: number, prompt: string, recipe: string, adapter: string, seed: string,
  *   panels: number, star: boolean, note: string, trashed: boolean}} MadeSet
  */
 
 export const jobs = signal(/** @type {Job[]} */ ([]));
 export const queue = signal({ paused: false, waiting: 0, running: 0 });
+/** What the server offers beside its base: who writes, what measures. */
+export const offers = signal({ captioners: /** @type {string[]} */ ([]), metrics: /** @type {string[]} */ ([]) });
 export const machine = signal(/** @type {any} */ (null));
 export const recipes = signal(/** @type {Recipe[]} */ ([]));
 export const adapters = signal(/** @type {Adapter[]} */ ([]));
@@ -52,6 +55,9 @@ export function know(job) {
   jobs.value = [job, ...jobs.value.filter((other) => other.id !== job.id)];
 }
 
+/** Pause the queue, or go on. */
+export const pause = () => attempt(async () => (queue.value = await post("queue", { paused: !queue.value.paused })));
+
 let turn = 0;
 
 async function loadQueue() {
@@ -69,14 +75,15 @@ async function loadMachine() {
 }
 
 async function loadOffers() {
-  const [tasks, files] = await Promise.all([get("recipes"), get("adapters")]);
+  const [tasks, files, about] = await Promise.all([get("recipes"), get("adapters"), get("about")]);
+  offers.value = about;
   recipes.value = tasks.recipes;
   adapters.value = files.adapters;
 }
 
-async function loadForms() {
-  if (forms.value.complete) return;
-  forms.value = { complete: await get("forms/complete") };
+/** Have the schema of a kind of job at hand. @param {string} kind */
+export async function needForm(kind) {
+  if (!forms.value[kind]) forms.value = { ...forms.value, [kind]: await get(`forms/${kind}`) };
 }
 
 /** A function that runs soon, once for many calls, and keeps quiet while the server is away. */
@@ -105,7 +112,8 @@ export async function begin(first) {
     if (["job", "queue", "reset"].includes(type)) queueSoon();
     if (["set", "reset"].includes(type)) setsChanged.value += 1;
     if (["job", "set", "reset"].includes(type)) machineSoon();
-    if (["run", "reset"].includes(type)) offersSoon();
+    // A run that has ended has left an adapter.
+    if (type === "reset" || (type === "job" && data.kind === "train")) offersSoon();
   });
   // While the base is loaded there is no event for it.
   setInterval(() => {
@@ -120,7 +128,7 @@ export async function begin(first) {
 /** Ask for everything. @param {() => Promise<void>} first */
 export async function load(first) {
   try {
-    await Promise.all([loadQueue(), loadMachine(), loadOffers(), loadForms(), first()]);
+    await Promise.all([loadQueue(), loadMachine(), loadOffers(), needForm("complete"), first()]);
     failed.value = null;
     loaded.value = true;
   } catch (error) {

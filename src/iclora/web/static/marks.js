@@ -1,0 +1,46 @@
+// @ts-check
+// Made sets that are marked to be compared, and where panels are sent on to.
+import { place, sendPicture, url } from "./api.js";
+import { signal } from "./lib.js";
+import { attempt } from "./parts.js";
+import { go } from "./route.js";
+import { done } from "./undo.js";
+
+const KEPT = `iclora marks ${place}`;
+export const marks = signal(/** @type {string[]} */ (JSON.parse(localStorage.getItem(KEPT) ?? "[]")));
+
+/** @param {string[]} ids */
+export function setMarks(ids) {
+  marks.value = ids.slice(-9);
+  localStorage.setItem(KEPT, JSON.stringify(marks.value));
+}
+
+/** Mark a set, or not. @param {string} id */
+export const mark = (id) => setMarks(marks.value.includes(id) ? marks.value.filter((each) => each !== id) : [...marks.value, id]);
+
+/** Show a set beside those that are marked. @param {string} id */
+export function compareWith(id) {
+  if (!marks.value.includes(id)) setMarks([...marks.value, id]);
+  go(`compare?sets=${marks.value.join(",")}`);
+}
+
+/**
+ * Put panels of a made set into the story, with their words.
+ * @param {string} set @param {number[]} panels @param {{overview: string, panels: string[], recipe: string, adapter: string}} from
+ */
+export const sendToStory = (set, panels, from) => attempt(async () => {
+  const { tell } = await import("./story.js");
+  await tell.restore();
+  const before = tell.draft.value;
+  const used = before.lines.filter((line) => line.words || line.sha || line.job);
+  const lines = [...used];
+  for (const panel of panels) {
+    const answer = await fetch(url(`sets/${set}/panels/${panel}.png`));
+    const { sha256 } = await sendPicture(new File([await answer.blob()], "panel.png", { type: "image/png" }));
+    lines.push({ ...tell.blank(from.panels[panel - 1] ?? ""), sha: sha256 });
+  }
+  const opening = used.length ? {} : { overview: from.overview, recipe: from.recipe, adapter: from.adapter };
+  tell.change({ lines: [...lines, ...(panels.length > 1 ? [tell.blank()] : [])], ...opening });
+  done(panels.length > 1 ? "The set is in the story" : `Panel ${panels[0]} is in the story`, () => tell.change({ lines: before.lines, overview: before.overview }));
+});
+
