@@ -19,7 +19,7 @@ from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.train.asked import asked_of, forget
 
-__all__ = ["WORK"]
+__all__ = ["WORK", "write_adapter"]
 
 
 def train(engine, order, report, drawing):
@@ -52,11 +52,11 @@ def train(engine, order, report, drawing):
             forget(run)
             told = {"stage": "training", "done": step, "total": settings["steps"], "eta_s": 9.0}
             report({"type": "progress", **told})
-    _write_adapter(run / "adapter.safetensors", open_dataset(settings["data"]).recipe)
+    write_adapter(run / "adapter.safetensors", open_dataset(settings["data"]).recipe)
     return Outcome("succeeded", {"step": settings["steps"]})
 
 
-def _write_adapter(path, recipe):
+def write_adapter(path, recipe):
     about = {"base": "toyland", "recipe": recipe.model_dump(mode="json"), "steps": 6}
     about |= {"layout": recipe.canvas.to_json(), "conditional": 0.5, "rank": 16}
     head = json.dumps({"__metadata__": {"iclora": json.dumps(about)}}).encode()
@@ -103,7 +103,7 @@ def evaluate(engine, order, report, drawing):
         less = {"mean": 0.2, "low": 0.1, "high": 0.3, "count": cases} if at else None
         mean = {"mean": 0.5 + 0.2 * at, "low": 0.4, "high": 0.9, "count": cases}
         figures[arm] = {**mean, "difference": less, "values": {}}
-    table = {"arms": dict.fromkeys(arms, {}), "compared with": "base", "notes": ["few prompts"]}
+    table = {"arms": {arm: {} for arm in arms}, "compared with": "base", "notes": ["few prompts"]}
     table["figures"] = {"same character": {"meaning": "share of sets", "arms": figures}}
     write_text(out / "evaluation.json", json.dumps(table))
     write_text(out / "report.html", "<b>report</b>")
