@@ -76,7 +76,7 @@ class Watched:
             self.page.goto(self.studio.link.replace("/#", f"/{below}#"))
         self.page.wait_for_selector("footer")
         self.page.evaluate(f"location.hash = '#/{screen}'")
-        self.page.wait_for_selector(f".{screen.split('/')[0].split('?')[0]}, .one, .nothing")
+        self.page.wait_for_selector(f".{screen.split('/')[0].split('?')[0]}, .one, .run, .nothing")
         return self.page
 
 

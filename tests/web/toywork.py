@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
+import tomllib
 from pathlib import Path
 
 import tomli_w
@@ -28,7 +29,7 @@ def train(engine, order, report, drawing):
     run.mkdir(parents=True, exist_ok=True)
     if "resume" not in told:
         write_text(run / "config.toml", tomli_w.dumps({"train": {**told, "base": "toyland"}}))
-    settings = json.loads(json.dumps(told)) | {"steps": told.get("steps", 6)}
+    settings = tomllib.loads((run / "config.toml").read_text())["train"]
     rows = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
     with (run / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -67,6 +68,7 @@ def extend(engine, order, report, drawing):
     """A story, a canvas for each `engine.steps`."""
     told, out = order.input, Path(order.folder)
     story = Story.read(told["story"])
+    engine.cancelled.discard(order.job)  # It is tried again.
     given = {int(n) for n in told.get("given", {})}
     plan = plan_windows(story, 3, tuple(told.get("anchor", (1,))), told.get("fresh"), given)
     for number, window in enumerate(plan, 1):
