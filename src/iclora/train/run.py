@@ -77,9 +77,8 @@ def train(
 ) -> RunResult:
     """Tune a LoRA, or with `targets` full the whole denoiser, on a dataset.
 
-    Ctrl-C, SIGTERM or `progress.cancel()` ends it after the current step with a checkpoint; a
-    second Ctrl-C ends it at once. Several processes, started by `accelerate launch`, share every
-    step; the first one writes.
+    Ctrl-C, SIGTERM or `progress.cancel()` ends it after its step with a checkpoint, a second
+    Ctrl-C at once. Several processes that `accelerate launch` started share every step.
 
     Args:
         model: the base, opened by `load_model(settings.base, ...)`.
@@ -154,10 +153,9 @@ def _train(
     validation = Validation.of(settings, held, encoded.sets, run.measures)
     with interruptible() as stop, tracking(settings, run.path, state.step, workers.main) as track:
         track.settings({"base": shared_name(model.name), **settings.shown()}, state.step)
-        loop = Loop(
+        finished = Loop(
             run, model, encoded, state, workers, validation, preview, track, stop, progress, warn
-        )
-        finished = loop.run_to_end()
+        ).run_to_end()
     if finished and workers.main:
         told = info.model_copy(update={"steps": state.step})
         # A card tells how an adapter is loaded.
