@@ -1,6 +1,9 @@
 """What a designer does on the page, in a real browser."""
 
+import base64
+import io
 import re
+import zipfile
 from urllib.parse import urlparse
 
 import pytest
@@ -54,7 +57,9 @@ def test_no_screen_has_a_serious_finding_of_axe_in_light_or_dark(tab, studio):
     found = {}
     made = make_one(page, "A heron;")
     button(page, "Keep panel 2").click()
-    for screen in ("make", f"gallery/{made}", "gallery?q=heron", "queue"):
+    one = "sets/data~toyland-storyboards"
+    made = f"gallery/{made}"
+    for screen in ("make", made, "gallery?q=heron", "queue", "sets", one, f"{one}/0003"):
         page.evaluate(f"location.hash = '#/{screen}'")
         page.wait_for_timeout(250)
         for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
@@ -221,6 +226,9 @@ def test_on_a_phone_the_queue_is_paused_reordered_cancelled_and_nothing_scrolls_
         "queue",
         "make",
         "gallery",
+        "sets",
+        "sets/data~toyland-storyboards",
+        "sets/data~toyland-storyboards/0003",
         page.locator(".thumb").first.get_attribute("href")[2:],
     ):
         page.evaluate(f"location.hash = '#/{screen.lstrip('/')}'")
@@ -298,3 +306,111 @@ def test_below_a_sub_path_markup_is_text_and_no_request_leaves_that_path(tab, st
     assert page.locator("main script, main img[onerror]").count() == 0
     assert {urlparse(url).path[:5] for url in sent(view)} == {"/a/b/"}
     assert {urlparse(url).netloc for url in sent(view)} == {f"127.0.0.1:{studio.port}"}
+
+
+def test_sets_are_captioned_edited_and_saved_through_a_reload_and_a_change_on_the_disk(tab, studio):
+    page = tab().open("sets")
+    page.get_by_role("link", name=re.compile("toyland-storyboards")).click()
+    expect(page.locator(".cards .card")).to_have_count(3)
+    page.locator(".cards .card a").first.click()
+    path = studio.folder / "data" / "toyland-storyboards" / "0001" / "caption.txt"
+    before = path.read_text()
+    field = page.get_by_label("[SCENE-2]", exact=True)
+    field.fill("<b>a bear</b> looks up,")
+    expect(page.get_by_text("Saved", exact=True)).to_be_visible()
+    assert "[SCENE-2] <b>a bear</b> looks up, [SCENE-3]" in path.read_text()
+    page.reload()
+    expect(field).to_have_value("<b>a bear</b> looks up,")
+    assert page.locator("main b:text-is('a bear')").count() == 0
+    # Words that the server refuses stay in the browser, and the file as it is.
+    field.fill("")
+    expect(page.locator("#words-wrong")).to_contain_text("there are no words behind [SCENE-2]")
+    page.reload()
+    expect(field).to_have_value("")
+    path.write_text(before)
+    field.fill("mine")
+    conflict = page.locator(".conflict")
+    expect(conflict).to_contain_text("Nothing is lost")
+    expect(conflict.get_by_label("Yours")).to_contain_text("mine")
+    button(page, "Take the one on the disk").click()
+    expect(conflict).to_have_count(0)
+    assert path.read_text() == before
+    button(page, "Undo").click()
+    button(page, "Keep mine").click() if conflict.is_visible() else None
+    expect(page.get_by_text("Saved", exact=True)).to_be_visible()
+    assert "[SCENE-2] mine" in path.read_text()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("c")
+    expect(page.get_by_label("All panels")).to_have_value(re.compile("0001"))
+    assert studio.engine.orders[-1].input["only"] == ["0001"]
+    button(page, "Undo").click()
+    expect(field).to_have_value("mine")
+    path.write_text(before)
+
+
+def test_panels_are_swapped_and_left_out_by_keys_and_buttons_and_come_back(tab, studio):
+    page = tab().open("sets/data~toyland-storyboards/0002")
+    place = studio.folder / "data" / "toyland-storyboards" / "0002"
+    first, second = ((place / f"{n}.png").read_bytes() for n in (1, 2))
+    page.locator("#panel-1").focus()
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.get_by_text("Panels 1 and 2 have changed places")).to_be_visible()
+    assert (place / "1.png").read_bytes() == second
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Control+z")
+    expect(page.get_by_text("Undone:")).to_be_visible()
+    assert (place / "1.png").read_bytes() == first
+    button(page, "Leave panel 3 out").click()
+    expect(page.get_by_text("It has no canvas yet")).to_be_visible()
+    assert not (place / "3.png").exists()
+    page.evaluate("location.hash = '#/sets/data~toyland-storyboards?only=look'")
+    expect(page.locator(".cards .card")).to_have_count(1)
+    expect(page.locator(".cards .card")).to_contain_text("has 2 images")
+    button(page, "Undo").click()
+    expect(page.get_by_text("Nothing needs a look")).to_be_visible()
+    assert (place / "3.png").exists()
+
+
+DROPPED = """async (files) => {
+  const data = new DataTransfer();
+  for (const [name, text] of files) {
+    const bytes = Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
+    data.items.add(new File([bytes], name));
+  }
+  const how = {dataTransfer: data, bubbles: true, cancelable: true};
+  document.querySelector(".sets").dispatchEvent(new DragEvent("drop", how));
+}"""
+
+
+def test_a_zip_is_dropped_its_borders_are_moved_by_keys_and_kept(tab, studio):
+    held, packed = io.BytesIO(), io.BytesIO()
+    whole = Image.new("RGB", (64, 192), "red")
+    whole.paste("blue", (0, 80, 64, 192))
+    whole.save(held, "PNG")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.png", held.getvalue())
+    page = tab().open("sets")
+    page.evaluate(DROPPED, [["two.zip", base64.b64encode(packed.getvalue()).decode()]])
+    button(page, "Add it").click()
+    expect(page.locator(".arrives").get_by_role("alert")).to_contain_text("which recipe")
+    page.get_by_label("Recipe").select_option("toyland-storyboard")
+    button(page, "Add it").click()
+    expect(page).to_have_url(re.compile("data~two|data%7Etwo"))
+    page.locator(".cards .card a").click()
+    expect(page.get_by_text("do not show")).to_be_visible()
+    button(page, "Move borders").click()
+    page.reload()
+    border = page.get_by_role("slider", name="border above panel 2")
+    border.focus()
+    now = int(border.get_attribute("aria-valuenow"))
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    expect(border).not_to_have_attribute("aria-valuenow", str(now))
+    button(page, "Cut here").click()
+    button(page, "Move borders").click()
+    expect(border).to_have_attribute("aria-valuenow", re.compile(r"\d+"))
+    moved = int(border.get_attribute("aria-valuenow"))
+    assert moved > now
+    path = studio.folder / "data" / "two" / "a.png"
+    with Image.open(path) as kept:
+        assert f'"boxes": [[0, 0, 64, {moved}]' in kept.text["iclora:placed"]

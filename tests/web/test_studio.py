@@ -4,11 +4,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from iclora.serve.server import Server
+from iclora.sets.check import check_dataset, usual_resolutions
+from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.settings import ServeSettings
 from iclora.web import page
 from iclora.web.studio import link, make_studio
-from iclora.web.toys import write_toy_recipes
+from iclora.web.toys import write_toy_recipes, write_toy_sets
 from tests.serve.conftest import picture
 from tests.web.toys import ToyEngine
 
@@ -142,3 +144,21 @@ def test_toy_recipes_are_written_once_and_never_over_ones_own(tmp_path):
         path = tmp_path / "recipes" / f"{name}.toml"
         assert tomllib.loads(path.read_text())["name"] == name
         assert load_recipe(path).canvas.width <= 128
+
+
+def test_three_example_sets_lie_ready_with_nothing_wrong_and_are_drawn_once(tmp_path):
+    assert write_toy_sets(tmp_path)
+    assert not write_toy_sets(tmp_path)
+    dataset = open_dataset(tmp_path / "data" / "toyland-storyboards")
+    found = list(check_dataset(dataset, resolutions=usual_resolutions(dataset.recipe)))
+    assert (len(found), dataset.problems) == (3, ())
+    assert [problem.text for report in found for problem in report.problems] == []
+    assert found[0].set.layouts[-1].sizes == ((64, 64),) * 3
+
+
+def test_more_examples_are_drawn_under_a_name_that_is_free(served):
+    told = {"name": "more", "count": 2}
+    assert ask(served, "POST", "examples", json=told).json() == {"id": "data~more"}
+    assert ask(served, "GET", "datasets/data~more/sets").json()["recipe"] == "toyland-storyboard"
+    assert ask(served, "POST", "examples", json=told).status_code == 409
+    assert ask(served, "POST", "examples", json={**told, "name": "../x"}).status_code == 422

@@ -19,12 +19,13 @@ from iclora.serve.engine import Outcome, WorkerDied
 from iclora.serve.inputs import asks
 from iclora.serve.routes.jobs import submit
 from iclora.serve.server import Server
+from iclora.sets.dataset import caption_path, open_dataset
 from iclora.sets.images import open_image
 from iclora.sets.recipe import load_recipe
 from iclora.settings import StudioSettings
 from iclora.toyland.tasks import TASKS, draw_set
 from iclora.web.studio import link, make_studio
-from iclora.web.toys import with_its_own, write_toy_recipes
+from iclora.web.toys import with_its_own, write_toy_recipes, write_toy_sets
 from tests.serve.fake import FakeEngine
 from tests.web.toywork import WORK
 
@@ -55,11 +56,24 @@ class ToyEngine(FakeEngine):
                     raise WorkerDied("SIGTERM")
         if self.failure:
             raise self.failure
+        if order.kind == "caption":
+            return Outcome("succeeded", caption(order))
         for number in range(order.input.get("count", 1)):
             folder = Path(order.folder) / f"{number + 1:04d}"
             if not folder.exists():
                 paint(folder, order.input, number)
         return Outcome("succeeded", {})
+
+
+def caption(order):
+    """Write the recipe's example beside the sets that an order names, as the verb does."""
+    dataset = open_dataset(order.input["data"])
+    only = order.input.get("only") or [s.name for s in dataset.sets if s.words is None]
+    for image_set in dataset.sets:
+        if image_set.name in only:
+            text = dataset.recipe.example.replace(";", f", {image_set.name};", 1)
+            caption_path(dataset, image_set).write_text(f"{text}\n")
+    return {"problems": [], "written": list(only), "kept": [], "failed": []}
 
 
 def paint(folder, told, number=0):
@@ -121,6 +135,7 @@ class Studio:
     def __init__(self, folder, engine=None):
         self.folder, self.engine, self.port = folder, engine or ToyEngine(), 0
         write_toy_recipes(folder)
+        write_toy_sets(folder)
         self.start()
 
     def start(self):

@@ -53,7 +53,7 @@ def studio(settings: StudioSettings, console: Console) -> None:
     _check_installed("studio")
     from iclora.serve.running import run
     from iclora.web.studio import link, make_studio
-    from iclora.web.toys import with_its_own, write_toy_recipes
+    from iclora.web.toys import with_its_own, write_toy_recipes, write_toy_sets
 
     base = _base_of(settings, "toyland")
     settings = with_its_own(settings, base)
@@ -63,6 +63,8 @@ def studio(settings: StudioSettings, console: Console) -> None:
             written = write_toy_recipes(server.catalog.folder)
             if written:
                 console.say(f"wrote recipes of the embedded base: {', '.join(written)}")
+            if write_toy_sets(server.catalog.folder):
+                console.say("drew three example sets of the embedded base, into data")
         address, port = _address(settings, listening), listening.getsockname()[1]
         shown = link(server, address)
         console.say(

@@ -6,6 +6,7 @@ drafts     what is written and not yet queued, kept with the folder
 preview    what a wish comes to before it is made: canvas, panels, notes
 tale       what a story comes to before it is made: its canvases
 about      the machine, forms of settings, where a set comes from
-toys       recipes of the embedded base, for a folder that has none
+examples   drawings of the embedded base to train on
+toys       recipes and sets of the embedded base, for a folder that has none
 studio     all of it together
 """

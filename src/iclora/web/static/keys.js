@@ -13,8 +13,12 @@ export const listed = signal(false);
 /** What the list says, by where it holds. */
 export const KEYS = [
   ["Everywhere", [
-    ["?", "this list"], ["g m", "Make"], ["g y", "Story"], ["g t", "Train"], ["g c", "Compare"], ["g l", "Gallery"], ["g q", "Queue"],
+    ["?", "this list"], ["g s", "Sets"], ["g m", "Make"], ["g y", "Story"], ["g t", "Train"], ["g c", "Compare"], ["g l", "Gallery"], ["g q", "Queue"],
     [".", "pause the queue, or go on"], ["Ctrl Z", "undo"], ["Esc", "close"],
+  ]],
+  ["Sets", [
+    ["j k", "next, previous"], ["1 – 9, 0", "words of a panel, of all"], ["Shift ← →", "this panel earlier, later"],
+    ["Del", "leave this panel out"], ["← → ↑ ↓", "move a border"], ["c", "caption this set again"], ["/", "search"],
   ]],
   ["Make", [
     ["1 – 9", "go to a panel"], ["Enter", "its words"], ["Ctrl Enter", "queue it"],
@@ -29,7 +33,7 @@ export const KEYS = [
 ];
 
 const SCREENS = /** @type {Record<string, string>} */ ({
-  m: "make", y: "story", t: "train", c: "compare", l: "gallery", q: "queue",
+  s: "sets", m: "make", y: "story", t: "train", c: "compare", l: "gallery", q: "queue",
 });
 
 /** @type {Keys[]} */

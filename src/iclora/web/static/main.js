@@ -13,6 +13,7 @@ import { begin, failed, load, loaded, machine, pause, queue } from "./state.js";
 /** The screens, and the modules that have them, which are asked for when they are opened.
  * @type {Record<string, [string, () => Promise<any>]>} */
 const SCREENS = {
+  sets: ["Sets", async () => (await import("./sets.js")).Sets],
   make: ["Make", async () => (await import("./make.js")).Make],
   story: ["Story", async () => (await import("./story.js")).Story],
   train: ["Train", async () => (await import("./train.js")).Train],

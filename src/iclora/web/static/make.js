@@ -1,14 +1,14 @@
 // @ts-check
 // Make: the recipe's layout with its panels as slots, words beside it, and what comes of them.
 import { post, url } from "./api.js";
-import { html, useEffect, useLayoutEffect, useRef } from "./lib.js";
+import { html, useEffect } from "./lib.js";
 import { change, draft, fill, prompt, write, wrong } from "./draft.js";
 import { Setting, schemaOf } from "./forms.js";
 import { bind } from "./keys.js";
 import { follow, followed, givenIn, know_request, last, left, look, make, makeOthers, preview, reroll, show, shownRequest, wordsOf } from "./making.js";
 import { Idea } from "./idea.js";
 import { compareWith, sendToStory } from "./marks.js";
-import { attempt, Picture, plain, Progress, Wrong } from "./parts.js";
+import { Area, attempt, Picture, plain, Progress, Wrong } from "./parts.js";
 import { current, focusSlot, Slots, toggleKeep } from "./slots.js";
 import { adapters, know, recipeOf, recipes, usualSeconds } from "./state.js";
 import { note } from "./undo.js";
@@ -114,22 +114,6 @@ function reworded(/** @type {Recipe} */ recipe, /** @type {Recipe} */ other) {
   const now = draft.value;
   const parts = now.way === "text" && split(recipe, now.text);
   return parts ? { text: join(other, parts.overview, parts.panels) } : {};
-}
-
-/**
- * A text field that is as high as its words.
- * @param {{id: string, value: string, onInput: (text: string) => void, rows?: number, invalid?: boolean,
- *   describedby?: string, placeholder?: string}} props
- */
-function Area({ id, value, onInput, rows = 2, invalid = false, describedby = "", placeholder = "" }) {
-  const ref = useRef(/** @type {any} */ (null));
-  useLayoutEffect(() => {
-    ref.current.style.height = "auto";
-    ref.current.style.height = `${ref.current.scrollHeight + 2}px`;
-  }, [value]);
-  return html`<textarea id=${id} ref=${ref} rows=${rows} value=${value} maxlength="20000" placeholder=${placeholder}
-    aria-invalid=${invalid} aria-describedby=${describedby || undefined}
-    onInput=${(/** @type {any} */ event) => onInput(event.currentTarget.value)}></textarea>`;
 }
 
 /** The joint prompt. @param {{recipe: Recipe}} props */

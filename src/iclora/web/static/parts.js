@@ -1,7 +1,7 @@
 // @ts-check
 // Small things that several screens show.
 import { Problem } from "./api.js";
-import { Fragment, html, signal, useRef, useEffect } from "./lib.js";
+import { Fragment, html, signal, useRef, useEffect, useLayoutEffect } from "./lib.js";
 import * as past from "./undo.js";
 import { lasting } from "./words.js";
 
@@ -26,6 +26,7 @@ const SHAPES = /** @type {Record<string, string>} */ ({
   open: "M4 7V5a4 4 0 0 1 7.7-1.5l-1.5.6A2.4 2.4 0 0 0 5.6 5v2H13v7H3V7z",
   again: "M13 3v4H9l1.6-1.6A4 4 0 1 0 12 9h1.6A5.6 5.6 0 1 1 11.8 4.2z",
   picture: "M2 3h12v10H2zm1.5 1.5v5l3-3 3 3 1.5-1.5 1.5 1.5v-5zM10 7a1 1 0 1 1 0-2 1 1 0 0 1 0 2z",
+  folder: "M2 3h4.5l1.3 1.5H14V13H2zm1.5 3v5.5h9V6z",
   trash: "M6 2h4l.6 1H14v1.5H2V3h3.4zM3.2 5.5h9.6L12 14H4z",
   up: "M8 3l5 5-1.2 1.2L8.8 6.1V13H7.2V6.1L4.2 9.2 3 8z",
   down: "M8 13L3 8l1.2-1.2 3 3.1V3h1.6v6.9l3-3.1L13 8z",
@@ -120,4 +121,20 @@ export function Dialog({ open, onClose, label, children }) {
     onClick=${(/** @type {any} */ event) => event.target === ref.current && onClose()}>
     ${open && html`<div class="inside">${children}</div>`}
   </dialog>`;
+}
+
+/**
+ * A text field that is as high as its words.
+ * @param {{id: string, value: string, onInput: (text: string) => void, rows?: number, invalid?: boolean,
+ *   describedby?: string, placeholder?: string}} props
+ */
+export function Area({ id, value, onInput, rows = 2, invalid = false, describedby = "", placeholder = "" }) {
+  const ref = useRef(/** @type {any} */ (null));
+  useLayoutEffect(() => {
+    ref.current.style.height = "auto";
+    ref.current.style.height = `${ref.current.scrollHeight + 2}px`;
+  }, [value]);
+  return html`<textarea id=${id} ref=${ref} rows=${rows} value=${value} maxlength="20000" placeholder=${placeholder}
+    aria-invalid=${invalid} aria-describedby=${describedby || undefined}
+    onInput=${(/** @type {any} */ event) => onInput(event.currentTarget.value)}></textarea>`;
 }

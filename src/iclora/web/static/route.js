@@ -1,13 +1,22 @@
 // @ts-check
-// Addresses: #/make, #/gallery?q=fox, #/gallery/ID, #/queue. They survive a reload and can be sent.
+// Addresses: #/make, #/gallery?q=fox, #/gallery/ID, #/sets/ID/SET, #/queue. They survive a reload and can be sent.
 import { signal } from "./lib.js";
 
-/** @typedef {{screen: string, id: string, query: URLSearchParams}} Route */
+/** @typedef {{screen: string, id: string, part: string, query: URLSearchParams}} Route */
+
+/** A part of an address; one that nobody can have meant is none. @param {string} text */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return "";
+  }
+}
 
 function read() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [screen = "", id = ""] = path.split("/");
-  return { screen: screen || "make", id: decodeURIComponent(id), query: new URLSearchParams(query) };
+  const [screen = "", id = "", part = ""] = path.split("/");
+  return { screen: screen || "make", id: decoded(id), part: decoded(part), query: new URLSearchParams(query) };
 }
 
 /** @type {import("@preact/signals").Signal<Route>} */
@@ -24,7 +33,8 @@ export function refine(values) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) if (value) query.set(name, value);
   const text = query.toString();
-  const { screen, id } = route.value;
-  history.replaceState(null, "", `#/${screen}${id && `/${encodeURIComponent(id)}`}${text ? `?${text}` : ""}`);
+  const { screen, id, part } = route.value;
+  const path = [screen, id, part].filter(Boolean).map(encodeURIComponent).join("/");
+  history.replaceState(null, "", `#/${path}${text ? `?${text}` : ""}`);
   route.value = read();
 }

@@ -7,7 +7,7 @@ import { bind } from "./keys.js";
 import { kept } from "./kept.js";
 import { listen } from "./live.js";
 import { Icon, Picture, plain, Progress, Wrong } from "./parts.js";
-import { go, route } from "./route.js";
+import { go, refine, route } from "./route.js";
 import { OneRun } from "./run.js";
 import { forms, jobs, know, needForm, recipes } from "./state.js";
 import { lasting } from "./words.js";
@@ -153,7 +153,12 @@ function NewRun() {
   const more = all.filter((name) => !OWN.has(name));
   const there = datasets.value ?? [];
   useEffect(() => {
-    if (!there.some((each) => each.id === now.data) && there.length) store.change({ data: there[0].id, recipe: "" });
+    // From Sets comes which dataset is meant.
+    const meant = route.value.query.get("data");
+    if (meant && there.some((each) => each.id === meant)) {
+      store.change({ data: meant, recipe: "" });
+      refine({});
+    } else if (!there.some((each) => each.id === now.data) && there.length) store.change({ data: there[0].id, recipe: "" });
   }, [there.length, now.data]);
   useEffect(() => void look(), [now.data, now.recipe]);
   useEffect(() => {
