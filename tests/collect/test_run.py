@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,10 @@ def rows(out):
 def test_pairs_become_sets_once_and_damaged_ones_are_named(pairs, tmp_path):
     done = collect(told(pairs, tmp_path / "sets"))
     assert (done.sets, done.found) == (6, 8)
+    # An enlarged copy is worse than its original.
+    (note,) = done.notes
+    assert re.search(r"again_before.jpg shows what that of \S*2_before.png shows", note)
     assert {p.subject.rsplit("/", 1)[-1] for p in done.problems} == {
-        "again_before.jpg",  # an enlarged copy is worse than its original
         "cut_after.png",
         "cut_before.png",
     }

@@ -1,5 +1,6 @@
 """The contact sheet: complete, self-contained, and nothing on it runs."""
 
+import json
 import re
 
 from iclora.sets.check import check_dataset
@@ -54,3 +55,21 @@ def test_sets_with_something_to_look_at_are_marked_and_linked(make_dataset, tmp_
     assert "[SCENE-2] is missing" in page
     assert "no caption" in page
     assert "1.png" in page
+
+
+def test_collected_sets_show_their_score_and_can_be_sorted_by_it(make_dataset, tmp_path):
+    root = make_dataset(3)
+    lines = [
+        {"set": f"000{i}", "scene": f"film <{i}>", "score": score, "reasons": ["dark & small"]}
+        for i, score in ((1, 0.9), (2, 0.2), (3, 0.5))
+    ]
+    (root / "sets.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = page_of(root, tmp_path)
+    assert re.findall(r'id="set-(\d+)" class="good" style="--rank: (\d)"', page) == [
+        ("0001", "3"),
+        ("0002", "1"),
+        ("0003", "2"),
+    ]
+    assert page.count("dark &amp; small") == 3
+    assert "film &lt;1&gt;" in page
+    assert "<script" not in page

@@ -1,6 +1,7 @@
 """Held-out sets: never trained on, measured alike at every checkpoint, and what they decide."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_the_measure_is_the_mean_velocity_error_by_level_and_panel(clean, sets):
 
 def test_a_set_stays_held_out_when_others_join(sets):
     class Named:
+        scene = ""
+
         def __init__(self, name):
             self.name = name
 
@@ -72,8 +75,18 @@ def test_a_set_stays_held_out_when_others_join(sets):
     assert hold_out(names, 0.2, 1) != hold_out(names, 0.2, 0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_scene_is_trained_on_and_held_out(seed):
+    sets = [SimpleNamespace(name=f"{i:04d}", scene=f"film, scene {i // 3}") for i in range(30)]
+    kept, held = hold_out(sets, 0.2, seed)
+    assert not {each.scene for each in kept} & {each.scene for each in held}
+    assert 6 <= len(held) <= 8
+
+
 def test_trained_sets_to_compare_with_are_not_simply_the_first_ones(config, tmp_path):
     class Named:
+        scene = ""
+
         def __init__(self, name):
             self.name = name
 
@@ -94,7 +107,7 @@ def test_held_out_sets_are_measured_at_every_checkpoint_and_never_trained_on(cle
     result = train(config(held_out=0.34, steps=4), clean)
     found = rows(result.folder)
     assert [row["step"] for row in found] == [0, 2, 4]
-    _, held = hold_out([type("S", (), {"name": f"{i:04d}"}) for i in (1, 2, 3)], 0.34, 0)
+    _, held = hold_out([SimpleNamespace(name=f"{i:04d}", scene="") for i in (1, 2, 3)], 0.34, 0)
     log = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert held[0].name not in {name for row in log for name in row["sets"]}
     assert (result.folder / "validation.png").read_bytes()[:4] == b"\x89PNG"

@@ -66,6 +66,8 @@ def collect(settings: CollectSettings, console: Console) -> None:
 
     with console.progress() as progress:
         done, page = gather(settings, progress)
+    for note in done.notes:
+        console.say(note)
     show_problems(done.problems, CollectSettings)
     console.say(
         f"{done.sets} sets in {done.out}, of {done.found} found; sets.jsonl says where each came "
@@ -173,6 +175,11 @@ def check(settings: CheckSettings, console: Console) -> int:
     problems = found.problems
     show_problems(problems)
     errors = sum(p.severity == "error" for p in problems)
+    if scenes := {origin.scene for origin in found.dataset.origins.values() if origin.scene}:
+        console.say(
+            f"collected from {len(scenes)} scenes; sets of one scene are held out together, so no "
+            "scene is trained on and measured on"
+        )
     if not settings.base:
         console.say("tokens are estimated; pass --base to count them with the base's tokenizer")
     console.say(

@@ -41,6 +41,8 @@ class Collected:
     """In the sources, before any was left out."""
     problems: tuple[Problem, ...]
     """What was refused, left out or guessed."""
+    notes: tuple[str, ...] = ()
+    """What came of each source."""
 
 
 def collect(settings: CollectSettings, progress: Progress | None = None) -> Collected:
@@ -69,7 +71,9 @@ def _collect(
 ) -> Collected:
     problems: list[Problem] = []
     looks = Looks(problems.append, progress)
-    want = Wanted(recipe, settings.by, looks, problems.append, pool, progress)
+    notes: list[str] = []
+    how = settings.by, settings.pages
+    want = Wanted(recipe, *how, looks, problems.append, notes.append, pool, progress)
     found: list[Found] = []
     for source in settings.sources:
         found += read_source(source, want)
@@ -82,12 +86,12 @@ def _collect(
             setting="sources",
         )
     scored = _judged(recipe, seen, pool, problems.append, progress)
-    kept = _chosen(scored, settings.keep, problems.append)
+    kept = _chosen(scored, settings.keep, notes.append)
     names = _write(pool.out, kept, progress)
     write_origins(pool.out, {name: kept[i][::2] for i, name in enumerate(names)})
     _write_manifest(pool.out, recipe)
     pool.finish()
-    return Collected(pool.out, len(kept), len(found), tuple(problems))
+    return Collected(pool.out, len(kept), len(found), tuple(problems), tuple(notes))
 
 
 Seen = tuple[Found, list[Look]]
@@ -129,20 +133,13 @@ def _judged(
 
 
 def _chosen(
-    scored: Sequence[Scored], keep: int | None, tell: Callable[[Problem], None]
+    scored: Sequence[Scored], keep: int | None, note: Callable[[str], None]
 ) -> list[Scored]:
     """Without twins, and of the rest the best that are diverse; in the order of their sources."""
     twins = without_twins([looks for _, looks, _ in scored], [q.score for *_, q in scored])
     for number, other in twins.items():
-        tell(
-            Problem(
-                scored[number][0].pictures[0].origin.name,
-                f"this set shows what that of {scored[other][0].pictures[0].origin.name} shows, "
-                "and is left out",
-                "Nothing has to be done.",
-                "warning",
-            )
-        )
+        names = [scored[each][0].pictures[0].origin.name for each in (number, other)]
+        note(f"the set of {names[0]} shows what that of {names[1]} shows, and is left out")
     rest = [each for number, each in enumerate(scored) if number not in twins]
     if keep is None or len(rest) <= keep:
         return rest

@@ -55,6 +55,8 @@ class TrainingSet:
     caption: str
     """Its joint caption; empty if that is missing or wrong."""
     _load: Callable[[], PanelSet] = field(repr=False, compare=False)
+    scene: str = ""
+    """What it was cut from, if it was collected; sets of one scene are held out together."""
 
     def load(self) -> PanelSet:
         """Decode its panels again, without searching for seams again.
@@ -144,6 +146,7 @@ def check_dataset(
                 tuple(layouts),
                 words,
                 partial(image_set.load, dataset.recipe, panels.found),
+                origin.scene if (origin := dataset.origins.get(image_set.name)) else "",
             )
         except (ImageError, DatasetError, LayoutError) as error:
             pictures.append(Problem(image_set.name, error.problem, error.advice))

@@ -38,15 +38,19 @@ def write_review(
     Raises: StorageError.
     """
     sets = [
-        _shown(dataset.recipe, image_set, report)
+        _shown(dataset.recipe, image_set, report) | _origin(dataset, image_set)
         for image_set, report in zip(dataset.sets, reports, strict=True)
     ]
+    scored = [each for each in sets if each["score"] is not None]
+    for rank, each in enumerate(sorted(scored, key=lambda each: each["score"]), 1):
+        each["rank"] = rank  # those that want a look come first
     page = render(
         "review",
         name=dataset.path.resolve().name,
         recipe=dataset.recipe.name,
         sets=sets,
         bad=[each for each in sets if each["problems"]],
+        scored=len(scored),
         captioned=sum(s.caption_file is not None for s in dataset.sets),
         problems=dataset.problems,
         marked=any(any(edges) for report in reports for edges in report.pairs),
@@ -65,6 +69,14 @@ def _marked(panels: Sequence[Image.Image], pairs: Sequence[Edges]) -> list[Image
         if any(edges):
             ImageDraw.Draw(picture).rectangle(inner, outline="magenta", width=line)
     return list(panels)
+
+
+def _origin(dataset: Dataset, image_set: ImageSet) -> dict[str, Any]:
+    """Where a collected set came from, and how good it was found."""
+    origin = dataset.origins.get(image_set.name)
+    if origin is None:
+        return {"score": None, "reasons": (), "scene": "", "rank": 0}
+    return {"score": origin.score, "reasons": origin.reasons, "scene": origin.scene, "rank": 0}
 
 
 def _shown(recipe: Recipe, image_set: ImageSet, report: SetReport) -> dict[str, Any]:

@@ -27,13 +27,13 @@ from iclora.sets.caption import JointCaption, has_markers
 from iclora.sets.listing import File, Files, Problem
 from iclora.sets.recipe import Recipe
 
-__all__ = ["JOINT", "MOST_TEXT", "TEXT_SUFFIXES", "Library", "Words", "read_text"]
+__all__ = ["JOINT", "MOST_TEXT", "TEXT_COLUMNS", "TEXT_SUFFIXES", "Library", "Words", "read_text"]
 
 MOST_TEXT = 2**20
 """Bytes of a caption's file at most; of a table of captions, 64 times as many."""
 TEXT_SUFFIXES = (".txt", ".caption", ".json")
 _TABLES = ("metadata.jsonl", "metadata.csv")
-_COLUMNS = ("text", "caption", "prompt", "joint_caption", "description")
+TEXT_COLUMNS = ("text", "caption", "prompt", "joint_caption", "description")
 JOINT = ("caption", "captions", "prompt", "text", "description")
 """Names of a text, without its ending, that tells of the panels in its folder."""
 
@@ -218,7 +218,7 @@ class Library:
                 Problem(
                     file.name,
                     f"{len(rows) - told} of its {len(rows)} rows have no file_name or no text",
-                    f'A row needs "file_name", and one of {", ".join(_COLUMNS[:3])}.',
+                    f'A row needs "file_name", and one of {", ".join(TEXT_COLUMNS[:3])}.',
                     "warning",
                 )
             )
@@ -241,5 +241,5 @@ def _words_in(data: object) -> str | None:
     """The text in a row or a JSON object that goes by one of the usual names."""
     if not isinstance(data, dict):
         return None
-    found = (data.get(column) for column in _COLUMNS)
+    found = (data.get(column) for column in TEXT_COLUMNS)
     return next((text for text in found if isinstance(text, str) and text.strip()), None)

@@ -29,6 +29,7 @@ __all__ = [
     "Grouping",
     "ImportSettings",
     "InfoSettings",
+    "Paging",
     "PromptSettings",
     "PushSettings",
     "RecipesSettings",
@@ -54,6 +55,10 @@ sheet: every picture holds all panels of a set.
 """
 
 
+Paging = Literal["drawn", "pictures"]
+"""What is taken of decks: their pages, drawn, or the pictures that lie in them."""
+
+
 class CollectSettings(Settings):
     """What `collect` is told."""
 
@@ -66,6 +71,8 @@ class CollectSettings(Settings):
     by: Grouping = "auto"
     """how the pictures of a folder become sets: by their names, their order, their likeness, each
     as a sheet of joined panels, or auto for what fits"""
+    pages: Paging = "drawn"
+    """take a deck's pages, or the pictures that lie in it; slides of a PPTX cannot be drawn"""
     keep: Count | None = None
     """keep so many sets, the best ones that are unlike each other; by default all"""
     review: bool = True

@@ -85,7 +85,14 @@ def find_data(
             "Measure on sets of the same recipe.",
             setting="validation",
         )
-    return RunData(dataset, sets, sets, _check(further, model, settings, warn))
+    held = _check(further, model, settings, warn)
+    shared = {each.scene for each in sets if each.scene} & {each.scene for each in held}
+    if shared and warn:
+        warn(
+            f"{len(shared)} scenes are trained on and measured on, {min(shared)} among them: the "
+            "measure says less about sets that were never seen"
+        )
+    return RunData(dataset, sets, sets, held)
 
 
 def _check(

@@ -46,6 +46,9 @@ class Named(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def scene(self) -> str: ...
+
 
 N = TypeVar("N", bound=Named)
 
@@ -53,13 +56,19 @@ N = TypeVar("N", bound=Named)
 def hold_out(sets: Sequence[N], share: float, seed: int) -> tuple[list[N], list[N]]:
     """Choose a share of the sets, at least one, to measure on.
 
-    The choice follows from a set's name alone: sets that are added later move no other.
+    The choice follows from a set's name alone: sets that are added later move no other. Sets of one
+    scene, as `collect` notes them, go together, since they show the same people and places.
 
     Returns: the sets to train on, and those held out, each in their old order.
     """
     count = max(1, round(share * len(sets))) if share > 0 else 0
     order = sorted(range(len(sets)), key=lambda i: digest("held out", str(seed), sets[i].name))
-    held = set(order[:count])
+    held: set[int] = set()
+    for i in order:
+        if len(held) < count:
+            held |= {
+                j for j, other in enumerate(sets) if j == i or sets[i].scene == other.scene != ""
+            }
     kept = [entry for i, entry in enumerate(sets) if i not in held]
     return kept, [sets[i] for i in sorted(held)]
 

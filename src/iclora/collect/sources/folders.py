@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,15 +11,17 @@ from pathlib import PurePosixPath
 from iclora.collect.likeness import families, near_duplicates
 from iclora.collect.picture import Found, Look, Origin, Picture
 from iclora.collect.sources.naming import sets_by_name
+from iclora.collect.sources.rows import sets_by_rows
 from iclora.collect.sources.wanted import Wanted
 from iclora.errors import IcloraError
 from iclora.files import natural_key
 from iclora.sets.canvas import find_panels
+from iclora.sets.caption import has_markers
 from iclora.sets.listing import Files, Problem
 from iclora.sets.unread import is_image
 from iclora.sets.words import Library
 
-__all__ = ["read_folder"]
+__all__ = ["loose_pictures", "read_folder"]
 
 _MOST_ALIKE = 4000
 """Pictures that are compared with each other at once: all their differences take 128 MB."""
@@ -47,7 +50,14 @@ def read_folder(source: str, listing: Files, want: Wanted) -> list[Found]:
             whole = (replace(pictures[name], words=""),)
             scene = pictures[name].origin.name
             found.append(Found(whole, scene, "joint caption", pictures[name].words, True))
-        left = [name for name in left if name not in set(joint)]
+        used = set(joint)
+        for row in sets_by_rows(listing, want.panels):
+            if not used & set(row.names):
+                used |= set(row.names)
+                found.append(
+                    _of_row(source, [pictures[name] for name in row.names], row.words, want)
+                )
+        left = [name for name in left if name not in used]
     if want.by in ("auto", "name"):
         found, left = _by_name(source, pictures, library, left, want, found)
     elif want.by == "order":
@@ -67,12 +77,31 @@ def read_folder(source: str, listing: Files, want: Wanted) -> list[Found]:
 
 
 def _picture(source: str, listing: Files, library: Library, name: str) -> Picture:
+    text = _words(library, name)
+    return Picture(Origin(f"{source}/{name}", _repeats(name)), listing[name].read, text)
+
+
+def _words(library: Library, name: str) -> str:
     words = library.use(library.beside(name))
     try:
-        text = words.read() if words else ""
+        return words.read() if words else ""
     except IcloraError:
-        text = ""
-    return Picture(Origin(f"{source}/{name}"), listing[name].read, text)
+        return ""
+
+
+def _repeats(name: str) -> dict[str, int]:
+    """How often sd-scripts would train on it, as its folder says: 10_subject."""
+    match = re.match(r"(\d{1,4})_", PurePosixPath(name).parent.name)
+    return {"repeats": int(match[1])} if match else {}
+
+
+def _of_row(source: str, pictures: Sequence[Picture], words: str, want: Wanted) -> Found:
+    """A set that a table names; its words are of all panels, or of what was made last."""
+    joint = has_markers(words, want.recipe.markers)
+    own = [replace(picture, words="") for picture in pictures]
+    own[-1] = replace(own[-1], words="" if joint else words)
+    scene = f"{source}, {PurePosixPath(pictures[0].origin.file).stem}"
+    return Found(tuple(own), scene, "a row of a table", words if joint else "")
 
 
 def _by_name(
@@ -105,6 +134,10 @@ def _by_name(
         return found, []
     for each in sets:
         chosen = tuple(pictures[name] for name in each.names)
+        if not any(picture.words for picture in chosen):
+            # 7.txt beside 7.input.png and 7.target.png tells of what was made.
+            stem = _shared_start(each.names).rstrip(" ._-([")
+            chosen = (*chosen[:-1], replace(chosen[-1], words=_words(library, f"{stem}.png")))
         found.append(Found(chosen, f"{source}, {each.key}", "by name"))
     if guessed := [each for each in sets if each.guessed]:
         want.tell(
@@ -117,6 +150,11 @@ def _by_name(
             )
         )
     return found, rest
+
+
+def _shared_start(names: Sequence[str]) -> str:
+    first, last = min(names), max(names)
+    return first[: next((i for i, sign in enumerate(first) if last[i : i + 1] != sign), len(first))]
 
 
 def _joint(library: Library, names: Sequence[str]) -> str:
@@ -174,14 +212,7 @@ def _by_likeness(
     twins = {other for _, other in near_duplicates([look for _, look in seen])}
     seen = [pair for number, pair in enumerate(seen) if number not in twins]
     if twins:
-        want.tell(
-            Problem(
-                source,
-                f"{len(twins)} pictures are near-duplicates of others and left out",
-                "Nothing has to be done.",
-                "warning",
-            )
-        )
+        want.note(f"{source}: {len(twins)} pictures are near-duplicates of others and left out")
     found: list[Found] = []
     rest: list[str] = []
     for start in range(0, len(seen), _MOST_ALIKE):
@@ -193,8 +224,19 @@ def _by_likeness(
             for first in range(0, whole, want.panels):
                 chosen = family[first : first + want.panels]
                 found.append(Found(tuple(portion[i][0] for i in chosen), scene, "by likeness"))
-            rest += [portion[i][0].origin.file for i in family[whole:]]
+            rest += [portion[i][0].origin.name for i in family[whole:]]
     return found, rest
+
+
+def loose_pictures(source: str, pictures: Sequence[Picture], want: Wanted) -> list[Found]:
+    """Sets of pictures that have no names to go by: by order if that is asked for, or likeness."""
+    if want.by == "order":
+        sets = [pictures[i : i + want.panels] for i in range(0, len(pictures), want.panels)]
+        sets = [own for own in sets if len(own) == want.panels]
+        return [Found(tuple(own), source, "by order") for own in sets]
+    found, rest = _by_likeness(source, pictures, want)
+    _tell_left(source, rest, want)
+    return found
 
 
 def _tell_left(source: str, left: Sequence[str], want: Wanted) -> None:

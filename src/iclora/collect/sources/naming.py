@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from iclora.files import natural_key
 
-__all__ = ["Named", "sets_by_name"]
+__all__ = ["Named", "in_order", "sets_by_name"]
 
 _KNOWN: dict[int, tuple[str, ...]] = {
     -1: (
@@ -74,9 +74,18 @@ def sets_by_name(names: Iterable[str], panels: int) -> tuple[list[Named], list[s
     return found, left
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of columns in the order of the panels they hold: source before target."""
+
+    def place(name: str) -> int:
+        return next((rank for word in _words(name) if (rank := _rank(word))), 0)
+
+    return sorted(names, key=place)
+
+
 def _words(name: str) -> list[str]:
     """The words of a path, in small letters: "a/ShotBefore 01.png" is a / shot before 01."""
-    stem = PurePosixPath(name).with_suffix("").as_posix()
+    stem = PurePosixPath(name).with_suffix("").as_posix() if name else ""
     parts: list[str] = []
     for piece in re.findall(r"/|[^\W\d_]+|\d+", stem):
         # Words written together: shotBefore, ShotA.
@@ -122,12 +131,12 @@ def _best_roles(
 
     def worth(found: tuple[Key, int]) -> tuple[bool, int, bool]:
         roles, place = found
-        return all(_rank(role) is not None for role in roles), counts[found], place == -1
+        known = [_rank(role) is not None for role in roles]
+        return all(known), counts[found] * (2 if any(known) else 1), place == -1
 
     for found in sorted(counts, key=worth, reverse=True):
-        known, count, _ = worth(found)
         # Two sets show a habit, one shows it only by words that everybody uses.
-        if known or count > 1 or _counted(found[0]):
+        if worth(found)[0] or counts[found] > 1 or _counted(found[0]):
             return _ordered(found[0]), found[1]
     return None
 

@@ -10,7 +10,7 @@ from iclora.collect.provenance import Pool
 from iclora.progress import Progress
 from iclora.sets.listing import Problem
 from iclora.sets.recipe import Recipe
-from iclora.settings import Grouping
+from iclora.settings import Grouping, Paging
 
 __all__ = ["Wanted"]
 
@@ -22,9 +22,13 @@ class Wanted:
     recipe: Recipe
     by: Grouping
     """How pictures of a folder become sets."""
+    pages: Paging
+    """What is taken of decks."""
     looks: Looks
     tell: Callable[[Problem], None]
     """Told of everything that is refused, left out or guessed."""
+    note: Callable[[str], None]
+    """Told what came of a source."""
     pool: Pool
     progress: Progress
 

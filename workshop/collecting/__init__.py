@@ -1,0 +1,1 @@
+"""Material with known truth for `iclora collect`, and what it makes of it."""
