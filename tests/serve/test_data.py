@@ -128,6 +128,14 @@ def test_adapters_are_told_apart_by_their_headers_without_reading_weights(opened
     assert set(found) == {"RUN", "other", "bad"}
     assert (found["RUN"]["base"], found["RUN"]["panels"]) == ("toyland", 3)
     assert found["other"]["recipe"] is None
+    write_adapter(run / "adapter-best.safetensors")
+    for step in (5, 250):
+        write_adapter(run / "checkpoints" / f"step-{step:06d}" / "adapter.safetensors")
+    found = opened.client.get("/api/v1/adapters").json()["adapters"]
+    assert {each["id"] for each in found} == {"RUN", "RUN@best", "other", "bad"}
+    (run / "adapter.safetensors").unlink()
+    found = opened.client.get("/api/v1/adapters").json()["adapters"]
+    assert {each["id"] for each in found} == {"RUN@best", "RUN@250", "other", "bad"}
 
 
 def test_an_adapter_is_named_by_its_id_with_a_strength(opened, run):
@@ -290,3 +298,24 @@ def test_a_named_file_is_offered_beside_those_of_the_folder(folder, tmp_path_fac
     with Opened(folder, adapter=(str(outside),)) as opened:
         found = opened.client.get("/api/v1/adapters").json()["adapters"]
         assert [each["id"] for each in found] == ["style"]
+
+
+def test_the_files_a_job_has_made_are_listed_and_no_others(opened, folder):
+    job = opened.ended(opened.post().json()["id"])
+    (folder / "out" / job["id"] / ".hidden.png").touch()
+    (folder / "out" / job["id"] / "0001" / "latents.safetensors").touch()
+    found = opened.client.get(f"/api/v1/jobs/{job['id']}/files").json()["files"]
+    assert found == [
+        f"0001/{n}" for n in ("composite.png", "panel-1.png", "panel-2.png", "request.json")
+    ]
+    for name in found:
+        assert opened.client.get(f"/api/v1/jobs/{job['id']}/files/{name}").status_code == 200
+
+
+def test_an_idea_is_written_out_by_a_captioner_that_the_server_offers(folder):
+    with Opened(folder, captioner=("openai:x",)) as opened:
+        told = {"idea": "a fox", "recipe": "film-storyboard", "captioner": "openai:x"}
+        opened.ended(opened.post("prompt", input=told).json()["id"])
+        assert opened.engine.orders[0].input["captioner"] == "openai:x"
+        refused = opened.post("prompt", input={**told, "captioner": "local:/etc"})
+        assert (refused.status_code, refused.json()["setting"]) == (422, "captioner")

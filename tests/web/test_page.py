@@ -27,24 +27,23 @@ def test_the_page_names_nothing_elsewhere_and_no_path_from_the_root():
             assert not re.search(r"""(?:src|href|from|url)\s*[=(]?\s*["']/""", text), name
 
 
-def reached(name, found):
+def reached(name, files, found):
     """A module and all that it imports at once."""
     if name not in found:
-        text = page.read_files()[name].data.decode()
         found.add(name)
-        for other in re.findall(r'from "\./([\w.]+)"', text):
-            reached(other, found)
+        for other in re.findall(r'from "\./([\w.]+)"', files[name].data.decode()):
+            reached(other, files, found)
     return found
 
 
 def test_every_screen_is_small_and_its_files_are_few():
     files = page.read_files()
     begin = {"index.html", "app.css", *(name for name in files if name.endswith(".mjs"))}
-    begin |= reached("main.js", set())
+    begin |= reached("main.js", files, set())
     screens = re.findall(r'import\("\./([\w.]+)"', files["main.js"].data.decode())
     assert "make.js" in screens
     for screen in screens:
-        asked = begin | reached(screen, set())
+        asked = begin | reached(screen, files, set())
         assert len(asked) <= 25, screen
         assert sum(len(files[name].packed) for name in asked) < 60_000, screen
     assert sum(len(file.packed) for file in files.values()) < 150_000

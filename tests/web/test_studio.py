@@ -7,10 +7,11 @@ from iclora.serve.server import Server
 from iclora.sets.check import check_dataset, usual_resolutions
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
-from iclora.settings import ServeSettings
+from iclora.settings import ServeSettings, StudioSettings
+from iclora.toyland.tasks import TASKS, write_sets
 from iclora.web import page
 from iclora.web.studio import link, make_studio
-from iclora.web.toys import write_toy_recipes, write_toy_sets
+from iclora.web.toys import with_its_own, write_toy_recipes, write_toy_sets
 from tests.serve.conftest import picture
 from tests.web.toys import ToyEngine
 
@@ -162,3 +163,43 @@ def test_more_examples_are_drawn_under_a_name_that_is_free(served):
     assert ask(served, "GET", "datasets/data~more/sets").json()["recipe"] == "toyland-storyboard"
     assert ask(served, "POST", "examples", json=told).status_code == 409
     assert ask(served, "POST", "examples", json={**told, "name": "../x"}).status_code == 422
+
+
+def test_a_run_on_toyland_begins_with_its_sets_own_canvas_and_elsewhere_as_the_paper(
+    served, monkeypatch
+):
+    data = served.server.catalog.folder / "data" / "boards"
+    write_sets(TASKS["film-storyboard"], data, 2)
+    said = ask(served, "GET", "usual/train?data=data~boards").json()
+    assert (said["recipe"], said["sets"]) == ("film-storyboard", 2)
+    side = said["values"]["resolutions"][0]
+    assert (side - 1) ** 2 < 64 * 192 <= side**2
+    assert ask(served, "GET", "usual/train?data=nothing").status_code == 422
+    monkeypatch.setattr(served.server, "base", "another")
+    said = ask(served, "GET", "usual/train?data=data~boards").json()
+    assert said["values"] == {"vram": "auto", "held_out": 0.1}
+
+
+def test_a_story_says_its_canvases_and_which_line_is_wrong(served):
+    def said(**more):
+        told = {"recipe": "toyland-storyboard", "overview": "all", "images": list("abcde"), **more}
+        return ask(served, "POST", "preview/story", json=told).json()
+
+    assert [each["images"] for each in said()["windows"]] == [[1, 2, 3], [1, 3, 4], [1, 4, 5]]
+    given = said(given=[1, 2, 3, 5], anchor=[2])
+    assert [each["made"] for each in given["windows"]] == [[], [4], []]
+    assert given["windows"][1]["images"] == [2, 3, 4]
+    assert given["text"] == "all\na\nb\nc\nd\ne\n"
+    for lines, wrong in ((["a", " ", "c"], 2), (["a", "b", "# c"], 3)):
+        found = said(images=lines)
+        assert (found["line"], found["windows"]) == (wrong, [])
+    assert said(overview="")["line"] == 0
+    assert "2 images" in said(images=["a", "b"])["problem"]["problem"]
+
+
+def test_a_studio_of_toyland_offers_its_captioner_and_its_judge_unless_told(tmp_path):
+    plain = StudioSettings(folder=str(tmp_path))
+    assert with_its_own(plain, "toyland").captioner == ("toyland",)
+    told = StudioSettings(folder=str(tmp_path), metric=("clip:x",))
+    assert with_its_own(told, "toyland").metric == ("clip:x",)
+    assert with_its_own(plain, "another") == plain

@@ -97,8 +97,18 @@ class Catalog:
         return {name: path for name, path in self._things("runs") if _is_run(path)}
 
     def adapters(self) -> dict[str, AdapterFile]:
-        """Adapters by id: a run's is called as the run, a file as it is."""
-        files = {name: run / "adapter.safetensors" for name, run in self.runs().items()}
+        """Adapters by id: a run's is called as the run, a file as it is.
+
+        The one that was best on held-out sets is RUN@best, and of a run that is not finished the
+        newest checkpoint is RUN@STEP.
+        """
+        files: dict[str, Path] = {}
+        for name, run in self.runs().items():
+            files[name] = run / "adapter.safetensors"
+            files[f"{name}@best"] = run / "adapter-best.safetensors"
+            saved = max((run / "checkpoints").glob("step-*"), default=None)
+            if saved and not files[name].is_file():
+                files[f"{name}@{saved.name[5:].lstrip('0') or '0'}"] = saved / "adapter.safetensors"
         for name, path in self._things("adapters"):
             if path.suffix == ".safetensors":
                 files.setdefault(name.rpartition("~")[2].removesuffix(".safetensors"), path)

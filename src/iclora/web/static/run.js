@@ -103,6 +103,7 @@ function Does({ id, run, job }) {
   const stop = (/** @type {boolean} */ now) => attempt(async () => know(await post(`${place}/stop`, { now })));
   const resume = (/** @type {any} */ changes = {}) => attempt(async () => know(await post(`${place}/resume`, changes)));
   const works = run?.state === "running";
+  const saved = adapters.value.find((each) => each.id.startsWith(`${id}@`) && !each.id.endsWith("@best"))?.id;
   const lower = /`lr` ([0-9.e-]+)/.exec(failed?.advice ?? "")?.[1];
   return html`<section class="does" aria-label="What it does">
     ${live && html`<p><${Progress} job=${job} /></p>`}
@@ -118,7 +119,9 @@ function Does({ id, run, job }) {
         <button type="button" disabled=${asked.includes("preview")} onClick=${() => ask("preview")}>${asked.includes("preview") ? "Draws after this step" : "Preview now"}</button>`}
       ${run?.state === "finished" && html`<button type="button" class="main" onClick=${() => openInMake(id)}>Open in Make</button>
         <a class="button" href=${`#/compare?adapter=${encodeURIComponent(id)}`}>Compare with the base</a>`}
+      ${saved && run?.state !== "finished" && html`<button type="button" onClick=${() => openInMake(saved)}>Try step ${saved.split("@")[1]} in Make</button>`}
       ${run?.state === "stopped" && !live && html`<button type="button" class="main" onClick=${() => resume()}><${Icon} name="play" /> Go on</button>`}
+      ${failed?.code === "OutOfMemory" && !live && html`<button type="button" class="main" onClick=${() => resume({ micro_batch: 1, micro_tokens: 0, recompute: 10000 })} title="One set at a time, every block recomputed: slower">Go on with less memory</button>`}
       ${lower && !live && html`<button type="button" onClick=${() => resume({ lr: Number(lower) })}>Go on with a learning rate of ${lower}</button>`}
       ${!run && job?.ended != null && html`<button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/retry`)))}>Try again</button>`}
     </div>

@@ -239,7 +239,7 @@ function Row({ line, n }) {
       <${Words} id=${`words-${line.key}`} value=${line.words} bad=${Boolean(problem)} placeholder=${`What image ${number} shows`} onInput=${(/** @type {string} */ words) => set(n, { words })} />
       <${Wrong} error=${problem} />
       <div class="buttons">
-        ${has(line) && html`<button type="button" aria-label=${`Make image ${number} again`} onClick=${() => again(n)}><${Icon} name="again" /> Again</button>`}
+        ${has(line) && html`<button type="button" aria-label=${`Make image ${number} again`} disabled=${Boolean(at && at.ended === null)} onClick=${() => again(n)}><${Icon} name="again" /> Again</button>`}
         <label class="button" title="Give a picture"><input type="file" accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose a picture for image ${number}`} onChange=${choose} /><${Icon} name="picture" /></label>
         ${has(line) && html`<button type="button" aria-label=${`Take the picture of image ${number} away`} title="Take the picture away" onClick=${() => write(all.map((each, i) => (i === n ? emptied(each) : each)), `Image ${number} is empty again`)}><${Icon} name="close" /></button>`}
         ${first && html`<button type="button" aria-pressed=${pin} title="Stays in view on every canvas" aria-label=${`Pin image ${number}`} onClick=${() => store.change({ pins: pin ? draft.value.pins.filter((key) => key !== line.key) : [...draft.value.pins, line.key] })}><${Icon} name=${pin ? "lock" : "open"} /> ${pin ? "pinned" : "Pin"}</button>`}
