@@ -7,7 +7,7 @@ import pytest
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
-from iclora.toyland.tasks import TASKS, draw_set, held_out, write_sets
+from iclora.toyland.tasks import TASKS, draw_set, held_out, task_of, write_sets
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -46,3 +46,9 @@ def test_the_same_seed_writes_the_same_sets(tmp_path):
         write_sets(task, tmp_path / folder, 2, seed=4)
     digests = {open_dataset(tmp_path / folder).digest for folder in ("a", "b")}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_a_recipes_copy_of_another_name_is_of_the_same_task(name):
+    assert task_of(TASKS[name].small_recipe.model_copy(update={"name": "mine"})) == TASKS[name]
+    assert task_of(load_recipe(name).model_copy(update={"name": "mine", "prefix": "[X]"})) is None

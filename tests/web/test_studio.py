@@ -172,7 +172,7 @@ def test_a_run_on_toyland_begins_with_its_sets_own_canvas_and_elsewhere_as_the_p
     write_sets(TASKS["film-storyboard"], data, 2)
     said = ask(served, "GET", "usual/train?data=data~boards").json()
     assert (said["recipe"], said["sets"]) == ("film-storyboard", 2)
-    side = said["values"]["resolutions"][0]
+    (side,) = said["values"]["resolutions"]
     assert (side - 1) ** 2 < 64 * 192 <= side**2
     assert ask(served, "GET", "usual/train?data=nothing").status_code == 422
     monkeypatch.setattr(served.server, "base", "another")

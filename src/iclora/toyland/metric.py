@@ -12,7 +12,7 @@ from iclora.errors import SettingsError
 from iclora.evaluate.metrics.base import Figures, Made, Metric
 from iclora.sets.recipe import Recipe
 from iclora.toyland.judge import agreement, diversity, read, stated_right
-from iclora.toyland.tasks import TASKS, Task
+from iclora.toyland.tasks import TASKS, Task, task_of
 from iclora.toyland.wording import traits_said
 from iclora.toyland.world import IDENTITY, TOPICS, TRAITS
 
@@ -45,7 +45,7 @@ class Toyland(Metric):
         super().__init__("toyland's judge, which reads the truth from pixels")
 
     def check(self, recipe: Recipe) -> None:
-        if recipe.name not in TASKS and not recipe.canvas.single:
+        if task_of(recipe) is None and not recipe.canvas.single:
             raise SettingsError(
                 f'toyland has no sets of the recipe "{recipe.name}"',
                 f"It knows {', '.join(TASKS)}.",
@@ -54,7 +54,7 @@ class Toyland(Metric):
     def of_sets(self, sets: Iterable[Made]) -> Iterator[Figures]:
         for made in sets:
             seen, figures = _read_all(made), {}
-            task = None if made.layout.single else TASKS[made.recipe.name]
+            task = None if made.layout.single else _task(made)
             if task:
                 same = agreement(seen, task.relation)
                 figures = {f"same {trait}": float(value) for trait, value in same.items()}
@@ -114,10 +114,16 @@ def topic_of(text: str) -> str:
     return max(TOPICS, key=said)
 
 
+def _task(made: Made) -> Task:
+    found = task_of(made.recipe)
+    assert found, "check refuses other recipes"
+    return found
+
+
 def _topic(made: Made) -> str:
     if made.layout.single:
         return topic_of(made.words[0])
-    return TASKS[made.recipe.name].topic
+    return _task(made).topic
 
 
 def _read_all(made: Made) -> list[dict[str, str]]:
@@ -126,7 +132,7 @@ def _read_all(made: Made) -> list[dict[str, str]]:
     if made.layout.single:
         fixed: Sequence[Mapping[str, str]] = [traits_said(made.words[0], topic)]
     else:
-        fixed = TASKS[made.recipe.name].fixed
+        fixed = _task(made).fixed
     return [
         read(panel, topic, **{k: v for k, v in own.items() if k in _TAKEN})
         for panel, own in zip(made.panels, fixed, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from iclora.sets.recipe import Recipe, load_recipe
 from iclora.toyland.wording import NAMES, Caption, write_caption
 from iclora.toyland.world import ARRANGEMENTS, TRAITS, Canvas, Panel, draw_traits
 
-__all__ = ["TASKS", "TUNING", "Task", "draw_set", "draw_tuning_set", "held_out", "write_sets"]
+__all__ = [
+    "TASKS",
+    "TUNING",
+    "Task",
+    "draw_set",
+    "draw_tuning_set",
+    "held_out",
+    "task_of",
+    "write_sets",
+]
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,20 @@ TASKS: dict[str, Task] = {
     )
 }
 """The tasks by recipe name."""
+
+
+def task_of(recipe: Recipe) -> Task | None:
+    """The task that a recipe is of, by its name, else by its words: copies have other names."""
+    return TASKS.get(recipe.name) or _by_words().get(_words(recipe))
+
+
+@cache
+def _by_words() -> Mapping[tuple[str, ...], Task]:
+    return {_words(load_recipe(name)): task for name, task in TASKS.items()}
+
+
+def _words(recipe: Recipe) -> tuple[str, ...]:
+    return recipe.prefix, recipe.summary, *recipe.markers
 
 
 TUNING: Mapping[str, Any] = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from iclora.files import work_folder, write_bytes, write_text
+from iclora.sets.check import usual_resolutions
 from iclora.sets.editing import manifest_of
 from iclora.sets.images import write_png
 from iclora.sets.recipe import Recipe
@@ -97,14 +97,14 @@ def usual_settings(recipe: Recipe | None) -> dict[str, Any]:
     Args:
         recipe: of its sets, whose canvas it is trained on as it is.
     """
-    side = ceil(sqrt(recipe.canvas.width * recipe.canvas.height)) if recipe else 128
+    sides = usual_resolutions(recipe) if recipe else (128,)
     often = TUNING["steps"] // 6
     return {
         **TUNING,
-        "resolutions": [side],
+        "resolutions": list(sides),
         "conditional": 0.5,  # It then also completes sets, which Make is about.
         "held_out": 0.1,
         "save_every": often,
         "preview_every": often,
-        "preview_resolution": side,
+        "preview_resolution": max(sides),
     }

@@ -10,7 +10,7 @@ import { marks, setMarks } from "./marks.js";
 import { Pair } from "./pair.js";
 import { attempt, Icon, Picture, plain, Progress, Prompt, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
-import { adapters, jobs, know, needForm, offers, recipeOf, recipes, usualSeconds } from "./state.js";
+import { adapters, called, jobs, know, needForm, offers, recipeOf, recipes, usualSeconds } from "./state.js";
 import { ago, lasting } from "./words.js";
 
 /** @typedef {import("./state.js").Job} Job */
@@ -92,7 +92,7 @@ function Ask() {
   return html`<form class="fields" onSubmit=${(/** @type {Event} */ event) => { event.preventDefault(); begin(); }}>
     <fieldset class="ticks"><legend>Arms</legend>
       <label><input type="checkbox" checked disabled /> the base alone</label>
-      ${adapters.value.map((one) => html`<label key=${one.id}><input type="checkbox" checked=${arms.includes(one.id)} onChange=${() => store.change({ arms: toggle(arms, one.id) })} /> ${one.id.replace(/^runs~/, "")}</label>`)}
+      ${adapters.value.map((one) => html`<label key=${one.id}><input type="checkbox" checked=${arms.includes(one.id)} onChange=${() => store.change({ arms: toggle(arms, one.id) })} /> ${called(one.id)}</label>`)}
       ${!adapters.value.length && html`<p class="help">There is no adapter yet: <a href="#/train">train one</a>.</p>`}
       <${Wrong} error=${wrong.value.adapter} /></fieldset>
     <div class="pair">
@@ -126,7 +126,6 @@ function Past() {
   </section>`;
 }
 
-const called = (/** @type {string} */ arm) => arm.replace(/^runs~/, "");
 const armsOf = (/** @type {any} */ job) => job.result?.arms ?? ["base", ...(job.input.adapter ?? [])];
 /** An arm's folder, as an evaluation names it. @param {string} arm */
 const folderOf = (arm) => arm.replace(/[^\p{L}\p{N}_.+-]+/gu, "-").replace(/^[.-]+|[.-]+$/g, "") || "arm";

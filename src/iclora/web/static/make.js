@@ -10,7 +10,7 @@ import { Idea } from "./idea.js";
 import { compareWith, sendToStory } from "./marks.js";
 import { Area, attempt, Picture, plain, Progress, Wrong } from "./parts.js";
 import { current, focusSlot, Slots, toggleKeep } from "./slots.js";
-import { adapters, know, recipeOf, recipes, usualSeconds } from "./state.js";
+import { adapters, called, know, recipeOf, recipes, usualSeconds } from "./state.js";
 import { note } from "./undo.js";
 import { join, lasting, split, spoken } from "./words.js";
 
@@ -101,7 +101,7 @@ function Task({ recipe }) {
         change({ adapter: event.currentTarget.value });
       }}>
         <option value="">the base alone</option>
-        ${adapters.value.map((each) => html`<option>${each.id}</option>`)}
+        ${adapters.value.map((each) => html`<option value=${each.id}>${called(each.id)}</option>`)}
       </select>
       <${Wrong} error=${wrong.value.adapter} />
     </div>

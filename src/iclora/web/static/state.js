@@ -45,6 +45,9 @@ export const ended = computed(() =>
     .sort((a, b) => (b.ended ?? 0) - (a.ended ?? 0)),
 );
 
+/** An adapter's id as people read it: a run's is its name. @param {string} id */
+export const called = (id) => id.replace(/^runs~/, "");
+
 export const recipeOf = (/** @type {string} */ name) => recipes.value.find((recipe) => recipe.name === name);
 
 /** Take a job's newest state as the server told it. @param {Job} job */

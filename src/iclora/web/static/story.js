@@ -7,7 +7,7 @@ import { bind } from "./keys.js";
 import { kept } from "./kept.js";
 import { listen } from "./live.js";
 import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
-import { adapters, jobs, know, needForm, recipeOf, recipes } from "./state.js";
+import { adapters, called, jobs, know, needForm, recipeOf, recipes } from "./state.js";
 import { done } from "./undo.js";
 
 /**
@@ -164,7 +164,7 @@ export function Story() {
       <div class="field"><label for="story-recipe">Recipe</label><select id="story-recipe" value=${told.recipe} onChange=${(/** @type {any} */ event) => store.change({ recipe: event.currentTarget.value })}>
         ${recipes.value.filter((each) => each.boxes.length > 1).map((each) => html`<option>${each.name}</option>`)}</select><${Wrong} error=${wrong.value.recipe} /></div>
       <div class="field"><label for="story-adapter">Adapter</label><select id="story-adapter" value=${told.adapter} onChange=${(/** @type {any} */ event) => store.change({ adapter: event.currentTarget.value })}>
-        <option value="">the base alone</option>${adapters.value.map((each) => html`<option>${each.id}</option>`)}</select><${Wrong} error=${wrong.value.adapter} /></div>
+        <option value="">the base alone</option>${adapters.value.map((each) => html`<option value=${each.id}>${called(each.id)}</option>`)}</select><${Wrong} error=${wrong.value.adapter} /></div>
     </div>
     ${nothing && html`<p class="offer">Not sure how to begin?<button type="button" onClick=${() => example(recipe)}>Take a story of five</button></p>`}
     <div class="field"><label for="story-all">All images</label><${Words} id="story-all" value=${told.overview} bad=${plan.value?.line === 0 && !nothing && wrote()} placeholder="What all images share: who, where, the style" onInput=${(/** @type {string} */ overview) => store.change({ overview })} />
