@@ -44,7 +44,7 @@ _EMPTY = """async () => {
   const {preview} = await import(main.replace("main.js", "making.js"));
   const {trouble} = await import(main.replace("main.js", "parts.js"));
   draft.value = {...draft.value, way: "panels", overview: "", panels: [], text: "", given: {},
-    values: {}, shown: "", keep: [], follow: "", made: []};
+    values: {}, seeds: {}, shown: "", keep: [], follow: "", made: []};
   wrong.value = {};
   preview.value = trouble.value = null;
   document.activeElement?.blur();

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import zipfile
 from urllib.parse import urlparse
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from iclora.errors import SettingsError
+from iclora.sets.images import write_png
 from tests.web.conftest import PHONE
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -414,3 +416,38 @@ def test_a_zip_is_dropped_its_borders_are_moved_by_keys_and_kept(tab, studio):
     path = studio.folder / "data" / "two" / "a.png"
     with Image.open(path) as kept:
         assert f'"boxes": [[0, 0, 64, {moved}]' in kept.text["iclora:placed"]
+
+
+def test_a_picture_of_ours_that_is_dropped_opens_its_request_with_its_seeds(tab, studio):
+    page = tab().open()
+    made = make_one(page, "A swan – at noon;")
+    request = studio.server.sets.get(made).path / "request.json"
+    text = {"iclora:request": request.read_text()}
+    write_png(studio.folder / "ours.png", Image.new("RGB", (64, 192)), text)
+    held = (studio.folder / "ours.png").read_bytes()
+    page = tab().open("queue")
+    page.evaluate(
+        DROPPED.replace(".sets", "footer"), [["ours.png", base64.b64encode(held).decode()]]
+    )
+    expect(page.get_by_label("All panels")).to_have_value("A swan – at noon;")
+    expect(page.get_by_text("Seeds are those of the picture")).to_be_visible()
+    button(page, "Make the set").click()
+    expect(page.get_by_role("img", name="Scene 1, made")).to_be_visible()
+    seeds = json.loads(request.read_text())["seeds"]
+    told = studio.engine.orders[-1].input["panel_seeds"]
+    assert [told[str(n)] for n in (1, 2, 3)] == seeds
+    page.evaluate(DROPPED.replace(".sets", "footer"), [["other.png", "aGk="]])
+    expect(page.get_by_text("Only a picture that iclora has made")).to_be_visible()
+
+
+def test_a_star_and_the_trash_are_seen_by_another_browser(tab, studio):
+    page = tab().open()
+    made = make_one(page, "A shared set;")
+    other = tab({"width": 900, "height": 700}).open("gallery")
+    card = other.locator(f'[data-set="{made}"]')
+    expect(card).to_be_visible()
+    page.evaluate(f"location.hash = '#/gallery/{made}'")
+    button(page, "Star").click()
+    expect(button(card, "Star")).to_have_attribute("aria-pressed", "true")
+    button(page, "Move to the trash").click()
+    expect(card).to_have_count(0)

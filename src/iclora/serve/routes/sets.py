@@ -14,6 +14,7 @@ from iclora.files.documents import read_json
 from iclora.serve.assets import thumbnail
 from iclora.serve.index import MadeSet, cursor_of
 from iclora.serve.inputs import INPUTS, Ask
+from iclora.serve.jobs import NoSuchJob
 from iclora.serve.problems import Refused
 from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.routes.jobs import ShownJob, show, submit
@@ -111,6 +112,7 @@ def change_set(
     """Give a set a star or a note. 412 if it has changed since If-Match."""
     found = _matched(server, client, name, if_match)
     now = server.sets.mark(found, star=change.star, note=change.note)
+    _tell(server, found)
     response.headers["ETag"] = now.etag
     return _shown(now)
 
@@ -118,13 +120,18 @@ def change_set(
 @router.delete("/sets/{name}", response_model=ShownSet)
 def trash_set(server: Here, client: Who, name: str, if_match: _Match = None) -> dict[str, Any]:
     """Move a set to the trash; `restore` brings it back."""
-    return _shown(server.sets.trash(_matched(server, client, name, if_match)))
+    found = _matched(server, client, name, if_match)
+    now = server.sets.trash(found)
+    _tell(server, found)
+    return _shown(now)
 
 
 @router.post("/sets/{name}/restore", response_model=ShownSet)
 def restore_set(server: Here, client: Who, name: str) -> dict[str, Any]:
     """Bring a set back from the trash."""
-    return _shown(server.sets.restore(server.sets.get(name, client)))
+    now = server.sets.restore(server.sets.get(name, client))
+    _tell(server, now)
+    return _shown(now)
 
 
 @router.post("/sets/{name}/reproduce", status_code=202, response_model=ShownJob)
@@ -174,6 +181,15 @@ def get_thumb(server: Here, client: Who, name: str) -> Response:
         thumbnail(_inside(server, found, "composite"), path)
     headers = {"Cache-Control": _FOREVER, "ETag": f'"{found.made}"'}
     return FileResponse(path, media_type="image/webp", headers=headers)
+
+
+def _tell(server: Server, found: MadeSet) -> None:
+    """Say that a set was changed, to who made it: other tabs and machines show it, too."""
+    try:
+        owner = server.queue.get(found.path.parent.name).client
+    except NoSuchJob:
+        owner = ""
+    server.bus.tell("set", {"id": found.id, "job": None}, owner)
 
 
 def _matched(server: Server, client: str, name: str, if_match: str | None) -> MadeSet:

@@ -10,13 +10,13 @@ import { join, split } from "./words.js";
  * @typedef {{sha: string, width: number, height: number}} Given
  * @typedef {{recipe: string, adapter: string, way: "panels" | "text", overview: string, panels: string[],
  *   text: string, given: Record<string, Given>, values: Record<string, string>, shown: string,
- *   keep: number[], follow: string, made: string[], idea: string, asked: string}} Draft
+ *   keep: number[], follow: string, made: string[], idea: string, asked: string, seeds: Record<string, number>}} Draft
  */
 
 /** @returns {Draft} */
 const empty = () => ({
   recipe: "", adapter: "", way: "panels", overview: "", panels: [], text: "", given: {}, values: {},
-  shown: "", keep: [], follow: "", made: [], idea: "", asked: "",
+  shown: "", keep: [], follow: "", made: [], idea: "", asked: "", seeds: {},
 });
 
 const store = kept("make", empty);

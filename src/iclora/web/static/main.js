@@ -129,6 +129,16 @@ async function open() {
 takeToken();
 screenOf(shown());
 addEventListener("hashchange", takeToken);
+addEventListener("dragover", (event) => {
+  // A browser would leave the page for the file.
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+});
+addEventListener("drop", async (event) => {
+  if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
+  event.preventDefault();
+  const files = [...event.dataTransfer.files];
+  (await import("./opened.js")).openDropped(files);
+});
 render(html`<${Page} />`, /** @type {HTMLElement} */ (document.getElementById("app")));
 try {
   if (await openSession()) await open();

@@ -84,7 +84,7 @@ function Task({ recipe }) {
     const given = Object.fromEntries(Object.entries(now.given).filter(([panel]) => Number(panel) <= other.boxes.length));
     // Words go along by panel, so that those of further panels are there when one comes back.
     const words = prompt(now) === recipe.example.trim() ? { overview: "", panels: [], text: "", way: /** @type {const} */ ("panels") } : reworded(recipe, other);
-    change({ recipe: other.name, shown: "", keep: [], values, given, ...words });
+    change({ recipe: other.name, shown: "", keep: [], seeds: {}, values, given, ...words });
   };
   return html`<div class="pair">
     <div class="field">
@@ -211,7 +211,10 @@ function Following() {
 function Numbers() {
   const more = MORE.filter((name) => schemaOf(name));
   const touched = more.some((name) => draft.value.values[name] || wrong.value[name]);
+  const opened = Object.keys(draft.value.seeds).length > 0;
   return html`<div class="numbers">
+    ${opened && html`<p class="offer">Seeds are those of the picture that was opened
+      <button type="button" onClick=${() => change({ seeds: {} }, "New seeds are drawn")}>Draw new ones</button></p>`}
     <div class="pair">
       <${Setting} name="seed" empty="drawn each time" />
       <${Setting} name="steps" />

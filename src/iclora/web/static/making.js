@@ -63,6 +63,12 @@ export async function look() {
   }
 }
 
+/** The seeds of a picture that was opened, for panels that are made. @param {import("./draft.js").Draft} now */
+function seedsOf(now) {
+  const own = Object.entries(now.seeds).filter(([panel]) => !now.given[panel]);
+  return own.length && !now.values.seed && !(Number(now.values.count) > 1) ? { panel_seeds: Object.fromEntries(own) } : {};
+}
+
 /** What the job is told. */
 function wish() {
   const now = draft.value;
@@ -80,7 +86,7 @@ function wish() {
   return {
     kind: given.length ? "complete" : "generate",
     input: {
-      ...input, prompt: [text], recipe: now.recipe, ...(now.adapter ? { adapter: [now.adapter] } : {}),
+      ...input, ...seedsOf(now), prompt: [text], recipe: now.recipe, ...(now.adapter ? { adapter: [now.adapter] } : {}),
       ...(given.length ? { given: Object.fromEntries(given.map(([panel, each]) => [panel, each.sha])) } : {}),
     },
   };

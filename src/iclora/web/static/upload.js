@@ -150,15 +150,19 @@ export function useDrop() {
       over.value = false;
       if (!has(event) || event.defaultPrevented || !event.dataTransfer) return;
       event.preventDefault();
-      take(await dropped(event.dataTransfer));
+      const items = await dropped(event.dataTransfer);
+      const [only, ...others] = items;
+      if (only && !others.length && /^[^/]*\.png$/i.test(only.path) && (await (await import("./opened.js")).openPicture(only.file))) return;
+      take(items);
     };
-    addEventListener("dragover", onOver);
-    addEventListener("dragleave", leave);
-    addEventListener("drop", onDrop);
+    // Not the window: what is dropped anywhere else is heard there, after this.
+    document.addEventListener("dragover", onOver);
+    document.addEventListener("dragleave", leave);
+    document.addEventListener("drop", onDrop);
     return () => {
-      removeEventListener("dragover", onOver);
-      removeEventListener("dragleave", leave);
-      removeEventListener("drop", onDrop);
+      document.removeEventListener("dragover", onOver);
+      document.removeEventListener("dragleave", leave);
+      document.removeEventListener("drop", onDrop);
     };
   }, []);
 }
