@@ -1,6 +1,7 @@
 import io
 import json
 import time
+import zipfile
 
 import pytest
 from PIL import Image
@@ -140,3 +141,36 @@ def test_rerolling_names_a_set_by_its_id(opened, folder, three):
     told = opened.engine.orders[-1].input
     assert told["set"] == str(folder / "out" / "0001")
     assert told["seed"] == job["input"]["seed"]
+
+
+def test_sets_are_packed_into_one_zip_without_latents_or_this_machines_folders(opened, folder):
+    made = make_set(folder / "out" / "a" / "0001", {"adapter": ["/secret/style.safetensors"]})
+    (made / "latents.safetensors").write_bytes(b"x" * 10)
+    (made / "outside.png").symlink_to("/etc/hostname")
+    make_set(folder / "out" / "a" / "0002", {"seed": 3})
+    ids = [each["id"] for each in opened.client.get("/api/v1/sets").json()["sets"]]
+    answer = opened.client.get("/api/v1/sets.zip", params={"id": [*ids, ids[0]]})
+    assert 'filename="2-sets.zip"' in answer.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        requests = [archive.read(name).decode() for name in names if name.endswith("request.json")]
+        panel = next(name for name in names if name.endswith("panel-1.png"))
+        assert archive.read(panel)[:4] == b"\x89PNG"
+    assert sorted(name.partition("/")[2] for name in names) == sorted(
+        2 * ["composite.png", "panel-1.png", "panel-2.png", "request.json"]
+    )
+    assert "/secret" not in "".join(requests)
+    assert opened.client.get("/api/v1/sets.zip", params={"id": "nothing"}).status_code == 404
+    assert opened.client.get("/api/v1/sets.zip").status_code == 422
+
+
+def test_a_change_of_a_set_is_told_to_who_listens(opened, folder):
+    told = []
+    opened.server.bus.tell = lambda kind, data, *more: told.append((kind, data["id"], *more))
+    make_set(folder / "out" / "a" / "0001", {})
+    (one,) = [each["id"] for each in opened.client.get("/api/v1/sets").json()["sets"]]
+    opened.client.patch(f"/api/v1/sets/{one}", json={"star": True})
+    opened.client.delete(f"/api/v1/sets/{one}")
+    opened.client.post(f"/api/v1/sets/{one}/restore")
+    assert told == [("set", one, "")] * 3

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from iclora.errors import SettingsError
@@ -15,6 +15,7 @@ from iclora.serve.assets import thumbnail
 from iclora.serve.index import MadeSet, cursor_of
 from iclora.serve.inputs import INPUTS, Ask
 from iclora.serve.jobs import NoSuchJob
+from iclora.serve.packing import packed
 from iclora.serve.problems import Refused
 from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.routes.jobs import ShownJob, show, submit
@@ -63,6 +64,11 @@ class SetQuery(Strict):
     limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
+class PackQuery(Strict):
+    id: Annotated[list[Annotated[str, Field(max_length=100)]], Field(min_length=1, max_length=200)]
+    """of each set"""
+
+
 class SetChange(Strict):
     star: bool | None = None
     note: Annotated[str | None, Field(max_length=2000)] = None
@@ -90,6 +96,20 @@ def list_sets(server: Here, client: Who, query: Annotated[SetQuery, Query()]) ->
         "sets": [_shown(each) for each in found],
         "cursor": cursor_of(found[-1]) if len(found) == query.limit else None,
     }
+
+
+@router.get("/sets.zip", response_class=StreamingResponse)
+def get_sets_packed(
+    server: Here, client: Who, query: Annotated[PackQuery, Query()]
+) -> StreamingResponse:
+    """Sets in one zip: composites, panels and requests, a folder each."""
+    found = [server.sets.get(each, client) for each in dict.fromkeys(query.id)]
+    sets = {
+        f"{n:03d}-{each.id[:8]}": (each.path, _request(each)) for n, each in enumerate(found, 1)
+    }
+    name = f"set-{found[0].id[:8]}" if len(found) == 1 else f"{len(found)}-sets"
+    headers = {"Content-Disposition": f'attachment; filename="{name}.zip"'}
+    return StreamingResponse(packed(sets), media_type="application/zip", headers=headers)
 
 
 @router.get("/sets/{name}", response_model=ShownSet)
@@ -149,8 +169,11 @@ def reproduce_set(server: Here, client: Who, name: str, response: Response) -> d
 @router.get("/sets/{name}/request.json")
 def get_request(server: Here, client: Who, name: str) -> dict[str, Any]:
     """Everything that decides the set's pixels, without this machine's folders."""
-    path = server.sets.get(name, client).path / "request.json"
-    found: dict[str, Any] = read_json(path, SettingsError, "request")
+    return _request(server.sets.get(name, client))
+
+
+def _request(made: MadeSet) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(made.path / "request.json", SettingsError, "request")
     for each in (found, *(found.get("beside") or ())):
         for key in ("base", "adapter", "file"):
             if each.get(key) and Path(str(each[key])).is_absolute():

@@ -146,7 +146,8 @@ function List() {
         <option value="">every adapter</option>${adapters.value.map((each) => html`<option>${each.id}</option>`)}</select></label>`}
       <button type="button" aria-pressed=${Boolean(query.get("star"))} onClick=${() => set("star", query.get("star") ? "" : "1")}><${Icon} name="star" /> Starred</button>
       <button type="button" aria-pressed=${trashed} onClick=${() => set("trash", trashed ? "" : "1")}><${Icon} name="trash" /> Trash</button>
-      ${marks.value.length > 0 && html`<a class="button" href=${`#/compare?sets=${marks.value.join(",")}`}>Compare ${marks.value.length} marked</a>`}
+      ${marks.value.length > 0 && html`<a class="button" href=${`#/compare?sets=${marks.value.join(",")}`}>Compare ${marks.value.length} marked</a>
+        <a class="button" href=${url(`sets.zip?${marks.value.map((id) => `id=${id}`).join("&")}`)} download><${Icon} name="down" /> Zip of ${marks.value.length}</a>`}
     </search>
     ${sets === null
       ? html`<p class="quiet" role="status">Looking</p>`

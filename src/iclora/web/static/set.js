@@ -67,6 +67,7 @@ export function OneSet({ id }) {
         <${Again} id=${id} />
         <button type="button" onClick=${() => compareWith(id)} title="Mark it with x in the gallery"><${Icon} name="pair" /> Compare</button>
         <button type="button" disabled=${!request} onClick=${() => sendToStory(id, boxes.map((/** @type {any} */ _, /** @type {number} */ n) => n + 1), wordsOf(id, request, origin))}><${Icon} name="story" /> To the story</button>
+        <a class="button" href=${url(`sets.zip?id=${id}`)} download title="Pictures and request as a zip"><${Icon} name="down" /> Zip</a>
         <button type="button" aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>
         ${one.trashed
           ? html`<button type="button" onClick=${() => restore(one)}>Bring back</button>`
