@@ -30,10 +30,15 @@ _FINALISTS = 40
 
 def _coarse(pixels: Pixels) -> Pixels:
     """(..., SIZE, SIZE, 3) to (..., _COARSE * _COARSE * 3)."""
+    return _cells(pixels).reshape(*pixels.shape[:-3], -1)
+
+
+def _cells(pixels: Pixels) -> Pixels:
+    """(..., SIZE, SIZE, C) to means (..., _COARSE, _COARSE, C)."""
     k = SIZE // _COARSE
-    *lead, _, _, _ = pixels.shape
-    small: Pixels = pixels.reshape(*lead, _COARSE, k, _COARSE, k, 3).mean((-4, -2))
-    return small.reshape(*lead, -1)
+    *lead, _, _, channels = pixels.shape
+    small: Pixels = pixels.reshape(*lead, _COARSE, k, _COARSE, k, channels).mean((-4, -2))
+    return small
 
 
 def _half(pixels: Pixels) -> Pixels:
@@ -97,12 +102,12 @@ class _Characters(_Bank):
         self._backs = np.stack([backdrop(scene, style) for scene in scenes])
         self._figures = _cut_outs(style)
         traits, rows = [], []
-        backs = _coarse(self._backs)
+        backs = _cells(self._backs)
         for own, (figure, cover) in zip(_owns(self._OWN), self._figures, strict=True):
             # A cover averaged over a cell times the scene's average is close enough to choose by.
-            solid = _coarse(np.repeat(cover.astype(np.float32) / 255, 3, axis=-1))
-            small = _coarse(figure.astype(np.float32))
-            rows.append(small + (1 - solid) * backs)
+            solid = _cells(cover.astype(np.float32) / 255)
+            small = _cells(figure.astype(np.float32))
+            rows.append((small + (1 - solid) * backs).reshape(len(scenes), -1))
             traits += [{**own, "scene": s, "style": style, "weather": weather} for s in scenes]
         coarse = np.concatenate(rows)
         if weather == "sandstorm":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ DUST: Colour = (214, 158, 92)
 _DENSITY = 0.52
 """Share of dust in what one sees in a sandstorm."""
 _AT = {"left": 20.0, "middle": 32.0, "right": 44.0}
+_HEIGHT = 36.0
 
 
 def _ears(pen: Pen, kind: str, x: float, y: float, c: Colour, edge: Colour) -> None:
@@ -141,7 +143,7 @@ def _headwear(pen: Pen, what: str, x: float, y: float) -> None:
 
 
 def _character(pen: Pen, t: Mapping[str, str], x: float, y: float) -> None:
-    """A bust: a head around (x, y), shoulders that leave the panel at the bottom."""
+    """A bust without headwear: a head around (x, y), shoulders that leave the panel below."""
     c = COLOURS[t["colour"]]
     edge = dark(c, 0.45)
     belly = light(c, 0.5)
@@ -166,22 +168,35 @@ def _character(pen: Pen, t: Mapping[str, str], x: float, y: float) -> None:
             pen.oval(x + dx * 1.1, y - 15 - (2.5 if dx == 0 else 0), 2.8, 5, c, edge)
     pen.oval(x, y, 16, 14 if t["kind"] != "frog" else 12.5, c, edge)
     _face(pen, t["kind"], x, y, c, edge)
-    _headwear(pen, t["headwear"], x, y)
 
 
 def _shade(image: Image.Image, mask: Image.Image, x: float, y: float) -> Image.Image:
     """Turn a flat drawing into something like a photograph: modelled light, soft background."""
-    size = image.size
-    yy, xx = np.mgrid[0 : size[1], 0 : size[0]] / SCALE
-    lit = np.clip(1.22 - 0.021 * np.hypot(xx - (x - 7), yy - (y - 9)), 0.5, 1.25)
-    pixels = np.asarray(image).astype(np.float32)
-    near = np.clip(pixels * lit[..., None] + np.clip(lit - 1.02, 0, 1)[..., None] * 130, 0, 255)
+    yy, xx = np.mgrid[0 : image.height, 0 : image.width] / SCALE
+    near = _lit(np.asarray(image), x, y)
     far = np.asarray(image.filter(ImageFilter.GaussianBlur(5))).astype(np.float32)
     fall = np.clip(1.08 - 0.0085 * np.hypot(xx - 32, yy - 30), 0.55, 1.1)
     alpha = np.asarray(mask).astype(np.float32)[..., None] / 255
     # Far pixels come from the scene alone, or the blurred figure would leave a halo.
     mixed = near * alpha + far * fall[..., None] * (1 - alpha)
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
+def _lit(pixels: NDArray[np.uint8], x: float, y: float) -> NDArray[np.float64]:
+    """What the light on a character around (x, y) makes of its pixels (H, W, 3)."""
+    gain, shine = _light(pixels.shape[0], pixels.shape[1], x, y)
+    found: NDArray[np.float64] = np.clip(pixels.astype(np.float32) * gain + shine, 0, 255)
+    return found
+
+
+@lru_cache(maxsize=len(_AT))
+def _light(
+    height: int, width: int, x: float, y: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What pixels are multiplied by and what is added, (H, W, 1) each."""
+    yy, xx = np.mgrid[0:height, 0:width] / SCALE
+    lit = np.clip(1.22 - 0.021 * np.hypot(xx - (x - 7), yy - (y - 9)), 0.5, 1.25)[..., None]
+    return lit, np.clip(lit - 1.02, 0, 1) * 130
 
 
 def _storm(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -203,10 +218,11 @@ def _photographed(pen: Pen, scene: Image.Image, x: float, y: float) -> Image.Ima
 
 
 def draw_character(t: Mapping[str, str], rng: random.Random) -> Image.Image:
-    x, y = _AT[t["position"]] + rng.uniform(-1, 1), 36 + rng.uniform(-0.8, 0.8)
+    x, y = _AT[t["position"]] + rng.uniform(-1, 1), _HEIGHT + rng.uniform(-0.8, 0.8)
     scene = scene_picture(t["scene"], round(rng.uniform(-2, 2)))
     pen = Pen(scene.copy())
     _character(pen, t, x, y)
+    _headwear(pen, t["headwear"], x, y)
     image = _photographed(pen, scene, x, y) if t["style"] == "photo" else pen.image
     return _storm(image, rng) if t["weather"] == "sandstorm" else image
 
@@ -216,22 +232,28 @@ def cut_out(traits: Mapping[str, str]) -> tuple[NDArray[np.float32], NDArray[np.
 
     Colours are 0 to 255, cover 0 to 1; `cut_out` over `backdrop` is what `draw` gives.
     """
-    x, y = _AT[traits["position"]], 36.0
-    found = []
-    for ground in ((0, 0, 0), (255, 255, 255)):
-        pen = blank(ground)
-        empty = pen.image.copy()
-        _character(pen, traits, x, y)
-        if traits["style"] == "photo":
-            changed = (
-                ImageChops.difference(pen.image, empty).convert("L").point(lambda v: 255 * (v > 0))
-            )
-            shaded = _shade(pen.image, changed, x, y)
-            empty.paste(shaded, (0, 0), changed)
-            pen = Pen(empty)
-        found.append(np.asarray(pen.image.reduce(SCALE)).astype(np.float32))
+    x, y = _AT[traits["position"]], _HEIGHT
+    pen = Pen(_bareheaded(*(traits[name] for name in ("kind", "colour", "position", "pose"))).copy())
+    _headwear(pen, traits["headwear"], x, y)
+    image, grey = pen.image, pen.image.convert("L")
+    # 255 where anything is drawn, whatever its colour.
+    drawn = Image.merge("RGB", [ImageChops.add(grey, grey, 1 / 255)] * 3)
+    if traits["style"] == "photo":
+        image = Image.fromarray(_lit(np.asarray(image), x, y).astype(np.uint8))
+        image = ImageChops.darker(image, drawn)
+    on_white = ImageChops.lighter(image, ImageChops.invert(drawn))
+    found = [np.asarray(i.reduce(SCALE)).astype(np.float32) for i in (image, on_white)]
     cover = 1 - (found[1] - found[0]).mean(-1, keepdims=True) / 255
     return found[0], np.clip(cover, 0, 1)
+
+
+@lru_cache(maxsize=len(_AT) * 3)
+def _bareheaded(kind: str, colour: str, position: str, pose: str) -> Image.Image:
+    """A character on black, which nothing is drawn in; headwear comes last, on a copy."""
+    pen = blank((0, 0, 0))
+    traits = {"kind": kind, "colour": colour, "pose": pose}
+    _character(pen, traits, _AT[position], _HEIGHT)
+    return pen.image
 
 
 def backdrop(scene: str, style: str) -> NDArray[np.float32]:
