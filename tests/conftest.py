@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# Imports make a million objects that stay, and each search for garbage would look at all of them.
+gc.disable()
 # Before any import of the hub's client: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Two processes of two threads on two cores wait for each other: OpenMP's threads spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that load parts of a few kilobytes wait for each other too.
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
@@ -54,7 +58,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare what is imported from every search for garbage; runs and sessions ask for many."""
+    _spare_what_is_there()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _spared():
+    """What a file's tests imported and made for the session."""
+    yield
+    _spare_what_is_there()
+
+
+def _spare_what_is_there() -> None:
+    """Leave it out of every search for garbage; runs and sessions ask for many."""
     gc.collect()
     gc.freeze()
 
@@ -81,45 +97,43 @@ def _no_plots(request, monkeypatch):
             monkeypatch.setattr(room, name, lambda *_: None)
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    """The tiny random FLUX.1, float32 on the CPU."""
+def resting(name: str):
+    """A base, float32 on the CPU, whose parts stay in memory when they are released.
+
+    Dozens of runs on one base would load its text encoders dozens of times.
+    """
     import torch
 
     from iclora.models import load_model
 
     torch.set_num_threads(1)
-    return load_model("tiny", device="cpu")
+    model = load_model(name, device="cpu")
+    model.rests = True
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The tiny random FLUX.1, float32 on the CPU."""
+    return resting("tiny")
 
 
 @pytest.fixture(scope="session")
 def klein():
     """The tiny random FLUX.2 klein, float32 on the CPU. A test leaves no adapter in it."""
-    import torch
-
-    from iclora.models import load_model
-
-    torch.set_num_threads(1)
-    return load_model("tiny-klein", device="cpu")
+    return resting("tiny-klein")
 
 
 @pytest.fixture(scope="session")
 def zimage():
     """The tiny random Z-Image, float32 on the CPU. A test leaves no adapter in it."""
-    import torch
-
-    from iclora.models import load_model
-
-    torch.set_num_threads(1)
-    return load_model("tiny-zimage", device="cpu")
+    return resting("tiny-zimage")
 
 
 @pytest.fixture(scope="session")
 def toyland():
     """The small base that ships, float32 on the CPU. A test leaves no adapter in it."""
-    from iclora.models import load_model
-
-    return load_model("toyland", device="cpu")
+    return resting("toyland")
 
 
 @pytest.fixture(scope="session")

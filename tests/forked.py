@@ -8,9 +8,11 @@ from __future__ import annotations
 import gc
 from importlib import import_module
 
-import torch
+gc.disable()
 
-from iclora.models import load_model
+import torch  # noqa: E402
+
+from iclora.models import load_model  # noqa: E402
 
 for name in (
     "diffusers.models.autoencoders.autoencoder_kl",
@@ -31,3 +33,4 @@ load_model("tiny", device="cpu").encode_text("a boat")
 # Spared from searches for garbage, which would also copy each page of it.
 gc.collect()
 gc.freeze()
+gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,11 @@ from iclora.train.cache import _encode_canvas
 from tests.conftest import CAPTION, encoded, picture
 
 
+@pytest.fixture(scope="session")
+def tiny(brief):
+    return brief
+
+
 @pytest.fixture
 def encode(tiny, config, tmp_path, monkeypatch):
     """Encode a dataset; returns the result and how often each encoder ran."""
@@ -32,16 +38,29 @@ def encode(tiny, config, tmp_path, monkeypatch):
 
         monkeypatch.setattr(tiny, f"encode_{kind}", counted)
 
-    def run():
+    def run(folder=tmp_path / "c"):
         counts.update(text=0, image=0)
         run.said.clear()
-        result = encoded(tiny, config(), tmp_path / "c", run.said.append)
+        result = encoded(tiny, config(), folder, run.said.append)
         return result, dict(counts)
 
     run.said = []
 
     run.root = root
     return run
+
+
+@pytest.fixture(scope="session")
+def _whole(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def again(encode, tmp_path, _whole):
+    """`encode` where the dataset was encoded before."""
+    encode(_whole)
+    shutil.copytree(_whole, tmp_path / "c")
+    return encode
 
 
 def test_a_second_run_encodes_nothing(encode):
@@ -51,20 +70,20 @@ def test_a_second_run_encodes_nothing(encode):
     assert counts == {"text": 0, "image": 0}
 
 
-def test_an_edited_caption_or_image_is_encoded_anew_and_nothing_else_is(encode):
-    encode()
-    (encode.root / "0002" / "caption.txt").write_text(CAPTION.replace("Ana", "Eva"))
-    assert encode()[1] == {"text": 1, "image": 0}
-    picture(64, 32, seed=77).save(encode.root / "0003" / "2.png")
-    assert encode()[1] == {"text": 0, "image": 2}
+def test_an_edited_caption_or_image_is_encoded_anew_and_nothing_else_is(again):
+    again()
+    (again.root / "0002" / "caption.txt").write_text(CAPTION.replace("Ana", "Eva"))
+    assert again()[1] == {"text": 1, "image": 0}
+    picture(64, 32, seed=77).save(again.root / "0003" / "2.png")
+    assert again()[1] == {"text": 0, "image": 2}
 
 
-def test_an_entry_that_is_damaged_is_encoded_again(encode, tmp_path):
-    encode()
+def test_an_entry_that_is_damaged_is_encoded_again(again, tmp_path):
+    again()
     for kind in ("text", "latents"):
         path = next((tmp_path / "c").glob(f"{kind}-*"))
         path.write_bytes(path.read_bytes()[:20])
-    _, counts = encode()
+    _, counts = again()
     assert counts == {"text": 1, "image": 1}
 
 
@@ -94,46 +113,46 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_an_entry_that_is_not_as_it_was_written_is_encoded_again_and_said(encode, tmp_path, kind):
-    before, _ = encode()
+def test_an_entry_that_is_not_as_it_was_written_is_encoded_again_and_said(again, tmp_path, kind):
+    before, _ = again()
     text, latents = before.sets[1].texts()[0], before.sets[2].latents(1)
     for path in (before.sets[1]._texts[0], before.sets[2]._latents[1]):
         DAMAGE[kind](path)
     with pytest.raises(RunError, match="damaged"):
         before.sets[2].latents(1)
-    again, counts = encode()
+    after, counts = again()
     assert counts == {"text": 1, "image": 1}
-    assert len(encode.said) == 2
-    assert all("is encoded again" in text for text in encode.said)
-    assert torch.equal(again.sets[2].latents(1), latents)
-    assert all(torch.equal(again.sets[1].texts()[0][name], value) for name, value in text.items())
-    assert encode()[1] == {"text": 0, "image": 0}
-    assert encode.said == []
+    assert len(again.said) == 2
+    assert all("is encoded again" in text for text in again.said)
+    assert torch.equal(after.sets[2].latents(1), latents)
+    assert all(torch.equal(after.sets[1].texts()[0][name], value) for name, value in text.items())
+    assert again()[1] == {"text": 0, "image": 0}
+    assert again.said == []
 
 
 @pytest.mark.parametrize("kind", ["_latents", "_texts"])
-def test_entries_that_changed_places_are_noticed(encode, kind):
-    before, _ = encode()
+def test_entries_that_changed_places_are_noticed(again, kind):
+    before, _ = again()
     one, two = (getattr(entry, kind)[0] for entry in before.sets[:2])
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
-    _, counts = encode()
+    _, counts = again()
     assert sum(counts.values()) == 2
-    assert len(encode.said) == 2
+    assert len(again.said) == 2
     assert (one.read_bytes(), two.read_bytes()) == (first, second)
 
 
-def test_entries_of_versions_without_checksums_are_used_if_shape_and_numbers_are_right(encode):
-    before, _ = encode()
+def test_entries_of_versions_without_checksums_are_used_if_shape_and_numbers_are_right(again):
+    before, _ = again()
     paths = [path for entry in before.sets for path in (*entry._latents, *entry._texts)]
     for path in paths:
         save_file(load(path.read_bytes()), path)
-    assert encode()[1] == {"text": 0, "image": 0}
+    assert again()[1] == {"text": 0, "image": 0}
     reshaped(paths[0])
     nan(paths[1])
-    assert encode()[1] == {"text": 0, "image": 2}
-    assert len(encode.said) == 2
+    assert again()[1] == {"text": 0, "image": 2}
+    assert len(again.said) == 2
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
@@ -145,9 +164,9 @@ def test_an_encoder_that_gives_no_finite_numbers_is_named_at_once(encode, tiny, 
         encode()
 
 
-def test_every_set_keeps_its_own_latents_and_words(encode, tiny):
-    result, _ = encode()
-    dataset = open_dataset(encode.root)
+def test_every_set_keeps_its_own_latents_and_words(again, tiny):
+    result, _ = again()
+    dataset = open_dataset(again.root)
     for entry, image_set in zip(result.sets, dataset.sets, strict=True):
         text = tiny.encode_text(image_set.caption())
         assert torch.equal(entry.texts()[0]["prompt"], text["prompt"])
@@ -158,12 +177,12 @@ def test_every_set_keeps_its_own_latents_and_words(encode, tiny):
     assert torch.equal(result.empty["prompt"], tiny.encode_text("")["prompt"])
 
 
-def test_the_latents_are_the_posteriors_mode_and_no_frozen_draw(encode, tmp_path):
-    one, _ = encode()
+def test_the_latents_are_the_posteriors_mode_and_no_frozen_draw(again, tmp_path):
+    one, _ = again()
     before = one.sets[0].latents(0)
     for path in (tmp_path / "c").glob("latents-*"):
         path.unlink()
-    two, _ = encode()
+    two, _ = again()
     assert torch.equal(before, two.sets[0].latents(0))
 
 
@@ -172,8 +191,8 @@ def test_the_encoders_are_freed_before_the_first_step(encode, tiny):
     assert not {"_t5", "_clip", "_vae"} & set(tiny.__dict__)
 
 
-def test_an_entry_that_vanished_is_named(encode, tmp_path):
-    result, _ = encode()
+def test_an_entry_that_vanished_is_named(again, tmp_path):
+    result, _ = again()
     for path in (tmp_path / "c").glob("latents-*"):
         path.unlink()
     with pytest.raises(RunError, match="gone or damaged"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,11 +26,11 @@ def tiny(brief):
 
 
 @pytest.fixture
-def case(clean, config, tmp_path, request):
+def case(clean, config, request):
     """A dataset of three sets and a LoRA whose B is not zero."""
     kind = getattr(request, "param", "joint")
     settings = config(batch=4, conditional=1.0, micro_batch=1, text=kind)
-    data = encoded(clean, settings, tmp_path / "cache")
+    data = encoded(clean, settings, Path(settings.cache))
     parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -73,16 +74,16 @@ class Reads(TorchDispatchMode):
         return op(*args, **kwargs)
 
 
-def test_a_step_waits_for_the_device_once(config, tmp_path):
+def test_a_step_waits_for_the_device_once(config, brief):
     """On the meta device nothing can be read but through `Reads`: mask, count or branch."""
     model = load_model("tiny", device="cpu")
-    data = encoded(model, config(), tmp_path / "cache")
+    data = encoded(brief, config(), Path(config().cache))
     attach(model, rank=4, alpha=6, targets="all", seed=0)
     model.denoiser.to("meta")
     model.device = torch.device("meta")
-    samples = [Sample(20 + i, i % 3, 0) for i in range(6)]
+    samples = [Sample(20 + i, i % 3, 0) for i in range(3)]
     for conditional in (0.0, 0.6, 1.0):
-        settings = config(batch=6, conditional=conditional, isolate_given=conditional > 0)
+        settings = config(batch=3, conditional=conditional, isolate_given=conditional > 0)
         # The ledger knows what torch takes long to say of tensors without content.
         with Ledger(), Reads() as reads:
             accumulate(model, data, samples, settings)

@@ -39,10 +39,10 @@ def tiny(brief):
 
 
 @pytest.fixture
-def gradient_case(clean, config, tmp_path, request):
+def gradient_case(clean, config, request):
     """Four samples of two canvas sizes and a LoRA whose B is not zero."""
     settings = config(batch=4, caption_dropout=0.3, text=getattr(request, "param", "joint"))
-    data = encoded(clean, settings, tmp_path / "cache")
+    data = encoded(clean, settings, Path(settings.cache))
     parameters = attach(clean, rank=4, alpha=6, targets="all", seed=0)
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():

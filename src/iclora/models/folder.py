@@ -221,11 +221,14 @@ class FolderModel(DiffusionModel):
             self.shapes = Shapes()
         freed = False
         for part in parts:
-            for attribute in self.held[part]:
-                freed |= self.__dict__.pop(attribute, None) is not None
-            for folder in self.folders[part]:
-                if not self._rest(folder):
+            held = [self.__dict__.pop(attribute, None) for attribute in self.held[part]]
+            rest = [self._rest(folder) for folder in self.folders[part]]
+            for folder, rests in zip(self.folders[part], rest, strict=True):
+                if not rests:
                     self._loaded.pop(folder, None)
+            # What rests on the CPU stays where it is.
+            stays = all(rest) and self.device.type == "cpu"
+            freed |= not stays and any(module is not None for module in held)
             if part == "denoiser":
                 self.applied = None
         if not freed:

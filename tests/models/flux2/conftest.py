@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.conftest import resting
+
 
 @pytest.fixture(scope="session")
 def encodings(tmp_path_factory):
@@ -22,9 +24,8 @@ def pipeline(klein):
 @pytest.fixture(scope="session")
 def distilled(tmp_path_factory):
     """The same sizes, distilled: another seed, and the mark in model_index.json."""
-    from iclora.models import load_model
     from iclora.models.flux2.tiny import write_tiny_klein
 
     folder = tmp_path_factory.mktemp("distilled") / "FLUX.2-klein-4B"
     write_tiny_klein(folder, distilled=True, seed=1)
-    return load_model(str(folder), device="cpu")
+    return resting(str(folder))

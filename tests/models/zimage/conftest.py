@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.conftest import resting
+
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch):
@@ -28,9 +30,8 @@ def pipeline(zimage):
 @pytest.fixture(scope="session")
 def turbo(tmp_path_factory):
     """The same sizes, distilled: another seed, and Turbo's schedule."""
-    from iclora.models import load_model
     from iclora.models.zimage.tiny import write_tiny_zimage
 
     folder = tmp_path_factory.mktemp("distilled") / "Z-Image-Turbo"
     write_tiny_zimage(folder, turbo=True, seed=1)
-    return load_model(str(folder), device="cpu")
+    return resting(str(folder))

@@ -233,7 +233,9 @@ def cut_out(traits: Mapping[str, str]) -> tuple[NDArray[np.float32], NDArray[np.
     Colours are 0 to 255, cover 0 to 1; `cut_out` over `backdrop` is what `draw` gives.
     """
     x, y = _AT[traits["position"]], _HEIGHT
-    pen = Pen(_bareheaded(*(traits[name] for name in ("kind", "colour", "position", "pose"))).copy())
+    pen = Pen(
+        _bareheaded(*(traits[name] for name in ("kind", "colour", "position", "pose"))).copy()
+    )
     _headwear(pen, traits["headwear"], x, y)
     image, grey = pen.image, pen.image.convert("L")
     # 255 where anything is drawn, whatever its colour.
