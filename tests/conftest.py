@@ -40,7 +40,10 @@ _FIRST = (
     "/toyland/",
     "evaluate/test_knowledge.py",
     "metrics/test_judge.py",
-    # Processes are forked from one that imports everything first.
+    # Processes are forked from one that imports everything first: one such for all of them.
+    "serve/test_local.py",
+    "serve/test_sharing.py",
+    "serve/test_training.py",
     "train/test_workers.py",
     "cli/test_training.py",
     "vlm/test_local.py",
@@ -116,6 +119,15 @@ def resting(name: str):
 def tiny():
     """The tiny random FLUX.1, float32 on the CPU."""
     return resting("tiny")
+
+
+@pytest.fixture(scope="session")
+def brief():
+    """The tiny base with texts of at most 128 tokens in place of 512, nearly all of them padding:
+    what a step of a test would spend its time on."""
+    model = resting("tiny")
+    model.max_text_tokens = 128
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,17 @@ from iclora.settings import CompleteSettings, GenerateSettings, RerollSettings
 from iclora.train.run import train
 from iclora.vlm import VisionModel
 from iclora.vlm.base import Answer
-from tests.conftest import CAPTION
+from tests.conftest import CAPTION, resting
 from tests.making.helpers import told
 
 OLD = Path(__file__).parents[1] / "data" / "v0.2"
 TINY = {"base": "tiny", "recipe": "film-storyboard", "size": "96x192", "steps": 1}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """With texts as long as those of version 0.2."""
+    return resting("tiny")
 
 
 def asks(model, settings, **more):

@@ -188,7 +188,7 @@ def test_settings_without_effect_are_said_to_have_none(clean):
         ({"prompt": "  "}, SettingsError, "blank"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [SCENE-2] two"}, CaptionError, "SCENE-3"),
         ({"prompt": "[MOVIE-SHOTS] [SCENE-1] one [LEFT] two"}, CaptionError, "LEFT"),
-        ({"prompt": CAPTION + " word" * 600}, CaptionError, "reads 512"),
+        ({"prompt": CAPTION + " word" * 600}, CaptionError, "reads 128"),
         ({"size": (100, 192)}, LayoutError, "token grid"),
         ({"panel_seeds": {4: 1}}, LayoutError, "no panel 4"),
         ({"given": {0: picture(96, 64)}}, LayoutError, "no panel 0"),

@@ -33,7 +33,9 @@ def pipeline(tiny):
     return diffusers.FluxPipeline.from_pretrained(tiny.folder, dtype=torch.float32)
 
 
-def test_generate_equals_diffusers_fluxpipeline(clean, pipeline):
+def test_generate_equals_diffusers_fluxpipeline(clean, pipeline, monkeypatch):
+    """With texts as long as both read by default."""
+    monkeypatch.setattr(clean, "max_text_tokens", 512)
     made = generate(clean, CAPTION, seed=7, **told())
     noise = panel_noise(made.request.layout, made.request.seeds, clean.grid, clean.channels)
     theirs = pipeline(
@@ -67,6 +69,7 @@ def test_denoised_latents_equal_fluxpipelines_to_1e_4(clean, pipeline):
         guidance_scale=3.5,
         latents=noise,
         output_type="latent",
+        max_sequence_length=clean.max_text_tokens,
     ).images
     assert (ours - theirs).abs().max() < 1e-4
 
@@ -106,6 +109,7 @@ def test_complete_equals_fluxinpaintpipeline_at_strength_1(clean, pipeline, give
         guidance_scale=3.5,
         latents=noise,
         output_type="latent",
+        max_sequence_length=clean.max_text_tokens,
     ).images[0]
     # Panels one below the other: their tokens are the canvas's, row by row.
     ours = torch.cat(run(clean, request, panels).latents).flatten(0, 1)
@@ -363,7 +367,7 @@ def test_parts_that_rest_come_back_with_the_same_weights_and_without_an_adapter(
     plain = made(Session(clean), other)
     loads.clear()
     resting = load_model("tiny", device="cpu")
-    resting.rests = True
+    resting.rests, resting.max_text_tokens = True, clean.max_text_tokens
     session = Session(resting, free=True)
     assert made(session, CAPTION, adapter=adapter) != plain
     assert made(session, other) == plain
@@ -531,7 +535,8 @@ def test_panels_read_their_own_words_in_every_mode_and_a_request_repeats_it(clea
     assert again.composite.tobytes() == made.composite.tobytes()
 
 
-def test_words_beyond_the_bases_budget_are_read_if_panels_read_their_own(clean):
+def test_words_beyond_the_bases_budget_are_read_if_panels_read_their_own(clean, monkeypatch):
+    monkeypatch.setattr(clean, "max_text_tokens", 512)
     long = CAPTION.replace("sails out", "sails out " + "and on " * 140)
     long = long.replace("sails home", "sails home " + "far and away " * 60)
     with pytest.raises(CaptionError, match=r"(?s)tokens long.*`text` to isolated"):

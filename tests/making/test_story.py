@@ -262,6 +262,6 @@ def test_a_story_is_read_from_lines_and_checked_before_anything_is_made(clean, t
     with pytest.raises(SettingsError, match="cannot be read"):
         Story.read(tmp_path / "none.txt")
     long = Story("A day.", ("one", "two", "three", "and" + " so on" * 600))
-    with pytest.raises(CaptionError, match="512"):
+    with pytest.raises(CaptionError, match="128"):
         tale(clean, tmp_path / "out", long, steps=1)
     assert not (tmp_path / "out").exists()

@@ -4,17 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import resting
-
-
-@pytest.fixture(scope="session")
-def brief():
-    """The tiny base with texts of at most 128 tokens in place of 512, nearly all of them padding:
-    what a step of a test would spend its time on."""
-    model = resting("tiny")
-    model.max_text_tokens = 128
-    return model
-
 
 @pytest.fixture(scope="session")
 def _unstopped():

@@ -36,6 +36,13 @@ def counts(folder, dtype, precision="full"):
 
 
 @cache
+def dev(precision="full", rank=4):
+    """What FLUX.1-dev takes on a GPU."""
+    config = CONFIG.model_copy(update={"rank": rank})
+    return Costs(outline_of(opened(), torch.bfloat16, precision), config, "cuda")
+
+
+@cache
 class Real:
     """A real net of that outline, and a forward and backward pass of the training code."""
 
@@ -115,10 +122,10 @@ def formula(n, t=512, r=16, h=3072, nd=19, ns=38):
 
 
 def test_the_outline_of_flux_dev_has_its_11_901_408_320_parameters():
-    whole = outline_of(opened(), torch.bfloat16, "full")
-    assert sum(p.numel() for p in whole.whole().parameters()) == 11_901_408_320
+    whole = outline_of(opened(), torch.bfloat16, "full").whole()
+    assert sum(p.numel() for p in whole.parameters()) == 11_901_408_320
     # As many from one block of each kind.
-    assert Costs(whole, CONFIG, "cuda").weights == 2 * 11_901_408_320
+    assert dev().weights == 2 * 11_901_408_320
 
 
 def test_t5_xxl_and_clip_have_their_published_sizes():
@@ -129,16 +136,12 @@ def test_t5_xxl_and_clip_have_their_published_sizes():
 
 @pytest.mark.parametrize(("precision", "share"), [("int8", 0.5), ("nf4", 0.266)])
 def test_quantised_blocks_take_their_share_of_bf16(precision, share):
-    whole = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda").weights
-    less = Costs(outline_of(opened(), torch.bfloat16, precision), CONFIG, "cuda").weights
-    assert less / whole == pytest.approx(share, abs=0.006)
+    assert dev(precision).weights / dev().weights == pytest.approx(share, abs=0.006)
 
 
 @pytest.mark.parametrize("side", [512, 1024, 1536])
 def test_flops_of_flux_dev_are_those_of_the_formula(side):
-    costs = Costs(
-        outline_of(opened(), torch.bfloat16, "full"), CONFIG.model_copy(update={"rank": 16}), "cuda"
-    )
+    costs = dev(rank=16)
     kept, recomputed = formula(side**2 // 256)
     assert costs.flops(Batch(1, side, side), 0) == pytest.approx(kept, rel=0.01)
     assert costs.flops(Batch(1, side, side), 57) == pytest.approx(recomputed, rel=0.01)
@@ -204,7 +207,7 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
 
 def test_on_cuda_no_square_of_the_tokens_is_counted():
     """Fused attention keeps a number a row; the meta device itself would count all scores."""
-    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
+    costs = dev()
     once, twice, thrice = (costs.step(Batch(1, 1024, 16 * n), 0) for n in (64, 128, 192))
     assert thrice - twice == pytest.approx(twice - once, rel=1e-3)
 
@@ -215,7 +218,7 @@ def test_a_block_on_cuda_keeps_what_a_count_by_hand_says():
     Single: input, normed, modulated, q and k before their norm, q, k, v as attended to, attention's
     output, the MLP before its GELU (4), what is gated. Double: the first three twice, gated twice.
     """
-    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
+    costs = dev()
     a_token = (1024 * 1024 // 256 + 512) * 3072 * 2
     double, single = (costs._share(Batch(1, 1024, 1024), n, False).kept for n in (0, 1))
     assert single / a_token == pytest.approx(3 + 2 + 3 + 1 + 4 + 1, rel=0.015)
@@ -223,7 +226,7 @@ def test_a_block_on_cuda_keeps_what_a_count_by_hand_says():
 
 
 def test_a_recomputed_block_leaves_its_input_alone():
-    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
+    costs = dev()
     batch = Batch(1, 1024, 1024)
     kept = costs._share(batch, 1, True).kept
     # 4,608 tokens of 3,072 numbers of 2 bytes, and the vectors of modulation.
@@ -250,5 +253,5 @@ def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny):
 
 
 def test_clipping_and_adamw_take_no_more_than_the_lora_again():
-    costs = Costs(outline_of(opened(), torch.bfloat16, "full"), CONFIG, "cuda")
+    costs = dev()
     assert 0 < costs.optimizer() - costs.held <= 2 * 4 * costs.lora

@@ -28,4 +28,6 @@ def distilled(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("distilled") / "FLUX.2-klein-4B"
     write_tiny_klein(folder, distilled=True, seed=1)
-    return resting(str(folder))
+    model = resting(str(folder))
+    model.max_text_tokens = 128
+    return model

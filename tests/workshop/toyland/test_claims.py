@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from iclora.evaluate.figures import Table
 from iclora.toyland.measuring import prompt_cases
 from iclora.toyland.metric import topic_of
@@ -56,6 +58,7 @@ def test_runs_are_pooled_set_by_set_and_one_run_is_not():
     assert less.mean == 0.25
 
 
+@pytest.mark.machine
 def test_the_command_tunes_once_and_measures_every_claim(tmp_path, capsys):
     words = "--task visual-identity --prompts 1 --pictures 2 --each 0 --seeds 1 --sets 2 --runs 0"
     words += " --steps 1 --sampling-steps 1 --threads 1 --full 2"

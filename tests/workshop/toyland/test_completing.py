@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from iclora.evaluate.figures import Table
@@ -51,6 +52,7 @@ def test_arms_have_names_of_their_own():
     assert not set(ARMS) & set(MAKING)
 
 
+@pytest.mark.machine
 def test_the_command_measures_the_arms_that_are_asked_for(tmp_path, capsys):
     words = "--task sandstorm-effect --count 2 --prompts 1 --sampling-steps 1 --threads 1"
     arms = ("--arm", "base + sdedit", "--arm", "base")

@@ -37,6 +37,7 @@ def test_later_canvases_are_compared_with_the_first_story_by_story():
     assert found["later less first"]["mean"] == pytest.approx(1 / 3 - 0.75)
 
 
+@pytest.mark.machine
 def test_one_short_story_ends_in_a_plot_and_figures(tmp_path, capsys):
     drift.main(
         [

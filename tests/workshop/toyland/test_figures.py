@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from workshop.toyland import figures
 
 
+@pytest.mark.machine
 def test_a_small_run_fills_the_table_of_a_task(tmp_path):
     sizes = "--prompts 1 --seeds 2 --sampling-steps 1 --sets 3 --steps 1 --batch 1 --threads 1"
     figures.main(["--out", str(tmp_path), "--task", "visual-identity", *sizes.split()])

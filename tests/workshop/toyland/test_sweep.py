@@ -28,6 +28,7 @@ def test_figures_that_are_there_are_not_made_again(figures, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
+@pytest.mark.machine
 def test_a_point_that_is_missing_is_tuned_and_judged(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "DEFAULT", {"sets": 3, "rank": 2, "steps": 1})
     monkeypatch.setattr(sweep, "AXES", {"rank": (2,)})

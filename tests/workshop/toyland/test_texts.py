@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from iclora.settings import TrainSettings
 from iclora.toyland.tasks import TASKS
 from iclora.toyland.wording import traits_said
@@ -40,6 +42,7 @@ def test_long_captions_fit_panel_by_panel_alone(toyland):
         assert len(traits_said(joint.words[0], task.topic)) >= 5
 
 
+@pytest.mark.machine
 def test_the_command_compares_the_base_read_both_ways(tmp_path, capsys):
     words = "--task sandstorm-effect --base --runs 0 --prompts 1 --sampling-steps 1 --threads 1"
     words += " --long"
