@@ -105,7 +105,7 @@ class _Characters(_Bank):
         backs = _cells(self._backs)
         for own, (figure, cover) in zip(_owns(self._OWN), self._figures, strict=True):
             # A cover averaged over a cell times the scene's average is close enough to choose by.
-            solid = _cells(cover.astype(np.float32) / 255)
+            solid = _cells(np.divide(cover, 255, dtype=np.float32))
             small = _cells(figure.astype(np.float32))
             rows.append((small + (1 - solid) * backs).reshape(len(scenes), -1))
             traits += [{**own, "scene": s, "style": style, "weather": weather} for s in scenes]
