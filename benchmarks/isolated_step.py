@@ -18,7 +18,8 @@ import time
 from typing import Any
 
 import torch
-from train_step import SCRIPT_TARGETS, TEXT, Arm, Work, adapters, build, proxy, step, true_size
+from torch import Tensor
+from train_step import SCRIPT_TARGETS, TEXT, Arm, Work, adapters, build, dev_size, proxy, step
 
 from iclora.models.attention import attention_to
 from iclora.models.base import Panels
@@ -36,9 +37,9 @@ def owners(work: Work, rows: int, columns: int) -> torch.Tensor:
     return down * rows // height * columns + across * columns // width
 
 
-def ours(net: Any, work: Work, rows: int, columns: int) -> float:
+def ours(net: Any, work: Work, rows: int, columns: int) -> Tensor:
     """Forward and backward as iclora does it, sample by sample."""
-    count, total = rows * columns, 0.0
+    count, total = rows * columns, work.x0.new_zeros(())
     owner = owners(work, rows, columns)
     panels = Panels(owner, (TEXT,) * count) if count > 1 else None
     for start in range(len(work.x0)):
@@ -58,7 +59,7 @@ def ours(net: Any, work: Work, rows: int, columns: int) -> float:
         )
         loss = work.loss(part.back(v), of)
         loss.backward()
-        total += float(loss.detach())
+        total += loss.detach()
     return total
 
 
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     told = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = build(true_size if told.true_size else proxy, device)
+    net = build(dev_size if told.true_size else proxy, device)
     parameters = adapters(net, SCRIPT_TARGETS)
     work = Work.draw(net, told.batch, told.width, told.height, device)
     print(json.dumps({"device": str(device), **vars(told), "torch": torch.__version__}), flush=True)

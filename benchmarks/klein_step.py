@@ -18,15 +18,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor
-from train_step import TEXT, Arm, Work, adapters, build, gate, matmul_rate, step
+from train_step import (
+    TEXT,
+    Arm,
+    Work,
+    adapters,
+    build,
+    gate,
+    matmul_rate,
+    printed,
+    ready_optimizer,
+    step,
+)
 
+from iclora.jobs.bench.measuring import median
+from iclora.jobs.bench.telling import Tell
 from iclora.models.flux2.forward import Inputs, flux2_forward
 from iclora.models.passes import Levels
 
@@ -76,7 +88,7 @@ def net_of(true_size: bool) -> Any:
     return diffusers.Flux2Transformer2DModel(**sizes, guidance_embeds=False)
 
 
-def peer(net: Any, work: Work, recompute: bool) -> float:
+def peer(net: Any, work: Work, recompute: bool) -> Tensor:
     (net.enable_gradient_checkpointing if recompute else net.disable_gradient_checkpointing)()
     text = torch.zeros(TEXT, 4, device=work.x0.device)
     text[:, 3] = torch.arange(TEXT)
@@ -92,8 +104,8 @@ def peer(net: Any, work: Work, recompute: bool) -> float:
     return _behind(work, v, slice(None))
 
 
-def ours(net: Any, work: Work) -> float:
-    total = 0.0
+def ours(net: Any, work: Work) -> Tensor:
+    total = work.x0.new_zeros(())
     for start in range(len(work.x0)):
         rows = slice(start, start + 1)
         levels = Levels(work.sigma[rows, None], (work.x0.shape[1],))
@@ -102,50 +114,63 @@ def ours(net: Any, work: Work) -> float:
     return total
 
 
-def _behind(work: Work, v: Tensor, rows: slice) -> float:
+def _behind(work: Work, v: Tensor, rows: slice) -> Tensor:
     loss = work.loss(v, rows)
     loss.backward()
-    return float(loss.detach())
+    return loss.detach()
+
+
+def measure(
+    tell: Tell,
+    *,
+    true_size: bool = False,
+    width: int = 512,
+    height: int = 512,
+    batch: int = 4,
+    rounds: int = 3,
+) -> None:
+    """Time the arms, and compare ours with its peer."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = build(lambda: net_of(true_size), device)
+    parameters = adapters(net, SCRIPT_TARGETS)
+    work = KleinWork.draw(net, batch, width, height, device)
+    arms = [
+        Arm("script", SCRIPT_TARGETS, lambda n, w: peer(n, w, True), []),
+        Arm("script-fit", SCRIPT_TARGETS, lambda n, w: peer(n, w, False), []),
+        Arm("ours", SCRIPT_TARGETS, ours, []),
+    ]
+    arms = gate(arms, net, parameters, work, tell, 0.1 if true_size else 0.03)
+    optimizer = ready_optimizer(parameters)
+    processor: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    for _ in range(rounds):
+        for arm in arms:
+            began = time.process_time()
+            step(arm, net, parameters, optimizer, work)
+            processor[arm.name].append(time.process_time() - began)
+    tell("bf16 matrix product in the same run", matmul_rate(device), "TFLOP/s")
+    # On a CPU that others use, too, its own time compares; a GPU's is the clock's.
+    times = {
+        arm.name: arm.seconds if device.type == "cuda" else processor[arm.name] for arm in arms
+    }
+    for arm in arms:
+        note = f"peak {arm.peak:.1f} GiB"
+        tell(arm.name, median(times[arm.name]), "s a step", note=note, all=times[arm.name])
+    if "ours" in times:
+        for name in ("script", "script-fit"):
+            if name in times:
+                tell(f"{name} / ours", median(times[name]) / median(times["ours"]), "times")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--true-size", action="store_true")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     told = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = build(lambda: net_of(told.true_size), device)
-    parameters = adapters(net, SCRIPT_TARGETS)
-    work = KleinWork.draw(net, told.batch, told.width, told.height, device)
-    arms = [
-        Arm("script", SCRIPT_TARGETS, lambda n, w: peer(n, w, True), []),
-        Arm("script-fit", SCRIPT_TARGETS, lambda n, w: peer(n, w, False), []),
-        Arm("ours", SCRIPT_TARGETS, ours, []),
-    ]
-    about = {"device": str(device), "TFLOP/s": round(matmul_rate(device), 3)}
-    print(json.dumps({**about, **vars(told), "torch": torch.__version__}), flush=True)
-    arms = gate(arms, net, parameters, work)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    processor: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for _ in range(told.rounds):
-        for arm in arms:
-            began = time.process_time()
-            step(arm, net, parameters, optimizer, work)
-            processor[arm.name].append(time.process_time() - began)
-    first = arms[0]
-    for arm in arms:
-        clock, own = (statistics.median(x) for x in (arm.seconds, processor[arm.name]))
-        line = {
-            "arm": arm.name,
-            "s": round(clock, 2),
-            "processor s": round(own, 2),
-            "script over it": round(statistics.median(processor[first.name]) / own, 2),
-            "peak GiB": round(arm.peak, 2),
-        }
-        print(json.dumps(line), flush=True)
+    print(json.dumps({**vars(told), "torch": torch.__version__}), flush=True)
+    measure(printed, **vars(told))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -39,8 +38,10 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from iclora.jobs.bench.measuring import median, peak, reset_peak, seconds, synchronize
+from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import flux_forward
-from iclora.models.passes import Levels, Shapes
+from iclora.models.passes import Levels, Shapes, prepare_compiler
 
 SCRIPT_TARGETS = (
     "attn.to_k",
@@ -57,7 +58,6 @@ SCRIPT_TARGETS = (
     "ff_context.net.2",
 )
 TEXT = 512
-LINUX = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def proxy() -> Any:
     )
 
 
-def true_size() -> Any:
+def dev_size() -> Any:
     """FLUX.1-dev's shape, which is the class's default."""
     return diffusers.FluxTransformer2DModel(guidance_embeds=True)
 
@@ -152,11 +152,11 @@ def adapters(net: Any, targets: tuple[str, ...] | str) -> list[nn.Parameter]:
     return found
 
 
-def peer(net: Any, work: Work, micro: int, recompute: bool, best: bool = False) -> float:
+def peer(net: Any, work: Work, micro: int, recompute: bool, best: bool = False) -> Tensor:
     """Forward and backward as diffusers' script does it, its gradient accumulated."""
     (net.enable_gradient_checkpointing if recompute else net.disable_gradient_checkpointing)()
     compile_blocks(net, best)
-    total = 0.0
+    total = work.x0.new_zeros(())
     for start in range(0, len(work.x0), micro):
         rows = slice(start, start + micro)
         with torch.autocast(work.x0.device.type, torch.bfloat16):
@@ -172,7 +172,7 @@ def peer(net: Any, work: Work, micro: int, recompute: bool, best: bool = False) 
             )[0]
         loss = work.loss(v, rows)
         loss.backward()
-        total += float(loss.detach())
+        total += loss.detach()
     return total
 
 
@@ -184,6 +184,8 @@ def compile_blocks(net: Any, on: bool) -> None:
     """Switch diffusers' own blocks between compiled and plain, and what they attend with."""
     if net.device.type == "cuda":
         net.set_attention_backend("_native_cudnn" if on else "native")
+    if on:
+        prepare_compiler()  # As many shapes and kinds of blocks as for ours.
     for block in [*net.transformer_blocks, *net.single_transformer_blocks]:
         if on and block not in _compiled:
             block.compile(fullgraph=True, dynamic=False)
@@ -191,9 +193,9 @@ def compile_blocks(net: Any, on: bool) -> None:
         block._compiled_call_impl = _compiled[block] if on else None
 
 
-def ours(net: Any, work: Work, micro: int, recompute: int = 0, compiled: bool = False) -> float:
+def ours(net: Any, work: Work, micro: int, recompute: int = 0, compiled: bool = False) -> Tensor:
     """Forward and backward as iclora does it."""
-    total = 0.0
+    total = work.x0.new_zeros(())
     for start in range(0, len(work.x0), micro):
         rows = slice(start, start + micro)
         levels = Levels(work.sigma[rows, None], (work.x0.shape[1],))
@@ -210,7 +212,7 @@ def ours(net: Any, work: Work, micro: int, recompute: int = 0, compiled: bool = 
         )
         loss = work.loss(v, rows)
         loss.backward()
-        total += float(loss.detach())
+        total += loss.detach()
     return total
 
 
@@ -220,40 +222,27 @@ class Arm:
 
     name: str
     targets: tuple[str, ...] | str
-    run: Callable[[Any, Work], float]
+    run: Callable[[Any, Work], Tensor]
     seconds: list[float]
     peak: float = 0.0
+    """GiB."""
 
 
 def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, work: Work) -> None:
-    cuda = work.x0.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    elif LINUX.is_dir():
-        (LINUX / "clear_refs").write_text("5")  # from here, a new peak of resident memory
+    """An optimizer step, timed; the loss is read behind the clock, as a trainer's log may be."""
+    device = work.x0.device
+    synchronize(device)
+    reset_peak(device)
     began = time.perf_counter()
-    arm.run(net, work)
+    loss = arm.run(net, work)
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if cuda:
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated()
+    synchronize(device)
     arm.seconds.append(time.perf_counter() - began)
-    if not cuda:
-        peak = resident_peak()
-    arm.peak = max(arm.peak, peak / 2**30)
+    arm.peak = max(arm.peak, peak(device) / 2**30)
     # As it comes: a run that is stopped has shown what it measured.
-    line = {"arm": arm.name, "s": round(arm.seconds[-1], 2), "peak GiB": round(peak / 2**30, 2)}
-    print(json.dumps(line), flush=True)
-
-
-def resident_peak() -> int:
-    """Bytes this process held at most since `clear_refs`, weights too; 0 where that is not told."""
-    if not LINUX.is_dir():
-        return 0
-    return int((LINUX / "status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    print(f"{arm.name}: {arm.seconds[-1]:.2f} s, loss {float(loss):.5f}", flush=True)
 
 
 def gradients(arm: Arm, net: Any, parameters: list[nn.Parameter], work: Work) -> Tensor:
@@ -261,43 +250,63 @@ def gradients(arm: Arm, net: Any, parameters: list[nn.Parameter], work: Work) ->
     return torch.cat([p.grad.float().flatten() for p in parameters])  # type: ignore[union-attr]
 
 
-def gate(group: list[Arm], net: Any, parameters: list[nn.Parameter], work: Work) -> list[Arm]:
-    """The arms that fit in memory; their gradients must be equal."""
-    fitting, first = [], None
+def gate(
+    group: list[Arm],
+    net: Any,
+    parameters: list[nn.Parameter],
+    work: Work,
+    tell: Tell,
+    most: float = 0.03,
+) -> list[Arm]:
+    """The arms that run on this device; their gradients must be equal.
+
+    Args:
+        most: by how much gradients may differ, relative. Sums in bf16 come in two orders; a wrong
+            gradient is off by tenths.
+    """
+    running, first = [], None
     for arm in group:
+        began = time.perf_counter()
         try:
             grad = gradients(arm, net, parameters, work)
+            synchronize(work.x0.device)
         except torch.OutOfMemoryError:
-            print(json.dumps({"arm": arm.name, "fits": False}), flush=True)
+            tell(arm.name, None, note="it does not fit in memory")
+            continue
+        except Exception as error:  # One arm's fault must not cost the others.
+            traceback.print_exc()
+            tell(arm.name, None, note=f"{type(error).__name__}: {str(error).splitlines()[0]}")
             continue
         finally:
             for parameter in parameters:
                 parameter.grad = None
-        fitting.append(arm)
+        running.append(arm)
+        tell(f"{arm.name}, first pass", time.perf_counter() - began, "s", note="not timed below")
         if first is None:
             first = grad
             continue
         off = float((grad - first).norm() / first.norm())
-        line = {"gate": f"{arm.name} / {fitting[0].name}", "off": round(off, 4)}
-        print(json.dumps(line), flush=True)
-        # bf16 sums in two orders; a wrong gradient is off by tenths.
-        assert off < 0.03, "the gradients differ: these arms do not do the same work"
-    return fitting
+        tell(f"gradients of {arm.name} from {running[0].name}'s", off, most=most, must=True)
+    return running
+
+
+def ready_optimizer(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW that has made its moments, which it does in its first step."""
+    optimizer = torch.optim.AdamW(parameters, 1e-5)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
 
 
 def matmul_rate(device: torch.device) -> float:
     """TFLOP/s of a bf16 matrix product, the yardstick of this machine in this run."""
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device).bfloat16()
-    best = 1e9
-    for _ in range(6):
-        began = time.perf_counter()
-        for _ in range(4):
-            a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - began) / 4)
-    return 2 * size**3 / best / 1e12
+    cuda = device.type == "cuda"
+    size = 8192 if cuda else 2048
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    times = seconds(lambda: a @ b, device, 6, warm=2, calls=4 if cuda else 1)
+    return 2 * size**3 / min(times) / 1e12
 
 
 def train_flops(config: Any, tokens: int, batch: int) -> float:
@@ -329,6 +338,80 @@ def make_arms(micro: int, part: int, recompute: int) -> list[Arm]:
     return arms
 
 
+def measure(
+    tell: Tell,
+    *,
+    true_size: bool = False,
+    batch: int = 4,
+    width: int = 1024,
+    height: int = 1536,
+    micro: int = 1,
+    peer_micro: int | None = None,
+    recompute: int = 0,
+    rounds: int = 3,
+    arms: list[str] | None = None,
+) -> None:
+    """Time all arms, or those that are named, and compare ours with its peers."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = build(dev_size if true_size else proxy, device)
+    work = Work.draw(net, batch, width, height, device)
+    every = make_arms(micro, peer_micro or batch, recompute)
+    wanted = arms or [arm.name for arm in every]
+    for targets in (SCRIPT_TARGETS, "all"):
+        group = [arm for arm in every if arm.targets == targets and arm.name in wanted]
+        if not group:
+            continue
+        parameters = adapters(net, targets)
+        _compiled.clear()
+        group = gate(group, net, parameters, work, tell, 0.1 if true_size else 0.03)
+        optimizer = ready_optimizer(parameters)
+        for _ in range(rounds):
+            for arm in group:
+                step(arm, net, parameters, optimizer, work)
+        net.delete_adapters("x")
+    report(tell, every, work, net)
+
+
+TARGETS = {
+    ("script", "ours"): 2.0,
+    ("script-best", "ours-compiled"): 1.3,
+    ("ai-toolkit", "ours-all"): 2.5,
+}
+"""How many times as fast as a peer ours is to be, on an H100 at true size."""
+
+
+def report(tell: Tell, arms: list[Arm], work: Work, net: Any) -> None:
+    """Tell medians, ratios, and the share of what the device can do."""
+    device = work.x0.device
+    rate = matmul_rate(device)
+    batch, tokens = work.x0.shape[:2]
+    flops = train_flops(net.config, tokens, batch) / 1e12
+    tell("bf16 matrix product in the same run", rate, "TFLOP/s")
+    tell("counted of a step without recomputing", flops, "TFLOP")
+    timed = {arm.name: arm for arm in arms if arm.seconds}
+    goals = device.type == "cuda" and net.config.num_layers == 19
+    for arm in timed.values():
+        middle = median(arm.seconds)
+        tell(arm.name, middle, "s a step", note=f"peak {arm.peak:.1f} GiB", all=arm.seconds)
+    for (theirs, mine), target in TARGETS.items():
+        if theirs in timed and mine in timed:
+            ratio = median(timed[theirs].seconds) / median(timed[mine].seconds)
+            tell(f"{theirs} / {mine}", ratio, "times", least=target if goals else None)
+    for name in ("ours", "ours-compiled", "ours-all"):
+        if name in timed:
+            share = flops / median(timed[name].seconds) / rate
+            least = 0.55 if goals and name == "ours-compiled" else None
+            note = "of this run's matrix product"
+            tell(f"MFU of {name}", share, least=least, note=note)
+
+
+def printed(what: str, value: Any, unit: str = "", **more: Any) -> None:
+    """Print a figure as a line of JSON."""
+    number = round(value, 4) if isinstance(value, float) else value
+    more = {name: found for name, found in more.items() if found not in (None, "", (), False)}
+    print(json.dumps({"what": what, "value": number, "unit": unit, **more}), flush=True)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -341,64 +424,11 @@ def main() -> None:
     parser.add_argument("--recompute", type=int, default=0, help="blocks that ours recomputes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", help="by default all")
-    args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = build(true_size if args.true_size else proxy, device)
-    work = Work.draw(net, args.batch, args.width, args.height, device)
-
-    arms = make_arms(args.micro, args.peer_micro or args.batch, args.recompute)
-    wanted = args.arms or [arm.name for arm in arms]
-    for targets in (SCRIPT_TARGETS, "all"):
-        group = [arm for arm in arms if arm.targets == targets and arm.name in wanted]
-        if not group:
-            continue
-        parameters = adapters(net, targets)
-        _compiled.clear()
-        group = gate(group, net, parameters, work)
-        optimizer = torch.optim.AdamW(parameters, 1e-5)
-        for _ in range(args.rounds):
-            for arm in group:
-                step(arm, net, parameters, optimizer, work)
-        net.delete_adapters("x")
-    report(arms, work, net, device)
-
-
-def report(arms: list[Arm], work: Work, net: Any, device: torch.device) -> None:
-    rate = matmul_rate(device)
-    batch, tokens = work.x0.shape[:2]
-    flops = train_flops(net.config, tokens, batch) / 1e12
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    print(
-        json.dumps(
-            {
-                "device": name or platform.machine(),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "peft": peft.__version__,
-                "date": time.strftime("%Y-%m-%d"),
-                "batch": batch,
-                "tokens": tokens + TEXT,
-                "matmul TFLOP/s": round(rate, 3),
-                "counted TFLOP": round(flops, 2),
-            }
-        )
-    )
-    for arm in arms:
-        if arm.seconds:
-            median = statistics.median(arm.seconds)
-            print(
-                json.dumps(
-                    {
-                        "arm": arm.name,
-                        "median s": round(median, 3),
-                        "all s": [round(s, 2) for s in arm.seconds],
-                        "tokens/s": round(batch * (tokens + TEXT) / median),
-                        "MFU": round(flops / median / rate, 3),
-                        "peak GiB": round(arm.peak, 2),
-                    }
-                )
-            )
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    about = {"device": card, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    about |= {"diffusers": diffusers.__version__, "peft": peft.__version__}
+    print(json.dumps({**about, "date": time.strftime("%Y-%m-%d")}), flush=True)
+    measure(printed, **vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

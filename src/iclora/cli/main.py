@@ -54,6 +54,7 @@ VERBS: Registry[Verb[Any]] = Registry(
         "push": "iclora.cli.training:push",
         "serve": "iclora.cli.serving:serve",
         "studio": "iclora.cli.serving:studio",
+        "bench": "iclora.cli.measuring:bench",
     },
 )
 

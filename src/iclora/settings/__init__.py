@@ -18,8 +18,8 @@ know stands in the field's JSON schema:
 A verb is such a model and a function that is told it: `@verb(CheckSettings)`.
 
 `fields` holds types, ranges and what a field tells doors, `docstrings` reads its help; `training`,
-`making`, `data` and `serving` hold the models; `reading` turns plain values into settings. No torch
-is needed here.
+`making`, `data`, `serving` and `measuring` hold the models; `reading` turns plain values into
+settings. No torch is needed here.
 """
 
 from iclora.settings.data import (
@@ -76,6 +76,7 @@ from iclora.settings.making import (
     SampleSettings,
     Wish,
 )
+from iclora.settings.measuring import BenchSettings
 from iclora.settings.reading import Verb, read_settings, settings_of, verb
 from iclora.settings.serving import ServeSettings, StudioSettings
 from iclora.settings.training import PlanSettings, RunSettings, TrainSettings
@@ -84,6 +85,7 @@ __all__ = [
     "MOST_PIXELS",
     "PRECISIONS",
     "RESOLUTIONS",
+    "BenchSettings",
     "Boost",
     "CaptionSettings",
     "CheckSettings",

@@ -1,0 +1,201 @@
+"""Sampling with an adapter: ours against diffusers, on the same weights, in one process.
+
+    python benchmarks/sample_step.py --width 512 --height 512    69M-parameter FLUX.1 on a CPU
+    python benchmarks/sample_step.py --true-size                 FLUX.1-dev's size, on a GPU
+
+Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer of the blocks:
+
+    diffusers            its model under no_grad, the LoRA in PEFT's layers beside the weights
+    diffusers-compiled   that with compiled blocks, and cuDNN's attention on a GPU
+    ours                 iclora's forward pass
+    ours-fp8             that with the blocks' weights and products in fp8
+
+A time is that of all steps, Euler steps included, texts and pictures apart. Before any, velocities
+must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from train_step import (
+    TEXT,
+    Work,
+    adapters,
+    build,
+    compile_blocks,
+    dev_size,
+    matmul_rate,
+    printed,
+    proxy,
+)
+
+from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
+from iclora.jobs.bench.telling import Tell
+from iclora.models.flux.forward import flux_forward
+from iclora.models.passes import Levels
+from iclora.models.quantize import check_precision, quantize
+
+ARMS = ("diffusers", "diffusers-compiled", "ours", "ours-fp8")
+TARGETS = {("diffusers", "ours"): 1.6, ("diffusers", "ours-fp8"): 3.0}
+"""How many times as fast as diffusers ours is to be, on an H100 at true size."""
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(z (1, n, c), sigma (1,)) to (1, n, c)."""
+
+
+def lora(net: Any) -> None:
+    """A LoRA on every linear layer of the blocks, in bf16; the same numbers each time."""
+    torch.manual_seed(3)
+    for parameter in adapters(net, "all"):
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.bfloat16()
+
+
+def theirs(net: Any, work: Work, best: bool) -> Velocity:
+    compile_blocks(net, best)
+    guidance = torch.full((1,), 3.5, device=work.x0.device)
+    text = torch.zeros(TEXT, 3, device=work.x0.device)
+
+    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
+        out: Tensor = net(
+            hidden_states=z.bfloat16(),
+            encoder_hidden_states=work.prompt,
+            pooled_projections=work.pooled,
+            timestep=sigma,
+            guidance=guidance,
+            img_ids=work.places,
+            txt_ids=text,
+            return_dict=False,
+        )[0]
+        return out
+
+    return velocity
+
+
+def ours(net: Any, work: Work) -> Velocity:
+    guidance = torch.full((1,), 3.5, device=work.x0.device)
+
+    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
+        levels = Levels(sigma[:, None], (z.shape[1],))
+        how = (work.prompt, work.pooled, levels, guidance, work.places)
+        return flux_forward(net, z.bfloat16(), *how)
+
+    return velocity
+
+
+def sample(velocity: Velocity, noise: Tensor, sigmas: list[float]) -> Tensor:
+    """Euler steps from noise, float32."""
+    z = noise
+    for sigma, following in pairwise(sigmas):
+        level = torch.full((1,), sigma, device=z.device)
+        z = z + (following - sigma) * velocity(z, level).float()
+    return z
+
+
+def flops(config: Any, tokens: int) -> float:
+    """Counted FLOPs of a pass."""
+    width = config.num_attention_heads * config.attention_head_dim
+    length, blocks = tokens + TEXT, config.num_layers + config.num_single_layers
+    return blocks * (24 * width**2 * length + 4 * length**2 * width)
+
+
+@torch.no_grad()
+def measure(
+    tell: Tell,
+    *,
+    true_size: bool = False,
+    width: int = 1024,
+    height: int = 1536,
+    steps: int = 20,
+    rounds: int = 2,
+    arms: list[str] | None = None,
+) -> None:
+    """Time the arms that are named, by default all that this device can."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = build(dev_size if true_size else proxy, device)
+    lora(net)
+    work = Work.draw(net, 1, width, height, device)
+    # Exact in bf16, or the two would see another level: the pipeline rounds as we do.
+    sigmas = [round((1 - n / steps) * 128) / 128 for n in range(steps)] + [0.0]
+    times: dict[str, list[float]] = {}
+    first: Tensor | None = None
+    for name in arms or ARMS:
+        try:
+            velocity = _arm(name, net, work)
+            began = time.perf_counter()
+            v = velocity(work.eps, torch.full((1,), 0.5, device=device)).float()
+            synchronize(device)
+            tell(f"{name}, first pass", time.perf_counter() - began, "s", note="not timed below")
+            if first is None:
+                first = v
+            elif name != "ours-fp8":
+                off = float((v - first).norm() / first.norm())
+                tell(f"{name}: velocity off by", off, most=0.05, must=True)
+            else:
+                tell(f"{name}: velocity off by", float((v - first).norm() / first.norm()))
+            reset_peak(device)
+            run = seconds(lambda v=velocity: sample(v, work.eps, sigmas), device, rounds, warm=0)
+        except Exception as error:  # One arm's fault must not cost the others.
+            traceback.print_exc()
+            tell(name, None, note=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            clear(device)
+            continue
+        times[name] = run
+        note = f"peak {peak(device) / 2**30:.1f} GiB"
+        tell(name, median(run), f"s for {steps} steps", note=note, all=run)
+    _compare(tell, times, flops(net.config, work.x0.shape[1]) * steps, device, true_size)
+
+
+def _arm(name: str, net: Any, work: Work) -> Velocity:
+    if name.startswith("diffusers"):
+        return theirs(net, work, name.endswith("compiled"))
+    if name == "ours-fp8":
+        check_precision("fp8", work.x0.device)
+        net.delete_adapters("x")
+        blocks = ("transformer_blocks.", "single_transformer_blocks.")
+        quantize(net, "fp8", work.x0.device, blocks)
+        clear(work.x0.device)
+        lora(net)
+    return ours(net, work)
+
+
+def _compare(
+    tell: Tell, times: dict[str, list[float]], work: float, device: torch.device, goals: bool
+) -> None:
+    for peer in ("diffusers", "diffusers-compiled"):
+        for mine in ("ours", "ours-fp8"):
+            if peer in times and mine in times:
+                ratio = median(times[peer]) / median(times[mine])
+                least = TARGETS.get((peer, mine)) if goals else None
+                tell(f"{peer} / {mine}", ratio, "times", least=least)
+    if "ours" in times:
+        rate = matmul_rate(device)
+        share = work / 1e12 / median(times["ours"]) / rate
+        tell("MFU of ours", share, note=f"of this run's matrix product, {rate:.4g} TFLOP/s")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--true-size", action="store_true")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--height", type=int, default=1536)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--arms", nargs="+", choices=ARMS)
+    told = parser.parse_args()
+    print(json.dumps({**vars(told), "torch": torch.__version__}), flush=True)
+    measure(printed, **vars(told))
+
+
+if __name__ == "__main__":
+    main()
