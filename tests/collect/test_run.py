@@ -3,9 +3,11 @@
 import json
 import random
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from iclora.collect.run import collect
 from iclora.errors import DatasetError
@@ -97,3 +99,38 @@ def test_a_folder_that_holds_something_else_is_refused(pairs, tmp_path):
         collect(told(pairs, tmp_path / "sets"))
     with pytest.raises(DatasetError, match="no set of 2 pictures"):
         collect(told(tmp_path / "nowhere", tmp_path / "other"))
+
+
+def test_nothing_is_cut_away_from_the_official_storyboards(official, tmp_path):
+    out, few = tmp_path / "sets", tmp_path / "few"
+    with zipfile.ZipFile(official) as archive:
+        names = [n for n in archive.namelist() if n.endswith((".jpg", ".txt"))]
+        archive.extractall(few, [n for n in names if re.search(r"/0003\.", n)])
+    settings = {"recipe": "film-storyboard", "out": str(out), "review": False}
+    done = collect(CollectSettings(sources=(str(few),), **settings))
+    assert (done.sets, done.problems) == (1, ())
+    assert {row["score"] for row in rows(out)} == {1.0}
+    before = open_dataset(few, "film-storyboard").sets
+    after = open_dataset(out).sets
+    assert [each.digest for each in after] == [each.digest for each in before]
+    assert [each.caption() for each in after] == [each.caption() for each in before]
+
+
+def test_sheets_with_gutters_are_whole_sets_and_plain_pictures_are_not(tmp_path):
+    folder = tmp_path / "sheets"
+    folder.mkdir()
+    for number in range(2):
+        canvas, _ = draw_set(TASKS["film-storyboard"], random.Random(number))
+        panels = [panel.render().resize((192, 96)) for panel in canvas.panels]
+        sheet = Image.new("RGB", (192, 3 * 96 + 16), "white")
+        for place, panel in enumerate(panels):
+            sheet.paste(panel, (0, place * 104))
+        sheet.save(folder / f"{number * 7 + 3}x{'ab'[number]}.png")
+    panel.resize((200, 300)).save(folder / "plain.png")
+    out = tmp_path / "sets"
+    settings = {"recipe": "film-storyboard", "out": str(out), "review": False}
+    done = collect(CollectSettings(sources=(str(folder),), **settings))
+    assert done.sets == 2
+    dataset = open_dataset(out)
+    sizes = [each.measure(dataset.recipe).sizes for each in dataset.sets]
+    assert sizes == [((192, 96),) * 3] * 2

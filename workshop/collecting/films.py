@@ -106,7 +106,7 @@ class _Camera:
 
 
 def make_film(
-    seed: int, size: tuple[int, int] = (640, 360), scenes: int = 6, letterbox: float = 0.0
+    seed: int, size: tuple[int, int] = (480, 270), scenes: int = 6, letterbox: float = 0.0
 ) -> tuple[Film, Iterator[Pixels]]:
     """A film's truth, complete once its frames were taken, and its frames (height, width, 3).
 
@@ -179,7 +179,7 @@ def _barred(pixels: Pixels, bar: int) -> Pixels:
 
 
 def write_film(
-    path: Path, seed: int, size: tuple[int, int] = (640, 360), scenes: int = 6, letterbox: float = 0
+    path: Path, seed: int, size: tuple[int, int] = (480, 270), scenes: int = 6, letterbox: float = 0
 ) -> Film:
     """Encode a film, its truth in a .json beside it."""
     film, frames = make_film(seed, size, scenes, letterbox)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iclora.collect.likeness import near_duplicates
+from iclora.collect.likeness import near_duplicates, root_shares
 from iclora.collect.picture import Look
 
 __all__ = ["spread_out", "without_twins"]
@@ -71,4 +71,4 @@ def spread_out(sets: Sequence[Sequence[Look]], scores: Sequence[float], keep: in
 
 def _features(look: Look) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     tones = look.tones.astype(np.float32).ravel() / 255
-    return np.concatenate([tones / tones.size**0.5, np.sqrt(look.shades)]).astype(np.float32)
+    return np.concatenate([tones / tones.size**0.5, root_shares(look)]).astype(np.float32)

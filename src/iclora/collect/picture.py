@@ -60,8 +60,6 @@ class Look:
     compressing a picture turns few of them."""
     tones: NDArray[np.uint8]
     """The picture at 8 x 8 px, RGB."""
-    shades: NDArray[np.float32]
-    """Shares of 64 colours, 4 levels a channel; they add up to 1."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def look_at(picture: Picture) -> Look:
         raise ImageError(
             f'image "{name}" is damaged or cut short ({error})', "Copy or export it again."
         ) from error
-    return Look(size[::-1] if turned else size, seen.hash, seen.tones, seen.shades)
+    return Look(size[::-1] if turned else size, seen.hash, seen.tones)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -142,23 +140,8 @@ def glance(image: Image.Image) -> Look:
     waves = _COSINES @ np.asarray(grey, dtype=np.float64) @ _COSINES.T
     slow = waves.ravel()[1:]  # without the mean brightness
     bits = np.append(slow > np.median(slow), waves[0, 0] > 128 * _GREY)
-    shades = _shades(np.asarray(small, dtype=np.float32).reshape(-1, 3))
     tones = np.asarray(small.resize((_TONES, _TONES), Image.Resampling.BOX), dtype=np.uint8)
-    return Look(image.size, int.from_bytes(np.packbits(bits).tobytes()), tones, shades)
-
-
-def _shades(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shares of 64 colours; a pixel counts for those around it, so that no border splits a tone."""
-    place = pixels * (3 / 255)
-    low = np.minimum(place.astype(np.int64), 2)
-    above = place - low
-    shares = np.zeros(64)
-    for corner in range(8):
-        bits = np.array([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
-        weights = np.where(bits, above, 1 - above).prod(axis=1)
-        bins = (low + bits) @ (16, 4, 1)
-        shares += np.bincount(bins, weights=weights, minlength=64)
-    return (shares / len(pixels)).astype(np.float32)
+    return Look(image.size, int.from_bytes(np.packbits(bits).tobytes()), tones)
 
 
 _COSINES = np.cos(np.pi / _GREY * (np.arange(_GREY) + 0.5) * np.arange(_WAVES)[:, None]) * np.sqrt(

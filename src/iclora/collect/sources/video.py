@@ -45,7 +45,9 @@ _SHORTEST = 8
 """Frames; what is shorter is a flash or a mistake."""
 _SEEN = 640
 """Width at which sharpness is measured, px."""
-_STRANGE = 0.4
+_EQUAL = 2
+"""Times the difference of a copy up to which two shots show the same."""
+_STRANGE = 0.52
 """`unlike` of two shots above which they are of different scenes."""
 _BACK = 3
 """Shots that a new one is compared with: in a dialogue every second one is alike."""
@@ -101,7 +103,7 @@ def _storyboards(
     for number, scene in enumerate(_scenes(shots), 1):
         own: list[tuple[Picture, Look]] = []
         for picture, look in scene:
-            if any(same_picture(look, other) for _, other in own):
+            if any(same_picture(look, other, _EQUAL) for _, other in own):
                 equal += 1
             else:
                 own.append((picture, look))
