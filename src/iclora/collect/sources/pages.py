@@ -41,6 +41,8 @@ _CLOSING = re.compile(
 )
 _EMPTY = 12
 """Least difference between the darkest and the brightest tone of a page with something on it."""
+_BUILT = 3
+"""Times the difference of a copy up to which a page shows nearly what the next one shows."""
 _PAGES = "pages.json"
 _PNG_LEVEL = 1
 
@@ -103,7 +105,7 @@ def _slides(source: str, pages: Sequence[_Page], want: Wanted) -> list[Found]:
     built = [
         page
         for page, after in zip(shown, [*shown[1:], None], strict=True)
-        if after is None or not same_picture(page.look, after.look)
+        if after is None or not same_picture(page.look, after.look, _BUILT)
     ]
     title = built[:1] if built and 0 < built[0].words <= _FEW_WORDS else []
     rest = built[len(title) :]
