@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import threading
 import tomllib
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import iclora.sets
+from iclora.serve import planning
 from iclora.serve.records import Files, place_of
 from iclora.sets.recipe import load_recipe
 from iclora.train.asked import asked_of
@@ -290,6 +292,20 @@ def test_a_plan_is_counted_once_for_the_same_settings(opened, dataset, monkeypat
     found = {"problem": "nothing fits", "advice": "Less.", "setting": "vram"}
     refused = opened.client.get("/api/v1/plan?vram=1")
     assert (refused.status_code, refused.json()["setting"]) == (422, "vram")
+
+
+def test_a_plan_that_takes_long_is_found_by_who_asks_again(opened, monkeypatch):
+    go, asked = threading.Event(), []
+    monkeypatch.setattr(planning, "_counted", lambda told: asked.append(go.wait(10)) or PLANNED)
+    monkeypatch.setattr(planning, "_known", {})
+    monkeypatch.setattr(planning, "_PATIENCE", 0.01)
+    first = opened.client.get("/api/v1/plan?vram=8")
+    assert (first.status_code, first.headers["retry-after"]) == (429, "5")
+    assert opened.client.get("/api/v1/plan?vram=9").status_code == 429
+    go.set()
+    monkeypatch.setattr(planning, "_PATIENCE", 10.0)
+    assert opened.client.get("/api/v1/plan?vram=8").json()["peak"] == PLANNED["peak"]
+    assert len(asked) == 1
 
 
 def test_a_named_file_is_offered_beside_those_of_the_folder(folder, tmp_path_factory):

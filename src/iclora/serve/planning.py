@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,8 +22,10 @@ from iclora.settings import TrainSettings
 
 __all__ = ["PlanQuery", "plan"]
 
-_SECONDS = 75
-"""Below what proxies wait for."""
+_PATIENCE = 20.0
+"""Seconds that a request waits for a plan: less than proxies do."""
+_SECONDS = 600
+"""Most that counting takes."""
 _KEPT = 64
 _ASKED = (
     *("batch", "rank", "steps", "targets", "precision", "resolutions", "text", "compile"),
@@ -31,7 +34,9 @@ _ASKED = (
 )
 """Settings of a run that its memory and time depend on."""
 
-_one_at_a_time = threading.Lock()
+_lock = threading.Lock()
+_counting: dict[str, Future[dict[str, Any]]] = {}
+"""What is counted just now, one at a time."""
 _known: dict[str, dict[str, Any]] = {}
 
 
@@ -54,7 +59,7 @@ PlanQuery: Any = create_model("PlanQuery", __base__=Strict, **_fields())
 
 
 def plan(catalog: Catalog, base: str, query: Any) -> dict[str, Any]:
-    """What a run takes. Raises: Refused if it cannot be counted, or takes too long."""
+    """What a run takes. Raises: Refused if it cannot be counted, or is not yet."""
     told = {name: getattr(query, name) for name in query.model_fields_set}
     told = {name: value for name, value in told.items() if value is not None}
     told["vram"] = query.vram
@@ -64,20 +69,40 @@ def plan(catalog: Catalog, base: str, query: Any) -> dict[str, Any]:
         told["recipe"] = catalog.recipe(query.recipe)[1]
     told = {"data": "DATA", **told, "base": base, "out": "RUN"}
     key = json.dumps(told, default=list, sort_keys=True)
-    if key in _known:
-        return _known[key]
-    if not _one_at_a_time.acquire(timeout=1):
-        raise Refused(
-            429, "another plan is counted just now", "Ask again.", headers={"Retry-After": "10"}
-        )
+    with _lock:
+        if key in _known:
+            return _known[key]
+        future = _counting.get(key)
+        if future is None:
+            if _counting:
+                raise _not_yet("another plan is counted just now")
+            future = _counting[key] = Future()
+            threading.Thread(target=_count, args=(key, told, future), daemon=True).start()
+    try:
+        return future.result(_PATIENCE)
+    except TimeoutError as error:
+        raise _not_yet("this is still being counted") from error
+
+
+def _not_yet(problem: str) -> Refused:
+    return Refused(429, problem, "Ask again.", headers={"Retry-After": "5"})
+
+
+def _count(key: str, told: dict[str, Any], future: Future[dict[str, Any]]) -> None:
+    """Count a plan, however long it takes: whoever asks again finds it."""
     try:
         found = _counted(told)
-    finally:
-        _one_at_a_time.release()
-    while len(_known) >= _KEPT:
-        _known.pop(next(iter(_known)))
-    _known[key] = found
-    return found
+    except Exception as error:
+        with _lock:
+            del _counting[key]
+        future.set_exception(error)
+        return
+    with _lock:
+        del _counting[key]
+        while len(_known) >= _KEPT:
+            _known.pop(next(iter(_known)))
+        _known[key] = found
+    future.set_result(found)
 
 
 def _counted(told: dict[str, Any]) -> dict[str, Any]:

@@ -140,12 +140,12 @@ function Result({ id }) {
   const arms = armsOf(live);
   return html`<article class="compare">
     <nav class="steps"><a class="button bare" href="#/compare"><${Icon} name="back" /> Compare</a></nav>
-    <h1>${arms.map(called).join(", ")}</h1>
+    <h1>${arms.map(called).join(" · ")}</h1>
     ${live.ended === null && html`<p class="buttons"><${Progress} job=${live} /><button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${id}/cancel`)))}>Stop</button></p>`}
     <${Wrong} error=${live.error} />
     ${(live.status === "cancelled" || live.status === "failed") && html`<p><button type="button" class="main" onClick=${() => attempt(async () => know(await post(`jobs/${id}/retry`)))}>Go on</button> <span class="quiet">sets that are made are kept</span></p>`}
-    ${table && html`<${Figures} table=${table} arms=${arms} />`}
     <${Cases} id=${id} job=${live} arms=${arms} files=${files} />
+    ${table && html`<${Figures} table=${table} arms=${arms} />`}
     ${files.includes("report.html") && html`<p class="help"><a href=${url(`jobs/${id}/files/report.html`)} target="_blank" rel="noopener">The report as one page</a></p>`}
   </article>`;
 }
@@ -183,7 +183,7 @@ const within = (/** @type {any} */ one) => (one?.low == null ? "" : `${rounded(o
 /** @param {{table: any, arms: string[]}} props */
 function Figures({ table, arms }) {
   const rows = Object.entries(table.figures ?? {});
-  return html`<section aria-label="Figures"><div class="scrolls" tabindex="0" role="group" aria-label="Table of figures"><table class="figures"><thead><tr><th scope="col">Mean and 95% interval</th>${arms.map((arm) => html`<th scope="col" key=${arm}>${called(arm)}</th>`)}</tr></thead>
+  return html`<section aria-label="Figures"><h2>Figures</h2><div class="scrolls" tabindex="0" role="group" aria-label="Table of figures"><table class="figures"><thead><tr><th scope="col">Mean and 95% interval</th>${arms.map((arm) => html`<th scope="col" key=${arm}>${called(arm)}</th>`)}</tr></thead>
     <tbody>${rows.map(([name, row]) => html`<tr key=${name}><th scope="row">${name}<span class="help">${row.meaning}</span></th>
       ${arms.map((arm) => {
         const one = row.arms[arm];

@@ -2,11 +2,11 @@
 // Train: a new run, made of the settings' own schema, and the runs that there are.
 import { get, post, Problem, url } from "./api.js";
 import { html, signal, useEffect } from "./lib.js";
-import { Field, label, read, schemaIn, written } from "./forms.js";
+import { Field, read, schemaIn, written } from "./forms.js";
 import { bind } from "./keys.js";
 import { kept } from "./kept.js";
 import { listen } from "./live.js";
-import { Icon, Picture, plain, Progress, Wrong } from "./parts.js";
+import { Picture, plain, Progress, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
 import { OneRun } from "./run.js";
 import { forms, jobs, know, needForm, recipes } from "./state.js";
@@ -166,13 +166,15 @@ function NewRun() {
     return () => clearTimeout(timer);
   }, [usual.value, JSON.stringify(now.values)]);
   useEffect(() => bind({ "Ctrl+Enter": () => void start() }), []);
-  const touched = more.some((name) => now.values[name] || wrong.value[name]);
+  const refused = plan.value?.error;
+  const errorOf = (/** @type {string} */ name) => wrong.value[name] ?? (refused?.setting === name ? refused : undefined);
+  const touched = more.some((name) => now.values[name] || errorOf(name));
   const rest = Object.entries(wrong.value).filter(([name]) => !all.includes(name));
   const clear = (/** @type {string} */ name) => {
     const { [name]: _, ...others } = wrong.value;
     wrong.value = others;
   };
-  const field = (/** @type {string} */ name) => html`<${Field} key=${name} form="train" name=${name} value=${now.values[name] ?? ""} error=${wrong.value[name]}
+  const field = (/** @type {string} */ name) => html`<${Field} key=${name} form="train" name=${name} value=${now.values[name] ?? ""} error=${errorOf(name)}
     empty=${usual.value && name in usual.value.values ? written(usual.value.values[name]) : undefined}
     onValue=${(/** @type {string} */ text) => {
       clear(name);
@@ -212,10 +214,9 @@ const gb = (/** @type {number} */ bytes) => `${(bytes / 1e9).toFixed(bytes < 1e1
 function Counted() {
   const found = plan.value;
   if (!found && !counting.value) return null;
-  const setting = found?.error?.setting;
   return html`<section class=${`card-plan ${counting.value ? "stale" : ""}`} aria-label="Plan" aria-live="polite">
     ${!found && html`<p class="quiet">Counting whether it fits</p>`}
-    ${found?.error && html`<${Wrong} error=${found.error} />${setting && html`<p class="help">It concerns: ${label(setting)}</p>`}`}
+    ${found?.error && html`<${Wrong} error=${found.error} />`}
     ${found && !found.error && html`
       <dl><div><dt>Memory</dt><dd><b>Fits: ${gb(found.peak)}</b> of ${gb(found.usable)}<meter min="0" max=${found.usable} value=${found.peak} aria-label="memory of the run"></meter></dd></div>
         <div><dt>Time</dt><dd>${found.seconds
@@ -255,6 +256,5 @@ function Row({ run }) {
   return html`<li class="row"><a class="thumb" href=${`#/train/${run.id}`} tabindex="-1" aria-hidden="true">${picture && html`<${Picture} src=${url(`runs/${run.id}/previews/${picture}`)} alt="" />`}</a>
     <div class="what"><p><a href=${`#/train/${run.id}`}><b>${run.id.replace(/^runs~/, "")}</b></a></p>
       <p class="quiet">${SAID[run.state]} · step ${now} of ${run.steps}${run.loss == null ? "" : ` · loss ${run.loss.toFixed(3)}`}</p></div>
-    ${run.state === "finished" && html`<span class="tools"><a class="button" href=${`#/train/${run.id}`}><${Icon} name="next" /> Open</a></span>`}
   </li>`;
 }
