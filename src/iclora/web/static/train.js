@@ -135,15 +135,17 @@ async function count() {
   const asked = new URLSearchParams({ vram: String(input.vram ?? "auto"), data: input.data });
   for (const name of COUNTED) for (const each of [input[name] ?? []].flat()) asked.append(name, String(each));
   counting.value = true;
+  let later = false;
   try {
     const found = await get(`plan?${asked}`);
     if (mine === turn) plan.value = { ...found, steps: input.steps ?? schemaIn("train", "steps")?.default };
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    if (error.status === 429) setTimeout(() => mine === turn && count(), 3000);
+    later = error.status === 429 && mine === turn;
+    if (later) setTimeout(() => mine === turn && count(), 3000);
     else if (mine === turn) plan.value = { error };
   } finally {
-    if (mine === turn) counting.value = false;
+    if (mine === turn && !later) counting.value = false;
   }
 }
 
