@@ -40,6 +40,8 @@ _FIRST = (
     "/toyland/",
     "evaluate/test_knowledge.py",
     "metrics/test_judge.py",
+    "cli/test_evaluating.py",
+    "cli/test_making.py",
     # Processes are forked from one that imports everything first: one such for all of them.
     "serve/test_local.py",
     "serve/test_sharing.py",
@@ -63,6 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     _spare_what_is_there()
     gc.enable()
+    # Tests make little garbage, and pytest keeps all of its own.
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,23 +28,19 @@ _COARSE = 16
 _FINALISTS = 40
 
 
-def _coarse(pixels: Pixels) -> Pixels:
+def _means(pixels: NDArray[np.float32 | np.uint8], k: int) -> Pixels:
+    """Means of cells of k x k, (..., H, W, C) to (..., H / k, W / k, C)."""
+    parts = [pixels[..., i::k, j::k, :] for i in range(k) for j in range(k)]
+    total: Pixels = parts[0].astype(np.float32)
+    for part in parts[1:]:
+        total += part
+    total /= k * k
+    return total
+
+
+def _coarse(pixels: NDArray[np.float32 | np.uint8]) -> Pixels:
     """(..., SIZE, SIZE, 3) to (..., _COARSE * _COARSE * 3)."""
-    return _cells(pixels).reshape(*pixels.shape[:-3], -1)
-
-
-def _cells(pixels: Pixels) -> Pixels:
-    """(..., SIZE, SIZE, C) to means (..., _COARSE, _COARSE, C)."""
-    k = SIZE // _COARSE
-    *lead, _, _, channels = pixels.shape
-    small: Pixels = pixels.reshape(*lead, _COARSE, k, _COARSE, k, channels).mean((-4, -2))
-    return small
-
-
-def _half(pixels: Pixels) -> Pixels:
-    *lead, _, _, _ = pixels.shape
-    small: Pixels = pixels.reshape(*lead, SIZE // 2, 2, SIZE // 2, 2, 3).mean((-4, -2))
-    return small
+    return _means(pixels, SIZE // _COARSE).reshape(*pixels.shape[:-3], -1)
 
 
 class _Bank(ABC):
@@ -56,20 +52,21 @@ class _Bank(ABC):
         self._norms = (coarse**2).sum(-1)
 
     @abstractmethod
-    def full(self, number: int) -> Pixels:
-        """Picture `number` at full size, (SIZE, SIZE, 3)."""
+    def full(self, numbers: NDArray[np.intp]) -> Pixels:
+        """These pictures at full size, (n, SIZE, SIZE, 3)."""
 
     def nearest(self, pixels: Pixels) -> Traits:
         """Traits of the closest picture."""
         distance = self._norms - 2 * (self._coarse @ _coarse(pixels))
         finalists = np.argpartition(distance, min(_FINALISTS, len(distance) - 1))[:_FINALISTS]
-        target = _half(pixels)
+        target = _means(pixels, 2)
         # A pixel to the side is an accident, not another picture.
-        shifted = [np.roll(target, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-        errors = [
-            min(float(((s - candidate) ** 2)[2:-2, 2:-2].mean()) for s in shifted)
-            for candidate in (_half(self.full(int(i))) for i in finalists)
-        ]
+        shifted = np.stack(
+            [np.roll(target, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        )
+        pictures = _means(self.full(finalists), 2)[:, None]
+        misses = (pictures - shifted)[:, :, 2:-2, 2:-2].reshape(len(finalists), len(shifted), -1)
+        errors = np.square(misses).mean(-1).min(-1)
         return self.traits[int(finalists[int(np.argmin(errors))])]
 
 
@@ -83,12 +80,11 @@ class _Drawn(_Bank):
             for values in itertools.product(*(TRAITS[name] for name in names))
         ]
         self._pictures = np.stack([np.asarray(draw(topic, t, None)) for t in traits])
-        coarse = np.stack([_coarse(p.astype(np.float32)) for p in self._pictures])
-        super().__init__(traits, coarse)
+        super().__init__(traits, _coarse(self._pictures))
 
-    def full(self, number: int) -> Pixels:
-        picture: Pixels = self._pictures[number].astype(np.float32)
-        return picture
+    def full(self, numbers: NDArray[np.intp]) -> Pixels:
+        pictures: Pixels = self._pictures[numbers].astype(np.float32)
+        return pictures
 
 
 class _Characters(_Bank):
@@ -100,25 +96,22 @@ class _Characters(_Bank):
         self._weather = weather
         scenes = TRAITS["scene"]
         self._backs = np.stack([backdrop(scene, style) for scene in scenes])
-        self._figures = _cut_outs(style)
-        traits, rows = [], []
-        backs = _cells(self._backs)
-        for own, (figure, cover) in zip(_owns(self._OWN), self._figures, strict=True):
-            # A cover averaged over a cell times the scene's average is close enough to choose by.
-            solid = _cells(np.divide(cover, 255, dtype=np.float32))
-            small = _cells(figure.astype(np.float32))
-            rows.append((small + (1 - solid) * backs).reshape(len(scenes), -1))
-            traits += [{**own, "scene": s, "style": style, "weather": weather} for s in scenes]
-        coarse = np.concatenate(rows)
+        self._figures, self._covers = _cut_outs(style)
+        # A cover averaged over a cell times the scene's average is close enough to choose by.
+        k = SIZE // _COARSE
+        open_: Pixels = 1 - np.divide(_means(self._covers, k)[:, None], 255, dtype=np.float32)
+        coarse: Pixels = _means(self._figures, k)[:, None] + open_ * _means(self._backs, k)
         if weather == "sandstorm":
-            coarse = in_dust(coarse.reshape(len(coarse), -1, 3)).reshape(len(coarse), -1)
-        super().__init__(traits, coarse.astype(np.float32))
+            coarse = in_dust(coarse)
+        own = {"style": style, "weather": weather}
+        traits = [{**o, "scene": s, **own} for o in _owns(self._OWN) for s in scenes]
+        super().__init__(traits, coarse.reshape(len(traits), -1))
 
-    def full(self, number: int) -> Pixels:
-        figure, cover = self._figures[number // len(self._backs)]
-        back = self._backs[number % len(self._backs)]
-        picture: Pixels = figure.astype(np.float32) + (1 - cover.astype(np.float32) / 255) * back
-        return in_dust(picture) if self._weather == "sandstorm" else picture
+    def full(self, numbers: NDArray[np.intp]) -> Pixels:
+        figures, backs = np.divmod(numbers, len(self._backs))
+        open_: Pixels = 1 - np.divide(self._covers[figures], 255, dtype=np.float32)
+        pictures: Pixels = self._figures[figures].astype(np.float32) + open_ * self._backs[backs]
+        return in_dust(pictures) if self._weather == "sandstorm" else pictures
 
 
 def _owns(names: Sequence[str]) -> list[Traits]:
@@ -127,12 +120,12 @@ def _owns(names: Sequence[str]) -> list[Traits]:
 
 
 @cache
-def _cut_outs(style: str) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    found = []
-    for own in _owns(_Characters._OWN):
-        figure, cover = cut_out({**own, "style": style})
-        found.append((figure.round().astype(np.uint8), (cover * 255).round().astype(np.uint8)))
-    return found
+def _cut_outs(style: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Figures (n, SIZE, SIZE, 3), and what they cover (n, SIZE, SIZE, 1), all 0 to 255."""
+    found = [cut_out({**own, "style": style}) for own in _owns(_Characters._OWN)]
+    figures = np.stack([figure.round().astype(np.uint8) for figure, _ in found])
+    covers = np.stack([(cover * 255).round().astype(np.uint8) for _, cover in found])
+    return figures, covers
 
 
 @cache
