@@ -164,7 +164,7 @@ def test_flops_are_those_that_torch_counts_in_a_real_pass(small, recompute):
 
 # -- memory -------------------------------------------------------------------------------------
 
-MANY, FEW = Batch(2, 384, 256), Batch(1, 64, 128)
+MANY, FEW = Batch(2, 256, 192), Batch(1, 64, 128)
 """With few tokens, weights that are made from their codes are what matters."""
 CASES = [
     ("full", "bfloat16", 0, MANY),
@@ -179,11 +179,11 @@ CASES = [
     ("nf4", "float32", 0, FEW),
     ("nf4", "bfloat16", 7, FEW),
     ("nf4", "bfloat16", 6, MANY),
-    ("full", "float32", 3, Batch(2, 384, 256, given=True)),
+    ("full", "float32", 3, Batch(2, 256, 192, given=True)),
     # What given tokens do not read is seen if only a block's own tensors live beside it.
-    ("full", "float32", 7, Batch(2, 384, 256, given=True, isolated=True)),
-    ("full", "float32", 0, Batch(1, 384, 256, texts=3)),
-    ("full", "float32", 3, Batch(2, 384, 256, texts=3)),
+    ("full", "float32", 7, Batch(2, 256, 192, given=True, isolated=True)),
+    ("full", "float32", 0, Batch(1, 256, 192, texts=3)),
+    ("full", "float32", 3, Batch(2, 256, 192, texts=3)),
 ]
 
 

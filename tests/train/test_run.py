@@ -286,41 +286,49 @@ def test_a_second_process_that_trains_into_the_same_folder_is_refused(clean, con
     assert not (result.folder / ".lock").exists()
 
 
+@pytest.fixture(scope="module")
+def weights_shown():
+    """The weights that previews of a run are drawn with, by step; made by the first who asks."""
+    return {}
+
+
 @pytest.mark.parametrize("how", ["killed", "interrupted", "at the end"])
-def test_previews_that_a_stop_left_out_are_drawn_later_with_the_same_weights(clean, config, how):
-    def preview_into(seen, kill_at=None):
+def test_previews_that_a_stop_left_out_are_drawn_later_with_the_same_weights(
+    clean, config, how, weights_shown
+):
+    def preview_into(seen, folder, kill_at=None):
         def make(_):
             def preview(step, write):
                 if step == kill_at:
                     raise SystemExit
                 seen[step] = {k: v.detach().clone() for k, v in lora_parameters(clean).items()}
-                folder_of_previews.mkdir(exist_ok=True)
-                (folder_of_previews / f"step-{step:06d}.png").touch()
+                folder.mkdir(exist_ok=True)
+                (folder / f"step-{step:06d}.png").touch()
 
             return preview
 
         return make
 
-    whole, seen = {}, {}
+    seen, resumed = {}, {}
     short = {"preview_every": 2, "steps": 4, "lr": 0.01, "resolutions": (64,)}
-    settings = config("whole", **short)
-    folder_of_previews = Path(settings.out, "previews")
-    train(settings, clean, make_preview=preview_into(whole))
-    assert list(whole) == [2, 4]
+    if not weights_shown:
+        settings = config("whole", **short)
+        folder = Path(settings.out, "previews")
+        train(settings, clean, make_preview=preview_into(weights_shown, folder))
+    assert list(weights_shown) == [2, 4]
     settings = config(**short)
-    folder_of_previews = Path(settings.out, "previews")
+    folder = Path(settings.out, "previews")
     if how == "interrupted":
-        train(settings, clean, make_preview=preview_into(seen), progress=stop_after(2))
+        train(settings, clean, make_preview=preview_into(seen, folder), progress=stop_after(2))
     else:
         at = 2 if how == "killed" else 4
         with pytest.raises(SystemExit):
-            train(settings, clean, make_preview=preview_into(seen, at))
-    resumed = {}
-    train(settings, clean, resume=True, make_preview=preview_into(resumed))
+            train(settings, clean, make_preview=preview_into(seen, folder, at))
+    train(settings, clean, resume=True, make_preview=preview_into(resumed, folder))
     assert list(resumed) == ([4] if how == "at the end" else [2, 4])
     assert list(seen) + list(resumed) == [2, 4]
     for step, weights in resumed.items():
-        assert all(torch.equal(weights[k], v) for k, v in whole[step].items())
+        assert all(torch.equal(weights[k], v) for k, v in weights_shown[step].items())
 
 
 def test_bad_data_stops_a_run_before_anything_is_written(clean, config, tmp_path):
