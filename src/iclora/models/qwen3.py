@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from iclora.errors import ModelError
 from iclora.models.base import Part
 from iclora.models.packed import PackedModel
 from iclora.sets.caption import check_budget
+from iclora.settings import Precision
 
 __all__ = ["Qwen3Model"]
 
@@ -36,6 +38,21 @@ class Qwen3Model(PackedModel):
         "denoiser": ("transformer",),
     }
     held = {"text": ("_encoder",), "vae": ("_vae",), "denoiser": ("denoiser",)}  # noqa: RUF012
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: Precision = "full",
+    ) -> None:
+        super().__init__(folder, name, device, dtype, precision)
+        # Qwen's own tokenizer takes far more; a small base may have been trained on less.
+        if (folder / "tokenizer" / "tokenizer_config.json").is_file():
+            tokenizer = self.config("tokenizer", "tokenizer_config.json")
+            longest = int(tokenizer.get("model_max_length") or self.max_text_tokens)
+            self.max_text_tokens = min(self.max_text_tokens, longest)
 
     @property
     @abstractmethod
