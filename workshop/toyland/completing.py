@@ -82,7 +82,7 @@ def given_axis() -> Iterator[None]:
     """Put given tokens at 1 of the first axis of FLUX.1's position ids, at their rows and columns.
 
     That axis is 0 everywhere in FLUX.1, and the one on which FLUX.2 tells its references apart.
-    An experiment, so not an option of iclora: what it does is in docs/completing.md.
+    An experiment, so not an option of iclora; it has not been measured yet.
     """
 
     def apart(z: Tensor, ids: Tensor, sigma: Tensor, given: Given | None, panels: Any) -> Any:
