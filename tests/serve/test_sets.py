@@ -45,11 +45,16 @@ def test_a_folder_of_many_sets_does_not_hold_up_who_asks(opened, folder, monkeyp
     monkeypatch.setattr("iclora.serve.index._AT_ONCE", 3)
     for number in range(8):
         make_set(folder / "out" / f"job{number}" / "0001", {"seed": number})
+    told = []
+    opened.server.bus.tell = lambda kind, data, *more: told.append(kind)
     assert len(listed(opened)) <= 8
     end = time.monotonic() + 30
     while len(listed(opened)) < 8 and time.monotonic() < end:
         time.sleep(0.01)
     assert len(listed(opened)) == 8
+    while not told and time.monotonic() < end:
+        time.sleep(0.01)
+    assert told[:1] == ["set"]
     make_set(folder / "out" / "job8" / "0001", {})
     while len(listed(opened)) < 9 and time.monotonic() < end:
         time.sleep(0.01)

@@ -105,6 +105,15 @@ def test_a_zip_that_unpacks_to_too_much_is_refused(opened, folder, monkeypatch):
     assert send(opened, upload, {"1.png": b"\0" * 200_000}).status_code == 413
 
 
+def test_a_file_that_is_no_zip_is_refused_without_telling_where_it_lay(opened):
+    upload = begin(opened)
+    send(opened, upload, {"a.zip": b"PK"}, offset=0)
+    answer = finish(opened, upload)
+    assert answer.status_code == 422
+    assert answer.json()["problem"].startswith("this file is not a zip archive")
+    assert "uploads" not in answer.text
+
+
 def test_an_upload_is_forgotten_when_asked_or_after_a_day(opened, folder):
     upload, old = begin(opened), begin(opened)
     assert opened.client.delete(f"{UPLOADS}/{upload}").status_code == 204

@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,9 @@ class Sets:
         self._seen: dict[Path, int] = {}
         self._looking = threading.Lock()
         self._many, self._next = False, 0.0
+        self._found = False
+        self.watcher: Callable[[], None] | None = None
+        """Told when a look that goes on by itself has found something."""
 
     def look(self) -> None:
         """Take in what has been made or removed since the last look, by anybody.
@@ -92,7 +95,10 @@ class Sets:
             self._many = True
             threading.Thread(target=self._look, daemon=True).start()
             return
+        self._found = False
         self._look_into(folders)
+        if self._found and self._many and self.watcher:
+            self.watcher()
         # Looking takes at most a tenth of the time.
         self._next = time.monotonic() + 10 * (time.monotonic() - began)
 
@@ -158,6 +164,7 @@ class Sets:
                     " (SELECT id FROM marks WHERE trashed IS NOT NULL)",
                     gone,
                 )
+            self._found = True
         self._seen.update(seen)
         for done in (new, gone, seen):
             done.clear()

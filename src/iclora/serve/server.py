@@ -61,6 +61,7 @@ class Server:
         self.queue = Queue(self.store, f"{os.getpid()}-{secrets.token_hex(6)}")
         self.bus = Bus()
         self.sets = Sets(self.store, self.catalog)
+        self.sets.watcher = lambda: self.bus.tell("set", {"id": None, "job": None})
         self.assets = Assets(home / "assets")
         self.uploads, self.edits = Uploads(self.catalog), Edits(self.catalog)
         self.tokens = Tokens(base)

@@ -150,7 +150,11 @@ class Uploads:
             return
         if len(packed) > 1 or len(list(_all(folder))) > 1:
             raise DatasetError("a zip was sent beside other files", "Send it alone.", "file")
-        listing, _ = list_files(packed[0])
+        try:
+            listing, _ = list_files(packed[0])
+        except DatasetError as error:
+            problem = error.problem.replace(str(packed[0]), "this file")
+            raise DatasetError(problem, error.advice, "file") from error
         if len(listing) > MOST_FILES:
             raise Refused(413, f"there are more than {MOST_FILES:,} files", "Send two datasets.")
         work, total = folder / "unpacked", 0
