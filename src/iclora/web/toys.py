@@ -92,19 +92,20 @@ def with_its_own(settings: StudioSettings, base: str) -> StudioSettings:
 
 
 def usual_settings(recipe: Recipe | None) -> dict[str, Any]:
-    """Settings of a run of the embedded base, a few minutes long on a CPU.
+    """Settings of a run of the embedded base, short enough to wait for on a CPU.
 
     Args:
         recipe: of its sets, whose canvas it is trained on as it is.
     """
     sides = usual_resolutions(recipe) if recipe else (128,)
-    often = TUNING["steps"] // 6
+    steps = TUNING["steps"] // 3
     return {
         **TUNING,
+        "steps": steps,
         "resolutions": list(sides),
         "conditional": 0.5,  # It then also completes sets, which Make is about.
         "held_out": 0.1,
-        "save_every": often,
-        "preview_every": often,
+        "save_every": steps // 4,
+        "preview_every": steps // 4,
         "preview_resolution": max(sides),
     }

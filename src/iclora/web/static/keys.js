@@ -56,6 +56,8 @@ addEventListener("keydown", (event) => {
   const typing = inField(event.target);
   if (typing && !name.startsWith("Ctrl+") && name !== "Escape") return;
   if (event.altKey) return;
+  // What has the focus is pressed by it.
+  if (name === " " && event.target instanceof HTMLElement && event.target.closest("button, a, summary")) return;
   if (name === "Ctrl+z" && !typing) {
     event.preventDefault();
     attempt(undo);
