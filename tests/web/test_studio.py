@@ -177,6 +177,9 @@ def test_a_run_on_toyland_begins_with_its_sets_own_canvas_and_elsewhere_as_the_p
     assert ask(served, "GET", "usual/train?data=nothing").status_code == 422
     monkeypatch.setattr(served.server, "base", "another")
     said = ask(served, "GET", "usual/train?data=data~boards").json()
+    assert said["values"] == {"vram": "auto"}
+    write_sets(TASKS["film-storyboard"], served.server.catalog.folder / "data" / "many", 10)
+    said = ask(served, "GET", "usual/train?data=data~many").json()
     assert said["values"] == {"vram": "auto", "held_out": 0.1}
 
 

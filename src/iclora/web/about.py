@@ -20,6 +20,9 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/api/v1", tags=["studio"], responses=PROBLEMS)
 
+_ENOUGH = 10
+"""Sets of which one can be spared, to be measured on."""
+
 
 class Machine(BaseModel):
     """Where jobs run, and what is left of the disk."""
@@ -96,7 +99,9 @@ def usual_training(server: Here, query: Annotated[UsualQuery, Query()]) -> dict[
         found = open_dataset(server.catalog.dataset(query.data), chosen)
         recipe, problems = found.recipe, [server.catalog.hide(str(p)) for p in found.problems[:20]]
         count = len(found.sets)
-    values = usual_settings(recipe) if server.base == "toyland" else {"held_out": 0.1}
+    values = usual_settings(recipe) if server.base == "toyland" else {}
+    if count >= _ENOUGH:
+        values["held_out"] = 0.1
     return {
         # Who trains chooses precision and recomputing so that they fit the card.
         "values": {"vram": "auto", **values},

@@ -104,7 +104,6 @@ def usual_settings(recipe: Recipe | None) -> dict[str, Any]:
         "steps": steps,
         "resolutions": list(sides),
         "conditional": 0.5,  # It then also completes sets, which Make is about.
-        "held_out": 0.1,
         "save_every": steps // 4,
         "preview_every": steps // 4,
         "preview_resolution": max(sides),
