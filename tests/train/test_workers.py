@@ -262,7 +262,7 @@ def test_a_run_with_a_spread_base_trains_what_one_process_would(clean, config, t
     assert [row["step"] for row in measured[1]] == [0, 2]
     for ours, spread in zip(*measured, strict=True):
         assert spread["held out"]["loss"] == pytest.approx(ours["held out"]["loss"], rel=1e-3)
-    assert len(list((tmp_path / "many" / "previews").iterdir())) == 2
+    assert len(list((tmp_path / "many" / "previews").iterdir())) == 3
 
 
 def imagine_others(monkeypatch, count):
