@@ -121,10 +121,11 @@ def make_film(
     for scene in range(scenes):
         traits = draw_traits(rng, "character") | {"style": "flat", "weather": "clear"}
         for _ in range(rng.choice((3, 3, 4, 6))):
-            # Twice the film's width, or a small film would take as long as a large one.
             own = traits | {k: draw_traits(rng, "character")[k] for k in ("position", "pose")}
             length = rng.randrange(36, 90)
-            camera = _Camera(own, rng.randrange(2**31), rng, length, 2 * size[0])
+            # A small film must not take as long as a large one.
+            side = 1024 if size[0] > 320 else 2 * size[0]
+            camera = _Camera(own, rng.randrange(2**31), rng, length, side)
             cameras.append((camera, scene))
     return film, _frames(film, cameras, rng, inner, bar)
 

@@ -25,7 +25,7 @@ TINY = (32, 18)
 """Width and height at which frames are compared, px."""
 _AHEAD = 48
 """Frames that must be known behind one before it is settled: the longest mixture."""
-_STEP = 32
+_STEP = 64
 """Frames that are settled at a time."""
 _CUT = 6.0
 """Mean change of a cut in 256 levels, at least."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -145,12 +146,17 @@ def _extract(path: Path, progress: Progress, folder: Path) -> None:
             film = _Film(av, container, path)
             bars = film.bars()
         # Opened again: some containers cannot be wound back.
-        with av.open(str(path)) as container:
+        # Pictures are compressed while the film is read on; the last one is waited for, so that few
+        # are in memory.
+        with av.open(str(path)) as container, ThreadPoolExecutor(1) as writer:
             film = _Film(av, container, path)
+            last: Future[None] | None = None
             for shot, time, frame in film.shots(progress):
                 picture, box = film.cut(frame.frame, bars)
                 name = f"{len(rows) + 1:05d}.png"
-                picture.save(folder / name, compress_level=_PNG_LEVEL)
+                if last is not None:
+                    last.result()
+                last = writer.submit(picture.save, folder / name, compress_level=_PNG_LEVEL)
                 rows.append(
                     {
                         "picture": name,
@@ -162,6 +168,8 @@ def _extract(path: Path, progress: Progress, folder: Path) -> None:
                         "box": box,
                     }
                 )
+            if last is not None:
+                last.result()
             damage, seconds = film.damage, film.seconds
     except (av.error.FFmpegError, OSError) as error:
         raise DatasetError(
@@ -244,6 +252,7 @@ class _Film:
             self.damage = str(error)
 
     def _shrunk(self, frame: Any) -> NDArray[np.uint8]:
+        """A tiny picture of a frame, (18, 32, 3)."""
         small = self._tiny.reformat(
             frame, width=TINY[0], height=TINY[1], format="rgb24", interpolation="AREA"
         )
