@@ -105,7 +105,7 @@ def test_a_damaged_zip_and_a_zip_that_is_none_are_named(tmp_path):
     path.write_bytes(bytes(data))
     assert "cannot be read" in errors(open_dataset(path, "film-storyboard"))[0].text
     (tmp_path / "b.zip").write_bytes(b"PK nonsense")
-    with pytest.raises(DatasetError, match=r"b\.zip is not a zip"):
+    with pytest.raises(DatasetError, match=r"b\.zip is a damaged zip"):
         open_dataset(tmp_path / "b.zip", "film-storyboard")
 
 

@@ -66,8 +66,8 @@ def test_a_heic_picture_is_refused_with_the_extra_that_reads_it(tmp_path, no_hei
         ("2.photo", b"\0\0\0\x1cftypheix", "one HEIC picture"),
         ("train-00000.parquet", b"PAR1", "another form"),
         ("data.arrow", b"", "another form"),
-        ("shard-000.tar", b"", "one .tar archive"),
-        ("more.zip", b"", "one .zip archive"),
+        ("shard-000.tar", b"", "one tar archive"),
+        ("more.zip", b"", "one zip archive"),
     ],
 )
 def test_what_is_not_read_is_named_and_no_set_vanishes(tmp_path, no_heic, name, data, says):

@@ -11,7 +11,9 @@ import errno
 import io
 import os
 import re
+import shlex
 import stat
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 from iclora.errors import DatasetError
+from iclora.sets.archives import HEAD, container_of
+from iclora.sets.kinds import kind_of
 
 __all__ = ["File", "Files", "Problem", "list_files", "open_regular"]
 
@@ -326,10 +330,7 @@ def _list_zip(path: Path, problems: list[Problem]) -> list[tuple[str, Callable[[
         archive = zipfile.ZipFile(_Place(path))
         members = [(_plain_name(m.filename), m) for m in archive.infolist() if not m.is_dir()]
     except Exception as error:
-        raise DatasetError(
-            f"{path} is not a zip archive, or a damaged one ({error})",
-            "Give a folder or a zip archive of image sets.",
-        ) from error
+        raise _no_zip(path, error) from error
     found: dict[str, Callable[[], IO[bytes]]] = {}
     # As many older tools write folders: a backslash at the end, no content.
     members = [(n, m) for n, m in members if not (m.filename.endswith("\\") and not m.file_size)]
@@ -360,6 +361,23 @@ def _list_zip(path: Path, problems: list[Problem]) -> list[tuple[str, Callable[[
         if count > 1
     ]
     return list(found.items())
+
+
+def _no_zip(path: Path, error: Exception) -> DatasetError:
+    """What a file is that is no whole zip archive, and how to get at what it holds."""
+    with open_regular(path, sys.maxsize) as file:
+        head = file.read(HEAD)
+    found, kind = container_of(path.name, head), kind_of(head)
+    advice = "Give a folder or a zip archive of image sets."
+    if head[:2] == b"PK":
+        return DatasetError(f"{path} is a damaged zip archive ({error})", "Copy it again.")
+    if found and not found.name.startswith("zip"):
+        own = found.advice.replace("FILE", shlex.quote(path.name))
+        return DatasetError(f"{path} is not a zip archive; it is of this kind: {found.name}", own)
+    if kind:
+        return DatasetError(f"{path} is one picture ({kind}) and no dataset", advice)
+    what = "is empty" if not head else f"is not a zip archive ({error})"
+    return DatasetError(f"{path} {what}", advice)
 
 
 def _plain_name(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from iclora.errors import DatasetError
+from iclora.sets.archives import HEAD, container_of
 from iclora.sets.kinds import HEIC_ADVICE, IMAGE_SUFFIXES, kind_of
 from iclora.sets.listing import Files, Problem
 from iclora.sets.words import JOINT
@@ -21,7 +22,6 @@ _PICTURES = (
     "raw cr2 cr3 nef arw dng orf rw2 raf pef qoi ppm pgm pnm pcx apng clip procreate",
 )
 _TABLES = ("parquet arrow feather tfrecord tfrecords lance h5 hdf5 lmdb mdb beton sqlite db",)
-_ARCHIVES = ("tar tgz gz bz2 xz zst zip 7z rar cbz cbr pdf",)
 _FILMS = ("mp4 mov webm mkv avi m4v",)
 # Documents, programs and what iclora itself writes beside sets.
 _QUIET = ("md rst html htm py ipynb sh license gitattributes cff",)
@@ -88,8 +88,12 @@ def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
             f".{ending} file{{s}} of a dataset in another form",
             "Write its pictures into files and its texts beside them, or into metadata.jsonl.",
         )
-    if _is_one_of(ending, _ARCHIVES):
-        return _of(f".{ending} archive{{s}}", "Unpack, or give a zip archive by itself, or remove.")
+    if container := container_of(path.name, _head(listing, name)):
+        shown = "" if ending in container.name.lower() else f" ({path.suffix})"
+        advice = f"{container.advice[:-1]}; or remove it."
+        if container.name.startswith("zip"):
+            advice = "Unpack it with `unzip FILE`, or give it by itself, or remove it."
+        return _of(f"{container.name}{{s}}{shown}", advice)
     if ending == "npz":
         beside = any(
             is_image(other) and PurePosixPath(other).parent == path.parent for other in listing
@@ -146,7 +150,11 @@ def _of(what: str, advice: str, severity: Literal["error", "warning"] = "error")
 
 def _sniff(listing: Files, name: str) -> str | None:
     """The kind of a picture by its first bytes."""
+    return kind_of(_head(listing, name)[:64])
+
+
+def _head(listing: Files, name: str) -> bytes:
     try:
-        return kind_of(listing[name].head(64))
+        return listing[name].head(HEAD)
     except DatasetError:
-        return None
+        return b""
