@@ -108,6 +108,8 @@ def test_no_number_may_be_endless_or_spelt_in_other_digits(model, name, digits):
         ({"strength": "1e300"}, "`strength`: must be at most 100"),
         ({"steps": True}, "neither true nor false"),
         ({"prompt": ["a\ud800"]}, "half characters"),
+        ({"out": "s\udcff"}, "rename the file or folder to letters of UTF-8"),
+        ({"out": "s\udcc3\udca9"}, r"it is 's\\xe9': set PYTHONUTF8=1"),
         ({"prompt": [" \u200b\n"]}, "blank"),
         ({"prompt": ["a boat --ar 16:9"]}, '"--ar 16:9" is an option of another tool'),
         ({"prompt": ["a boat <lora:x:0.8>"]}, "<lora:x:0.8>"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,7 +26,6 @@ _PLAIN = {
     "bool_type": "must be true or false",
     "bool_parsing": 'must be true or false, not "{input}"',
     "string_type": "must be text",
-    "string_unicode": "holds half characters or bytes that are not UTF-8",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "too_short": "must have at least {min_length}",
@@ -140,12 +140,26 @@ def plain(item: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
     if item["type"] == "extra_forbidden":
         near = nearest(str(item["loc"][-1]), model.model_fields if model else ())
         return "there is no such setting" + (f'; did you mean "{near}"?' if near else "")
+    if item["type"] == "string_unicode":
+        return _not_text(str(item["input"]))
     form = _PLAIN.get(item["type"])
     if form is None:
         return str(item["msg"]).removeprefix("Value error, ")
     shown = str(item["input"])
     shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
     return form.format(**item.get("ctx", {}), input=shown)
+
+
+def _not_text(value: str) -> str:
+    """Why a text is none, and the way out: half characters stand for bytes that are not read."""
+    problem = "holds half characters or bytes that are not UTF-8"
+    if not any("\udc80" <= sign <= "\udcff" for sign in value):
+        return problem
+    try:
+        meant = os.fsencode(value).decode()
+    except UnicodeError:
+        return f"{problem} ({value!a}); rename the file or folder to letters of UTF-8"
+    return f"{problem}, as this process reads it; it is {meant!a}: set PYTHONUTF8=1"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
