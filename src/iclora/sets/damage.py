@@ -10,12 +10,12 @@ import io
 import random
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops
 
-__all__ = ["Feed", "damage_in_scans", "lean_png", "zeros_in"]
+__all__ = ["Feed", "damage_in_scans", "lean_png"]
 
 _LONG_TEXT = 2**16
 """Bytes of a PNG's text beyond which it is left out before decoding; Pillow refuses 1 MiB."""
@@ -228,25 +228,6 @@ def _is_complete(scans: Sequence[_Scan], components: Sequence[int]) -> bool:
         for coefficient in scan.coefficients
     }
     return all((c, k) in last for c in components for k in range(64))
-
-
-def zeros_in(data: bytes, form: str | None) -> bool:
-    """True if a good part of a compressed picture's data are zeros in a row."""
-    parts: Iterator[bytes] | list[bytes] = []
-    if form == "WEBP":
-        parts = _webp_pictures(data)
-    elif form in ("AVIF", "HEIF"):
-        parts = [data]
-    return any(b"\0" * max(128, len(part) // 20) in part for part in parts)
-
-
-def _webp_pictures(data: bytes) -> Iterator[bytes]:
-    at = 12
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] in (b"VP8 ", b"VP8L"):
-            yield data[at + 8 : at + 8 + size]
-        at += 8 + size + size % 2
 
 
 def lean_png(data: bytes) -> tuple[bytes, bytes | None]:

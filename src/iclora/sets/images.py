@@ -15,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from iclora.errors import ImageError
 from iclora.files import write_bytes
 from iclora.files.documents import read_bytes
-from iclora.sets.damage import Feed, damage_in_scans, lean_png, zeros_in
+from iclora.sets.blocks import lost_blocks
+from iclora.sets.damage import Feed, damage_in_scans, lean_png
 from iclora.sets.kinds import HEIC_ADVICE, decoders, kind_of
 
 __all__ = [
@@ -171,14 +172,13 @@ def read_image(data: bytes, name: str, background: str = "white") -> Image.Image
     image = _open(data, name)
     source = getattr(image, "fp", None)
     feed = source if isinstance(source, Feed) else None
-    if zeros_in(data, image.format):
-        raise _damaged(name, "a good part of its data are zeros")
     try:
+        lost = lost_blocks(data, image)
         if feed and image.format in ("JPEG", "MPO"):
             feed.watch(image)
         frames = _frames(image)
         image.load()
-        damage = feed.damage() if feed else None
+        damage = feed.damage() if feed else lost
         if image.format in ("JPEG", "MPO"):
             damage = damage or damage_in_scans(data, image)
         profile = profile or image.info.get("icc_profile")

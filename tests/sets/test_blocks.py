@@ -1,0 +1,92 @@
+"""Lost blocks are noticed in formats without a checksum; flat and letterboxed pictures are read."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from iclora.errors import ImageError
+from iclora.sets.images import read_image
+from tests.conftest import picture
+from tests.sets.test_damage import on_white, photo
+from tests.sets.test_images import saved
+
+FORMS = [
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ("TIFF", {"compression": "packbits"}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "jpeg"}),
+    ("BMP", {}),
+    ("WEBP", {"lossless": True}),
+    ("WEBP", {"quality": 95}),
+]
+
+
+FAST = {"lossless": True, "method": 0, "quality": 0}
+"""This encoder writes zeros for flat grounds."""
+
+
+def zeroed(data: bytes, at: float, size: int) -> bytes:
+    start = int(len(data) * at) + 101
+    return data[:start] + bytes(size) + data[start + size :]
+
+
+@pytest.mark.parametrize(("form", "options"), FORMS)
+@pytest.mark.parametrize("at", [0.2, 0.55])
+def test_some_lost_sectors_are_noticed(form, options, at):
+    data = saved(photo(200, 160, seed=3), form, **options)
+    assert read_image(data, "p")
+    with pytest.raises(ImageError, match="is damaged"):
+        read_image(zeroed(data, at, 4096 if len(data) > 30_000 else 1024), "p")
+
+
+@pytest.mark.parametrize(("form", "options"), [FORMS[0], FORMS[5]])
+def test_an_unwritten_end_and_erased_flash_are_noticed(form, options):
+    data = saved(photo(200, 160, seed=5), form, **options)
+    half = len(data) // 2 + 277
+    with pytest.raises(ImageError, match="turns flat within a line"):
+        read_image(data[:half] + bytes(len(data) - half), "p")
+    with pytest.raises(ImageError, match="turns flat within a line"):
+        read_image(data[:half] + b"\xff" * 8192 + data[half + 8192 :], "p")
+
+
+def letterboxed(colour):
+    page = Image.new("RGB", (300, 240), colour)
+    page.paste(photo(300, 150), (0, 45))
+    ImageDraw.Draw(page).rectangle((0, 60, 170, 90), fill=colour)  # reaches in from one side
+    return page
+
+
+PAGES = [on_white(400), letterboxed("black"), letterboxed("white"), Image.new("RGB", (300, 200))]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [*FORMS, ("WEBP", {"lossless": True, "method": 0, "quality": 0})]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
+def test_flat_pages_and_letterboxes_are_whole(form, options, mode):
+    if mode != "RGB" and (form == "WEBP" or options.get("compression") == "jpeg"):
+        return
+    for page in PAGES:
+        image = page.convert(mode)
+        assert read_image(saved(image, form, **options), "p").size == page.size
+
+
+def test_a_picture_with_a_drawn_step_of_many_lines_is_whole():
+    page = photo(256, 200)
+    ImageDraw.Draw(page).rectangle((100, 50, 255, 120), fill="black")
+    ImageDraw.Draw(page).rectangle((0, 80, 255, 150), fill="black")
+    for form in ("TIFF", "BMP"):
+        assert read_image(saved(page, form), "p").size == page.size
+
+
+def test_tiffs_of_other_layouts_are_read():
+    values = np.asarray(photo(64, 48)).astype(np.uint16)[..., 0] * 257
+    for image in (Image.fromarray(values), picture(64, 48).convert("CMYK")):
+        buffer = io.BytesIO()
+        image.save(buffer, "TIFF")
+        assert read_image(buffer.getvalue(), "p").size == (64, 48)
