@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from iclora.sets.bars import Edges, find_edges
+from iclora.sets.bars import find_edges
 from iclora.sets.canvas import find_panels
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
+from iclora.sets.edges import Edges
 from iclora.sets.layout import Layout
 from iclora.sets.review import write_review
 from tests.conftest import CAPTION, picture

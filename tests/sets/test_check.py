@@ -164,7 +164,7 @@ def test_a_composite_s_seams_are_searched_once(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(CAPTION)
     dataset = open_dataset(tmp_path, "film-storyboard")
     (checked,) = accept(dataset, check_dataset(dataset))
-    monkeypatch.setattr("iclora.sets.canvas.find_seams", None)
+    monkeypatch.setattr("iclora.sets.canvas.cut_apart", None)
     assert [p.tobytes() for p in checked.load().panels] == [p.tobytes() for p in panels]
 
 

@@ -8,15 +8,24 @@ a part of its width only, and so is never taken for one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-__all__ = ["Edges", "colour_name", "find_edges", "find_gutter", "is_bar", "opposite"]
+from iclora.sets.edges import Edges, Pixels, away_from_ground, ground, is_drawn, sampled
+from iclora.sets.frames import find_frame
 
-Pixels = NDArray[np.float32]
+__all__ = [
+    "Edges",
+    "colour_name",
+    "find_edges",
+    "find_gutter",
+    "is_bar",
+    "is_page_colour",
+    "opposite",
+]
 
 _FLAT = 7.0
 """Mean deviation of a line from its own mean colour, in 256 levels; JPEG stays below it."""
@@ -27,6 +36,8 @@ _ENDS = 0.7
 _THINNEST = 2
 _THIN = 5
 """Lines of a gutter that compression blends as a whole."""
+_MOST_SLOPE = 70.0
+"""As `_FLAT`, of a line whose colour runs to another one."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _FLAT_LIGHT = 6.0
 """As `_FLAT`, of brightness alone, which JPEG does not keep at a smaller size."""
@@ -34,20 +45,6 @@ _BLENDED = 24.0
 """As `_FLAT`, of a line whose colours are blended with its neighbours'."""
 _MOST = 0.3
 """Share of a side that a bar at its edge takes at most."""
-
-
-class Edges(NamedTuple):
-    """Widths of the bars at a picture's four edges, px."""
-
-    left: int = 0
-    top: int = 0
-    right: int = 0
-    bottom: int = 0
-
-    @property
-    def told(self) -> str:
-        """12 px top, 12 px bottom."""
-        return ", ".join(f"{width} px {side}" for side, width in self._asdict().items() if width)
 
 
 def find_edges(picture: Image | Pixels) -> Edges:
@@ -62,7 +59,7 @@ def find_edges(picture: Image | Pixels) -> Edges:
         pixels = np.asarray(picture, dtype=np.float32)
     else:
         pixels = picture
-    top = bottom = left = right = 0
+    left, top, right, bottom = find_frame(pixels)
     for _ in range(2):  # again, for what stands between bars at the sides ends at once only then
         inner = pixels[top : len(pixels) - bottom, left : pixels.shape[1] - right]
         top += _at_start(inner)
@@ -73,7 +70,8 @@ def find_edges(picture: Image | Pixels) -> Edges:
         left, right = left + more[0], right + more[1]
         if not any(more):
             break
-    return Edges(left, top, right, bottom)
+    found = Edges(left, top, right, bottom)
+    return found.plus(find_frame(found.within(pixels))) if any(found) else found
 
 
 def opposite(picture: Image, edges: Edges) -> Edges:
@@ -82,10 +80,29 @@ def opposite(picture: Image, edges: Edges) -> Edges:
     They are of one colour and about as wide. A band at one side alone may belong to the picture:
     the head of a slide, a caption's ground.
     """
-    pixels = np.asarray(picture, dtype=np.float32)
+    return pairs_of(np.asarray(picture, dtype=np.float32), edges)
+
+
+def pairs_of(pixels: Pixels, edges: Edges) -> Edges:
+    """`opposite` of a picture's pixels (height, width, 3)."""
     upright = _pair(pixels, edges.top, edges.bottom)
     across = _pair(pixels.transpose(1, 0, 2), edges.left, edges.right)
     return Edges(across[0], upright[0], across[1], upright[1])
+
+
+def is_own(picture: Image, edges: Edges) -> bool:
+    """True if bands at single sides are rather a drawing's own, such as its floor.
+
+    They are of some colour, and most of the drawing is flat as well.
+    """
+    if edges.top:
+        return False
+    pixels = np.asarray(picture, dtype=np.float32)
+    across = pixels.transpose(1, 0, 2)
+    low = pixels[len(pixels) - edges.bottom :]
+    bands = (low, across[: edges.left], across[len(across) - edges.right :])
+    colours = [np.median(b.reshape(-1, 3), axis=0) for b in bands if b.size]
+    return not any(is_page_colour(c) for c in colours) and is_drawn(pixels)
 
 
 def _pair(pixels: Pixels, first: int, last: int) -> tuple[int, int]:
@@ -93,7 +110,7 @@ def _pair(pixels: Pixels, first: int, last: int) -> tuple[int, int]:
     wide, narrow = max(first, last), min(first, last)
     if not narrow or wide - narrow > max(4, wide // 4):
         return 0, 0
-    colours = [_sampled(lines).mean(axis=(0, 1)) for lines in (pixels[:first], pixels[-last:])]
+    colours = [sampled(lines).mean(axis=(0, 1)) for lines in (pixels[:first], pixels[-last:])]
     return (first, last) if np.abs(colours[0] - colours[1]).max() < 16 else (0, 0)
 
 
@@ -109,7 +126,7 @@ def is_bar(picture: Image, edges: Edges) -> bool:
         bar = lines[: max(1, width - 3)] if width else lines[:0]
         if not _is_flat(bar).all():
             return False
-        colours += list(_sampled(bar).mean(axis=1))
+        colours += list(sampled(bar).mean(axis=1))
     return not colours or bool(np.ptp(np.array(colours), axis=0).max() < 16)
 
 
@@ -136,8 +153,7 @@ def _at_start(pixels: Pixels) -> int:
     end = _flat_from(pixels[: int(len(pixels) * _MOST) + 3])
     if end < _THINNEST or end > len(pixels) * _MOST:
         return 0
-    colour = pixels[:end].mean(axis=(0, 1))
-    edge = _sharp_end(pixels, end, colour)
+    edge = _sharp_end(pixels, end, ground(sampled(pixels[:end])))
     return edge + _hairline(pixels[edge : edge + 4]) if edge else 0
 
 
@@ -172,7 +188,7 @@ def find_gutter(
         last = first + length
         if length < _THINNEST or not low <= (first + last) / 2 <= high:
             continue
-        colour = pixels[first:last].mean(axis=(0, 1))
+        colour = ground(sampled(pixels[first:last]))
         above = _sharp_end(pixels[:last][::-1], length, colour)
         below = _sharp_end(pixels[first:], length, colour)
         if above and below:
@@ -194,7 +210,7 @@ def _thin_gutter(pixels: Pixels, low: int, high: int) -> tuple[int, int] | None:
     is still its own, equal along the whole line, and ends at once above and below.
     """
     start, end = max(2, low - _THIN), min(len(pixels) - 2, high + _THIN)
-    lines = _sampled(pixels[start - 2 : end + 2])
+    lines = sampled(pixels[start - 2 : end + 2])
     light = lines @ _LUMA
     off = np.abs(lines - lines.mean(axis=1, keepdims=True)).mean(axis=(1, 2))
     even = np.abs(light - light.mean(axis=1, keepdims=True)).mean(axis=1) < _FLAT_LIGHT
@@ -224,16 +240,20 @@ def _thin_gutter(pixels: Pixels, low: int, high: int) -> tuple[int, int] | None:
 
 def _is_flat(lines: Pixels) -> NDArray[np.bool_]:
     """Which lines are of one colour."""
-    lines = _sampled(lines)
+    lines = sampled(lines)
     off = np.abs(lines - lines.mean(axis=1, keepdims=True)).mean(axis=(1, 2))
     found: NDArray[np.bool_] = off < _FLAT
+    # A page's colour may run to another along the line.
+    some = ~found & (off < _MOST_SLOPE)
+    if some.any():
+        found[some] = away_from_ground(lines[some]).mean(axis=(1, 2)) < _FLAT / 2
     return found
 
 
 def _flat_from(pixels: Pixels) -> int:
     """How many lines from the first are flat and of its colour."""
     flat = _is_flat(pixels)
-    means = _sampled(pixels).mean(axis=1)
+    means = sampled(pixels).mean(axis=1)
     same = flat & (np.abs(means - np.median(means[:3], axis=0)).max(axis=1) < 6)
     return int(np.argmin(same)) if not same.all() else len(same)
 
@@ -241,12 +261,16 @@ def _flat_from(pixels: Pixels) -> int:
 def _sharp_end(pixels: Pixels, end: int, colour: NDArray[np.float32]) -> int:
     """The first line behind a bar, past those that compression has blended; 0 if it fades out."""
     # JPEG blends within blocks of 8.
-    behind = _sampled(pixels[end - 1 : end + 8])
+    behind = sampled(pixels[end - 1 : end + 8])
     if len(behind) < 2:
         return 0
     away = np.abs(behind - colour)
     other = (away.max(axis=2) > _OTHER).mean(axis=1)
     if other.max(initial=0) < _ENDS:
+        return 0
+    # A straight end is there along the whole line at once; a round one grows.
+    begins = int(np.argmax(other >= _ENDS))
+    if other[max(0, begins - 3)] > 0.4:
         return 0
     off = away.mean(axis=(1, 2))
     # A blended line lies between the bar and the picture; what fades takes many lines.
@@ -256,14 +280,14 @@ def _sharp_end(pixels: Pixels, end: int, colour: NDArray[np.float32]) -> int:
     return end - 1 + int(np.argmax(off > 0.6 * off.max()))
 
 
-def _sampled(lines: Pixels) -> Pixels:
-    # Some 200 samples across judge a line as well as all of them do.
-    return lines[:, :: max(1, lines.shape[1] // 200)]
-
-
 def colour_name(colour: Sequence[float]) -> str:
     """Black, white, grey or coloured."""
     if max(colour) - min(colour) > 24:
         return "coloured"
     middle = sum(colour) / len(colour)
     return "black" if middle < 40 else "white" if middle > 215 else "grey"
+
+
+def is_page_colour(colour: Sequence[float] | Pixels) -> bool:
+    """True for white and black, which pages have and floors do not."""
+    return min(colour) > 235 or max(colour) < 20

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from iclora.errors import LayoutError
-from iclora.sets.bars import Edges, find_edges, find_gutter
-from iclora.sets.layout import Layout
-from iclora.sets.seams import find_seams, shows
+from iclora.sets.bars import find_edges, is_page_colour, pairs_of
+from iclora.sets.cutting import cut_apart, even_ends
+from iclora.sets.edges import Edges, Pixels, is_drawn
+from iclora.sets.frames import agreed_frames, lines_of
+from iclora.sets.layout import Box, Layout
+from iclora.sets.leftovers import agreed_leftovers, blended_edges, find_bands, find_leftovers
+from iclora.sets.seams import exact_seams, shows
 
 __all__ = ["Panels", "compose", "find_panels", "is_likely", "split"]
+
+_FRAME = 8
+"""Widest frame, px, that all panels of a sheet are taken to have if most show it."""
+_ALIKE = 24
+"""Mean difference, in 256 levels, of a bar that compression has blended from its colour."""
+_THIN = 2
+"""px of a line that is cut off without being certain of it."""
 
 
 def compose(layout: Layout, panels: Sequence[Image.Image]) -> Image.Image:
@@ -52,6 +61,8 @@ class Panels:
     """Seams that do not show, so that their usual place stands."""
     bars: int = 0
     """Width of the widest bar that was cut off around and between the panels, px."""
+    rest: tuple[tuple[str, ...], ...] = ()
+    """What may be no picture at each panel's edges, in words."""
 
 
 def find_panels(layout: Layout, composite: Image.Image) -> Panels:
@@ -73,79 +84,198 @@ def find_panels(layout: Layout, composite: Image.Image) -> Panels:
     if not layout.per_row:
         return Panels(_scaled(layout, width, height))
     pixels = np.asarray(composite, dtype=np.float32)
-    border = find_edges(pixels)
-    bars = max(border)
-    inner = pixels[border.top : height - border.bottom, border.left : width - border.right]
+    border = _border(layout, pixels)
+    inner = border.within(pixels)
     if min(inner.shape[:2]) < 8 * layout.panels:
-        border, inner, bars = Edges(), pixels, 0
-    ends = list(accumulate(layout.per_row))
-    bottoms = [layout.boxes[end - 1].bottom / layout.height for end in ends]
-    rows, unseen = _cut(inner, bottoms)
-    boxes: list[list[tuple[int, int, int, int]]] = []
-    columns_of: list[list[tuple[int, int]]] = []
-    for (top, bottom), (start, end) in zip(rows, pairwise([0, *ends]), strict=True):
-        rights = [box.right / layout.width for box in layout.boxes[start:end]]
-        columns, missed = _cut(inner[top:bottom].transpose(1, 0, 2), rights)
-        unseen += missed
-        columns_of.append(columns)
-        boxes.append([(left, top, right - left, bottom - top) for left, right in columns])
-    flat = [box for row in boxes for box in row]
-    trimmed = [_trim(inner, *box) for box in flat]
-    bars = max([bars, _widest(rows), *map(_widest, columns_of), *(t.bars for t in trimmed)])
+        border, inner = Edges(), pixels
+    boxes, unseen, colours = _cut(layout, inner, _page_colours(pixels, border))
+    trims = _trims(inner, boxes, colours)
+    found = [
+        (
+            border.left + box.left + trim.left,
+            border.top + box.top + trim.top,
+            box.width - trim.left - trim.right,
+            box.height - trim.top - trim.bottom,
+        )
+        for box, trim in zip(boxes, trims, strict=True)
+    ]
+    gaps = _widest(layout, boxes)
+    bars = max(gaps, *border, *(max(trim) for trim in trims))
+    rest = agreed_leftovers(
+        [
+            find_leftovers(pixels[top : top + high, left : left + wide], colours)
+            for left, top, wide, high in found
+        ]
+    )
     if not bars:
-        widths = [[w for _, _, w, _ in row] for row in boxes]
-        return Panels(Layout.stacked([b - a for a, b in rows], widths), unseen)
-    found = [(t.left + border.left, t.top + border.top, t.width, t.height) for t in trimmed]
-    return Panels(Layout.free(found, width, height), unseen, bars)
+        return Panels(_rows(layout, boxes), unseen, rest=rest)
+    return Panels(Layout.free(found, width, height), unseen, bars, rest)
 
 
-def _cut(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[tuple[int, int]], int]:
-    """The first line of each of stacked panels and the one behind its last; seams that are unseen.
+def _rows(layout: Layout, boxes: Sequence[Box]) -> Layout:
+    ends = [0, *accumulate(layout.per_row)]
+    widths = [[box.width for box in boxes[a:b]] for a, b in pairwise(ends)]
+    return Layout.stacked([boxes[start].height for start in ends[:-1]], widths)
+
+
+def _border(layout: Layout, pixels: Pixels) -> Edges:
+    """The border around a sheet; a band at one end alone may be a picture's floor."""
+    found = find_edges(pixels)
+    if not any(found):
+        return found
+    ends = [layout.boxes[end - 1].bottom / layout.height for end in accumulate(layout.per_row)]
+    left, top, right, bottom = found
+    if (not top or not bottom) and max(top, bottom):
+        joined = len(ends) > 1 and exact_seams(pixels, even_ends(ends))
+        if joined or not _is_bar_alone(pixels[:top] if top else pixels[-bottom:], pixels):
+            top = bottom = 0
+    if (not left or not right) and max(left, right):
+        columns = pixels.transpose(1, 0, 2)
+        rights = [box.right / layout.width for box in layout.boxes[: layout.per_row[0]]]
+        joined = len(rights) > 1 and exact_seams(columns, even_ends(rights))
+        band = columns[:left] if left else columns[-right:]
+        if joined or not _is_bar_alone(band, pixels):
+            left = right = 0
+    return Edges(left, top, right, bottom)
+
+
+def _is_bar_alone(
+    band: Pixels, pixels: Pixels, colours: Sequence[Pixels] = (), certain: bool = True
+) -> bool:
+    """True if a band at one side of a picture is a bar, though none lies opposite it.
 
     Args:
-        ends: expected ends as fractions of the height, the last one 1.
+        colours: of the sheet's other bars.
+        certain: False to believe none but white and black without these.
     """
-    length = len(pixels)
-    gutters: dict[int, tuple[int, int]] = {}
-    for again in (False, True):
-        usual = max((b - a for a, b in gutters.values()), default=None)
-        for number, (before, end, after) in enumerate(
-            zip([0.0, *ends], ends[:-1], ends[1:], strict=False)
-        ):
-            reach = max(2, int(min(end - before, after - end) * length * 0.25))
-            middle = round(end * length)
-            if number not in gutters and (usual or not again):
-                found = find_gutter(pixels, middle - reach, middle + reach, usual)
-                if found:
-                    gutters[number] = found
-    if len(gutters) == len(ends) - 1:
-        seams, missed = [*(gutters[number][0] for number in sorted(gutters)), length], 0
-    else:
-        seams, missed = find_seams(pixels, ends)
-    starts = [0, *seams[:-1]]
-    for number, (first, behind) in gutters.items():
-        seams[number], starts[number + 1] = first, behind
-    return list(zip(starts, seams, strict=True)), missed
+    colour = np.median(band.reshape(-1, 3), axis=0)
+    if any(np.abs(colour - known).max() < 16 for known in colours):
+        return True
+    return not is_drawn(pixels) and (certain or is_page_colour(colour))
 
 
-def _widest(spans: Sequence[tuple[int, int]]) -> int:
+def _page_colours(pixels: Pixels, border: Edges) -> list[Pixels]:
+    return [np.median(band.reshape(-1, 3), axis=0) for band in _bands(pixels, border) if band.size]
+
+
+def _cut(
+    layout: Layout, inner: Pixels, page: Sequence[Pixels]
+) -> tuple[list[Box], int, list[Pixels]]:
+    """The boxes of the panels, the seams that are unseen, the colours of bars."""
+    ends = [0, *accumulate(layout.per_row)]
+    bottoms = [layout.boxes[end - 1].bottom / layout.height for end in ends[1:]]
+    ground = page[0] if page else None
+    rows, unseen, colours = cut_apart(inner, bottoms, ground)
+    known = [*page, *colours]
+    strips, columns = [inner[top:bottom].transpose(1, 0, 2) for top, bottom in rows], []
+    for strip, (start, end) in zip(strips, pairwise(ends), strict=True):
+        rights = [box.right / layout.width for box in layout.boxes[start:end]]
+        spans, missed, more = cut_apart(strip, rights, known[0] if known else None)
+        unseen += missed
+        known += more
+        columns.append(spans)
+    columns = _as_in_other_rows(strips, columns, known)
+    boxes = [
+        Box(left, top, right - left, bottom - top)
+        for (top, bottom), spans in zip(rows, columns, strict=True)
+        for left, right in spans
+    ]
+    return boxes, unseen, known
+
+
+Spans = list[tuple[int, int]]
+
+
+def _as_in_other_rows(
+    strips: Sequence[Pixels], columns: list[Spans], known: Sequence[Pixels]
+) -> list[Spans]:
+    """The columns of each row; where no bars were found, those of another row if they go on."""
+
+    def gaps(spans: Spans) -> Spans:
+        return [(a[1], b[0]) for a, b in pairwise(spans)]
+
+    def goes_on(strip: Pixels, spans: Spans) -> bool:
+        return all(
+            min(np.abs(strip[a:b] - colour).mean() for colour in known) < _ALIKE
+            for a, b in gaps(spans)
+        )
+
+    barred = [spans for spans in columns if len(spans) > 1 and all(b > a for a, b in gaps(spans))]
+    found = []
+    for strip, spans in zip(strips, columns, strict=True):
+        like = [other for other in barred if len(other) == len(spans)]
+        if spans not in barred and like and goes_on(strip, like[0]):
+            spans = like[0]
+        found.append(spans)
+    return found
+
+
+def _trims(inner: Pixels, boxes: Sequence[Box], colours: list[Pixels]) -> list[Edges]:
+    """The bars around single panels, and their frames."""
+    own = []
+    for box in boxes:
+        panel = inner[box.top : box.bottom, box.left : box.right]
+        found = find_edges(panel)
+        pairs = pairs_of(panel, found)
+        # A band that has none of its kind opposite may be the picture's own.
+        alone = zip(found, pairs, _bands(panel, found), strict=True)
+        own.append(
+            Edges(
+                *(
+                    width if width == pair or _is_bar_alone(band, panel, colours, False) else 0
+                    for width, pair, band in alone
+                )
+            )
+        )
+    known = [*colours, *_frame_colours(inner, boxes, own)]
+    frames = agreed_frames([each if max(each) <= _FRAME else Edges() for each in own])
+    trims = []
+    for box, each, frame in zip(boxes, own, frames, strict=True):
+        panel = inner[box.top : box.bottom, box.left : box.right]
+        if not any(each) and any(frame):
+            each = lines_of(panel, frame, known)
+        trims.append(_with_thin(panel, each, known))
+    return trims
+
+
+def _bands(pixels: Pixels, edges: Edges) -> list[Pixels]:
+    """What lies at each of a picture's edges."""
+    height, width = pixels.shape[:2]
+    return [
+        pixels[:, : edges.left],
+        pixels[: edges.top],
+        pixels[:, width - edges.right :],
+        pixels[height - edges.bottom :],
+    ]
+
+
+def _frame_colours(inner: Pixels, boxes: Sequence[Box], trims: Sequence[Edges]) -> list[Pixels]:
+    """Colours of the lines next to pictures, where something was cut off above them."""
+    tops = [
+        inner[box.top + trim.top - 1] for box, trim in zip(boxes, trims, strict=True) if trim.top
+    ]
+    return [np.median(line, axis=0) for line in tops]
+
+
+def _with_thin(panel: Pixels, trim: Edges, colours: Sequence[Pixels]) -> Edges:
+    """A panel's bars, and lines of one or two px that compression has left of them."""
+    for _ in range(2):
+        found = find_bands(trim.within(panel), colours)
+        thin = Edges(*(d * (d <= _THIN) for d in found))
+        blended = blended_edges(thin.plus(trim).within(panel), colours)
+        if not any(thin) and not any(blended):
+            break
+        trim = trim.plus(thin).plus(blended)
+    return trim
+
+
+def _widest(layout: Layout, boxes: Sequence[Box]) -> int:
     """The widest gap between neighbours, px."""
-    return max((b - a for (_, a), (b, _) in pairwise(spans)), default=0)
-
-
-class _Trimmed(NamedTuple):
-    left: int
-    top: int
-    width: int
-    height: int
-    bars: int
-
-
-def _trim(pixels: NDArray[np.float32], left: int, top: int, width: int, height: int) -> _Trimmed:
-    """A panel's box without the bars around its own picture."""
-    own = find_edges(pixels[top : top + height, left : left + width])
-    wide, high = width - own.left - own.right, height - own.top - own.bottom
-    return _Trimmed(left + own.left, top + own.top, wide, high, max(own))
+    ends = [0, *accumulate(layout.per_row)]
+    rows = [boxes[a:b] for a, b in pairwise(ends)]
+    down = [low[0].top - high[0].bottom for high, low in pairwise(rows)]
+    across = [b.left - a.right for row in rows for a, b in pairwise(row)]
+    return max([0, *down, *across])
 
 
 def is_likely(layout: Layout, composite: Image.Image, usual: Layout) -> bool:

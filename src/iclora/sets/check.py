@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from iclora.errors import CaptionError, DatasetError, ImageError, LayoutError
-from iclora.sets.bars import Edges
 from iclora.sets.caption import (
     APART,
     SHORTEN,
@@ -24,7 +23,9 @@ from iclora.sets.caption import (
     unknown_note,
 )
 from iclora.sets.dataset import Dataset, ImageSet, Measured, PanelSet, Problem
+from iclora.sets.edges import Edges
 from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
+from iclora.sets.leftovers import told_leftovers
 from iclora.sets.recipe import Recipe
 from iclora.settings import RESOLUTIONS, TextKind
 
@@ -270,6 +271,13 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
             "warning",
         )
     yield from _judge_bars(panels)
+    if rest := told_leftovers(panels.rest):
+        yield Problem(
+            panels.name,
+            f"what may be no picture is left and would be trained: {rest}",
+            "Look at the panels with `iclora review`, and crop off what is none.",
+            "warning",
+        )
     worst = max(max(layout.stretch(panels.sizes)) for layout in layouts)
     if worst > MOST_STRETCH:
         yield Problem(

@@ -24,12 +24,14 @@ from PIL import Image
 from iclora import files
 from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
 from iclora.files.documents import decode, parse_json, parse_toml
-from iclora.sets.bars import Edges, find_edges, opposite
+from iclora.sets.bars import find_edges, is_own, opposite
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
+from iclora.sets.edges import Edges
 from iclora.sets.finding import find_sets
 from iclora.sets.images import BLANK, png_text, read_image
 from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.layout import Layout, Size
+from iclora.sets.leftovers import find_in_file
 from iclora.sets.listing import Files, Problem, list_files
 from iclora.sets.origins import ORIGINS, SetOrigin, read_origins
 from iclora.sets.recipe import Recipe, load_recipe, meant, read_recipe, recipe_names
@@ -69,6 +71,8 @@ class PanelSet:
     """Borders between panels of a composite that were assumed, since none shows."""
     bars: int = 0
     """Width of the widest bar around or between panels of a composite that was cut off, px."""
+    rest: tuple[tuple[str, ...], ...] = ()
+    """What may be no picture at each panel's edges, in words."""
 
     @property
     def sizes(self) -> list[Size]:
@@ -112,7 +116,7 @@ class ImageSet:
             layout = found or _recorded_layout(data, picture, recipe)
             seen = Panels(layout) if layout else find_panels(recipe.canvas, picture)
             panels = tuple(split(seen.layout, picture))
-            return PanelSet(self.name, panels, seen.layout, seen.unseen, seen.bars)
+            return PanelSet(self.name, panels, seen.layout, seen.unseen, seen.bars, seen.rest)
         # Before any is decoded: a folder of many large pictures is no set.
         self._check_count(recipe)
         return PanelSet(self.name, tuple(self.panel(number) for number in range(len(self.images))))
@@ -138,9 +142,9 @@ class ImageSet:
             sizes = tuple(panels.sizes)
             seen = panels.unseen_seams, panels.bars
             lost = self.images if any(BLANK in panel.info for panel in panels.panels) else ()
-            return Measured(self.name, sizes, panels.found, *seen, blank=lost)
+            return Measured(self.name, sizes, panels.found, *seen, blank=lost, rest=panels.rest)
         self._check_count(recipe)
-        found: list[tuple[Size, Edges, Edges]] = []
+        found: list[tuple[Size, Edges, Edges, tuple[str, ...]]] = []
         blank: list[str] = []
 
         def each() -> Iterator[bytes]:
@@ -149,7 +153,9 @@ class ImageSet:
                 picture = self._cut(self._picture(data, name), number)
                 edges = find_edges(picture)
                 pairs = opposite(picture, edges) if any(edges) else edges
-                found.append((picture.size, edges, pairs))
+                if edges != pairs and is_own(picture, edges):
+                    edges = pairs
+                found.append((picture.size, edges, pairs, tuple(find_in_file(picture))))
                 if BLANK in picture.info:
                     blank.append(name)
                 del picture
@@ -157,8 +163,8 @@ class ImageSet:
 
         # Every file is read once for both.
         self.__dict__["digest"] = files.digest_each(each())
-        sizes, edges, pairs = zip(*found, strict=True) if found else ((), (), ())
-        return Measured(self.name, sizes, edges=edges, pairs=pairs, blank=tuple(blank))
+        sizes, edges, pairs, rest = zip(*found, strict=True) if found else ((), (), (), ())
+        return Measured(self.name, sizes, edges=edges, pairs=pairs, blank=tuple(blank), rest=rest)
 
     def _picture(self, data: bytes, name: str) -> Image.Image:
         if self.background == "white":
@@ -227,6 +233,8 @@ class Measured:
     """Those of them that lie opposite each other; `compose` cuts them off."""
     blank: tuple[str, ...] = ()
     """Transparent pictures of which nothing shows on the background."""
+    rest: tuple[tuple[str, ...], ...] = ()
+    """What may be no picture at each panel's edges, in words."""
 
     @property
     def area(self) -> int:

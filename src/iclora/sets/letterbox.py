@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from iclora.sets.bars import Edges, is_bar
+from iclora.sets.bars import is_bar
 from iclora.sets.dataset import Dataset, ImageSet
+from iclora.sets.edges import Edges
 from iclora.sets.layout import Size
 from iclora.sets.listing import Problem
 

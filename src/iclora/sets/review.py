@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 from iclora.errors import CaptionError, IcloraError
 from iclora.files import write_text
 from iclora.pages.page import data_url, render
-from iclora.sets.bars import Edges
 from iclora.sets.canvas import compose
 from iclora.sets.caption import TOKEN_LIMIT, JointCaption
 from iclora.sets.check import SetReport
 from iclora.sets.dataset import Dataset, ImageSet
+from iclora.sets.edges import Edges
 from iclora.sets.recipe import Recipe
 
 __all__ = ["write_review"]

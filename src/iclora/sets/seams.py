@@ -8,7 +8,27 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["find_seams", "shows"]
+__all__ = ["exact_seams", "find_seams", "shows"]
+
+_BLANK = 4.0
+"""Change between the lines of a ground of one colour, in 256 levels."""
+
+
+def exact_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int] | None:
+    """The ends of stacked panels, in px, if each shows just where it is expected; else None.
+
+    Args:
+        pixels, ends: as of `find_seams`.
+    """
+    found = []
+    for end in ends[:-1]:
+        exact = end * len(pixels)
+        places = sorted({math.floor(exact + 1e-6), math.ceil(exact - 1e-6)})
+        shown = [place for place in places if shows(pixels, place)]
+        if not shown:
+            return None
+        found.append(shown[0])
+    return [*found, len(pixels)]
 
 
 def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
@@ -37,8 +57,10 @@ def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list
         # A mild pull towards the expected place decides between near equals.
         pulled = [score[y - 1] * math.exp(-(((y - expected) / (2 * reach)) ** 2)) for y in window]
         best = int(np.argmax(pulled))
-        # A fifth of the line must break, or it is part of a picture.
-        found = broken[window[best] - 1] >= 0.2
+        # A fifth of the line must break, or it is part of a picture. Where a ground of one colour
+        # runs through the usual place, the seam may lie in it, and must break far more elsewhere.
+        blank = change[expected - 2 : expected + 1].max(initial=0.0) < _BLANK
+        found = broken[window[best] - 1] >= (0.5 if blank else 0.2)
         seams.append(window[best] if found else expected)
         missed += not found
     return [*seams, height], missed

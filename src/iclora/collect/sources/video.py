@@ -23,7 +23,8 @@ from iclora.collect.sources.wanted import Wanted
 from iclora.errors import DatasetError
 from iclora.files import write_text
 from iclora.progress import Progress
-from iclora.sets.bars import Edges, find_edges, opposite
+from iclora.sets.bars import find_edges, opposite
+from iclora.sets.edges import Edges
 from iclora.sets.listing import Problem
 
 __all__ = ["VIDEO_SUFFIXES", "read_video"]
