@@ -88,6 +88,11 @@ def test_a_stopped_collection_goes_on_and_ends_as_one_that_was_not(pairs, tmp_pa
         collect(told(pairs, parts, keep=2))
     collect(told(pairs, parts))
     assert rows(parts) == rows(whole)
+    caption = parts / "0001" / "caption.txt"
+    caption.write_text("by hand")
+    again = collect(told(pairs, parts))
+    assert (again.sets, caption.read_text()) == (6, "by hand")
+    assert "already" in again.notes[0]
     files = sorted(p.relative_to(whole) for p in whole.rglob("*.*") if ".collect" not in str(p))
     assert all((parts / f).read_bytes() == (whole / f).read_bytes() for f in files if f.suffix)
 

@@ -54,8 +54,8 @@ class Pool:
 
     @property
     def done(self) -> bool:
-        """True if the collection has ended."""
-        return (self.path / "done").is_file()
+        """True if the collection has ended, and its sets are there."""
+        return (self.path / "done").is_file() and (self.out / ORIGINS).is_file()
 
     def finish(self) -> None:
         """Note the end, and free what was kept for going on."""

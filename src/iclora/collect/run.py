@@ -24,6 +24,7 @@ from iclora.sets.canvas import find_panels, split
 from iclora.sets.dataset import MANIFEST
 from iclora.sets.kinds import IMAGE_SUFFIXES, kind_of
 from iclora.sets.listing import Problem
+from iclora.sets.origins import ORIGINS
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.settings import CollectSettings
 
@@ -59,6 +60,10 @@ def collect(settings: CollectSettings, progress: Progress | None = None) -> Coll
     place = out.with_name(f".{files.digest(out.name)[:12]}.lock")
     with alone(place, out, partial(DatasetError, setting="out")):
         pool = Pool(out, {"recipe": recipe.model_dump(mode="json"), **_told(settings)})
+        if pool.done:
+            there = len((out / ORIGINS).read_text(encoding="utf-8").splitlines())
+            note = f"{out} holds this collection already, ended; remove it to collect again"
+            return Collected(out, there, there, (), (note,))
         return _collect(settings, recipe, pool, progress)
 
 
