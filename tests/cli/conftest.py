@@ -8,6 +8,29 @@ from collections.abc import Callable
 import pytest
 
 from iclora.cli.main import main
+from iclora.jobs.opening import Opener
+
+
+@pytest.fixture(scope="session")
+def _bases():
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _opened_once(monkeypatch, _bases):
+    """Commands on a base that ships find it open, as jobs of a server do; each would load it."""
+    real = Opener.base
+
+    def base(self, name, machine):
+        key = (name, machine.device, machine.dtype, machine.precision)
+        if name not in ("tiny", "toyland"):
+            return real(self, name, machine)
+        if key not in _bases:
+            _bases[key] = real(self, name, machine)
+            _bases[key].rests = True
+        return _bases[key]
+
+    monkeypatch.setattr(Opener, "base", base)
 
 
 @pytest.fixture
