@@ -11,20 +11,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 # Imports make a million objects that stay, and each search for garbage would look at all of them.
 gc.disable()
 # Before any import of the hub's client: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Two processes of two threads on two cores wait for each other: OpenMP's threads spin.
+# Two processes of two threads on two cores wait for each other: threads spin, NumPy's too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Threads that load parts of a few kilobytes wait for each other too.
+# Threads that load parts of a few kilobytes wait for each other as well.
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 FLUX_DEV = ROOT / "src" / "iclora" / "models" / "flux" / "outlines" / "FLUX.1-dev"
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    _spare_what_is_there()
+    gc.freeze()
     gc.enable()
     # Tests make little garbage, and pytest keeps all of its own.
     gc.set_threshold(10_000)

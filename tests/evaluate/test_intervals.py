@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from iclora.evaluate.intervals import bootstrap, compare
 
 
 def test_an_interval_agrees_with_the_normal_approximation_and_with_scipy():
+    from scipy import stats
+
     values = (np.random.default_rng(1).random(400) < 0.3).astype(float)
     found = bootstrap(values)
     error = 1.96 * values.std() / 20

@@ -26,14 +26,20 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="module")
+def _encoded():
+    return {}
+
+
 @pytest.fixture
-def texts(model):
+def texts(model, _encoded):
     """Four encoded texts of other lengths, cut short: attention costs what a test does."""
-    found = []
-    for number, words in enumerate(WORDS):
-        text = model.encode_text(words)
-        found.append({**text, "prompt": text["prompt"][: 12 + number]})
-    return found
+    if model.name not in _encoded:
+        _encoded[model.name] = [model.encode_text(words) for words in WORDS]
+    return [
+        {**text, "prompt": text["prompt"][: 12 + number]}
+        for number, text in enumerate(_encoded[model.name])
+    ]
 
 
 def noise(model):

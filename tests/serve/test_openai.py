@@ -5,12 +5,19 @@ import io
 import threading
 import time
 
-import openai
 import pytest
 import uvicorn
 from PIL import Image
 
 from tests.serve.conftest import Opened, one_app, picture
+
+
+@pytest.fixture(scope="module")
+def openai():
+    """Half a second of imports, for who runs these tests."""
+    import openai
+
+    return openai
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,7 @@ def serving(tmp_path_factory):
 
 
 @pytest.fixture
-def client(serving):
+def client(serving, openai):
     with openai.OpenAI(
         api_key=serving.token, base_url=f"http://127.0.0.1:{serving.port}/v1", max_retries=0
     ) as found:
@@ -41,7 +48,7 @@ def opened_picture(data):
     return Image.open(io.BytesIO(base64.b64decode(data.b64_json)))
 
 
-def test_models_are_the_base_and_the_adapters(client):
+def test_models_are_the_base_and_the_adapters(client, openai):
     assert [model.id for model in client.models.list()] == ["toyland"]
     assert client.models.retrieve("toyland").id == "toyland"
     with pytest.raises(openai.NotFoundError):
@@ -92,7 +99,7 @@ def test_edits_complete_a_set_around_the_panels_that_are_given(client, serving, 
     assert (order.input["mode"], order.input["boost"]) == ("clean", 1.5)
 
 
-def test_a_mask_is_refused_with_advice(client):
+def test_a_mask_is_refused_with_advice(client, openai):
     with pytest.raises(openai.UnprocessableEntityError, match="not needed"):
         client.images.edit(
             model="toyland", prompt="a", image=("1.png", picture()), mask=("m.png", picture())
@@ -109,7 +116,7 @@ def test_a_mask_is_refused_with_advice(client):
         {"n": 9},
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_name(client, told):
+def test_what_cannot_be_kept_is_refused_by_name(client, openai, told):
     name = next(iter(told))
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         client.images.generate(model="toyland", prompt="a", **told)
@@ -118,12 +125,12 @@ def test_what_cannot_be_kept_is_refused_by_name(client, told):
     )
 
 
-def test_a_wrong_key_is_an_authentication_error(client):
+def test_a_wrong_key_is_an_authentication_error(client, openai):
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
 
 
-def test_what_takes_longer_goes_on_and_says_where(client, serving, monkeypatch):
+def test_what_takes_longer_goes_on_and_says_where(client, openai, serving, monkeypatch):
     monkeypatch.setattr("iclora.serve.routes.openai._WAIT", 0.05)
     serving.engine.hold()
     with pytest.raises(openai.InternalServerError) as late:
@@ -141,7 +148,9 @@ def test_what_takes_longer_goes_on_and_says_where(client, serving, monkeypatch):
     ]
 
 
-def test_a_client_that_hangs_up_cancels_its_job_unless_it_sent_a_key(client, serving, monkeypatch):
+def test_a_client_that_hangs_up_cancels_its_job_unless_it_sent_a_key(
+    client, openai, serving, monkeypatch
+):
     monkeypatch.setattr("iclora.serve.routes.openai._LOOK", 0.05)
     serving.engine.hold()
     for key, end in ((None, {"cancelled", "cancelling"}), ("k", {"running", "queued"})):
