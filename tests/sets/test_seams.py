@@ -9,6 +9,7 @@ from PIL import Image
 from iclora.errors import LayoutError
 from iclora.sets.canvas import find_panels
 from iclora.sets.layout import Layout
+from iclora.sets.seams import _median
 from tests.conftest import picture
 
 
@@ -57,3 +58,8 @@ def test_a_jpeg_seam_is_found_within_two_pixels(tmp_path):
 def test_a_composite_too_small_to_split_is_refused(size):
     with pytest.raises(LayoutError, match="too small"):
         find_panels(Layout.rows(3, 1024, 1536), Image.new("RGB", size))
+
+
+def test_the_median_of_eight_is_numpys():
+    numbers = np.random.default_rng(0).integers(0, 9, (8, 5000)).astype(np.float32)
+    assert np.array_equal(_median(list(numbers)), np.median(numbers, axis=0))

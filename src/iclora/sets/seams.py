@@ -30,6 +30,12 @@ def exact_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int]
         found.append(shown[0])
     return [*found, len(pixels)]
 
+_SORTING = (
+    *((0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (1, 2), (5, 6)),
+    *((0, 4), (1, 5), (2, 6), (3, 7), (2, 4), (3, 5), (1, 2), (3, 4), (5, 6)),
+)
+"""Batcher's network for 8: pairs that are put in order, one after the other."""
+
 
 def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
     """Find the ends of stacked panels, in px, and count the seams that do not show.
@@ -44,7 +50,7 @@ def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list
     change = np.abs(np.diff(pixels, axis=0)).mean(axis=2)
     # The change of each column near a line but not on it: texture and soft edges change over
     # several lines, a seam in one (JPEG may smear it over two, so the nearest are left out).
-    around = np.median([np.roll(change, k, axis=0) for k in (-6, -5, -4, -3, 3, 4, 5, 6)], axis=0)
+    around = _median([np.roll(change, k, axis=0) for k in (-6, -5, -4, -3, 3, 4, 5, 6)])
     broken = (change > 2 * around + 6).mean(axis=1)
     score = change.mean(axis=1) * broken
     seams: list[int] = []
@@ -64,6 +70,14 @@ def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list
         seams.append(window[best] if found else expected)
         missed += not found
     return [*seams, height], missed
+
+
+def _median(eight: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Of 8 arrays number by number; NumPy's own would take most of the time of finding seams."""
+    for a, b in _SORTING:
+        eight[a], eight[b] = np.minimum(eight[a], eight[b]), np.maximum(eight[a], eight[b])
+    found: NDArray[np.float32] = (eight[3] + eight[4]) * np.float32(0.5)
+    return found
 
 
 def shows(pixels: NDArray[np.float32], end: int) -> bool:
