@@ -13,6 +13,12 @@ __all__ = ["exact_seams", "find_seams", "shows"]
 _BLANK = 4.0
 """Change between the lines of a ground of one colour, in 256 levels."""
 
+_SORTING = (
+    *((0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (1, 2), (5, 6)),
+    *((0, 4), (1, 5), (2, 6), (3, 7), (2, 4), (3, 5), (1, 2), (3, 4), (5, 6)),
+)
+"""Batcher's network for 8: pairs that are put in order, one after the other."""
+
 
 def exact_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int] | None:
     """The ends of stacked panels, in px, if each shows just where it is expected; else None.
@@ -29,12 +35,6 @@ def exact_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int]
             return None
         found.append(shown[0])
     return [*found, len(pixels)]
-
-_SORTING = (
-    *((0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (1, 2), (5, 6)),
-    *((0, 4), (1, 5), (2, 6), (3, 7), (2, 4), (3, 5), (1, 2), (3, 4), (5, 6)),
-)
-"""Batcher's network for 8: pairs that are put in order, one after the other."""
 
 
 def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
