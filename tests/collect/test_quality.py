@@ -50,6 +50,7 @@ def test_good_panels_have_no_reason_against_them(panels):
     [
         (lambda p: p.resize((96, 96)), "of 96x96 px for a box of 256x256"),
         (lambda p: p.resize((96, 96)).resize((256, 256), Image.Resampling.BICUBIC), "enlarged"),
+        (lambda p: p.resize((512, 512)).resize((1536, 1536), Image.Resampling.BICUBIC), "enlarged"),
         (lambda p: p.filter(ImageFilter.GaussianBlur(2)), "blurred"),
         (lambda p: again(p, 4), "strong compression"),
         (lambda p: ImageOps.expand(p.crop((0, 30, 256, 226)), (0, 30), "black"), "bars"),

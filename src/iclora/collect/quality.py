@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ __all__ = ["Quality", "judge"]
 _LEAST_FINE = 0.38
 """Finest detail against that of the next octave: photographs have 0.5, soft film stills 0.4 and
 drawings 0.9; pictures enlarged twice have 0.36."""
+_SMALLEST = 128
+"""Side below which detail of a picture says little, px."""
 _BLOCKS = 1.5
 """Steps on JPEG's grid of 8 px against those beside it, both across and down, from which blocks
 show: quality 75 has 1.1, quality 20 has 2."""
@@ -103,11 +105,15 @@ def _of_panel(panel: Image.Image, box: Size) -> list[tuple[str, float]]:
 
 
 def fineness(grey: NDArray[np.float32]) -> float:
-    """Finest detail over that of the next octave: low for what is blurred or was enlarged."""
-    levels = [_detail(grey)]
-    half = _halved(grey)
-    levels.append(_detail(half))
-    return levels[0] / levels[1] if levels[1] > 0.1 else 1.0
+    """Finest detail over that of the next octave: low for what is blurred or was enlarged.
+
+    What was enlarged more than twice lacks both, so the next two are compared as well.
+    """
+    levels = [grey]
+    while len(levels) < 3 and min(levels[-1].shape) >= 2 * _SMALLEST:
+        levels.append(_halved(levels[-1]))
+    details = [_detail(level) for level in levels]
+    return min((a / b for a, b in pairwise(details) if b > 0.1), default=1.0)
 
 
 def _detail(grey: NDArray[np.float32]) -> float:
