@@ -98,6 +98,29 @@ def test_one_modulation_serves_blocks_that_differ_by_a_factor_and_a_constant():
         torch.testing.assert_close(rest, rest[:1].expand_as(rest), rtol=1e-3, atol=1e-3)
 
 
+def test_a_fitted_modulation_is_near_its_goal_at_every_level_samplers_ask_for():
+    flux = diffusers.FluxTransformer2DModel.from_pretrained(base_folder() / "transformer")
+    flux, net, pooled = flux.float(), network.new_painter(), torch.zeros(1, 96)
+    blocks = flux.single_transformer_blocks
+    with torch.no_grad():
+        work = translate._Translation(net, flux, [], pooled, lambda **_: None)
+        readers = [[block.attn.to_q.weight for block in blocks]]
+        _, (fixed,) = work._modulate(
+            net.single_stream_modulation.linear, [block.norm.linear for block in blocks], readers
+        )
+        linear = net.single_stream_modulation.linear
+        found = linear(work._temb(work.grid))
+        # Between the levels it was fitted on, too.
+        between = linear(work._temb(torch.linspace(0, 1, 1999)))
+        told = torch.stack([block.norm.linear(work.theirs).mean(0) for block in blocks])
+        shift, scale, gate = told.chunk(3, -1)
+        scale, shift, gate = translate.curves(scale, shift, gate)
+    scale[:, fixed], shift[:, fixed] = -1.0, 1.0
+    goal = torch.cat([shift, scale, gate], -1)
+    assert float((found - goal).square().mean().sqrt()) < 0.05
+    assert float(between.abs().max()) < 1.5 * float(goal.abs().max())
+
+
 def test_words_stand_for_words_at_the_same_letters_and_the_end_for_whole_panels(tokenizer):
     canvas = draw(random.Random(3), arrangement="side by side")
     caption = painter.draw_caption(random.Random(4), canvas)

@@ -196,12 +196,14 @@ class _Translation:
         say: Callable[..., None],
     ) -> None:
         self.net, self.flux, self.examples, self.say = net, flux, examples, say
-        count = 256
-        even = (torch.arange(count) + 0.5) / count
-        self.grid = torch.sigmoid(1 + 1.3 * torch.special.ndtri(even))
+        even = (torch.arange(192) + 0.5) / 192
+        drawn = torch.sigmoid(1 + 1.3 * torch.special.ndtri(even))
+        # All levels: samplers begin at 1, which hardly any canvas is drawn at.
+        self.grid = torch.cat([drawn, torch.linspace(0, 1, 513)])
+        count = len(self.grid)
         embed = flux.time_text_embed
         one = torch.full((count,), 1000.0)
-        told = [embed(self.grid * 1000, one, p[None].expand(count, -1)) for p in pooled]
+        told = [embed(self.grid * 1000, one, p[None].expand(count, -1)) for p in pooled[:12]]
         self.theirs = F.silu(torch.stack(told))
         """FLUX.1's embedding of the levels in `grid`, (captions, levels, h)."""
         mine = net.time_guidance_embed.timestep_embedder
@@ -232,7 +234,7 @@ class _Translation:
             scale[:, least], shift[:, least] = -1.0, 1.0
             constants.append(least)
             parts += [shift, scale, gate]
-        linear.weight.copy_(fit([self._temb(self.grid)], [torch.cat(parts, -1)], 1e-7))
+        linear.weight.copy_(fit([self._temb(self.grid)], [torch.cat(parts, -1)], 1e-4))
         return [linear(self._temb(e.sigma))[:, None] for e in self.examples], constants
 
     def _as_text(self, values: list[Tensor]) -> list[Tensor]:
@@ -367,7 +369,7 @@ class _Translation:
         """Fit what makes the velocity of the last block's tokens."""
         told = self.flux.norm_out.linear(self.theirs).mean(0)
         linear = self.net.norm_out.linear
-        linear.weight.copy_(fit([self._temb(self.grid)], [told], 1e-7))
+        linear.weight.copy_(fit([self._temb(self.grid)], [told], 1e-4))
         normed = []
         for y, e in zip(image, self.examples, strict=True):
             scale, shift = linear(self._temb(e.sigma))[:, None].chunk(2, -1)
