@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,11 @@ def find_in_file(picture: Image) -> list[str]:
     if min(wide, high) < _SMALLEST:
         return []
     found = []
+    pixel: Any = picture.im.getpixel  # of a loaded picture; Image's own loads it each time
     part = int(_STRIP * high) + 1
     for side, line, top in (("top", 1, 0), ("bottom", high - 2, high - part)):
+        if not _agree([pixel((wide * k // 8, line)) for k in range(1, 8)], 4):
+            continue
         rim = np.asarray(picture.crop((0, line, wide, line + 1)), dtype=np.float32)[0]
         if (np.abs(rim - np.median(rim, axis=0)).max(axis=1) < 32).mean() > 0.9:
             shown = picture.crop((0, top, wide, top + part))
@@ -68,14 +72,23 @@ def find_in_file(picture: Image) -> list[str]:
             lines = pixels if side == "top" else pixels[::-1]
             if depth := _strip(np.concatenate([lines, lines, lines, lines])):
                 found.append(f"a strip with text at its {side} ({depth} px)")
-    tips = np.array([picture.getpixel((x, y)) for x in (0, wide - 1) for y in (0, high - 1)])
-    if not found and np.ptp(tips, axis=0).max() <= 40:
+    tips = [pixel((x, y)) for x in (0, wide - 1) for y in (0, high - 1)]
+    if not found and _agree(tips, 4):
         boxes = [(x, y, x + 24, y + 24) for y in (0, high - 24) for x in (0, wide - 24)]
         four = [np.asarray(picture.crop(box), dtype=np.float32) for box in boxes]
         rows = [np.concatenate(four[:2], axis=1), np.concatenate(four[2:], axis=1)]
         if _round_corners(np.concatenate(rows), ()):
             found.append("round corners")
     return found
+
+
+def _agree(pixels: Sequence[tuple[int, ...]], count: int) -> bool:
+    """True if so many of some pixels are near one of the first."""
+    return any(
+        sum(max(abs(a - b) for a, b in zip(own, each, strict=True)) <= 40 for each in pixels)
+        >= count
+        for own in pixels[: len(pixels) - count + 1]
+    )
 
 
 def agreed_leftovers(found: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
@@ -170,7 +183,8 @@ def _strip(pixels: Pixels) -> int:
         return 0
     # Paper is of one colour, as a sky is not.
     levels = np.median(own[blank], axis=1)
-    if np.ptp(levels, axis=0).max() > 10 or np.abs(own[blank] - paper).mean() > 6:
+    # A bar's colour runs into its outer lines.
+    if (np.abs(levels - paper).max(axis=1) < 10).mean() < 0.6:
         return 0
     strokes = np.diff(np.abs(own - paper).max(axis=2) < 32, axis=1).sum(axis=1)
     # The letters are lines of their own, with blank ones before the picture.
