@@ -63,7 +63,7 @@ def find_in_file(picture: Image) -> list[str]:
     pixel: Any = picture.im.getpixel  # of a loaded picture; Image's own loads it each time
     part = int(_STRIP * high) + 1
     for side, line, top in (("top", 1, 0), ("bottom", high - 2, high - part)):
-        if not _agree([pixel((wide * k // 8, line)) for k in range(1, 8)], 4):
+        if not _near(pixel((1, line)), pixel((wide - 2, line))):
             continue
         rim = np.asarray(picture.crop((0, line, wide, line + 1)), dtype=np.float32)[0]
         if (np.abs(rim - np.median(rim, axis=0)).max(axis=1) < 32).mean() > 0.9:
@@ -72,8 +72,9 @@ def find_in_file(picture: Image) -> list[str]:
             lines = pixels if side == "top" else pixels[::-1]
             if depth := _strip(np.concatenate([lines, lines, lines, lines])):
                 found.append(f"a strip with text at its {side} ({depth} px)")
-    tips = [pixel((x, y)) for x in (0, wide - 1) for y in (0, high - 1)]
-    if not found and _agree(tips, 4):
+    tip = pixel((0, 0))
+    others = ((wide - 1, 0), (0, high - 1), (wide - 1, high - 1))
+    if not found and all(_near(tip, pixel(place)) for place in others):
         boxes = [(x, y, x + 24, y + 24) for y in (0, high - 24) for x in (0, wide - 24)]
         four = [np.asarray(picture.crop(box), dtype=np.float32) for box in boxes]
         rows = [np.concatenate(four[:2], axis=1), np.concatenate(four[2:], axis=1)]
@@ -82,13 +83,9 @@ def find_in_file(picture: Image) -> list[str]:
     return found
 
 
-def _agree(pixels: Sequence[tuple[int, ...]], count: int) -> bool:
-    """True if so many of some pixels are near one of the first."""
-    return any(
-        sum(max(abs(a - b) for a, b in zip(own, each, strict=True)) <= 40 for each in pixels)
-        >= count
-        for own in pixels[: len(pixels) - count + 1]
-    )
+def _near(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    red, green, blue = one[0] - other[0], one[1] - other[1], one[2] - other[2]
+    return -40 <= red <= 40 and -40 <= green <= 40 and -40 <= blue <= 40
 
 
 def agreed_leftovers(found: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
