@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from train_step import printed
 
+from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import clear
 from iclora.jobs.bench.telling import Tell
 from iclora.jobs.bench.weights import random_denoiser, random_text
@@ -114,8 +115,7 @@ def measure(tell: Tell, *, presets: Sequence[str], smoke: bool = False) -> None:
                 compare(tell, config, opened(config, Path(temporary), None, smoke), name=preset)
         except Exception as error:  # One preset's fault must not cost the others.
             traceback.print_exc()
-            why = str(error).strip().splitlines()[0]
-            tell(preset, None, note=f"{type(error).__name__}: {why}")
+            tell(preset, None, must=True, note=in_short(error))
         clear(pick_device())
 
 

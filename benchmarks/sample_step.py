@@ -38,6 +38,7 @@ from train_step import (
     proxy,
 )
 
+from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import flux_forward
@@ -146,7 +147,7 @@ def measure(
             run = seconds(lambda v=velocity: sample(v, work.eps, sigmas), device, rounds, warm=0)
         except Exception as error:  # One arm's fault must not cost the others.
             traceback.print_exc()
-            tell(name, None, note=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            tell(name, None, must=True, note=in_short(error))
             clear(device)
             continue
         times[name] = run
@@ -160,7 +161,7 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
         return theirs(net, work, name.endswith("compiled"))
     if name == "ours-fp8":
         check_precision("fp8", work.x0.device)
-        net.delete_adapters("x")
+        net.unload_lora()
         blocks = ("transformer_blocks.", "single_transformer_blocks.")
         quantize(net, "fp8", work.x0.device, blocks)
         clear(work.x0.device)

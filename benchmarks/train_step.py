@@ -38,6 +38,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import flux_forward
@@ -275,7 +276,7 @@ def gate(
             continue
         except Exception as error:  # One arm's fault must not cost the others.
             traceback.print_exc()
-            tell(arm.name, None, note=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            tell(arm.name, None, must=True, note=in_short(error))
             continue
         finally:
             for parameter in parameters:
@@ -368,7 +369,7 @@ def measure(
         for _ in range(rounds):
             for arm in group:
                 step(arm, net, parameters, optimizer, work)
-        net.delete_adapters("x")
+        net.unload_lora()
     report(tell, every, work, net)
 
 

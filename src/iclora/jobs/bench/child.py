@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def be_row(verbs: str, preloaded: Sequence[str] = PRELOADED) -> int:
         _quiet()
         bench.stage = "running"
         bench.write()
-        bench.verbs = named(verbs) if verbs else None
+        bench.verbs = partial(named, verbs)
         named(order["call"])(bench, **order["told"])
     except Exception as error:
         traceback.print_exc()

@@ -5,6 +5,7 @@ Small bases, so that a CPU is quick: those of random weights, and toyland, which
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from iclora.adapter import attach
+from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.telling import Bench
 from iclora.models import flow, load_model
 from iclora.models.base import DiffusionModel, Text
@@ -47,7 +49,8 @@ def equal(bench: Bench) -> None:
         try:
             _compare(bench, base)
         except Exception as error:  # One base's fault must not cost the others.
-            bench.fail(base, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            traceback.print_exc()
+            bench.fail(base, in_short(error))
             if bench.device != "cpu":
                 torch.cuda.synchronize()  # Raises if the card's context is lost.
 

@@ -50,8 +50,8 @@ def _script(name: str, about: str, script: str, told: Mapping[str, Any], **more:
 
 
 def _smoke(base: str, **more: Any) -> Row:
-    about = f"every verb on the base {base}, with random weights" * (base != "toyland")
-    about = about or "every verb on toyland, the small trained base"
+    about = f"verbs that train and make, on the base {base} of random weights" * (base != "toyland")
+    about = about or "verbs that train and make, on toyland, the small trained base"
     return Row(f"smoke-{base}", about, "iclora.jobs.bench.smoke:verbs", {"base": base}, **more)
 
 

@@ -1,4 +1,4 @@
-"""Every verb, once, on the device: a fault of any of them is found by name.
+"""Verbs that read, train or make, once each, on the device: a fault of one is found by name.
 
 The verbs are the command line's own, told settings as a door tells them. A verb that fails costs
 itself and those that need what it makes.
@@ -67,7 +67,7 @@ class _Walk:
         Raises: RuntimeError if the card's context is lost: nothing on it works any more.
         """
         assert self.bench.verbs is not None
-        found, console = self.bench.verbs.load(verb), Log()
+        found, console = self.bench.verbs().load(verb), Log()
         began = time.perf_counter()
         try:
             settings = (
@@ -128,7 +128,7 @@ class _Walk:
 
 
 def verbs(bench: Bench, base: str) -> None:
-    """All verbs that need no network, on one base in bf16."""
+    """All verbs that need no network and no captioner, on one base in bf16."""
     walk = _Walk(bench, base)
     sets, made = walk.data, str(walk.folder / "made")
     first = str(sets / "0001" / "1.png")
@@ -169,9 +169,6 @@ def verbs(bench: Bench, base: str) -> None:
         metric=("toyland",),
         out=str(walk.folder / "evaluation"),
     )
-    if base == "toyland":
-        told = {"data": str(sets), "captioner": "toyland", "overwrite": True}
-        walk.do("caption", "caption", **told, model_device=bench.device)
     bench.tell("verbs that passed", walk.passed)
 
 

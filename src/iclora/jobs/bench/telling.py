@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,8 +53,8 @@ class Bench:
     """An empty folder of its own, gone afterwards."""
     result: Path
     """The file that takes what is told."""
-    verbs: Registry[Any] | None = None
-    """The command line's verbs, by name."""
+    verbs: Callable[[], Registry[Any]] | None = None
+    """Loads the command line's verbs, by name."""
     machine: dict[str, Any] = field(default_factory=dict)
     """Facts about the device, which the row `card` finds."""
     figures: list[dict[str, Any]] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Bench:
             what: was measured.
             value: as measured; None for what could not be, with a note.
             least, most: a target.
-            must: the row has failed if the target is missed.
+            must: the row has failed if the target is missed, or there is no value.
             note: what to know beside it.
             all: the single measurements behind a median.
         """
@@ -93,8 +93,9 @@ class Bench:
         if all:
             said["all"] = [round(float(each), 5) for each in all]
         self.figures.append(said)
-        if must and not met.get("met", True):
-            self.broken.append(f"{what}: {value} {unit}, {met['target']}")
+        if must and not met.get("met", value is not None):
+            missed = f"{value} {unit}, {met['target']}" if met else note
+            self.broken.append(f"{what}: {missed}")
         print(json.dumps(said), flush=True)
         self.write()
 
