@@ -5,7 +5,7 @@
 #     benchmarks/gpu.sh FOLDER OUT [OPTION]   there: install them beside the checkout, and measure
 #
 # There, python3 must have torch, transformers, accelerate, safetensors, pillow, numpy, and what else
-# these and iclora need: jinja2, matplotlib, pyyaml, rich, protobuf, sentencepiece. OPTIONs are those of `iclora bench`; by default --minutes 8.5. PYTHON says which Python to take,
+# these and iclora need: jinja2, matplotlib, pyyaml, rich, protobuf, sentencepiece, requests, psutil. OPTIONs are those of `iclora bench`; by default --minutes 8.5. PYTHON says which Python to take,
 # COMMIT what to write down where there is no .git.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
