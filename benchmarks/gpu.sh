@@ -5,8 +5,9 @@
 #     benchmarks/gpu.sh FOLDER OUT [OPTION]   there: install them beside the checkout, and measure
 #
 # There, python3 must have torch, transformers, accelerate, safetensors, pillow, numpy, and what else
-# these and iclora need: jinja2, matplotlib, pyyaml, rich, protobuf, sentencepiece, requests, psutil. OPTIONs are those of `iclora bench`; by default --minutes 8.5. PYTHON says which Python to take,
-# COMMIT what to write down where there is no .git.
+# these, diffusers and iclora need: jinja2, matplotlib, protobuf, psutil, pyyaml, requests, rich,
+# sentencepiece. OPTIONs are those of `iclora bench`; by default --minutes 8.5. PYTHON says which
+# Python to take, COMMIT what to write down where there is no .git.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
