@@ -12,7 +12,7 @@ from PIL import Image
 from iclora.pages.page import data_url, render
 from tests.conftest import picture
 
-REVIEW = {"about": "", "marked": False}
+REVIEW = {"about": "", "marked": False, "scored": 0}
 """What the review page is told beside the words of others."""
 
 
@@ -43,6 +43,7 @@ def test_control_characters_of_other_peoples_words_are_shown_and_never_sent():
         "limit": 512,
         "about": "",
         "marked": False,
+        "scored": 0,
     }
     page = render("review", **plain, problems=[problem], sets=[], bad=[])
     assert not set(page) & set("\x1b\u202e\x9b")
@@ -61,6 +62,10 @@ def test_text_stays_text_wherever_it_stands():
         "caption": {"overview": evil},
         "texts": [(evil, evil)],
         "raw": evil,
+        "score": 0.5,
+        "rank": 1,
+        "scene": evil,
+        "reasons": [evil],
     }
     plain = {
         "name": evil,
@@ -69,11 +74,12 @@ def test_text_stays_text_wherever_it_stands():
         "limit": 512,
         "about": "",
         "marked": False,
+        "scored": 0,
     }
     problem = {"subject": evil, "text": evil, "advice": evil, "severity": "error"}
     page = render("review", **plain, problems=[problem], sets=[shown], bad=[shown])
     assert "<script" not in page
-    assert page.count("&lt;script") > 6
+    assert page.count("&lt;script") > 8
     assert "#%22" in page
 
 

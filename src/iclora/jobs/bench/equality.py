@@ -82,7 +82,7 @@ def _compare(bench: Bench, base: str) -> None:
 
 def off(one: Tensor, other: Tensor) -> float:
     """The norm of the difference over that of the other."""
-    a, b = one.detach().double().cpu(), other.detach().double().cpu()
+    a, b = one.detach().cpu().double(), other.detach().cpu().double()
     return float((a - b).norm() / b.norm())
 
 

@@ -70,11 +70,12 @@ def change_panels(
     dataset, found = _matched(server, name, image_set, if_match)
     if told.do == "swap":
         if told.other is None:
-            raise SettingsError("a swap needs two panels", "Set `other`.", "other")
+            raise SettingsError("a swap needs two panels", "Name the other in `other`.", "other")
         changes = swap_panels(dataset, found, told.panel, told.other)
     elif told.do == "replace":
         if told.picture is None:
-            raise SettingsError("no picture is named", "Send one, and set `picture`.", "picture")
+            advice = "Send one, and name it in `picture`."
+            raise SettingsError("no picture is named", advice, "picture")
         data = server.assets.path(told.picture).read_bytes()
         changes = replace_panel(dataset, found, told.panel, data, suffix_of(data))
     else:
