@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclora.collect.run import Collected
-from iclora.collect.run import collect as gather
 from iclora.jobs.opening import Opener
 from iclora.progress import Console, Progress
 from iclora.sets.check import Problem, SetReport, check_dataset
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import MANIFEST, Dataset, open_dataset
 from iclora.sets.recipe import load_recipe
-from iclora.sets.review import write_review
 from iclora.settings import (
     CaptionSettings,
     CheckSettings,
@@ -24,6 +21,7 @@ from iclora.settings import (
 )
 
 if TYPE_CHECKING:
+    from iclora.collect.run import Collected
     from iclora.vlm.caption import Summary
 
 __all__ = ["Checked", "caption", "check", "collect", "compose", "prompt", "token_budget"]
@@ -67,6 +65,9 @@ def collect(settings: CollectSettings, progress: Progress) -> tuple[Collected, P
 
     Returns: what came of it, and the page. Raises: IcloraError, Cancelled.
     """
+    from iclora.collect.run import collect as gather
+    from iclora.sets.review import write_review
+
     done = gather(settings, progress)
     if not settings.review:
         return done, None
