@@ -39,15 +39,13 @@ def looked_at(seed, quality=None, **facts):
 def test_gutters_of_any_width_and_colour_are_cut_behind_any_compression(colour, gutter):
     seed = gutter + len(colour)
     rows = ((1, 1, 1), (2, 2), (3,))[seed % 3]
-    for quality in (None, 90, 60):
-        kind = "smooth" if quality else "grain"
-        found, left, lost = looked_at(
-            seed, quality, rows=rows, colour=colour, gutter=gutter, kind=kind
-        )
-        # Of a single line JPEG leaves next to nothing.
-        assert found.bars or (quality and gutter == 1)
-        assert left <= (1 if quality else 0) or any(found.rest)
-        assert lost <= 2
+    quality = (None, 90, 60)[(seed + gutter) % 3]
+    kind = "smooth" if quality else "grain"
+    found, left, lost = looked_at(seed, quality, rows=rows, colour=colour, gutter=gutter, kind=kind)
+    # Of a single line JPEG leaves next to nothing.
+    assert found.bars or (quality and gutter == 1)
+    assert left <= (1 if quality else 0) or any(found.rest)
+    assert lost <= 2
 
 
 @pytest.mark.parametrize("line", [1, 2, 3])
