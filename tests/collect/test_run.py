@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -95,6 +96,27 @@ def test_a_stopped_collection_goes_on_and_ends_as_one_that_was_not(pairs, tmp_pa
     assert "already" in again.notes[0]
     files = sorted(p.relative_to(whole) for p in whole.rglob("*.*") if ".collect" not in str(p))
     assert all((parts / f).read_bytes() == (whole / f).read_bytes() for f in files if f.suffix)
+
+
+def test_a_collection_whose_source_changed_while_it_was_stopped_is_refused(pairs, tmp_path):
+    """Its first sets would be those of other pictures than sets.jsonl tells."""
+    source, out = tmp_path / "source", tmp_path / "sets"
+    shutil.copytree(pairs, source)
+
+    def stop(event):
+        if event.what == "writing sets" and event.done == 3:
+            progress.cancel()
+
+    progress = Progress(stop)
+    with pytest.raises(Cancelled):
+        collect(told(source, out), progress)
+    picture = Image.open(source / "1_before.png")
+    picture.save(source / "1_before.png", compress_level=1)
+    with pytest.raises(DatasetError, match="0002 has other pictures than the sources have now"):
+        collect(told(source, out))
+    assert not (out / "sets.jsonl").exists()
+    shutil.copy(pairs / "1_before.png", source)
+    assert collect(told(source, out)).sets == len(rows(out)) == 6
 
 
 def test_a_folder_that_holds_something_else_is_refused(pairs, tmp_path):

@@ -154,6 +154,7 @@ def _chosen(
 
 def _write(out: Path, kept: Sequence[Scored], progress: Progress) -> list[str]:
     """Write sets that are not there yet. Returns: their names."""
+    _check_begun(out, [found for found, _, _ in kept])
     names = []
     for number, (found, _, _) in enumerate(kept, 1):
         name = f"{number:04d}"
@@ -168,6 +169,24 @@ def _write(out: Path, kept: Sequence[Scored], progress: Progress) -> list[str]:
                 _write_words(work, found)
         progress("writing sets", number, len(kept), name)
     return names
+
+
+def _check_begun(out: Path, kept: Sequence[Found]) -> None:
+    """Refuse to go on beside sets of other pictures: a source changed since they were written."""
+    for entry in out.iterdir():
+        number = entry.name.split(".")[0]
+        if not (number.isascii() and number.isdigit()):
+            continue
+        lying = sorted(entry.iterdir()) if entry.is_dir() else [entry]
+        there = [file.read_bytes() for file in lying if file.suffix in IMAGE_SUFFIXES]
+        found = kept[int(number) - 1] if 0 < int(number) <= len(kept) else None
+        if there and (not found or there != [picture.read() for picture in found.pictures]):
+            raise DatasetError(
+                f"{entry} has other pictures than the sources have now: one of them changed since "
+                "this collection was begun",
+                "Remove that folder of sets and collect again, or choose another `out`.",
+                setting="out",
+            )
 
 
 def _write_joined(out: Path, name: str, found: Found) -> None:
