@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
@@ -10,7 +11,7 @@ import transformers
 
 from iclora.models.tiny import recipe_words
 
-__all__ = ["qwen_tokenizer", "tiny_qwen"]
+__all__ = ["learn_tokenizer", "qwen_tokenizer", "tiny_qwen"]
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MARKS = ("<think>", "</think>")
@@ -26,12 +27,24 @@ _TEMPLATE = (
 
 def qwen_tokenizer() -> Any:
     """Qwen's tokenizer with merges of the recipes' own words."""
+    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return learn_tokenizer([recipe_words()], words, size=1200, longest=131072)
+
+
+def learn_tokenizer(corpus: Iterable[str], words: Any, *, size: int, longest: int) -> Any:
+    """A tokenizer of Qwen's kind, with its template, that learnt its merges of other texts.
+
+    Args:
+        words: what cuts a text into words before they are learnt.
+        size: of the vocabulary.
+        longest: text it takes, in tokens.
+    """
     learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learnt.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learnt.pre_tokenizer = words
     learnt.train_from_iterator(
-        [recipe_words()],
+        corpus,
         tokenizers.trainers.BpeTrainer(
-            vocab_size=1200,
+            vocab_size=size,
             special_tokens=list(_SPECIAL),
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -42,7 +55,7 @@ def qwen_tokenizer() -> Any:
         vocab=model["vocab"],
         merges=[tuple(pair) for pair in model["merges"]],
         extra_special_tokens=list(_SPECIAL[1:]),
-        model_max_length=131072,
+        model_max_length=longest,
     )
     tokenizer.add_tokens(list(_MARKS))
     tokenizer.chat_template = _TEMPLATE

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import transformers
 
-from iclora.models.tiny_qwen import qwen_tokenizer
+from iclora.models.tiny_qwen import learn_tokenizer, qwen_tokenizer
 from iclora.sets.recipe import load_recipe, recipe_names
 from iclora.toyland.wording import draw_caption, phrases
 from iclora.toyland.world import draw_canvas
@@ -23,8 +21,6 @@ TEXT_TOKENS = 128
 SUFFIX = 9
 """Tokens the template puts behind a text: its end, the answer's beginning, an empty thought."""
 
-_MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
 
 def make_words(seed: int, captions: int = 6000) -> Any:
     """A tokenizer trained on captions of the world and the recipes' examples."""
@@ -33,28 +29,8 @@ def make_words(seed: int, captions: int = 6000) -> Any:
     corpus += [*phrases(), *(load_recipe(name).example for name in recipe_names() for _ in "1234")]
     # The template's own words, each to be one token.
     corpus += ["user", "assistant", "\n\n"] * 500
-    like = qwen_tokenizer()
-    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learnt.pre_tokenizer = like.backend_tokenizer.pre_tokenizer
-    learnt.train_from_iterator(
-        corpus,
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=1600,
-            special_tokens=list(_MARKS),
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    model = json.loads(learnt.to_str())["model"]
-    tokenizer = transformers.Qwen2TokenizerFast(
-        vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
-        extra_special_tokens=list(_MARKS[1:]),
-        model_max_length=TEXT_TOKENS,
-    )
-    tokenizer.add_tokens(["<think>", "</think>"])
-    tokenizer.chat_template = like.chat_template
-    return tokenizer
+    words = qwen_tokenizer().backend_tokenizer.pre_tokenizer
+    return learn_tokenizer(corpus, words, size=1600, longest=TEXT_TOKENS)
 
 
 def load_words(work: Path, seed: int) -> Any:
