@@ -58,6 +58,13 @@ _FIRST = (
 )
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: those of an archive may hold the time, and then the processes
+    that share the tests would collect different ones.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, or one process waits for the other at the end.
 
