@@ -39,7 +39,7 @@ check: setup
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory types
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -rs -m machine \
-		tests/web tests/models/flux/test_forward.py tests/workshop
+		tests/serve/studio tests/models/flux/test_forward.py tests/workshop
 
 # The page's JavaScript is checked against its comments' types. Nothing that runs needs npm.
 TYPES := typescript@7.0.2 preact@11.2.0 htm@3.1.1 @preact/signals@2.11.4
@@ -47,7 +47,7 @@ TSC := .venv/tsc/node_modules/.bin/tsc
 types:
 	@if [ -x $(TSC) ] || { command -v npm >/dev/null && npm install --silent --no-audit --no-fund \
 			--ignore-scripts --prefix .venv/tsc $(TYPES) >/dev/null 2>&1; }; then \
-		$(TSC) -p tests/web/tsconfig.json; \
+		$(TSC) -p tests/serve/studio/tsconfig.json; \
 	else echo "note: the page's types are not checked: npm is missing, or cannot reach its registry"; fi
 
 clean:

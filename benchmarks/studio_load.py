@@ -37,7 +37,7 @@ IN_VIEW = """() => {
 
 def serve(folder: Path) -> None:
     """Serve a studio until the input ends."""
-    from tests.web.toys import Studio
+    from tests.serve.studio.toys import Studio
 
     studio = Studio(folder)
     print(studio.link, flush=True)

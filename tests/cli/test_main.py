@@ -13,8 +13,8 @@ from iclora import __version__
 from iclora.cli.main import VERBS, main
 from iclora.errors import RecipeError, SettingsError
 from iclora.progress import Cancelled
-from iclora.registry import Registry
 from iclora.settings import GenerateSettings, RunSettings, Verb
+from iclora.settings.registry import Registry
 from tests.conftest import CAPTION, picture
 
 SMALL = ["--size", "96x192", "--steps", "2"]

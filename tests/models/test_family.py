@@ -83,7 +83,8 @@ def test_a_family_of_another_package_is_trained_and_makes_sets(monkeypatch, tmp_
     )
     point = SimpleNamespace(name="DummyPipeline", load=lambda: Dummy)
     monkeypatch.setattr(
-        "iclora.registry.entry_points", lambda group: [point] if group == "iclora.families" else []
+        "iclora.settings.registry.entry_points",
+        lambda group: [point] if group == "iclora.families" else [],
     )
     monkeypatch.setattr(FAMILIES, "_found", None)
     model = load_model(str(tmp_path / "base"), device="cpu")

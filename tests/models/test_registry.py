@@ -233,7 +233,8 @@ def test_fp8_is_tried_on_a_processs_own_gpu_alone(four_gpus, monkeypatch, tiny):
 def test_a_base_of_another_package_is_found_by_its_name(monkeypatch, tiny):
     point = SimpleNamespace(name="theirs", load=lambda: lambda: tiny.folder)
     monkeypatch.setattr(
-        "iclora.registry.entry_points", lambda group: [point] if group == "iclora.bases" else []
+        "iclora.settings.registry.entry_points",
+        lambda group: [point] if group == "iclora.bases" else [],
     )
     monkeypatch.setattr(BASES, "_found", None)
     assert load_model("theirs", device="cpu").folder == tiny.folder

@@ -16,7 +16,7 @@ from iclora.toyland.tasks import TASKS, draw_set
 
 
 def test_base_and_captioner_together_weigh_at_most_40_mb_and_hold_no_pickle():
-    home = Path(str(files("iclora") / "weights"))
+    home = Path(str(files("iclora") / "toyland" / "weights"))
     folders = (home / "toyland-base", home / "toyland-captioner")
     found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in found) <= 40 * 2**20

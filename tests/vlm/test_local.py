@@ -20,7 +20,7 @@ from tests import processes
 from tests.conftest import picture
 from workshop.toyland.pretrain import captioner
 
-SHIPPED = files("iclora") / "weights" / "toyland-captioner"
+SHIPPED = files("iclora") / "toyland" / "weights" / "toyland-captioner"
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from iclora.collect.likeness import families, near_duplicates
-from iclora.collect.looks import Looks
-from iclora.collect.picture import Look, Origin, Picture
-from iclora.collect.run import collect
-from iclora.collect.sources.naming import sets_by_name
 from iclora.progress import Event, Progress
+from iclora.sets.collect.likeness import families, near_duplicates
+from iclora.sets.collect.looks import Looks
+from iclora.sets.collect.picture import Look, Origin, Picture
+from iclora.sets.collect.run import collect
+from iclora.sets.collect.sources.naming import sets_by_name
 from iclora.settings import CollectSettings
 
 __all__ = ["measure_films", "measure_pairs", "measure_pictures"]

@@ -26,7 +26,7 @@ from iclora.adapter.formats import fit
 from iclora.errors import AdapterError
 from iclora.files import work_folder, write_bytes
 from iclora.models.names import Names, Place
-from iclora.registry import Registry
+from iclora.settings.registry import Registry
 
 if TYPE_CHECKING:
     from iclora.adapter.file import AdapterInfo

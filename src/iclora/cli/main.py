@@ -25,8 +25,8 @@ from iclora.cli.output import (
 from iclora.errors import IcloraError, SettingsError
 from iclora.jobs.memory import less_memory, out_of_memory
 from iclora.progress import Cancelled
-from iclora.registry import Registry
 from iclora.settings import Settings, Verb, settings_of
+from iclora.settings.registry import Registry
 
 __all__ = ["VERBS", "main"]
 

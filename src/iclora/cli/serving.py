@@ -52,8 +52,8 @@ def studio(settings: StudioSettings, console: Console) -> None:
     """Open the page where sets are made: the server of `serve` with its page."""
     _check_installed("studio")
     from iclora.serve.running import run
-    from iclora.web.studio import link, make_studio
-    from iclora.web.toys import with_its_own, write_toy_recipes, write_toy_sets
+    from iclora.serve.studio.app import link, make_studio
+    from iclora.serve.studio.toys import with_its_own, write_toy_recipes, write_toy_sets
 
     base = _base_of(settings, "toyland")
     settings = with_its_own(settings, base)

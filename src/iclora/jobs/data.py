@@ -21,7 +21,7 @@ from iclora.settings import (
 )
 
 if TYPE_CHECKING:
-    from iclora.collect.run import Collected
+    from iclora.sets.collect.run import Collected
     from iclora.vlm.caption import Summary
 
 __all__ = ["Checked", "caption", "check", "collect", "compose", "prompt", "token_budget"]
@@ -65,7 +65,7 @@ def collect(settings: CollectSettings, progress: Progress) -> tuple[Collected, P
 
     Returns: what came of it, and the page. Raises: IcloraError, Cancelled.
     """
-    from iclora.collect.run import collect as gather
+    from iclora.sets.collect.run import collect as gather
     from iclora.sets.review import write_review
 
     done = gather(settings, progress)

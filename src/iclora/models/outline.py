@@ -28,8 +28,8 @@ from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
 from iclora.models.quantize import quantize
 from iclora.models.qwen3 import Qwen3Model
-from iclora.registry import Registry
 from iclora.settings import Precision
+from iclora.settings.registry import Registry
 
 __all__ = [
     "META",

@@ -18,8 +18,8 @@ from iclora.files.documents import read_json
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.models.quantize import KINDS, check_precision
 from iclora.models.single_file import whole_of
-from iclora.registry import Registry
 from iclora.settings import Precision
+from iclora.settings.registry import Registry
 
 __all__ = ["BASES", "FAMILIES", "Family", "load_model", "pick_device", "pick_dtype"]
 

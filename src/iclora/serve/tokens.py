@@ -76,7 +76,7 @@ def _read(base: str) -> Counter | None:
 def _folder(base: str) -> Path | None:
     """Where a base lies on this machine; nothing is fetched."""
     if base == "toyland":
-        return Path(str(files("iclora") / "weights" / "toyland-base"))
+        return Path(str(files("iclora") / "toyland" / "weights" / "toyland-base"))
     path = Path(base).expanduser()
     if path.is_dir():
         inner = next(path.glob("snapshots/*/model_index.json"), None)

@@ -37,4 +37,4 @@ def open_captioner(
 
 
 def _weights(name: str) -> Path:
-    return Path(str(files("iclora") / "weights" / name))
+    return Path(str(files("iclora") / "toyland" / "weights" / name))

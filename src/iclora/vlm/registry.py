@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from iclora.errors import VisionModelError
-from iclora.registry import Registry
+from iclora.settings.registry import Registry
 from iclora.vlm.base import VisionModel
 
 __all__ = ["CAPTIONERS", "Maker", "load_vision_model"]

@@ -150,7 +150,7 @@ def test_a_local_judge_takes_the_device_only_while_it_judges(monkeypatch):
         return move(self, *args, **settings)
 
     monkeypatch.setattr(torch.nn.Module, "to", watched)
-    folder = files("iclora") / "weights" / "toyland-captioner"
+    folder = files("iclora") / "toyland" / "weights" / "toyland-captioner"
     judge = load_metric(f"local:{folder}", device="cpu")
     assert "cpu" not in moves
     assert figures_of(judge, flat(0))

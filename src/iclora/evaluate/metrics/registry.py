@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from iclora.errors import SettingsError
 from iclora.evaluate.metrics.base import Metric
-from iclora.registry import Registry
+from iclora.settings.registry import Registry
 
 __all__ = ["METRICS", "Maker", "load_metric"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from iclora.files import write_text
-from iclora.registry import Registry
+from iclora.settings.registry import Registry
 
 __all__ = ["Bench", "Tell", "goal"]
 

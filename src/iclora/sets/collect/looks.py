@@ -1,0 +1,55 @@
+"""Many pictures looked at, several at a time; what cannot be read is named and left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from iclora.errors import IcloraError
+from iclora.progress import Progress
+from iclora.sets.collect.picture import Look, Picture, look_at
+from iclora.sets.listing import Problem
+
+__all__ = ["Looks"]
+
+_BATCH = 64
+
+
+class Looks:
+    """The looks of pictures, each taken once.
+
+    Args:
+        tell: told of pictures that cannot be read.
+        progress: told of every batch.
+    """
+
+    def __init__(self, tell: Callable[[Problem], None], progress: Progress) -> None:
+        self._tell, self._progress = tell, progress
+        self._seen: dict[str, Look | None] = {}
+
+    def of(self, picture: Picture) -> Look | None:
+        """The look of one picture; None if it cannot be read."""
+        return self.of_all([picture])[0]
+
+    def of_all(self, pictures: Sequence[Picture]) -> list[Look | None]:
+        """The looks of some pictures, None for those that cannot be read. Raises: Cancelled."""
+        new = [p for p in pictures if p.origin.name not in self._seen]
+        # Pillow decodes without holding the interpreter's lock.
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(new), _BATCH):
+                batch = new[start : start + _BATCH]
+                for picture, seen in zip(batch, pool.map(_look, batch), strict=True):
+                    if isinstance(seen, IcloraError):
+                        self._tell(Problem(picture.origin.name, seen.problem, seen.advice))
+                    self._seen[picture.origin.name] = seen if isinstance(seen, Look) else None
+                if len(new) > 1:
+                    self._progress("looking at pictures", start + len(batch), len(new))
+        return [self._seen[picture.origin.name] for picture in pictures]
+
+
+def _look(picture: Picture) -> Look | IcloraError:
+    try:
+        return look_at(picture)
+    except IcloraError as error:
+        return error

@@ -1,0 +1,149 @@
+"""How good a set is to train on, from 0 to 1, with the reasons why it is not better."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from iclora.sets.bars import find_edges, opposite
+from iclora.sets.collect.likeness import same_picture, unlike
+from iclora.sets.collect.picture import Look
+from iclora.sets.layout import Size
+from iclora.sets.recipe import Recipe
+
+__all__ = ["Quality", "judge"]
+
+_LEAST_FINE = 0.38
+"""Finest detail against that of the next octave: photographs have 0.5, soft film stills 0.4 and
+drawings 0.9; pictures enlarged twice have 0.36."""
+_SMALLEST = 128
+"""Side below which detail of a picture says little, px."""
+_BLOCKS = 1.5
+"""Steps on JPEG's grid of 8 px against those beside it, both across and down, from which blocks
+show: quality 75 has 1.1, quality 20 has 2."""
+_FLAT = 6.0
+"""Deviation of all pixels, in 256 levels, below which a picture shows next to nothing."""
+_STRANGERS = 0.97
+"""`unlike` of panels above which nothing holds them together."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A score and what lowers it."""
+
+    score: float
+    """1 for nothing to say; each reason multiplies it."""
+    reasons: tuple[str, ...] = ()
+
+
+def judge(recipe: Recipe, panels: Sequence[Image.Image], looks: Sequence[Look]) -> Quality:
+    """Judge a set by its pixels.
+
+    Args:
+        panels: RGB pictures in order.
+        looks: of the same pictures.
+    """
+    found: list[tuple[str, float]] = []
+    by_kind: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for number, (panel, box) in enumerate(zip(panels, recipe.canvas.sizes, strict=False), 1):
+        for kind, factor in _of_panel(panel, box):
+            by_kind[kind].append((number, factor))
+    for kind, told in by_kind.items():
+        # What all panels have in common counts once.
+        found.append((f"{_named([n for n, _ in told])} {kind}", min(f for _, f in told)))
+    pairs = list(combinations(range(len(looks)), 2))
+    twins = [(a, b) for a, b in pairs if same_picture(looks[a], looks[b])]
+    if pairs and len(twins) == len(pairs):
+        found.append(("all panels show the same", 0.1))
+    else:
+        found += [(f"panels {a + 1} and {b + 1} show the same", 0.5) for a, b in twins]
+    nearest = [
+        min(unlike(look, other) for other in looks if other is not look)
+        for look in looks
+        if len(looks) > 1
+    ]
+    odd = [number for number, away in enumerate(nearest, 1) if away > _STRANGERS]
+    if odd:
+        found.append((f"{_named(odd)}: nothing beside looks like it", 0.6))
+    score = float(np.prod([factor for _, factor in found])) if found else 1.0
+    return Quality(round(score, 3), tuple(text for text, _ in found))
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"panel{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def _of_panel(panel: Image.Image, box: Size) -> list[tuple[str, float]]:
+    found = []
+    width, height = panel.size
+    share = (width * height / (box[0] * box[1])) ** 0.5
+    if share < 0.95:
+        found.append(
+            (
+                f"of {width}x{height} px for a box of {box[0]}x{box[1]}",
+                0.9 if share > 0.6 else max(0.2, share),
+            )
+        )
+    edges = find_edges(panel)
+    if any(edges) and any(opposite(panel, edges)):
+        found.append((f"with bars of one colour ({edges.told})", 0.9))
+    grey = np.asarray(panel.convert("L"), dtype=np.float32)
+    if grey.std() < _FLAT:
+        return [*found, ("without anything to see", 0.1)]
+    fine = fineness(grey)
+    if fine < _LEAST_FINE:
+        found.append(("blurred or enlarged", max(0.3, 0.9 * (fine / _LEAST_FINE) ** 2)))
+    if blockiness(grey) > _BLOCKS:
+        found.append(("with blocks of strong compression", 0.6))
+    return found
+
+
+def fineness(grey: NDArray[np.float32]) -> float:
+    """Finest detail over that of the next octave: low for what is blurred or was enlarged.
+
+    What was enlarged more than twice lacks both, so the next two are compared as well.
+    """
+    levels = [grey]
+    while len(levels) < 3 and min(levels[-1].shape) >= 2 * _SMALLEST:
+        levels.append(_halved(levels[-1]))
+    details = [_detail(level) for level in levels]
+    return min((a / b for a, b in pairwise(details) if b > 0.1), default=1.0)
+
+
+def _detail(grey: NDArray[np.float32]) -> float:
+    """Mean size of the Laplacian where there is most of it: skies and out-of-focus grounds are
+    smooth in the sharpest picture."""
+    if min(grey.shape) < 16:
+        return 0.0
+    inner = 4 * grey[1:-1, 1:-1]
+    inner = inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    rows, columns = (side // 8 * 8 for side in inner.shape)
+    blocks = np.abs(inner[:rows, :columns]).reshape(rows // 8, 8, columns // 8, 8)
+    return float(np.quantile(blocks.mean(axis=(1, 3)), 0.9))
+
+
+def _halved(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows, columns = (side // 2 * 2 for side in grey.shape)
+    found: NDArray[np.float32] = (
+        grey[:rows, :columns].reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
+    )
+    return found
+
+
+def blockiness(grey: NDArray[np.float32]) -> float:
+    """Mean step across the lines of JPEG's grid over that across the other lines, the lesser of
+    both directions: what is drawn on a grid of its own has it in one."""
+    ratios = []
+    for lines in (grey, grey.T):
+        steps = np.abs(np.diff(lines, axis=1)).mean(axis=0)
+        if len(steps) < 32:
+            return 1.0
+        grid = np.arange(len(steps)) % 8 == 7
+        ratios.append(float(steps[grid].mean() / max(0.05, steps[~grid].mean())))
+    return min(ratios)

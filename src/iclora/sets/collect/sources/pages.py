@@ -1,0 +1,302 @@
+"""Decks: pages of a PDF as pictures, and the pictures that lie in a PDF or PPTX.
+
+Nothing of a document runs: PDFium is built without a JavaScript engine here, forms are not opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from iclora.errors import DatasetError, IcloraError
+from iclora.files import natural_key, write_text
+from iclora.progress import Progress
+from iclora.sets.collect.likeness import same_picture
+from iclora.sets.collect.picture import Found, Look, Origin, Picture
+from iclora.sets.collect.sources.extras import needed
+from iclora.sets.collect.sources.folders import loose_pictures
+from iclora.sets.collect.sources.wanted import Wanted
+from iclora.sets.images import picture_size
+from iclora.sets.layout import Size
+from iclora.sets.listing import Files, Problem, list_files
+from iclora.sets.unread import is_image
+
+__all__ = ["read_pdf", "read_pptx"]
+
+_MOST_PAGES = 2000
+_MOST_PIXELS = 144_000_000
+"""Of a picture inside a page, as of any other picture."""
+_MOST_SIDE = 4096
+_LEAST_SIDE = 64
+"""px of an embedded picture; smaller ones are bullets and icons."""
+_FEW_WORDS = 20
+"""On title and closing pages at most."""
+_CLOSING = re.compile(
+    r"\b(thank|thanks|questions?|contact|the end|q ?& ?a|merci|danke|fragen|gracias|grazie)\b", re.I
+)
+_EMPTY = 12
+"""Least difference between the darkest and the brightest tone of a page with something on it."""
+_BUILT = 3
+"""Times the difference of a copy up to which a page shows nearly what the next one shows."""
+_PAGES = "pages.json"
+_PNG_LEVEL = 1
+
+
+def read_pdf(source: str, path: Path, want: Wanted) -> list[Found]:
+    """Sets of a PDF's pages, or of the pictures in it.
+
+    Raises: DatasetError for a document that is encrypted, damaged, empty or too long;
+        SettingsError without pypdfium2.
+    """
+    about = path.stat()
+    size = _wanted_size(want)
+    key = (want.pages, str(size), str(path.resolve()), str(about.st_size), str(about.st_mtime_ns))
+    make = partial(_extract, path, want.pages == "pictures", size, want.progress)
+    folder = want.pool.folder("pdf", *key, make=make)
+    told = json.loads((folder / _PAGES).read_text(encoding="utf-8"))
+    for text in told["refused"]:
+        want.tell(Problem(source, text, "Export that page again, or leave it out."))
+    rows = told["pages"]
+    pictures = [
+        Picture(
+            Origin(source, {k: row[k] for k in ("page", "picture") if k in row}),
+            (folder / row["file"]).read_bytes,
+        )
+        for row in rows
+    ]
+    if want.pages == "pictures":
+        return loose_pictures(source, pictures, want)
+    looks = want.looks.of_all(pictures)
+    known = [
+        _Page(picture, look, str(row["text"]), int(row["words"]))
+        for picture, look, row in zip(pictures, looks, rows, strict=True)
+        if look is not None
+    ]
+    return _slides(source, known, want)
+
+
+def _wanted_size(want: Wanted) -> Size:
+    """The largest box of the recipe, px."""
+    return max(want.recipe.canvas.sizes, key=lambda size: size[0] * size[1])
+
+
+@dataclass(frozen=True)
+class _Page:
+    picture: Picture
+    look: Look
+    text: str
+    """How it begins."""
+    words: int
+
+
+def _slides(source: str, pages: Sequence[_Page], want: Wanted) -> list[Found]:
+    """Pages in order, as many a set as it has panels.
+
+    The title page opens the first set and the closing page ends the last one, so what is left over
+    is taken from the pages between. Empty pages are dropped, and pages that show less of what the
+    next one shows.
+    """
+    shown = [p for p in pages if int(p.look.tones.max()) - int(p.look.tones.min()) >= _EMPTY]
+    built = [
+        page
+        for page, after in zip(shown, [*shown[1:], None], strict=True)
+        if after is None or not same_picture(page.look, after.look, _BUILT)
+    ]
+    title = built[:1] if built and 0 < built[0].words <= _FEW_WORDS else []
+    rest = built[len(title) :]
+    closing = rest[-1:] if rest and _is_closing(rest[-1]) else []
+    between = rest[: len(rest) - len(closing)]
+    count = len(built) // want.panels
+    room = count * want.panels - len(title) - len(closing)
+    if count and room >= 0:
+        chosen = [*title, *between[:room], *closing]
+    else:
+        count, chosen = len(between) // want.panels, list(between)
+    sets = [chosen[i * want.panels : (i + 1) * want.panels] for i in range(count)]
+    want.note(
+        f"{source}: {len(pages)} pages make {len(sets)} sets; "
+        f"{len(pages) - len(built)} are empty or built up by the next one, "
+        f"{len(built) - len(sets) * want.panels} are left over; "
+        f"{'a' if title else 'no'} title page, {'a' if closing else 'no'} closing page"
+    )
+    return [Found(tuple(p.picture for p in own), source, "pages of one deck") for own in sets]
+
+
+def _is_closing(page: _Page) -> bool:
+    return 0 < page.words <= _FEW_WORDS and bool(_CLOSING.search(page.text))
+
+
+# -- PDF ----------------------------------------------------------------------------------------
+
+
+def _extract(path: Path, embedded: bool, size: Size, progress: Progress, folder: Path) -> None:
+    """Write a document's pages, or the pictures in them, into a folder."""
+    pdfium = needed("pypdfium2", "pypdfium2", "PDF files")
+    rows: list[dict[str, Any]] = []
+    refused: list[str] = []
+    document = _opened(pdfium, path)
+    try:
+        for number in range(len(document)):
+            progress("reading pages", number + 1, len(document))
+            try:
+                page = document[number]
+                found = _pictures_of(pdfium, page) if embedded else [_drawn(pdfium, page, size)]
+                for at, picture in enumerate(found, 1):
+                    name = f"{len(rows) + 1:05d}.png"
+                    row: dict[str, Any] = {"file": name, "page": number + 1}
+                    picture.save(folder / name, compress_level=_PNG_LEVEL)
+                    rows.append(row | ({"picture": at} if embedded else _told(page)))
+            except (pdfium.PdfiumError, IcloraError, MemoryError, ValueError) as error:
+                why = error.problem if isinstance(error, IcloraError) else str(error)
+                refused.append(f"page {number + 1} is not read: {why}")
+    finally:
+        document.close()
+    told = json.dumps({"pages": rows, "refused": refused})
+    write_text(folder / _PAGES, told)
+
+
+def _opened(pdfium: Any, path: Path) -> Any:
+    try:
+        document = pdfium.PdfDocument(path)
+        pages = len(document)
+    except (pdfium.PdfiumError, OSError) as error:
+        locked = "password" in str(error).lower()
+        why = "is encrypted" if locked else f"cannot be read: {error}"
+        raise DatasetError(
+            f"PDF {path} {why}", "Save it without a password." if locked else "Export it again."
+        ) from error
+    if not 0 < pages <= _MOST_PAGES:
+        document.close()
+        raise DatasetError(
+            f"PDF {path} has {pages:,} pages; 1 to {_MOST_PAGES:,} are read", "Split it."
+        )
+    return document
+
+
+def _drawn(pdfium: Any, page: Any, size: Size) -> Any:
+    """A page as a picture of the area of `size`. Raises: DatasetError if it holds a bomb."""
+    for picture in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE], max_depth=4):
+        _check_pixels(*picture.get_px_size())
+    width, height = page.get_size()
+    if not (width > 1 and height > 1):
+        raise DatasetError(f"it is of {width:.0f}x{height:.0f} points", "Export it again.")
+    scale = (size[0] * size[1] / (width * height)) ** 0.5
+    scale = min(scale, _MOST_SIDE / max(width, height))
+    return page.render(scale=scale, may_draw_forms=False).to_pil().convert("RGB")
+
+
+def _told(page: Any) -> dict[str, Any]:
+    """How many words a page has, and its first ones."""
+    text = page.get_textpage().get_text_bounded()
+    return {"words": len(text.split()), "text": text[:400]}
+
+
+def _pictures_of(pdfium: Any, page: Any) -> Iterator[Any]:
+    for each in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE], max_depth=4):
+        width, height = each.get_px_size()
+        _check_pixels(width, height)
+        if min(width, height) >= _LEAST_SIDE:
+            yield each.get_bitmap().to_pil().convert("RGB")
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > _MOST_PIXELS:
+        raise DatasetError(
+            f"it holds a picture of {width}x{height} px, which can exhaust the memory",
+            "Scale it down.",
+        )
+
+
+# -- PPTX ---------------------------------------------------------------------------------------
+
+
+def read_pptx(source: str, path: Path, want: Wanted) -> list[Found]:
+    """Sets of the pictures that lie in a PPTX, in the order of its slides.
+
+    Slides are not drawn: that takes an office program.
+
+    Raises: DatasetError for what is no such file.
+    """
+    listing, problems = list_files(path)
+    for problem in problems:
+        want.tell(problem)
+    if not any(name.startswith("ppt/") for name in listing):
+        raise DatasetError(f"{path} is not a PPTX file", "Save it again as .pptx.")
+    if want.pages != "pictures":
+        want.note(
+            f"{source}: the pictures in it are taken, for its slides cannot be drawn without an "
+            "office program; save it as PDF to have its slides"
+        )
+    pictures: list[Picture] = []
+    seen: set[str] = set()
+    for number, slide in enumerate(_slide_names(listing), 1):
+        for media in _media_of(listing, slide):
+            if media in seen:
+                continue
+            seen.add(media)
+            origin = Origin(source, {"slide": number, "picture": PurePosixPath(media).name})
+            if not is_image(media):
+                want.tell(
+                    Problem(
+                        origin.name, "it is no picture of pixels", "Export it as PNG.", "warning"
+                    )
+                )
+                continue
+            picture = Picture(origin, listing[media].read)
+            try:
+                size = picture_size(picture.read(), origin.name)
+            except IcloraError as error:
+                want.tell(Problem(origin.name, error.problem, error.advice))
+                continue
+            if min(size) >= _LEAST_SIDE:
+                pictures.append(picture)
+    return loose_pictures(source, pictures, want)
+
+
+def _slide_names(listing: Files) -> list[str]:
+    """The slides in the order in which they are shown."""
+    there = [n for n in listing if re.fullmatch(r"ppt/slides/slide\d+\.xml", n)]
+    there.sort(key=natural_key)
+    order = re.findall(
+        r"<p:sldId\b[^>]*\br:id=\"([^\"]+)\"", _text(listing, "ppt/presentation.xml")
+    )
+    targets = _related(listing, "ppt/presentation.xml")
+    shown = [targets[key] for key in order if targets.get(key) in there]
+    return shown or there
+
+
+def _media_of(listing: Files, slide: str) -> list[str]:
+    targets = _related(listing, slide).values()
+    return sorted(
+        (t for t in targets if t.startswith("ppt/media/") and t in listing), key=natural_key
+    )
+
+
+def _related(listing: Files, part: str) -> dict[str, str]:
+    """What a part of the file refers to, by its id: names inside the archive."""
+    place = PurePosixPath(part)
+    text = _text(listing, (place.parent / "_rels" / f"{place.name}.rels").as_posix())
+    found: dict[str, str] = {}
+    for tag in re.findall(r"<Relationship\b[^>]*>", text):
+        fields = dict(re.findall(r"(\w+)=\"([^\"]*)\"", tag))
+        if fields.get("TargetMode") == "External" or "Id" not in fields:
+            continue
+        target = fields.get("Target", "")
+        parts: list[str] = [] if target.startswith("/") else list(place.parent.parts)
+        for step in target.split("/"):
+            parts = (
+                parts[:-1] if step == ".." else [*parts, step] if step not in ("", ".") else parts
+            )
+        found[fields["Id"]] = "/".join(parts)
+    return found
+
+
+def _text(listing: Files, name: str) -> str:
+    if name not in listing:
+        return ""
+    return listing[name].read(16 * 2**20).decode("utf-8", "replace")

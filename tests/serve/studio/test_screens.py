@@ -1,0 +1,207 @@
+"""Train, Story and Compare in a real browser."""
+
+import re
+import threading
+
+import pytest
+
+from iclora.serve import planning
+from iclora.sets.dataset import open_dataset
+from iclora.toyland.tasks import TASKS, write_sets
+from tests.serve.conftest import PLANNED
+from tests.serve.studio.conftest import PHONE
+from tests.serve.studio.test_flows import button, make_one
+from tests.serve.studio.toywork import write_adapter
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+
+pytestmark = pytest.mark.machine
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(autouse=True)
+def _folder(studio, monkeypatch):
+    """A dataset and an adapter in the folder; plans without torch."""
+    monkeypatch.setattr(planning, "_counted", lambda told: PLANNED)
+    data = studio.folder / "data" / "boards"
+    if not data.exists():
+        write_sets(TASKS["film-storyboard"], data, 4)
+        (studio.folder / "adapters").mkdir()
+        write_adapter(studio.folder / "adapters" / "older.safetensors", open_dataset(data).recipe)
+
+
+def hold(studio):
+    """Let no step be taken until `release` is called."""
+    studio.engine.steps = threading.Semaphore(0)
+
+
+def release(studio, count=100):
+    studio.engine.steps.release(count)
+
+
+def test_a_run_is_trained_through_a_reload_and_a_restart_and_opens_in_make(tab, studio):
+    page = tab().open("train")
+    hold(studio)
+    expect(page.get_by_text("4 sets of film-storyboard; 20 to 100 teach more")).to_be_visible()
+    expect(page.get_by_text("Fits: 1.0 GB")).to_be_visible()
+    steps = page.get_by_label("Steps")
+    steps.fill("many")
+    button(page, "Start training").click()
+    expect(page.locator("#wrong-steps")).to_contain_text("a whole number belongs here")
+    steps.fill("5")
+    page.reload()
+    expect(steps).to_have_value("5")
+    page.get_by_label("Name").fill("fox run")
+    button(page, "Start training").click()
+    expect(page.get_by_label("Name")).to_have_attribute("aria-invalid", "true")
+    page.get_by_label("Name").fill("fox")
+    button(page, "Start training").click()
+    expect(page).to_have_url(re.compile("#/train/runs~fox"))
+    release(studio, 2)
+    expect(page.get_by_text("step 2 of 5")).to_be_visible()
+    order = studio.engine.orders[-1].input
+    assert (order["resolutions"], order["vram"], order["steps"]) == ([111], "auto", 5)
+    button(page, "Save now").click()
+    expect(button(page, "Saves after this step")).to_be_disabled()
+    button(page, "Preview now").click()
+    page.reload()
+    expect(button(page, "Draws after this step")).to_be_disabled()
+    studio.stop()
+    studio.start()
+    expect(page.locator(".banner")).to_be_hidden()
+    release(studio, 1)
+    expect(page.get_by_text("step 3 of 5")).to_be_visible()
+    expect(page.get_by_role("img", name="Preview 1: adapter, step 3")).to_be_visible()
+    expect(page.locator(".facts")).to_contain_text("Saved3")
+    expect(page.get_by_role("img", name=re.compile("Loss by step"))).to_be_visible()
+    button(page, "Stop after this step").click()
+    expect(page.get_by_text("stopped, step 3 of 5")).to_be_visible()
+    button(page, "Go on", exact=True).first.click()
+    expect(button(page, "Save now")).to_be_visible()
+    release(studio)
+    expect(page.get_by_text("finished, step 5 of 5")).to_be_visible()
+    page.get_by_label("Step of the previews").fill("0")
+    expect(page.get_by_role("img", name="Preview 1: adapter, step 3")).to_be_visible()
+    button(page, "Open in Make").click()
+    expect(page.get_by_label("Adapter")).to_have_value("runs~fox")
+    expect(page.get_by_label("Recipe")).to_have_value("toyland-storyboard")
+
+
+def test_a_story_goes_on_after_a_stop_and_one_image_is_made_again(tab, studio):
+    page = tab().open("story")
+    hold(studio)
+    button(page, "Take a story of five").click()
+    page.get_by_label("All images").fill(f"One long evening {EVIL}")
+    expect(page.get_by_text("on a canvas with 1, 3")).to_have_count(2)
+    page.get_by_label("Words of image 4").fill("")
+    button(page, "Make the story").click()
+    expect(page.get_by_text("image 4 has no words yet")).to_be_visible()
+    page.get_by_label("Words of image 4").fill("in the rain")
+    button(page, "Make the story").click()
+    release(studio, 1)
+    made = page.locator(".line img")
+    expect(made).to_have_count(3)
+    button(page, "Stop").click()
+    expect(button(page, "Go on")).to_be_visible()
+    page.reload()
+    expect(made).to_have_count(3)
+    button(page, "Go on").click()
+    release(studio)
+    expect(made).to_have_count(5)
+    expect(button(page, "All images are there")).to_be_disabled()
+    button(page, "Make image 2 again").click()
+    expect(button(page, "All images are there")).to_be_disabled()
+    order = studio.engine.orders[-1].input
+    assert sorted(order["given"]) == ["1", "3", "4", "5"]
+    line = page.get_by_role("listitem").filter(has=page.get_by_label("Words of image 5"))
+    words = page.get_by_label("Words of image 5").input_value()
+    line.focus()
+    page.keyboard.press("Alt+ArrowUp")
+    expect(page.get_by_label("Words of image 4")).to_have_value(words)
+    button(page, "Pin image 2").click()
+    button(page, "Add an image").click()
+    page.keyboard.type("and home")
+    button(page, "Make the missing image").click()
+    expect(made).to_have_count(6)
+    assert studio.engine.orders[-1].input["anchor"] == [2]
+    page.evaluate("location.hash = '#/queue'")
+    expect(page.get_by_text("Story").last).to_be_visible()
+    assert page.locator("main img[onerror]").count() == 0
+
+
+def test_arms_are_compared_with_figures_and_picture_by_picture(tab, studio):
+    page = tab().open("compare")
+    expect(page.get_by_label("older")).to_be_visible()
+    if not page.get_by_label("older").is_checked():
+        page.get_by_label("older").check()
+    button(page, "Compare", exact=True).click()
+    expect(page.get_by_text("there are no prompts yet")).to_be_visible()
+    button(page, "Take the example").click()
+    page.get_by_label("Seeds").fill("2")
+    button(page, "Compare", exact=True).click()
+    table = page.get_by_role("table")
+    expect(table).to_contain_text("same character")
+    expect(table.locator(".telling").first).to_contain_text("+0.200 (0.100 to 0.300)")
+    assert any("older" in arm for arm in studio.engine.orders[-1].input["adapter"])
+    button(page, "Show prompt 1, seed 1").click()
+    page.reload()
+    expect(button(page, "Show prompt 1, seed 1")).to_have_attribute("aria-pressed", "true")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Space")
+    expect(page.get_by_text("Space shows the other")).to_be_visible()
+    button(page, "Slider").click()
+    expect(page.get_by_role("slider")).to_be_visible()
+
+
+def test_an_idea_is_written_out_and_a_made_set_goes_to_compare_and_story(tab, studio):
+    page = tab().open()
+    button(page, "Write the words").click()
+    expect(page.locator("#idea-wrong")).to_contain_text("there is no idea yet")
+    page.get_by_label("From an idea").fill(f"a fox {EVIL}")
+    button(page, "Write the words").click()
+    expect(page.get_by_label("Scene 2", exact=True)).to_have_value(f"a fox {EVIL}")
+    assert studio.engine.orders[-1].input["captioner"] == "toyland"
+    for count in (1, 2):
+        make_one(page)
+        expect(button(page, re.compile("Show set"))).to_have_count(count)
+    page.evaluate("location.hash = '#/gallery'")
+    for each in (0, 1):
+        page.locator(".card > a").nth(each).focus()
+        page.keyboard.press("x")
+    page.get_by_role("link", name="Compare 2 marked").click()
+    expect(page.get_by_role("img", name=re.compile("Made set"))).to_have_count(2)
+    button(page, "Unmark all").click()
+    page.evaluate("location.hash = '#/make'")
+    button(page, "Send panel 2 to the story").click()
+    expect(page.get_by_text("Panel 2 is in the story")).to_be_visible()
+    page.keyboard.press("g")
+    page.keyboard.press("y")
+    expect(page.locator(".line img").last).to_be_visible()
+
+
+def test_these_screens_have_no_serious_finding_of_axe_and_fit_a_phone(tab, studio):
+    from axe_playwright_python.sync_playwright import Axe
+
+    hold(studio)
+    studio.post("train", {"data": "data~boards", "name": "small", "steps": 3})
+    told = {"prompt": ["[SCENE-1] a [SCENE-2] b [SCENE-3] c"], "recipe": "toyland-storyboard"}
+    job = studio.post("evaluate", {**told, "seeds": 2, "adapter": ["older"]})
+    release(studio)
+    page = tab(PHONE, has_touch=True, is_mobile=True).open("train/runs~small")
+    expect(page.get_by_text("finished, step 3 of 3")).to_be_visible()
+    found = {}
+    for screen in ("train/runs~small", "train", "story", "compare", f"compare/{job.id}"):
+        page.evaluate(f"location.hash = '#/{screen}'")
+        page.wait_for_selector(f".{screen.split('/')[0]}, .run")
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], screen
+        for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+            page.emulate_media(color_scheme=scheme)
+            report = Axe().run(page, options={"resultTypes": ["violations"], **rules})
+            found[screen, scheme] = [
+                (each["id"], each["nodes"][0]["html"][:120], each["nodes"][0]["failureSummary"])
+                for each in report.response["violations"]
+                if each["impact"] in ("serious", "critical")
+            ]
+    assert not any(found.values()), found
