@@ -271,6 +271,18 @@ def test_the_keyboard_alone_makes_keeps_stars_and_trashes(tab, studio):
     expect(page.locator(f'[data-set="{gone}"]')).to_have_count(0)
     page.keyboard.press("Control+z")
     expect(page.locator(f'[data-set="{gone}"]')).to_be_visible()
+    # The stream tells that a set is gone before the request is answered; undo means that set.
+    page.evaluate(
+        """() => { const real = fetch; window.fetch = async (...asked) => {
+            const answer = await real(...asked);
+            if (asked[1]?.method === "DELETE") await new Promise((go) => setTimeout(go, 400));
+            return answer; }; }"""
+    )
+    page.locator(f'[data-set="{gone}"] a').focus()
+    page.keyboard.press("Delete")
+    expect(page.locator(f'[data-set="{gone}"]')).to_have_count(0)
+    page.keyboard.press("Control+z")
+    expect(page.locator(f'[data-set="{gone}"]')).to_be_visible()
 
 
 def test_two_tabs_share_one_stream_and_the_second_takes_over(tab, studio):

@@ -7,7 +7,7 @@ import { attempt, Icon, Picture, trouble } from "./parts.js";
 import { mark, marks } from "./marks.js";
 import { refine, route } from "./route.js";
 import { adapters, recipes, setsChanged } from "./state.js";
-import { done } from "./undo.js";
+import { doing, done } from "./undo.js";
 import { OneSet } from "./set.js";
 import { ago, unmarked } from "./words.js";
 
@@ -69,7 +69,7 @@ function know(now) {
 export const star = (one) => attempt(async () => know(await call("PATCH", `sets/${one.id}`, { star: !one.star })));
 
 /** Move a set to the trash, with a way back. @param {MadeSet} one @param {() => void} [after] */
-export const trash = (one, after) => attempt(async () => {
+export const trash = (one, after) => attempt(() => doing(async () => {
   await call("DELETE", `sets/${one.id}`);
   found.value = (found.value ?? []).filter((each) => each.id !== one.id);
   setsChanged.value += 1;
@@ -78,17 +78,17 @@ export const trash = (one, after) => attempt(async () => {
     await post(`sets/${one.id}/restore`);
     setsChanged.value += 1;
   });
-});
+}));
 
 /** Bring a set back. @param {MadeSet} one */
-export const restore = (one) => attempt(async () => {
+export const restore = (one) => attempt(() => doing(async () => {
   await post(`sets/${one.id}/restore`);
   setsChanged.value += 1;
   done("Brought back from the trash", async () => {
     await call("DELETE", `sets/${one.id}`);
     setsChanged.value += 1;
   });
-});
+}));
 
 /** The set before or after one, as the gallery lists them. @param {string} id @param {number} by */
 export function beside(id, by) {

@@ -4,7 +4,7 @@ import { call, post, url } from "./api.js";
 import { html, useRef } from "./lib.js";
 import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
 import { ended, know, pause, queue, running, waiting } from "./state.js";
-import { done } from "./undo.js";
+import { doing, done } from "./undo.js";
 import { ago, lasting, unmarked } from "./words.js";
 
 /** @typedef {import("./state.js").Job} Job */
@@ -15,11 +15,11 @@ const SAID = /** @type {Record<string, string>} */ ({
 });
 
 const retry = (/** @type {Job} */ job) => attempt(async () => know(await post(`jobs/${job.id}/retry`)));
-const cancel = (/** @type {Job} */ job) => attempt(async () => {
+const cancel = (/** @type {Job} */ job) => attempt(() => doing(async () => {
   const now = await post(`jobs/${job.id}/cancel`);
   know(now);
   done(now.status === "cancelled" ? "Cancelled" : "Stops after this step", async () => know(await post(`jobs/${job.id}/retry`)));
-});
+}));
 
 /** Put a waiting job before another; null is the end. @param {Job} job @param {Job | undefined} other */
 const move = (job, other) => attempt(async () => {

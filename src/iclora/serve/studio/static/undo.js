@@ -6,6 +6,8 @@ import { signal } from "./lib.js";
 
 /** @type {Step[]} */
 const steps = [];
+/** What was begun and has no step yet. @type {Set<Promise<void>>} */
+const running = new Set();
 /** What the bar shows: the last thing done, or that it was taken back. */
 export const said = signal(/** @type {{text: string, step: Step | null} | null} */ (null));
 /** @type {number | undefined} */
@@ -25,13 +27,30 @@ export function done(text, undo) {
   show(text, step);
 }
 
+/**
+ * Do what has a way back. What is done may show before its answer comes, by the stream of events:
+ * `undo` waits for it.
+ * @param {() => Promise<void>} work
+ */
+export async function doing(work) {
+  const mine = work();
+  running.add(mine);
+  try {
+    await mine;
+  } finally {
+    running.delete(mine);
+  }
+}
+
 /** Say something that needs no undo. @param {string} text */
 export const note = (text) => show(text, null, 6);
 
 export const hide = () => (said.value = null);
 
-/** Take back the last step, or this one. @param {Step} [step] */
-export async function undo(step = steps.at(-1)) {
+/** Take back this step, or the last one. @param {Step} [chosen] */
+export async function undo(chosen) {
+  if (!chosen) await Promise.allSettled(running);
+  const step = chosen ?? steps.at(-1);
   if (!step) return;
   steps.splice(steps.indexOf(step), 1);
   await step.undo();
