@@ -8,6 +8,7 @@ Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer 
     diffusers            its model under no_grad, the LoRA in PEFT's layers beside the weights
     diffusers-compiled   that with compiled blocks, and cuDNN's attention on a GPU
     ours                 iclora's forward pass
+    ours-compiled        that with compiled blocks, as `compile` makes sets
     ours-fp8             that with the blocks' weights and products in fp8
 
 A time is that of all steps, Euler steps included, texts and pictures apart. Before any, velocities
@@ -42,10 +43,10 @@ from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import flux_forward
-from iclora.models.passes import Levels
+from iclora.models.passes import Levels, Shapes
 from iclora.models.quantize import check_precision, quantize
 
-ARMS = ("diffusers", "diffusers-compiled", "ours", "ours-fp8")
+ARMS = ("diffusers", "diffusers-compiled", "ours", "ours-compiled", "ours-fp8")
 TARGETS = {("diffusers", "ours"): 1.6, ("diffusers", "ours-fp8"): 3.0}
 """How many times as fast as diffusers ours is to be, on an H100 at true size."""
 
@@ -82,13 +83,14 @@ def theirs(net: Any, work: Work, best: bool) -> Velocity:
     return velocity
 
 
-def ours(net: Any, work: Work) -> Velocity:
+def ours(net: Any, work: Work, compiled: bool = False) -> Velocity:
     guidance = torch.full((1,), 3.5, device=work.x0.device)
+    shapes = Shapes() if compiled else None
 
     def velocity(z: Tensor, sigma: Tensor) -> Tensor:
         levels = Levels(sigma[:, None], (z.shape[1],))
         how = (work.prompt, work.pooled, levels, guidance, work.places)
-        return flux_forward(net, z.bfloat16(), *how)
+        return flux_forward(net, z.bfloat16(), *how, shapes=shapes)
 
     return velocity
 
@@ -166,14 +168,14 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
         quantize(net, "fp8", work.x0.device, blocks)
         clear(work.x0.device)
         lora(net)
-    return ours(net, work)
+    return ours(net, work, name == "ours-compiled")
 
 
 def _compare(
     tell: Tell, times: dict[str, list[float]], work: float, device: torch.device, goals: bool
 ) -> None:
     for peer in ("diffusers", "diffusers-compiled"):
-        for mine in ("ours", "ours-fp8"):
+        for mine in ("ours", "ours-compiled", "ours-fp8"):
             if peer in times and mine in times:
                 ratio = median(times[peer]) / median(times[mine])
                 least = TARGETS.get((peer, mine)) if goals else None

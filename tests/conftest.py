@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Imports make a million objects that stay, and each search for garbage would look at all of them.
@@ -225,6 +226,21 @@ def clean(tiny):
     remove(tiny)
     yield tiny
     remove(tiny)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Tracing as for a compilation, without C++; how many graphs there are so far."""
+    import torch
+
+    from iclora.models.passes import compiled
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled.cache_clear()
+    torch._dynamo.reset()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled.cache_clear()
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 import pytest
 
-from iclora.serve.inputs import INPUTS, NAMED, SERVERS, SETTINGS, input_of
+from iclora.serve.inputs import INPUTS, NAMED, SETTINGS, input_of, server_decides
 from iclora.settings import GenerateSettings
 from iclora.settings.fields import FilePath, names_files
 
@@ -14,8 +14,8 @@ def test_no_client_can_name_a_file_of_the_server(kind):
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_every_setting_of_a_verb_is_a_clients_or_the_servers(kind):
     own, told = SETTINGS[kind].model_fields, INPUTS[kind].model_fields
-    assert set(own) - set(told) <= SERVERS
-    assert not SERVERS & set(told)
+    assert set(own) - set(told) <= server_decides(kind)
+    assert not server_decides(kind) & set(told)
     for name in set(told) & set(own) - set(NAMED) - {"seed"}:
         assert told[name].description == own[name].description
         assert told[name].metadata == own[name].metadata

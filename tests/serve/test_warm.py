@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
+from iclora.adapter import Adapter
 from iclora.jobs.making import make
+from iclora.making.request import Request
 from iclora.serve.warm import Lru, Warm
 from iclora.settings import GenerateSettings, Machine, settings_of
 from tests.conftest import CAPTION
@@ -97,3 +102,35 @@ def _tensors():
 
     gc.collect()
     return [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_is_compiled_before_the_first_job_serves_every_adapter_and_strength(
+    lora, tmp_path, counted
+):
+    warm, machine, began = Warm(), Machine(device="cpu", compile=True), counted()
+    model = warm.base("tiny", machine)
+    other = tmp_path / "other.safetensors"
+    first = warm.adapter(str(lora))
+    Adapter({n: 2 * t for n, t in first.weights.items()}, first.info).save(other, torch.float32)
+    left_out = list(warm.paint_once(model, [str(lora), str(other), str(tmp_path / "none")]))
+    assert [note.partition(": ")[0] for note in left_out] == ["not painted once"]
+    # Two halves of two sorts of block, and one more for words that come out of a block.
+    assert counted() - began == 5
+
+    def made(adapter, **more):
+        told = {"base": "tiny", "prompt": [CAPTION], "steps": 2, "adapter": [adapter], **more}
+        out = tmp_path / f"made-{len(list(tmp_path.glob('made-*')))}"
+        told = settings_of(GenerateSettings, {**told, "device": "cpu", "out": str(out)})
+        make(told, Notes(), warm)
+        with Image.open(out / "0001" / "composite.png") as image:
+            return Request.read(out / "0001" / "request.json"), np.asarray(image).astype(int)
+
+    asked, fast = made(str(lora), compile=True)
+    _, stronger = made(f"{other}=0.7", compile=True)
+    assert counted() - began == 5
+    plain, slow = made(str(lora))
+    assert (asked.compile, plain.compile) == (True, False)
+    assert counted() - began == 5
+    assert np.abs(fast - slow).max() <= 1
+    assert np.abs(stronger - slow).max() > 8

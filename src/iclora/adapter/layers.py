@@ -60,7 +60,9 @@ def apply(model: DiffusionModel, parts: Sequence[Part]) -> None:
         return
     fitted = [(fit(weights, model.names, model.name), strength) for weights, strength in parts]
     # One adapter keeps its numbers; several become one LoRA, for there is one product to compute.
-    weights, strength = fitted[0] if len(fitted) == 1 else (stack(fitted), 1.0)
+    # Compiled code would hold a strength as a constant, and be made again for each other one.
+    alone = len(fitted) == 1 and "sampling" not in model.compiled
+    weights, strength = fitted[0] if alone else (stack(fitted), 1.0)
     remove(model)
     denoiser: Any = model.denoiser
     denoiser.load_lora_adapter(

@@ -150,17 +150,22 @@ def _base_of(settings: ServeSettings, otherwise: str | None = None) -> str:
 
 
 def _engine_of(settings: ServeSettings, base: str) -> Engine:
+    from iclora.serve.catalog import Catalog
     from iclora.serve.local import LocalEngine
 
     machine = Machine(
         **{
             n: getattr(settings, n)
-            for n in ("dtype", "precision")
+            for n in ("dtype", "precision", "compile")
             if n in settings.model_fields_set
         }
     )
     logs = Path(settings.folder).resolve() / ".iclora" / "logs"
-    return LocalEngine(_devices(settings), base=base, machine=machine, logs=logs)
+    warm = settings.warm
+    if machine.compile and not warm:
+        offered = Catalog(Path(settings.folder), settings.adapter).adapters()
+        warm = tuple(str(each.path) for each in offered.values())
+    return LocalEngine(_devices(settings), base=base, machine=machine, warm=warm, logs=logs)
 
 
 def _devices(settings: ServeSettings) -> list[str]:

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from iclora.evaluate.metrics.base import Metric
     from iclora.making.session import Session
     from iclora.models import DiffusionModel
+    from iclora.models.base import Compiling
     from iclora.sets.recipe import Recipe
 
-__all__ = ["Opener", "quiet_loading"]
+__all__ = ["Opener", "compiled_by", "quiet_loading"]
 
 
 class Opener:
@@ -25,7 +26,9 @@ class Opener:
         from iclora.models import load_model
 
         quiet_loading()
-        return load_model(name, machine.device, machine.dtype, precision=machine.precision)
+        model = load_model(name, machine.device, machine.dtype, precision=machine.precision)
+        model.compiled = compiled_by(machine)
+        return model
 
     def rules(self, name: str) -> DiffusionModel:
         """A base without its weights: its tokenizer and its grid. Raises: ModelError."""
@@ -54,6 +57,11 @@ class Opener:
         metric = load_metric(name, device=device, url=url)
         metric.check(recipe)
         return metric
+
+
+def compiled_by(machine: Machine) -> frozenset[Compiling]:
+    """Which passes of a base that makes sets run compiled blocks."""
+    return frozenset({"sampling"} if machine.compile else ())
 
 
 def quiet_loading() -> None:

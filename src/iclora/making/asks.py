@@ -111,7 +111,7 @@ def machine_for(settings: Machine, request: Request | None = None) -> Machine:
     told = {n: getattr(settings, n) for n in Machine.model_fields if n in settings.model_fields_set}
     if request is None:
         return Machine(**told)
-    before = {"device": request.device, "dtype": request.dtype, "precision": request.precision}
+    before = {n: getattr(request, n) for n in Machine.model_fields}
     return Machine(**before | {n: value for n, value in told.items() if value != "auto"})
 
 

@@ -80,6 +80,8 @@ class Request(Settings):
     ]
     precision: Precision = "full"
     """How the linear layers of the base's blocks were kept."""
+    compile: bool = False
+    """True if the blocks were compiled, which rounds elsewhere."""
     adapter: FilePath | None = None
     """Where the adapter's file lay; the hash decides."""
     adapter_sha256: str = ""
@@ -292,6 +294,7 @@ def machine_of(model: DiffusionModel) -> dict[str, Any]:
         "device": model.device.type,
         "dtype": _NAMES[model.dtype],
         "precision": model.precision,
+        "compile": "sampling" in model.compiled,
         "versions": {"iclora": __version__, "torch": torch.__version__},
     }
 

@@ -39,7 +39,17 @@ from iclora.sets.layout import Layout
 from iclora.sets.tokens import token_owners
 from iclora.settings import Precision, TextKind
 
-__all__ = ["DTYPES", "PARTS", "DiffusionModel", "Given", "Panels", "Part", "Sampling", "Text"]
+__all__ = [
+    "DTYPES",
+    "PARTS",
+    "Compiling",
+    "DiffusionModel",
+    "Given",
+    "Panels",
+    "Part",
+    "Sampling",
+    "Text",
+]
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Number formats of a base's weights by their one spelling."""
@@ -52,6 +62,9 @@ Part = Literal["text", "vae", "denoiser"]
 """The parts of a base; each is loaded at first use and can be released."""
 
 PARTS: tuple[Part, ...] = ("text", "vae", "denoiser")
+
+Compiling = Literal["training", "sampling"]
+"""Passes with gradients, and those without."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +200,8 @@ class DiffusionModel(ABC):
     not loaded again; None after a release or a removal."""
     recompute: int = 0
     """Number of blocks that keep their input alone for the backward pass."""
-    compiled: bool = False
-    """True if blocks are compiled where gradients are wanted."""
+    compiled: frozenset[Compiling] = frozenset()
+    """Which passes run compiled blocks: those with gradients, those that sample."""
     reads_apart: bool = False
     """True if `velocity` takes `panels`."""
     rests: bool = False

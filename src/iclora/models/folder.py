@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from iclora.errors import ModelError, SettingsError
 from iclora.files import digest
 from iclora.files.documents import read_json
-from iclora.models.base import DiffusionModel, Part, Text
+from iclora.models.base import Compiling, DiffusionModel, Part, Text
 from iclora.models.names import Names, linears_of
 from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
@@ -214,6 +214,11 @@ class FolderModel(DiffusionModel):
             "Leave `shard` out.",
             setting="shard",
         )
+
+    def compiling(self) -> Shapes | None:
+        """The shapes that this pass's blocks are compiled for; None if they are not compiled."""
+        kind: Compiling = "training" if torch.is_grad_enabled() else "sampling"
+        return self.shapes if kind in self.compiled else None
 
     def release(self, *parts: Part) -> None:
         if "denoiser" in parts:

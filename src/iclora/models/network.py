@@ -43,8 +43,7 @@ class Network:
             net: the transformer, with LoRA layers or without.
             inputs, attention: as the family's `embed` takes them.
             recompute: how many of the blocks keep their input alone for the backward pass.
-            shapes: those that blocks are compiled for where gradients are wanted; None compiles
-                none. Sampling never is: a canvas is sampled too seldom to be worth it.
+            shapes: those that blocks are compiled for; None compiles none.
         """
         # A spread network gathers its weights around its own call.
         run: Any = net if isinstance(net, FSDPModule) else partial(self._whole, net)

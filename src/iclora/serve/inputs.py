@@ -29,7 +29,7 @@ from iclora.settings import (
 )
 from iclora.settings.fields import about, names_files
 
-__all__ = ["INPUTS", "NAMED", "SERVERS", "SETTINGS", "Ask", "RunChanges", "asks", "input_of"]
+__all__ = ["INPUTS", "NAMED", "SETTINGS", "Ask", "RunChanges", "asks", "input_of", "server_decides"]
 
 Name = Annotated[str, Field(min_length=1, max_length=201)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -91,7 +91,7 @@ _ELSE: Mapping[tuple[str, str], tuple[Any, str]] = {
     ("caption", "captioner"): (Name, "who writes, one of those that the server offers"),
 }
 
-SERVERS = frozenset(
+_SERVERS = frozenset(
     {"base", "out", "device", "dtype", "precision", "model_device", "api", "cache", "prompts"}
     | {"knowledge", "trackers", "shard", "workers"}
 )
@@ -99,6 +99,12 @@ SERVERS = frozenset(
 
 _DRAWN = frozenset({"generate", "complete", "reroll", "extend"})
 _NEW = frozenset({"compose", "train"})
+
+
+def server_decides(kind: str) -> frozenset[str]:
+    """The fields of a kind of job that clients do not tell."""
+    # A run's blocks are its own; those of the base that workers hold are compiled for all jobs.
+    return _SERVERS if kind == "train" else _SERVERS | {"compile"}
 
 
 class _Input(Settings):
@@ -109,7 +115,7 @@ def input_of(kind: str, model: type[Settings]) -> type[Settings]:
     """The model of what a client tells one kind of job."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if name in SERVERS:
+        if name in server_decides(kind):
             continue
         annotation, said = field.rebuild_annotation(), field.description
         if name in NAMED:

@@ -17,7 +17,7 @@ from iclora.serve.assets import Assets
 from iclora.serve.catalog import Catalog
 from iclora.serve.engine import adapters_of
 from iclora.serve.index import Sets
-from iclora.serve.inputs import SETTINGS, Ask
+from iclora.serve.inputs import SETTINGS, Ask, server_decides
 from iclora.serve.jobs import Busy, NewJob
 from iclora.serve.store import new_id
 from iclora.sets.recipe import Recipe
@@ -28,7 +28,7 @@ __all__ = ["Intake"]
 _MOST_SETS = 8
 _MOST_COMPARED = 1000
 _LONGEST_PROMPT = 20_000
-_MACHINE = ("dtype", "precision")
+_MACHINE = ("dtype", "precision", "compile")
 """Each worker has a device of its own."""
 _IN_OUT = frozenset({"generate", "complete", "reroll", "extend", "evaluate", "check", "prompt"})
 
@@ -101,7 +101,8 @@ class Intake:
         if "base" in fields:
             own["base"] = self._base
         told = self._settings.model_fields_set
-        return own | {n: getattr(self._settings, n) for n in _MACHINE if n in fields and n in told}
+        names = [n for n in _MACHINE if n in fields and n in told and n in server_decides(kind)]
+        return own | {n: getattr(self._settings, n) for n in names}
 
     # -- ids --------------------------------------------------------------------------------------
 

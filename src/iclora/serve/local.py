@@ -40,7 +40,8 @@ class LocalEngine:
     Args:
         devices: such as "cpu" or "cuda:0"; CPUs may be several, "cpu:0", "cpu:1".
         base: what each worker loads before it is ready; None for what the first job needs.
-        machine: number format and precision of the base.
+        machine: number format and precision of the base, and whether it is compiled.
+        warm: adapters with which each worker paints a step before it is ready.
         logs: folder for what the workers print.
         threads: of each CPU worker; None for torch's own choice.
         patience: seconds until a cancelled job's worker is ended.
@@ -54,6 +55,7 @@ class LocalEngine:
         *,
         base: str | None = None,
         machine: Machine | None = None,
+        warm: Sequence[str] = (),
         logs: Path,
         threads: int | None = None,
         patience: float = PATIENCE,
@@ -63,7 +65,8 @@ class LocalEngine:
         if len(set(devices)) < len(devices) or not devices:
             raise SettingsError("each worker needs a device of its own", "Name each device once.")
         self.workers: Sequence[str] = tuple(devices)
-        first = {"do": "start", "base": base, "machine": (machine or Machine()).model_dump()}
+        numbers = (machine or Machine()).model_dump()
+        first = {"do": "start", "base": base, "machine": numbers, "warm": list(warm)}
         self._keepers = {
             name: _Keeper(
                 _How(

@@ -7,18 +7,20 @@ ago goes first.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from iclora.adapter import Adapter
 from iclora.adapter.locate import locate
-from iclora.jobs.opening import Opener
-from iclora.making.session import Session
+from iclora.errors import IcloraError
+from iclora.jobs.opening import Opener, compiled_by
+from iclora.making.request import prepare
+from iclora.making.session import Ask, Session
 from iclora.models.base import PARTS, DiffusionModel, Text
 from iclora.models.registry import pick_device, pick_dtype
 from iclora.progress import Progress
-from iclora.settings import Machine
+from iclora.settings import Machine, Wish
 
 __all__ = ["Lru", "Warm"]
 
@@ -90,6 +92,7 @@ class Warm(Opener):
         device = pick_device(machine.device)
         wanted = (name, device, pick_dtype(machine.dtype, device), machine.precision)
         if self._base and self._base[0] == wanted and self._base[1] == _stamp(self._base[2]):
+            self._base[2].compiled = compiled_by(machine)
             return self._base[2]
         self.release()
         model = super().base(name, machine)
@@ -113,6 +116,31 @@ class Warm(Opener):
 
     def session(self, model: DiffusionModel, progress: Progress) -> Session:
         return Session(model, progress, shelf=self.texts)
+
+    def paint_once(self, model: DiffusionModel, sources: Iterable[str]) -> Iterator[str]:
+        """Paint a step with each adapter, once for all of one canvas and shape.
+
+        Blocks are compiled then, and no job waits for it.
+
+        Yields: why an adapter was left out, if it cannot be used.
+        """
+        seen = set()
+        for source in sources:
+            try:
+                adapter = self.adapter(source)
+                recipe = adapter.info.recipe if adapter.info else None
+                if recipe is None:
+                    continue
+                wish = Wish(prompt=recipe.example, steps=1)
+                request, _ = prepare(model, wish, adapter=adapter)
+                shapes = tuple(sorted((n, t.shape) for n, t in adapter.weights.items()))
+                if (request.layout.size, shapes) in seen:
+                    continue
+                seen.add((request.layout.size, shapes))
+                for _ in self.session(model, Progress()).make([Ask(request, {}, {}, adapter)]):
+                    pass
+            except IcloraError as error:
+                yield f"not painted once: {source}: {error}"
 
     def release(self) -> None:
         """Let go of the base."""

@@ -2,7 +2,7 @@
 
 It is told lines of JSON on its stdin, and answers in such lines on its stdout:
 
-    {"do": "start", "base", "machine"}      first; loads the base, if one is named
+    {"do": "start", "base", "machine", "warm"}   first; loads the base, if one is named
     {"do": "run", "order"}, {"do": "cancel", "job"}
     {"do": "free"}                          let go of the base: its device is needed
     {"say": "ready", "problem"}             problem: None, or why the base cannot be held
@@ -163,12 +163,12 @@ class _Worker:
         problem = None
         if told["base"]:
             try:
-                self._hold(told["base"], told["machine"])
+                self._hold(told["base"], told["machine"], told["warm"])
             except Exception as error:
                 problem = problem_of(error)["problem"]
         self.answer("ready", problem=problem)
 
-    def _hold(self, base: str, machine: dict[str, Any]) -> None:
+    def _hold(self, base: str, machine: dict[str, Any], adapters: list[str]) -> None:
         from iclora.making.sampling import load_vae
         from iclora.settings import Machine
 
@@ -177,6 +177,8 @@ class _Worker:
         load_vae(model)
         if model.device.type == "cpu":  # Elsewhere they are never loaded beside the denoiser.
             model.encode_text("a picture")
+        for note in self._opener.paint_once(model, adapters):
+            print(note, file=sys.stderr)
 
     def free(self) -> None:
         """Let go of the base; the next job loads it again."""

@@ -380,3 +380,6 @@ class Machine(Settings):
     precision: Precision = setting("full", resume="differs", decided=True)
     """how the linear layers of the base's blocks are kept: full is as `dtype` says, int8 and fp8
     half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""
+    compile: bool = False
+    """compile the blocks: the first steps on each canvas take long, the others less, and the
+    result is kept for later; numbers are rounded elsewhere, so pixels differ a little"""

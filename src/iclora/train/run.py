@@ -339,7 +339,7 @@ def _start(
         if workers.main:
             workers.wait()
     model.recompute = settings.recomputed(model.blocks)
-    model.compiled = settings.compile
+    model.compiled = frozenset({"training"} if settings.compile else ())
     return state
 
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from iclora.models.attention import blockwise, isolated, reading
 from iclora.models.flux2.forward import FLUX2, Inputs, flux2_forward
-from iclora.models.passes import Levels, Shapes, compiled
+from iclora.models.passes import Levels, Shapes
 from iclora.models.quantize import quantize
 
 N, T, B = 24, 10, 2
@@ -239,17 +239,6 @@ def test_quantised_blocks_compute_with_their_codes_and_give_gradients(kind):
     limit = {"int8": 0.02, "nf4": 0.3, "fp8": 0.15}[kind]
     assert float((rough - out).norm() / out.norm()) < limit
     assert float((rough_grads - grads).norm() / grads.norm()) < 2 * limit
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Tracing as for a compilation, without C++; how many graphs there are so far."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    compiled.cache_clear()
-    torch._dynamo.reset()
-    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    compiled.cache_clear()
-    torch._dynamo.reset()
 
 
 @pytest.mark.filterwarnings("default")

@@ -12,7 +12,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from iclora.models.attention import blockwise, isolated
-from iclora.models.passes import Levels, Shapes, compiled
+from iclora.models.passes import Levels, Shapes
 from iclora.models.quantize import quantize
 from iclora.models.zimage.forward import ZIMAGE, Attends, Inputs, zimage_forward
 from iclora.models.zimage.model import ZImageModel, attends_of
@@ -261,17 +261,6 @@ def widen(ff):
         layer = torch.nn.Linear(wide, tall, bias=False).requires_grad_(False)
         torch.nn.init.normal_(layer.weight, std=0.15)
         setattr(ff, name, layer)
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Tracing as for a compilation, without C++; how many graphs there are so far."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    compiled.cache_clear()
-    torch._dynamo.reset()
-    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    compiled.cache_clear()
-    torch._dynamo.reset()
 
 
 @pytest.mark.filterwarnings("default")

@@ -213,9 +213,9 @@ ROWS: tuple[Row, ...] = (
     ),
     _script(
         "sample-dev-compiled",
-        "the same 20 steps: ours against diffusers with compiled blocks",
+        "the same 20 steps: ours, plain and compiled, against diffusers with compiled blocks",
         "sample_step.py",
-        {"true_size": True, "arms": ["diffusers-compiled", "ours"]},
+        {"true_size": True, "arms": ["diffusers-compiled", "ours", "ours-compiled"]},
         limit=240,
         takes=110,
         on="card",

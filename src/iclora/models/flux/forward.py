@@ -81,8 +81,7 @@ def flux_forward(
         position_ids: in the order of `z`.
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
-        shapes: those that blocks are compiled for where gradients are wanted; None compiles none.
-            Sampling never is: a canvas is sampled too seldom to be worth it.
+        shapes: those that blocks are compiled for; None compiles none.
     Returns: (B, n, c) in the weights' type.
     """
     inputs = Inputs(z, prompt, pooled, levels, guidance, position_ids)
@@ -102,7 +101,7 @@ def embed(
     temb = _embed_levels(net.time_text_embed, levels.sigma, guidance, pooled, img.dtype)
     rotary = _rotary(net.pos_embed, txt.shape[1], position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
-    wanted = shapes is not None and torch.is_grad_enabled() and shapes.take(*shape)
+    wanted = shapes is not None and shapes.take(*shape)
     return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted)
 
 

@@ -177,7 +177,7 @@ class FluxModel(PackedModel):
                 attend=attention_to(
                     given, text["prompt"].shape[1], self.device, panels, part.order
                 ),
-                shapes=self.shapes if self.compiled else None,
+                shapes=self.compiling(),
             )
             return part.back(out.float())
 

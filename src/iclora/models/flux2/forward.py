@@ -74,7 +74,7 @@ def flux2_forward(
             in the prompt, each of which counts its tokens from 0.
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
-        shapes: those that blocks are compiled for where gradients are wanted; None compiles none.
+        shapes: those that blocks are compiled for; None compiles none.
     Returns: (B, n, c) in the weights' type.
     """
     attend = attend or pick_attention(inputs.z.device)
@@ -100,7 +100,7 @@ def embed(
     )
     rotary = _rotary(net.pos_embed, lengths or (txt.shape[1],), position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
-    wanted = shapes is not None and torch.is_grad_enabled() and shapes.take(*shape)
+    wanted = shapes is not None and shapes.take(*shape)
     return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, modulation)
 
 

@@ -159,7 +159,7 @@ class KleinModel(Qwen3Model):
                 ),
                 recompute=self.recompute,
                 attend=attention_to(given, prompt.shape[1], self.device, apart, part.order),
-                shapes=self.shapes if self.compiled else None,
+                shapes=self.compiling(),
             )
             return part.back(out.float())
 

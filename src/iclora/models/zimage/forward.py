@@ -88,7 +88,7 @@ def zimage_forward(
             tokens; position_ids in the order of z, whole numbers; lengths of the texts in the
             prompt; fill, how many tokens fill up the canvas.
         recompute: how many of the blocks keep their input alone for the backward pass.
-        shapes: those that blocks are compiled for where gradients are wanted; None compiles none.
+        shapes: those that blocks are compiled for; None compiles none.
     Returns: (B, n, c) in the weights' type.
     """
     return ZIMAGE(net, inputs, attends, recompute=recompute, shapes=shapes)
@@ -122,7 +122,7 @@ def embed(
     rotary = _rotary(net.rope_embedder, lengths, fill, position_ids)
     tokens = with_text(levels.tokens, fill)
     shape = (img.shape, txt.shape, img.dtype, img.device, tokens)
-    wanted = shapes is not None and torch.is_grad_enabled() and shapes.take(*shape)
+    wanted = shapes is not None and shapes.take(*shape)
     shared = _Pass(
         temb=temb,
         rotary=rotary,

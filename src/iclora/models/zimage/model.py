@@ -159,7 +159,7 @@ class ZImageModel(Qwen3Model):
                 ),
                 attends_of(given, apart, own, self.device, fill, part.order, self._refiners),
                 recompute=self.recompute,
-                shapes=self.shapes if self.compiled else None,
+                shapes=self.compiling(),
             )
             # It gives x0 - eps.
             return part.back(-_turned(out.float(), self.channels // PACK**2))
