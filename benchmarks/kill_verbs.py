@@ -32,11 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 import iclora.cli.data
 import iclora.cli.evaluating
 import iclora.cli.making
 import iclora.cli.training
+import iclora.collect.run
+import iclora.collect.sources.pages
 import iclora.evaluate.run
 import iclora.jobs.data
 import iclora.jobs.evaluating
@@ -76,8 +79,10 @@ COMMANDS = {
     "best of": ["generate", *MAKING, "--prompt", CAPTION, "--best-of", "2", "--score", "toyland"],
     "extend": ["extend", "story.txt", *MAKING, "--out", "out"],
     "evaluate": ["evaluate", *MAKING, "--prompt", CAPTION, "--seeds", "3", "--out", "out"],
+    "collect": ["collect", "data", "deck.pdf", "--recipe", "film-storyboard", "--keep", "5"],
 }
 COMMANDS["best of"] += ["--out", "out"]
+COMMANDS["collect"] += ["--out", "out/sets"]
 TIMED = {"times.jsonl", "report.html", "evaluation.json"}
 EVENTS = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 PAGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -220,6 +225,8 @@ def main() -> None:
     rng = random.Random(args.seed)
     os.chdir(tempfile.mkdtemp())
     write_sets(TASKS["film-storyboard"], Path("data"), 4)
+    pages = [Image.open(path).convert("RGB") for path in sorted(Path("data").rglob("*.png"))]
+    pages[0].save("deck.pdf", save_all=True, append_images=pages[1:9])
     story = ["A day", *(f"image {n}" for n in range(1, 6))]
     Path("story.txt").write_text("\n".join(story), encoding="utf-8")
     load_model("tiny", "cpu")
