@@ -38,14 +38,14 @@ import iclora.cli.data
 import iclora.cli.evaluating
 import iclora.cli.making
 import iclora.cli.training
-import iclora.collect.run
-import iclora.collect.sources.pages
 import iclora.evaluate.run
 import iclora.jobs.data
 import iclora.jobs.evaluating
 import iclora.jobs.making
 import iclora.jobs.training
 import iclora.making.story
+import iclora.sets.collect.run
+import iclora.sets.collect.sources.pages
 import iclora.train.run
 import iclora.vlm.caption
 import iclora.vlm.openai  # noqa: F401 (all imported before the first fork)

@@ -153,7 +153,7 @@ def test_output_that_finds_a_full_disk_is_said():
     assert b"Traceback" not in done.stderr
 
 
-EVIL = "set\x1b]0;owned\x07\x1b[2J\r\x9b1m\u202egnp.exe"
+EVIL = "set\x1b]0;owned\x07\x1b[2J\r\x9b1m\u202egnp.exe\u061c\u2028\U000e0041"
 
 
 def test_control_characters_of_names_are_shown_and_never_sent(capsys):
@@ -167,7 +167,7 @@ def test_control_characters_of_names_are_shown_and_never_sent(capsys):
     said = capsys.readouterr()
     for text in (said.out, said.err):
         assert "\\x1b]0;owned\\x07" in text.replace("\n", "")
-        assert not set(text) & set("\x1b\x07\r\x9b\u202e")
+        assert not set(text) & set("\x1b\x07\r\x9b\u202e\u061c\u2028\U000e0041")
 
 
 def test_names_in_a_bar_are_no_markup_and_no_commands():

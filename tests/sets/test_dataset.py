@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from contextlib import suppress
 from os import scandir
@@ -178,11 +179,26 @@ def test_a_dataset_without_a_recipe_or_without_sets_says_so(tmp_path):
         open_dataset(tmp_path / "f", "film-storyboard")
 
 
-@pytest.mark.parametrize("content", ["", "recipe = 3 4", 'rezept = "x"'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "recipe = 3 4", 'rezept = "x"', "recipe = 2026-01-01", 'recipe = ["film-storyboard"]'],
+)
 def test_a_manifest_without_a_recipe_is_named(make_dataset, content):
     root = make_dataset(sets=1)
     (root / "iclora.toml").write_text(content)
     with pytest.raises(DatasetError, match=r"names no recipe|is not valid TOML"):
+        open_dataset(root)
+
+
+def test_a_manifest_in_capitals_is_one_and_what_nothing_reads_in_it_is_named(make_dataset):
+    root = make_dataset(sets=1)
+    (root / "iclora.toml").unlink()
+    (root / "ICLORA.TOML").write_text('recipe = "film-storyboard"\nrecipes = "x"')
+    (problem,) = open_dataset(root).problems
+    assert 'nothing reads "recipes"' in problem.text
+    (root / "ICLORA.TOML").unlink()
+    os.mkfifo(root / "iclora.toml")
+    with pytest.raises(DatasetError, match="pipe"):
         open_dataset(root)
 
 

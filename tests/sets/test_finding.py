@@ -225,6 +225,23 @@ def test_a_table_that_is_none_is_named(tmp_path, line):
     assert problem.subject == "metadata.jsonl"
 
 
+def test_folders_whose_names_differ_in_their_form_keep_their_own_captions(tmp_path):
+    for letter, form in (("a", "NFC"), ("b", "NFD")):
+        panels(tmp_path / unicodedata.normalize(form, "é"), caption=CAPTION.replace("day", letter))
+    dataset = open_dataset(tmp_path, STORY)
+    assert [errors(dataset), len({each.caption() for each in dataset.sets})] == [[], 2]
+
+
+def test_rows_of_a_table_of_which_nothing_comes_are_named(tmp_path):
+    pair(tmp_path, "0001", caption=None)
+    rows = [("0001.png", CAPTION), ("./0001.png", "b"), ("gone.png", "c"), ("../0001.png", "d")]
+    text = "\n".join(json.dumps({"file_name": k, "text": v}) for k, v in rows)
+    (tmp_path / "metadata.jsonl").write_text(text)
+    lost, again = open_dataset(tmp_path, STORY).problems
+    assert "2 of its 4 rows name files that are not there (gone.png, ../0001.png)" in lost.text
+    assert "1 of its 4 rows tell another caption" in again.text
+
+
 @pytest.mark.parametrize(
     ("image", "text"),
     [

@@ -58,6 +58,13 @@ def test_a_link_to_what_holds_the_dataset_is_not_followed(make_dataset, tmp_path
     assert ["leads back" in p.text for p in problems] == [True]
 
 
+def test_folders_in_each_other_without_end_are_named(make_dataset):
+    root = make_dataset(sets=2)
+    (root / "/".join("n" * 70)).mkdir(parents=True)
+    (problem,) = errors(open_dataset(root))
+    assert "more than 64 deep" in problem.text
+
+
 def test_a_folder_of_more_files_than_any_dataset_has_is_refused(make_dataset, monkeypatch):
     root = make_dataset(sets=2)
     assert len(list_files(root)[0]) == 9

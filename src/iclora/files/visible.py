@@ -6,8 +6,12 @@ import re
 
 __all__ = ["visible"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, and marks that turn the direction of writing; not tabs and line ends."""
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f]"
+)
+"""Control characters, marks that turn the direction of writing or begin lines, and letters that
+nobody sees (tags); not tabs and line ends."""
 
 
 def visible(text: str) -> str:

@@ -111,6 +111,10 @@ def _probed(out: Path) -> Path:
 def _write_composite(image_set: ImageSet, checked: TrainingSet, out: Path) -> None:
     layout = checked.layouts[-1]
     recorded = {LAYOUT_KEY: json.dumps(layout.to_json())}
+    if (out / f"{checked.name}.png").exists():  # Some disks take A and a for one name.
+        raise DatasetError(
+            f'two sets have names that are one on this disk: "{checked.name}"', "Rename one."
+        )
     write_png(out / f"{checked.name}.png", compose(layout, checked.load().panels), recorded)
     # What is wrong with a caption is among the problems; many are written after composing.
     with suppress(CaptionError, DatasetError):

@@ -240,6 +240,8 @@ def lean_png(data: bytes) -> tuple[bytes, bytes | None]:
         size = int.from_bytes(data[at : at + 4], "big")
         kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
         whole = data[at : at + 12 + size]
+        if kind == b"IEND" or not kind.isalpha():
+            break  # Millions of bytes that are no chunks may lie here.
         at += 12 + size
         if kind in (b"tEXt", b"zTXt", b"iTXt") and (size > _LONG_TEXT or kind == b"zTXt"):
             cut = True

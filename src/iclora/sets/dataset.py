@@ -13,7 +13,6 @@ A zip archive of either works as well; it is read in place and never unpacked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from iclora import files
-from iclora.errors import CaptionError, DatasetError, LayoutError, RecipeError
-from iclora.files.documents import decode, parse_json, parse_toml
+from iclora.errors import CaptionError, DatasetError, LayoutError
+from iclora.files.documents import parse_json
 from iclora.sets.bars import find_edges, is_own, opposite
 from iclora.sets.canvas import Panels, find_panels, is_likely, split
 from iclora.sets.edges import Edges
@@ -33,9 +32,9 @@ from iclora.sets.kinds import IMAGE_SUFFIXES
 from iclora.sets.layout import Layout, Size
 from iclora.sets.leftovers import find_in_file
 from iclora.sets.listing import Files, Problem, list_files
+from iclora.sets.manifest import MANIFEST, common_folder, manifest_recipe, other_manifests
 from iclora.sets.origins import ORIGINS, SetOrigin, read_origins
-from iclora.sets.recipe import Recipe, load_recipe, meant, read_recipe, recipe_names
-from iclora.sets.unread import is_image
+from iclora.sets.recipe import Recipe, load_recipe
 from iclora.sets.words import Words
 
 __all__ = [
@@ -50,13 +49,10 @@ __all__ = [
     "open_dataset",
 ]
 
-MANIFEST = "iclora.toml"
 LAYOUT_KEY = "iclora:layout"
 PLACED_KEY = "iclora:placed"
 """As LAYOUT_KEY, for boxes that somebody placed by hand: no seam need show there."""
 _CAPTION = "caption.txt"
-_HERE = PurePosixPath()
-_MANIFEST_SIZE = 2**20
 
 
 @dataclass(frozen=True)
@@ -310,13 +306,17 @@ def open_dataset(
     """
     path = Path(path)
     listing, unlisted = list_files(path)
-    root = _common_folder(listing)
-    chosen = load_recipe(recipe) if recipe is not None else _manifest_recipe(path, listing, root)
+    root = common_folder(listing)
+    said: list[Problem] = []
+    if recipe is not None:
+        chosen = load_recipe(recipe)
+    else:
+        chosen, said = manifest_recipe(path, listing, root, unlisted)
     told = (root / ORIGINS).as_posix()
     origins, wrong = read_origins(listing[told]) if told in listing else ({}, [])
     own = [name for name in listing if name.lower().endswith(".toml") or name == told]
     found, problems = find_sets(listing, root, chosen, own, unlisted)
-    problems = [*_other_manifests(listing, root, chosen), *wrong, *problems]
+    problems = [*said, *other_manifests(listing, root, chosen), *wrong, *problems]
     if not found:
         raise DatasetError(
             "; ".join([f"{path} holds no image sets", *map(str, problems)]),
@@ -325,71 +325,3 @@ def open_dataset(
         )
     sets = [ImageSet(f.name, f.images, f.composite, f.words, listing, background) for f in found]
     return Dataset(path, chosen, tuple(sets), tuple(problems), origins)
-
-
-def _other_manifests(listing: Files, root: PurePosixPath, chosen: Recipe) -> list[Problem]:
-    """Folders below the root that say they are a dataset of another recipe."""
-    problems = []
-    for name in _manifests(listing):
-        if name.parent == root or not name.is_relative_to(root):
-            continue
-        try:
-            data = listing[name.as_posix()].read(_MANIFEST_SIZE)
-            own = parse_toml(data, name.as_posix(), DatasetError)["recipe"]
-        except (KeyError, DatasetError):
-            own = "?"
-        if own != chosen.name:
-            problems.append(
-                Problem(
-                    name.as_posix(),
-                    f'this folder has an {MANIFEST} of its own, for the recipe "{own}", and its '
-                    f'sets are read as "{chosen.name}"',
-                    "Open that folder by itself, or remove the file.",
-                )
-            )
-    return problems
-
-
-def _manifests(listing: Files) -> list[PurePosixPath]:
-    return [PurePosixPath(name) for name in listing if name.rpartition("/")[2] == MANIFEST]
-
-
-def _common_folder(listing: Files) -> PurePosixPath:
-    """The folder that holds the manifest, or else the deepest that holds every image."""
-    if manifests := _manifests(listing):
-        return min(manifests, key=lambda p: len(p.parts)).parent
-    # "x" makes every path relative to one folder, which commonpath demands.
-    folders = [f"x/{PurePosixPath(n).parent}" for n in listing if is_image(n)]
-    return PurePosixPath(os.path.commonpath(folders)).relative_to("x") if folders else _HERE
-
-
-def _manifest_recipe(path: Path, listing: Files, root: PurePosixPath) -> Recipe:
-    name = (root / MANIFEST).as_posix()
-    if name not in listing:
-        raise DatasetError(
-            f"{path} does not say which recipe its sets follow (it has no {MANIFEST})",
-            f'Name the `recipe`, or write {MANIFEST} with the line recipe = "film-storyboard".',
-            setting="recipe",
-        )
-    try:
-        recipe = parse_toml(listing[name].read(_MANIFEST_SIZE), f"{path}/{name}", DatasetError)[
-            "recipe"
-        ]
-    except KeyError as error:
-        raise DatasetError(
-            f"{path}/{name} names no recipe",
-            'It needs one line such as recipe = "film-storyboard".',
-        ) from error
-    own = (root / str(recipe)).as_posix()
-    if recipe not in recipe_names() and own in listing:
-        data = listing[own].read(_MANIFEST_SIZE)
-        return read_recipe(decode(data, f"{path}/{own}", RecipeError), f"{path}/{own}")
-    if recipe not in recipe_names():
-        # Not a path elsewhere: a dataset must not make its reader open other files.
-        raise RecipeError(
-            f'{path}/{name} names the recipe "{recipe}", which is neither one of iclora\'s nor a '
-            "file beside it",
-            f"{meant(str(recipe))}Use one of {', '.join(recipe_names())}, or put the TOML file "
-            "into the dataset.",
-        )
-    return load_recipe(str(recipe))

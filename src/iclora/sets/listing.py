@@ -34,6 +34,8 @@ __all__ = ["File", "Files", "Problem", "list_files", "open_regular"]
 _LARGEST_FILE = 512 * 2**20
 _MOST_FILES = 500_000
 """In a folder; more lie behind a link to something that is no dataset."""
+_DEEPEST = 64
+"""Folders in each other."""
 # Left by systems, sharing services and editors; compared in lower case.
 _CLUTTER = {
     "__macosx",
@@ -221,7 +223,15 @@ def _walk(
         except OSError as error:  # a link to a place that must not be looked at
             problems.append(_unreadable(shown, error))
             continue
-        if is_folder:
+        if is_folder and len(above) > _DEEPEST:
+            problems.append(
+                Problem(
+                    shown[:200],
+                    f"folders lie more than {_DEEPEST} deep here, and are not read",
+                    "Move the pictures up.",
+                )
+            )
+        elif is_folder:
             linked = entry.is_symlink()
             real = place.resolve() if linked else above[-1] / entry.name
             # Also to a folder that holds the whole dataset: the disk would be read for it.

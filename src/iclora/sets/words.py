@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -73,12 +75,14 @@ class Library:
         self.problems: list[Problem] = []
         self.used: set[str] = set()
         """Names of the files that hold a caption of a set."""
+        self._exact: dict[str, str] = {}
         self._beside: dict[str, str] = {}
         self._folded: dict[str, str] = {}
         # In this order a .txt wins over a .caption, and 0001.txt over 0001.TXT.
         for suffix in reversed(TEXT_SUFFIXES):
             named = [n for n in listing if n.lower().endswith(suffix)]
             for name in sorted(named, reverse=True):
+                self._exact[name[: -len(suffix)]] = name
                 stem = unicodedata.normalize("NFC", name[: -len(suffix)])
                 self._beside[stem] = name
                 self._folded[stem.casefold()] = name
@@ -135,8 +139,9 @@ class Library:
         return words
 
     def _text(self, key: str) -> str | None:
-        key = unicodedata.normalize("NFC", key)
-        return self._beside.get(key) or self._folded.get(key.casefold())
+        composed = unicodedata.normalize("NFC", key)
+        near = self._beside.get(composed) or self._folded.get(composed.casefold())
+        return self._exact.get(key) or near
 
     def _of_file(self, name: str) -> Words | None:
         file = self._listing[name]
@@ -206,22 +211,49 @@ class Library:
                 Problem(file.name, f"its captions cannot be read ({why})", "Correct it.")
             )
             return
-        told = 0
+        told, again, lost = 0, 0, []
         for row in rows:
             place, words = row.get("file_name") or row.get("image"), _words_in(row)
             if isinstance(place, str) and words:
-                key = unicodedata.normalize("NFC", (folder / place.replace("\\", "/")).as_posix())
+                path = posixpath.normpath(folder / place.replace("\\", "/"))
+                key = unicodedata.normalize("NFC", path)
+                again += key in self._rows and self._rows[key] != (file.name, words.strip())
                 self._rows.setdefault(key, (file.name, words.strip()))
                 told += 1
-        if told < len(rows):
-            self.problems.append(
-                Problem(
-                    file.name,
-                    f"{len(rows) - told} of its {len(rows)} rows have no file_name or no text",
-                    f'A row needs "file_name", and one of {", ".join(TEXT_COLUMNS[:3])}.',
-                    "warning",
-                )
-            )
+                if key not in self._places:
+                    lost.append(place)
+        self._say_of_table(file.name, len(rows) - told, len(rows), again, lost)
+
+    @cached_property
+    def _places(self) -> set[str]:
+        """Every file and folder, as rows name them."""
+        places = {unicodedata.normalize("NFC", name) for name in self._listing}
+        return places | {f.as_posix() for name in places for f in PurePosixPath(name).parents}
+
+    def _say_of_table(
+        self, name: str, bare: int, rows: int, again: int, lost: Sequence[str]
+    ) -> None:
+        """Name rows of a table of captions of which nothing comes."""
+        shown = ", ".join(place[:80] for place in lost[:4]) + ", ..." * (len(lost) > 4)
+        for count, what, advice in (
+            (
+                bare,
+                f"{bare} of its {rows} rows have no file_name or no text",
+                f'A row needs "file_name", and one of {", ".join(TEXT_COLUMNS[:3])}.',
+            ),
+            (
+                len(lost),
+                f"{len(lost)} of its {rows} rows name files that are not there ({shown})",
+                "Correct their names, or put the pictures there.",
+            ),
+            (
+                again,
+                f"{again} of its {rows} rows tell another caption of a file than an earlier row",
+                "Keep one of them; the earlier one counts.",
+            ),
+        ):
+            if count:
+                self.problems.append(Problem(name, what, advice, "warning"))
 
 
 def _jsonl(text: str) -> Iterable[Mapping[str, Any]]:

@@ -119,6 +119,37 @@ def test_a_collection_whose_source_changed_while_it_was_stopped_is_refused(pairs
     assert collect(told(source, out)).sets == len(rows(out)) == 6
 
 
+def test_records_that_are_not_ours_stop_no_collection(pairs, tmp_path):
+    out = tmp_path / "sets"
+    before = collect(told(pairs, out))
+    told_before = rows(out)
+    (out / ".collect" / "done").unlink()
+    junk = [
+        b'{"key": 1}',
+        b"[1]",
+        b"\xff",
+        b'{"key": "x", "score": "a", "reasons": 3}',
+        b"9" * 5000,
+    ]
+    (out / ".collect" / "quality.jsonl").write_bytes(b"\n".join(junk))
+    assert collect(told(pairs, out)).sets == before.sets
+    assert rows(out) == told_before
+
+
+def test_a_collection_into_its_own_source_does_not_read_itself(pairs, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(pairs, source)
+
+    def stop(event):
+        if event.what == "writing sets" and event.done == 3:
+            progress.cancel()
+
+    progress = Progress(stop)
+    with pytest.raises(Cancelled):
+        collect(told(source, source / "sets"), progress)
+    assert collect(told(source, source / "sets")).found == 8
+
+
 def test_a_folder_that_holds_something_else_is_refused(pairs, tmp_path):
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "mine.txt").write_text("mine")
@@ -126,6 +157,8 @@ def test_a_folder_that_holds_something_else_is_refused(pairs, tmp_path):
         collect(told(pairs, tmp_path / "sets"))
     with pytest.raises(DatasetError, match="no set of 2 pictures"):
         collect(told(tmp_path / "nowhere", tmp_path / "other"))
+    # The next, with the right source, may have that folder.
+    assert not (tmp_path / "other").exists()
 
 
 def test_nothing_is_cut_away_from_the_official_storyboards(official, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Pool:
         self._told = json.dumps(told, sort_keys=True)
         record = self.path / "settings.json"
         there = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-        before = record.read_text(encoding="utf-8") if record.is_file() else None
+        before = record.read_text(encoding="utf-8", errors="replace") if record.is_file() else None
         if before is not None and before != self._told:
             raise DatasetError(
                 f"{out} holds a collection that was begun with other settings",
@@ -64,6 +65,12 @@ class Pool:
             if place.is_dir():
                 shutil.rmtree(place, ignore_errors=True)
 
+    def give_up(self) -> None:
+        """Leave nothing of a collection that found no set: other settings may find some."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            self.out.rmdir()
+
     def folder(self, *parts: str, make: Callable[[Path], None]) -> Path:
         """A folder of things that took long; made whole, once.
 
@@ -81,7 +88,10 @@ class Pool:
         """The quality of sets by their key, as far as it was noted."""
         found = {}
         for row in _rows(self.path / "quality.jsonl"):
-            found[str(row["key"])] = Quality(float(row["score"]), tuple(row["reasons"]))
+            key, score, reasons = row.get("key"), row.get("score"), row.get("reasons")
+            # What somebody else wrote is left alone, and such a set is judged again.
+            if isinstance(key, str) and isinstance(score, float) and isinstance(reasons, list):
+                found[key] = Quality(score, tuple(map(str, reasons)))
         return found
 
     def note(self, key: str, quality: Quality) -> None:
@@ -93,7 +103,7 @@ class Pool:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = parse_json(line, path.name, DatasetError)
         except IcloraError:

@@ -84,6 +84,7 @@ def _collect(
         found += read_source(source, want)
     seen = _looked_at(found, looks)
     if not seen:
+        pool.give_up()
         raise DatasetError(
             f"no set of {recipe.canvas.panels} pictures was found"
             + "".join(f"\n  {problem}" for problem in problems[:20]),

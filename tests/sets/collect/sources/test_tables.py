@@ -1,5 +1,6 @@
 """Published data sets: parquet tables, webdataset's tars, ai-toolkit's and kohya's folders."""
 
+import importlib
 import io
 import tarfile
 
@@ -71,7 +72,7 @@ def test_a_tar_is_read_in_place_and_names_that_lead_out_are_refused(want, tmp_pa
             for j, role in enumerate(("input", "target"))
         }
         members |= {"../escape.png": PICTURES[0], "/root.png": PICTURES[0], "000.txt": b"in snow"}
-        for name, data in members.items():
+        for name, data in (*members.items(), ("000.input.png", PICTURES[5])):
             about = tarfile.TarInfo(name)
             about.size = len(data)
             archive.addfile(about, io.BytesIO(data))
@@ -85,9 +86,60 @@ def test_a_tar_is_read_in_place_and_names_that_lead_out_are_refused(want, tmp_pa
     assert sorted(p.subject.split(".tar/")[1] for p in wanted.problems) == [
         "../escape.png",
         "/root.png",
+        "000.input.png",
         "link.png",
     ]
     assert not (tmp_path.parent / "escape.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["a header of 2 MB", "less than no bytes"])
+def test_a_tar_with_hostile_headers_is_named(want, tmp_path, kind):
+    about = tarfile.TarInfo("a.png")
+    if kind == "a header of 2 MB":
+        about.pax_headers = {"comment": "x" * 2**21}
+    data = about.tobuf(tarfile.PAX_FORMAT)
+    if kind != "a header of 2 MB":
+        head = bytearray(data[:124] + b"\xff" * 12 + data[136:148] + b" " * 8 + data[156:])
+        head[148:156] = b"%06o\0 " % sum(head)
+        data = bytes(head)
+    (tmp_path / "x.tar").write_bytes(data + b"\0" * 1024)
+    wanted = want("sandstorm-effect")
+    assert read_source(str(tmp_path / "x.tar"), wanted) == []
+    (problem,) = wanted.problems
+    assert "damaged" in problem.text
+
+
+def test_tables_that_unpack_to_far_more_are_refused(parquet, want, tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    module = importlib.import_module("iclora.sets.collect.sources.tables")
+    monkeypatch.setattr(module, "_LARGEST_GROUP", 2**21)
+    monkeypatch.setattr(module, "_MOST_TEXT", 2**21)
+    one = arrow.array(["x" * 2**16] * 50)
+    tables = {
+        "pictures": {"image": one.cast(arrow.binary()), "target": one.cast(arrow.binary())},
+        "text": {"image": arrow.array([PICTURES[0]] * 50), "text": one},
+    }
+    for name, columns in tables.items():
+        arrow.parquet.write_table(arrow.table(columns), tmp_path / f"{name}.parquet")
+        assert (tmp_path / f"{name}.parquet").stat().st_size < 2**17
+    wanted = want("sandstorm-effect")
+    assert read_source(str(tmp_path), wanted) == []
+    assert sum("MiB" in p.text for p in wanted.problems) == 2
+
+
+def test_what_a_source_holds_and_nobody_reads_is_named(want, tmp_path):
+    for name in ("1_before.png", "1_after.png"):
+        (tmp_path / name).write_bytes(PICTURES[0])
+    (tmp_path / "x.gif").write_bytes(b"GIF89a")
+    (tmp_path / "1_after.txt").write_bytes(b"\xff\xff")
+    (tmp_path / "metadata.csv").write_bytes(b"\xff")
+    wanted = want("sandstorm-effect")
+    assert len(read_source(str(tmp_path), wanted)) == 1
+    assert {p.subject.rsplit("/", 1)[-1] for p in wanted.problems} == {
+        "x.gif",
+        "1_after.txt",
+        "metadata.csv",
+    }
 
 
 def test_control_folders_are_the_first_panel_and_their_captions_go_along(want, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from iclora.errors import IcloraError
 from iclora.sets.collect.picture import Found
@@ -13,7 +13,8 @@ from iclora.sets.collect.sources.tables import read_parquet
 from iclora.sets.collect.sources.tars import list_tar
 from iclora.sets.collect.sources.video import VIDEO_SUFFIXES, read_video
 from iclora.sets.collect.sources.wanted import Wanted
-from iclora.sets.listing import Problem, list_files
+from iclora.sets.listing import Files, Problem, list_files
+from iclora.sets.unread import is_image, name_unread
 
 __all__ = ["Wanted", "read_source"]
 
@@ -30,7 +31,7 @@ def read_source(source: str, want: Wanted) -> list[Found]:
     inside: list[str] = []
     if path.is_dir():
         try:
-            listing, _ = list_files(path)
+            listing = _listed(path, want)[0]
         except IcloraError:
             listing = {}
         inside = [name for name in listing if _reader(name) is not None]
@@ -47,13 +48,32 @@ def _read(source: str, path: Path, want: Wanted) -> list[Found]:
     try:
         if reader is not None:
             return reader(source, path, want)
-        listing, problems = list_files(path)
-        for problem in problems:
+        listing, problems = _listed(path, want)
+        unread = [n for n in listing if not _is_read(n)]
+        for problem in [*problems, *name_unread(listing, unread, PurePosixPath())]:
             want.tell(problem)
         return read_folder(source, listing, want)
     except IcloraError as error:
         want.tell(Problem(source, error.problem, error.advice))
         return []
+
+
+def _listed(path: Path, want: Wanted) -> tuple[Files, list[Problem]]:
+    """The files of a source without those of the collection itself, which may lie inside it."""
+    listing, problems = list_files(path)
+    real = path.resolve()
+    if path.is_dir() and want.pool.out.is_relative_to(real):
+        own = want.pool.out.relative_to(real).as_posix()
+        listing = {
+            n: file for n, file in listing.items() if not n.startswith((f"{own}/", own + "-"))
+        }
+        problems = [p for p in problems if p.subject != own and not p.subject.startswith(f"{own}/")]
+    return listing, problems
+
+
+def _is_read(name: str) -> bool:
+    """True for pictures, words, and what holds them."""
+    return is_image(name) or name.lower().endswith((*_WORDS, *_READERS, *VIDEO_SUFFIXES))
 
 
 def _reader(name: str) -> Reader | None:
@@ -71,6 +91,7 @@ def _read_tar(source: str, path: Path, want: Wanted) -> list[Found]:
     return read_folder(source, listing, want)
 
 
+_WORDS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".toml")
 _READERS: dict[str, Reader] = {
     ".tar": _read_tar,
     ".pdf": read_pdf,

@@ -19,7 +19,7 @@ from iclora.sets.collect.sources.rows import sets_by_rows
 from iclora.sets.collect.sources.wanted import Wanted
 from iclora.sets.listing import Files, Problem
 from iclora.sets.unread import is_image
-from iclora.sets.words import Library
+from iclora.sets.words import Library, Words
 
 __all__ = ["loose_pictures", "read_folder"]
 
@@ -40,8 +40,11 @@ def read_folder(source: str, listing: Files, want: Wanted) -> list[Found]:
         listing: its files.
     """
     library = Library(listing, want.recipe)
+    # Warnings are of tables of captions; these may be of pairs.
+    for problem in (each for each in library.problems if each.severity == "error"):
+        want.tell(replace(problem, subject=f"{source}/{problem.subject}"))
     images = [name for name in listing if is_image(name)]
-    pictures = {name: _picture(source, listing, library, name) for name in images}
+    pictures = {name: _picture(source, listing, library, name, want) for name in images}
     found: list[Found] = []
     left = sorted(pictures, key=natural_key)
     if want.by == "auto":
@@ -76,16 +79,22 @@ def read_folder(source: str, listing: Files, want: Wanted) -> list[Found]:
     return found
 
 
-def _picture(source: str, listing: Files, library: Library, name: str) -> Picture:
-    text = _words(library, name)
+def _picture(source: str, listing: Files, library: Library, name: str, want: Wanted) -> Picture:
+    text = _words(library, name, source, want)
     return Picture(Origin(f"{source}/{name}", _repeats(name)), listing[name].read, text)
 
 
-def _words(library: Library, name: str) -> str:
-    words = library.use(library.beside(name))
+def _words(library: Library, name: str, source: str, want: Wanted) -> str:
+    return _read(library.use(library.beside(name)), source, want)
+
+
+def _read(words: Words | None, source: str, want: Wanted) -> str:
+    """Words, or none if they cannot be read, which is told."""
     try:
         return words.read() if words else ""
-    except IcloraError:
+    except IcloraError as error:
+        where = f"{source}/{words.files[0] if words else ''}"
+        want.tell(Problem(where, error.problem, error.advice, "warning", caption=True))
         return ""
 
 
@@ -127,7 +136,7 @@ def _by_name(
                 tuple(pictures[name] for name in names),
                 f"{source}/{PurePosixPath(names[0]).parent}",
                 "a folder",
-                _joint(library, names),
+                _joint(library, names, source, want),
             )
             for names in whole
         ]
@@ -137,7 +146,8 @@ def _by_name(
         if not any(picture.words for picture in chosen):
             # 7.txt beside 7.input.png and 7.target.png tells of what was made.
             stem = _shared_start(each.names).rstrip(" ._-([")
-            chosen = (*chosen[:-1], replace(chosen[-1], words=_words(library, f"{stem}.png")))
+            words = _words(library, f"{stem}.png", source, want)
+            chosen = (*chosen[:-1], replace(chosen[-1], words=words))
         found.append(Found(chosen, f"{source}, {each.key}", "by name"))
     if guessed := [each for each in sets if each.guessed]:
         want.tell(
@@ -157,13 +167,10 @@ def _shared_start(names: Sequence[str]) -> str:
     return first[: next((i for i, sign in enumerate(first) if last[i : i + 1] != sign), len(first))]
 
 
-def _joint(library: Library, names: Sequence[str]) -> str:
+def _joint(library: Library, names: Sequence[str], source: str, want: Wanted) -> str:
     folder = PurePosixPath(names[0]).parent
     words = library.use(library.of_folder("" if folder.name == "" else folder.as_posix(), names))
-    try:
-        return words.read() if words else ""
-    except IcloraError:
-        return ""
+    return _read(words, source, want)
 
 
 def _by_order(

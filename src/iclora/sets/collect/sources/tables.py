@@ -22,6 +22,10 @@ __all__ = ["read_parquet"]
 _MOST_ROWS = 500_000
 _LARGEST_GROUP = 2 * 2**30
 """Bytes of a row group, which is read as a whole."""
+_MOST_TEXT = 2**28
+"""Bytes of all captions of a table."""
+_BATCH = 2**28
+"""Bytes that are unpacked at a time to look how many there are."""
 
 
 def read_parquet(source: str, path: Path, want: Wanted) -> list[Found]:
@@ -87,7 +91,7 @@ class _Table:
         column = next((name for name in TEXT_COLUMNS if name in texts), None)
         self._words: Sequence[Any] = ()
         if column is not None:
-            self._words = self._file.read(columns=[column]).column(0).to_pylist()
+            self._words = self._read_words(column)
         self._starts = [0]
         for group in range(self._file.num_row_groups):
             about = self._file.metadata.row_group(group)
@@ -97,9 +101,46 @@ class _Table:
                     "Write it again with smaller row groups.",
                 )
             self._starts.append(self._starts[-1] + about.num_rows)
+            self._check_unpacked(group, about)
         self._lock = threading.Lock()
         self._group, self._data = -1, dict[str, Any]()
         self._counts = self._count_lists()
+
+    def _read_words(self, column: str) -> list[Any]:
+        """Raises: DatasetError for texts that unpack to more than any table of captions has."""
+        words: list[Any] = []
+        size = 0
+        for batch in self._file.iter_batches(64, columns=[column]):
+            size += batch.nbytes
+            if size > _MOST_TEXT:
+                raise DatasetError(
+                    f"the texts of table {self._path} (column {column}) have more than "
+                    f"{_MOST_TEXT >> 20} MiB",
+                    "Write it again with shorter captions.",
+                )
+            words += batch.column(0).to_pylist()
+        return words
+
+    def _check_unpacked(self, group: int, about: Any) -> None:
+        """Raises: DatasetError for a row group that repeats a picture of its dictionary too often.
+
+        What the file says of its size counts each picture of a dictionary once.
+        """
+        parts = (about.column(number) for number in range(about.num_columns))
+        packed = any("DICTIONARY" in "".join(part.encodings) for part in parts)
+        # No value is larger than the group.
+        rows = max(1, min(64, _BATCH // max(1, about.total_byte_size)))
+        if not packed or about.num_rows * about.total_byte_size < _LARGEST_GROUP:
+            return
+        size = 0
+        for batch in self._file.iter_batches(rows, row_groups=[group], columns=self._columns):
+            size += batch.nbytes
+            if size > _LARGEST_GROUP:
+                raise DatasetError(
+                    f"table {self._path} has a row group that unpacks to more than "
+                    f"{_LARGEST_GROUP >> 20} MiB",
+                    "Write it again with smaller row groups.",
+                )
 
     def _count_lists(self) -> dict[str, list[int]]:
         counts: dict[str, list[int]] = {name: [] for name in self._lists}

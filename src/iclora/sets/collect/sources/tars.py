@@ -15,6 +15,7 @@ __all__ = ["list_tar"]
 
 _MOST_FILES = 500_000
 _LARGEST_FILE = 512 * 2**20
+_LARGEST_HEADER = 2**20
 
 
 def list_tar(path: Path) -> tuple[Files, list[Problem]]:
@@ -25,7 +26,7 @@ def list_tar(path: Path) -> tuple[Files, list[Problem]]:
     problems: list[Problem] = []
     files: dict[str, File] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
+        with path.open("rb", 0) as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as archive:
             for member in archive:
                 if len(files) >= _MOST_FILES:
                     raise DatasetError(
@@ -37,9 +38,15 @@ def list_tar(path: Path) -> tuple[Files, list[Problem]]:
                 if parts.is_absolute() or ".." in parts.parts:
                     why = "its name leads out of the archive"
                     problems.append(_refused(path, member.name, why))
+                elif member.size < 0:
+                    raise tarfile.ReadError("a file of less than no bytes")
                 elif not member.isreg():
                     problems.append(_refused(path, member.name, "it is a link or a device"))
                 else:
+                    if parts.as_posix() in files:
+                        why = "an earlier file of the archive has its name"
+                        problems.append(_refused(path, member.name, why))
+                        continue
                     part = partial(_part, path, member.offset_data, member.size)
                     files[parts.as_posix()] = File(parts.as_posix(), part)
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -51,6 +58,15 @@ def list_tar(path: Path) -> tuple[Files, list[Problem]]:
         why = f"it is damaged behind its first files ({error})"
         problems.append(_refused(path, path.name, why))
     return files, problems
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no header of hundreds of megabytes is read."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError("a header larger than any program writes")
+        return super().read(size)
 
 
 def _refused(path: Path, name: str, why: str) -> Problem:
