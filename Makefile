@@ -14,7 +14,7 @@ setup: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "iclora needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 15))' \
-		|| echo "note: torch, numpy and scipy of constraints.txt have wheels for Python 3.11 to 3.14, not for this one"
+		|| echo "note: torch and numpy of constraints.txt have wheels for Python 3.11 to 3.14, not for this one"
 	$(PYTHON) -m venv .venv
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		$(BIN)/pip install -q "torch==$(TORCH)+cpu" \
@@ -39,7 +39,7 @@ check: setup
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory types
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -rs -m machine \
-		tests/serve/studio tests/models/flux/test_forward.py tests/workshop
+		tests/serve tests/models tests/workshop
 
 # The page's JavaScript is checked against its comments' types. Nothing that runs needs npm.
 TYPES := typescript@7.0.2 preact@11.2.0 htm@3.1.1 @preact/signals@2.11.4

@@ -1,23 +1,27 @@
 """Bootstrap intervals, against the normal approximation and known cases."""
 
+import math
+
 import numpy as np
 import pytest
 
 from iclora.evaluate.intervals import bootstrap, compare
 
 
-def test_an_interval_agrees_with_the_normal_approximation_and_with_scipy():
-    from scipy import stats
-
-    values = (np.random.default_rng(1).random(400) < 0.3).astype(float)
+def test_an_interval_agrees_with_the_normal_approximation_and_with_the_exact_one():
+    n = 400
+    values = (np.random.default_rng(1).random(n) < 0.3).astype(float)
     found = bootstrap(values)
+    share = values.mean()
     error = 1.96 * values.std() / 20
-    assert found.mean == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - error, abs=0.006)
-    assert found.high == pytest.approx(values.mean() + error, abs=0.006)
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=3).confidence_interval
-    assert found.low == pytest.approx(theirs.low, abs=0.006)
-    assert found.high == pytest.approx(theirs.high, abs=0.006)
+    assert found.mean == pytest.approx(share)
+    assert found.low == pytest.approx(share - error, abs=0.006)
+    assert found.high == pytest.approx(share + error, abs=0.006)
+    # How many ones are drawn is a binomial: the interval of all draws there are.
+    chances = [math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
+    low, high = np.searchsorted(np.cumsum(chances), (0.025, 0.975)) / n
+    assert found.low == pytest.approx(low, abs=0.004)
+    assert found.high == pytest.approx(high, abs=0.004)
 
 
 def test_ninety_five_of_a_hundred_intervals_hold_the_truth():

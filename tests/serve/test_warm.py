@@ -104,6 +104,7 @@ def _tensors():
     return [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
 
 
+@pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_what_is_compiled_before_the_first_job_serves_every_adapter_and_strength(
     lora, tmp_path, counted

@@ -200,6 +200,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_once(counted):
     given = inputs()
@@ -226,6 +227,7 @@ def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_onc
         assert counted() - began == 7
 
 
+@pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
 def test_quantised_blocks_compile(kind, counted):

@@ -241,6 +241,7 @@ def test_quantised_blocks_compute_with_their_codes_and_give_gradients(kind):
     assert float((rough_grads - grads).norm() / grads.norm()) < 2 * limit
 
 
+@pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_give_the_same_gradients(counted):
     began, found = counted(), []

@@ -263,6 +263,7 @@ def widen(ff):
         setattr(ff, name, layer)
 
 
+@pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_give_the_same_gradients(counted):
     began, found = counted(), []
