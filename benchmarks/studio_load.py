@@ -1,4 +1,4 @@
-"""Measure the page: first paint, requests, a gallery of 1,000 sets, and what it costs when idle.
+"""Measure the page: first paint, requests, galleries of many sets, and what it costs when idle.
 
     python benchmarks/studio_load.py            # prints the figures
     python benchmarks/studio_load.py --write    # and puts them into RESULTS.md
@@ -11,7 +11,10 @@ process's. Needs playwright; every figure is the median of `--runs` new browsers
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
 import os
+import random
 import re
 import shutil
 import statistics
@@ -21,9 +24,11 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 ROOT = Path(__file__).parents[1]
 SCREENS = ("make", "sets", "story", "train", "compare", "gallery", "queue")
+MANY = 10_000
 MARK = "## The page"
 AIM = "0.8 s; -; 25; 150 KB"
 IN_VIEW = """() => {
@@ -134,6 +139,36 @@ def gallery(browser: Any, link: str) -> float:
     return seconds
 
 
+def pages(served: Served, count: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of list pages of 60, at random places and with words, of a folder of sets."""
+    address = urlparse(served.link)
+    server = http.client.HTTPConnection("127.0.0.1", address.port)
+    headers = {"Authorization": f"Bearer {served.link.partition('#token=')[2]}"}
+
+    def ask(query: str) -> tuple[dict[str, Any], float]:
+        began = time.perf_counter()
+        server.request("GET", f"/api/v1/sets?limit=60{query}", headers=headers)
+        said = server.getresponse().read()
+        return json.loads(said), 1000 * (time.perf_counter() - began)
+
+    while not ask(f"&q={count - 1}")[0]["sets"]:  # The last one is in the index.
+        time.sleep(0.2)
+    cursors, cursor = [""], None
+    while (page := ask(f"&cursor={cursor}" if cursor else "")[0])["cursor"]:
+        cursor = page["cursor"]
+        cursors.append(f"&cursor={cursor}")
+    assert 60 * (len(cursors) - 1) + len(page["sets"]) == count, "sets are missing in the list"
+    drawn = random.Random(0)
+    plain = [ask(drawn.choice(cursors))[1] for _ in range(300)]
+    worded = [ask(f"&q=prompt+{drawn.randrange(count)}")[1] for _ in range(300)]
+    server.close()
+    return plain, worded
+
+
+def p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1]
+
+
 def idle(browser: Any, served: Served, seconds: float) -> float:
     """Percent of a core that the server and the page take while nothing happens."""
     context = browser.new_context()
@@ -153,6 +188,19 @@ def idle(browser: Any, served: Served, seconds: float) -> float:
     share = 100 * (spent() - before) / seconds
     context.close()
     return share
+
+
+def another(out: Path, number: int) -> None:
+    """One more set with the pictures of the first, which are not written anew."""
+    first, place = out / "0000", out / f"{number:04d}"
+    hidden = out / f".{number:04d}"
+    hidden.mkdir()
+    for picture in first.glob("*.png"):
+        os.link(picture, hidden / picture.name)
+    told = json.loads((first / "request.json").read_text())
+    told |= {"seeds": [number, number + 1]}
+    (hidden / "request.json").write_text(json.dumps(told))
+    hidden.rename(place)
 
 
 def measure(runs: int) -> list[tuple[str, str, str]]:
@@ -187,6 +235,18 @@ def measure(runs: int) -> list[tuple[str, str, str]]:
                 "1.5 s",
             )
         )
+        for number in range(1000, MANY):
+            another(folder / "out", number)
+        plain, worded = pages(served, MANY)
+        rows.append(
+            (
+                f"{MANY:,} sets: a list page, median, p95; with words, p95",
+                f"{statistics.median(plain):.0f} ms, {p95(plain):.0f} ms; {p95(worded):.0f} ms",
+                "p95 50 ms",
+            )
+        )
+        seen = statistics.median(gallery(browser, served.link) for _ in range(runs))
+        rows.append((f"{MANY:,} sets: pictures in view", f"{seen:.2f} s", "-"))
         browser.close()
         served.stop()
     return rows

@@ -48,6 +48,7 @@ def test_a_stream_goes_on_where_it_was_cut():
         first = await read(bus, last="other-0", count=1)
         assert first[0][1] == "reset"
         seen = first[0][0]
+        assert seen == bus.last
         bus.tell("job", {"n": 2})
         bus.tell("job", {"n": 3})
         return await read(bus, last=seen, count=2)

@@ -85,6 +85,12 @@ class Bus:
     def streams(self) -> int:
         return len(self._listeners)
 
+    @property
+    def last(self) -> str:
+        """The id of the last event, from which a stream can go on."""
+        with self._lock:
+            return self._id(self._number)
+
     def tell(
         self, type_: str, data: dict[str, Any], client: str | None = None, job: str | None = None
     ) -> None:
@@ -175,6 +181,9 @@ class Bus:
             return [Happening(self._number, "reset", {}, None, None)]
         return [e for e in kept if e.number > int(number) and listener.hears(e)]
 
+    def _id(self, number: int) -> str:
+        return f"{self._boot}-{number}"
+
     def _bytes(self, event: Happening) -> bytes:
         text = json.dumps(event.data, separators=(",", ":"))
-        return f"id: {self._boot}-{event.number}\nevent: {event.type}\ndata: {text}\n\n".encode()
+        return f"id: {self._id(event.number)}\nevent: {event.type}\ndata: {text}\n\n".encode()

@@ -39,10 +39,8 @@ def browser():
 
 
 _EMPTY = """async () => {
-  const main = document.querySelector("script[src$='main.js']").src;
-  const {draft, wrong} = await import(main.replace("main.js", "draft.js"));
-  const {preview} = await import(main.replace("main.js", "making.js"));
-  const {trouble} = await import(main.replace("main.js", "parts.js"));
+  const page = await import(document.querySelector("script[src$='main.js']").src);
+  const {draft_js: {draft, wrong}, making_js: {preview}, parts_js: {trouble}} = page;
   draft.value = {...draft.value, way: "panels", overview: "", panels: [], text: "", given: {},
     values: {}, seeds: {}, shown: "", keep: [], follow: "", made: []};
   wrong.value = {};

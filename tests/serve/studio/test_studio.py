@@ -79,6 +79,28 @@ def test_the_link_hides_the_token_behind_the_sign_that_is_never_sent(served):
     assert rest == f"token={served.server.access.token}"
 
 
+def test_the_first_answer_says_what_single_calls_say_and_where_events_go_on(served):
+    told = ask(served, "GET", "start").json()
+    assert told["event"] == served.server.bus.last
+    told["machine"].pop("disk_free")
+    for path, name in (
+        ("jobs?limit=200", "jobs"),
+        ("jobs?status=running", "running"),
+        ("recipes", "recipes"),
+        ("adapters", "adapters"),
+        ("queue", None),
+        ("machine", None),
+        ("about", None),
+    ):
+        said = ask(served, "GET", path).json()
+        said.pop("disk_free", None)
+        wanted = said["jobs" if name == "running" else name] if name else said
+        assert told[name or path] == wanted, path
+    assert told["form"] == ask(served, "GET", "forms/complete").json()
+    assert told["draft"] == ask(served, "GET", "drafts/make").json()
+    assert served.get("/api/v1/start").status_code == 401
+
+
 def test_a_draft_is_kept_and_one_that_is_too_long_is_refused(served):
     assert ask(served, "GET", "drafts/make").json() == {"version": 0, "values": {}}
     draft = {"version": 3, "values": {"overview": "<b>a fox</b>"}}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from iclora.serve.routes.answers import PROBLEMS
+from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.server import Here, Server, Who
 
 __all__ = ["router"]
@@ -22,13 +23,20 @@ _STREAM: dict[str, Any] = {
 _Last = Annotated[str | None, Header(max_length=1000)]
 
 
+class From(Strict):
+    after: Annotated[str | None, Field(max_length=100)] = None
+    """id of the last event that is known, for clients that cannot say it by Last-Event-ID"""
+
+
 @router.get("/events", **_STREAM)
-async def events(server: Here, client: Who, last_event_id: _Last = None) -> StreamingResponse:
+async def events(
+    server: Here, client: Who, query: Annotated[From, Query()], last_event_id: _Last = None
+) -> StreamingResponse:
     """What happens: job, progress, preview, note, set, queue.
 
     `reset` comes first if more was missed than is kept: ask again for what you show.
     """
-    return await _stream(server, client, None, last_event_id)
+    return await _stream(server, client, None, last_event_id or query.after)
 
 
 @router.get("/jobs/{job}/events", **_STREAM)

@@ -1,7 +1,9 @@
 """The studio's page and what only it asks for, over `serve`; no torch.
 
 page       the page's files, sent as they lie in static/: no build, nothing from elsewhere
+join       the page's own modules in one script
 session    a browser that has the token gets its cookie
+start      all that the page asks for at first, in one answer
 drafts     what is written and not yet queued, kept with the folder
 preview    what a wish comes to before it is made: canvas, panels, notes
 tale       what a story comes to before it is made: its canvases

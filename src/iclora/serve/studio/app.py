@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from iclora.serve.app import make_app
 from iclora.serve.server import Server
-from iclora.serve.studio import about, drafts, examples, page, preview, session, tale
+from iclora.serve.studio import about, drafts, examples, page, preview, session, start, tale
 
 __all__ = ["link", "make_studio"]
 
@@ -15,7 +15,7 @@ def make_studio(server: Server) -> FastAPI:
     """The app of a server, with the page at its root."""
     app = make_app(server)
     server.access.open |= page.PATHS
-    for module in (page, session, drafts, preview, tale, about, examples):
+    for module in (page, session, start, drafts, preview, tale, about, examples):
         app.include_router(module.router)
     return app
 

@@ -1,7 +1,7 @@
-"""The files of the page, as they lie in static/.
+"""The files of the page, as they lie in static/; our own modules go out in one script (`join`).
 
-Nothing is built and nothing comes from elsewhere. Scripts are modules of ours or vendored ones; the
-only inline script is the import map, which the policy lets through by a nonce of the answer.
+Nothing is built and nothing comes from elsewhere. Scripts are ours or vendored ones; the only
+inline script is the import map, which the policy lets through by a nonce of the answer.
 
 Files lie below a name made of their contents, so that a browser asks for each once: a page that is
 reloaded through a tunnel asks for nothing but itself.
@@ -20,6 +20,7 @@ from importlib.resources.abc import Traversable
 from fastapi import APIRouter, Request, Response
 
 from iclora.files import digest_each
+from iclora.serve.studio.join import join
 
 __all__ = ["PATHS", "read_files", "router"]
 
@@ -39,6 +40,7 @@ _POLICY = (
 )
 
 
+_ENTRY = "main.js"
 _FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -52,20 +54,29 @@ class _File:
 
 
 def read_files() -> dict[str, _File]:
-    """Every file of the page that a browser asks for, by its path below static/."""
+    """Every file of the page that a browser asks for, by its path below static/.
+
+    The page's own modules are one of them, under the name of the one that a browser begins with.
+    """
     found: dict[str, _File] = {}
+    modules: dict[str, str] = {}
+
+    def add(name: str, data: bytes, kind: str) -> None:
+        etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+        found[name] = _File(data, gzip.compress(data, mtime=0), kind, etag)
 
     def walk(place: Traversable, prefix: str) -> None:
         for each in place.iterdir():
             name = f"{prefix}{each.name}"
             if each.is_dir():
                 walk(each, f"{name}/")
+            elif name.endswith(".js"):
+                modules[name] = each.read_text(encoding="utf-8")
             elif kind := _TYPES.get(f".{name.rpartition('.')[2]}"):
-                data = each.read_bytes()
-                etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-                found[name] = _File(data, gzip.compress(data, mtime=0), kind, etag)
+                add(name, each.read_bytes(), kind)
 
     walk(files("iclora.serve.studio") / "static", "")
+    add(_ENTRY, join(modules, _ENTRY).encode(), _TYPES[".js"])
     return found
 
 

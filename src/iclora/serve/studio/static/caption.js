@@ -37,6 +37,8 @@ export class Caption {
     /** The words before this visit's changes, until they can be taken back. */
     this.before = /** @type {string | null} */ (null);
     this.closed = false;
+    /** The words that are on their way to the disk: the next ones wait for them. @type {Promise<boolean> | null} */
+    this.sending = null;
     this.takeUp();
   }
 
@@ -82,9 +84,23 @@ export class Caption {
     if (!this.theirs.value) this.timer = setTimeout(() => this.save(), pause);
   }
 
-  /** Write the words to the disk; true if they are there. */
+  /** Write the words to the disk; true if they are there. @returns {Promise<boolean>} */
   async save() {
     clearTimeout(this.timer);
+    if (this.sending) {
+      // Sent at once, they would meet a file that these words have changed themselves.
+      await this.sending;
+      return this.save();
+    }
+    this.sending = this.send();
+    try {
+      return await this.sending;
+    } finally {
+      this.sending = null;
+    }
+  }
+
+  async send() {
     const text = this.text.value.trim();
     if (this.theirs.value) return false;
     if (text === this.there) {
@@ -162,7 +178,8 @@ export class Caption {
 
   /** The set as the server tells it now: a change there is shown, or stands beside what was written here. @param {ImageSet} now */
   heard(now) {
-    if (now.etag === this.etag) return;
+    // Words on their way change the file: what came of them is known soon.
+    if (now.etag === this.etag || this.sending) return;
     if (this.state.value === "saved") this.settle(now);
     else if (this.state.value !== "saving") {
       clearTimeout(this.timer);

@@ -156,23 +156,31 @@ const state = signal({ job: /** @type {Job | null} */ (null), files: /** @type {
 function useResult(id) {
   useEffect(() => {
     state.value = { job: null, files: [], table: null, missing: false };
+    let turn = 0;
     const look = async () => {
+      const mine = ++turn;
       try {
         const [job, { files }] = await Promise.all([get(`jobs/${id}`), get(`jobs/${id}/files`)]);
         const table = files.includes("evaluation.json") ? await get(`jobs/${id}/files/evaluation.json`) : null;
-        state.value = { job, files, table, missing: false };
+        if (mine === turn) state.value = { job, files, table, missing: false };
       } catch (error) {
         if (!(error instanceof Problem)) throw error;
-        if (error.status === 404) state.value = { ...state.value, missing: true };
+        if (error.status === 404 && mine === turn) state.value = { ...state.value, missing: true };
       }
     };
     look();
     /** @type {number | undefined} */
     let timer;
-    return listen((type, data) => {
+    const stop = listen((type, data) => {
       const mine = type === "reset" || (type === "job" && data.id === id) || (data.job === id && type === "progress" && data.stage === "making");
       if (mine && !timer) timer = setTimeout(() => { timer = undefined; look(); }, 600);
     });
+    return () => {
+      stop();
+      clearTimeout(timer);
+      // What is on its way is of a comparison that is shown no more.
+      turn += 1;
+    };
   }, [id]);
   return state;
 }

@@ -1,10 +1,10 @@
 // @ts-check
 // Datasets and their sets, as the server last told them, and what `check` finds at each.
 import { call, get, Problem, url } from "./api.js";
-import { batch, signal } from "./lib.js";
+import { batch, computed, signal } from "./lib.js";
 import { attempt, trouble } from "./parts.js";
-import { jobs } from "./state.js";
-import { done } from "./undo.js";
+import { jobs, offers } from "./state.js";
+import { doing, done } from "./undo.js";
 
 /**
  * @typedef {{name: string, prefix: string, markers: string[], example: string, per_row: number[],
@@ -26,7 +26,7 @@ export const refused = signal(/** @type {Problem | null} */ (null));
 export const findings = signal(/** @type {Record<string, Found>} */ ({}));
 /** How many sets `check` has looked at; null while it does not look. */
 export const looked = signal(/** @type {number | null} */ (null));
-export const captioners = signal(/** @type {string[]} */ ([]));
+export const captioners = computed(() => offers.value.captioners);
 
 const escaped = encodeURIComponent;
 /** @param {string} id @param {string} [name] */
@@ -50,11 +50,13 @@ function quiet(error) {
   if (error.status !== 0) trouble.value = error;
 }
 
+let lists = 0;
+
 export async function loadDatasets() {
+  const mine = ++lists;
   try {
-    const [found, about] = await Promise.all([get("datasets"), get("about")]);
-    datasets.value = found.datasets;
-    captioners.value = about.captioners;
+    const found = await get("datasets");
+    if (mine === lists) datasets.value = found.datasets;
   } catch (error) {
     quiet(error);
   }
@@ -123,7 +125,7 @@ export const needsLook = (one) => !one.caption || (findings.value[one.name]?.pro
  * Change files of a dataset, with a way back.
  * @param {string} id @param {string} said @param {() => Promise<{edit: string}>} work @param {() => any} after
  */
-export const edit = (id, said, work, after) => attempt(async () => {
+export const edit = (id, said, work, after) => attempt(() => doing(async () => {
   const { edit: number } = await work();
   done(said, async () => {
     await call("POST", `${at(id)}/edits/${number}/undo`);
@@ -131,7 +133,7 @@ export const edit = (id, said, work, after) => attempt(async () => {
   });
   await after();
   return number;
-});
+}));
 
 export const matching = (/** @type {string} */ tag) => ({ "If-Match": tag.startsWith('"') ? tag : `"${tag}"` });
 

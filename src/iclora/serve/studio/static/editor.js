@@ -1,7 +1,7 @@
 // @ts-check
 // One set: as a trainer will see it, one field a panel, what `check` found, and changes by hand.
 import { call, get, post, Problem, sendPicture } from "./api.js";
-import { html, signal, useEffect, useMemo, useState } from "./lib.js";
+import { html, signal, useEffect, useMemo, useRef, useState } from "./lib.js";
 import { Borders } from "./borders.js";
 import { Caption } from "./caption.js";
 import { at, called, captioners, captioning, edit, know as knowSet, matching, openDataset, picture, place, shown } from "./data.js";
@@ -246,19 +246,22 @@ const Conflict = ({ caption, theirs }) => html`<div class="conflict" role="alert
 function Again({ dataset, one, caption, load }) {
   const [id, setId] = useState("");
   const [who, setWho] = useState("");
+  /** The words that the captioner writes over. */
+  const before = useRef("");
   const job = jobs.value.find((each) => each.id === id) ?? captioning(dataset.id);
   const all = captioners.value;
   const failed = job && job.id === id && /** @type {any} */ (job.result)?.failed?.[0];
   useEffect(() => {
     if (!id || !job || job.id !== id || job.ended === null) return;
-    const before = caption.there;
     load().then((now) => {
-      if (now && before && now.caption !== before) done(`${one.name} is captioned again`, () => caption.back(before));
+      const old = before.current;
+      if (now && old && now.caption !== old) done(`${one.name} is captioned again`, () => caption.back(old));
     });
   }, [job?.status]);
   const begin = () => attempt(async () => {
     // What was written is on the disk first, so that undo has it.
     if (caption.state.value !== "saved" && !(await caption.save()) && !caption.error.value) return;
+    before.current = caption.there;
     const input = { data: dataset.id, captioner: who || all[0], only: [one.name], overwrite: true };
     const posted = await post("jobs", { kind: "caption", input }, { "Idempotency-Key": crypto.randomUUID() });
     know(posted);

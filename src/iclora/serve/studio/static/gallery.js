@@ -1,101 +1,17 @@
 // @ts-check
 // Gallery: made sets, the newest first.
-import { call, get, post, Problem, url } from "./api.js";
-import { html, signal, useEffect, useRef } from "./lib.js";
+import { url } from "./api.js";
+import { html, useEffect, useRef } from "./lib.js";
 import { bind } from "./keys.js";
-import { attempt, Icon, Picture, trouble } from "./parts.js";
+import { beside, cursor, found, load, more, restore, star, trash } from "./made.js";
 import { mark, marks } from "./marks.js";
+import { Icon, Picture } from "./parts.js";
 import { refine, route } from "./route.js";
 import { adapters, recipes, setsChanged } from "./state.js";
-import { doing, done } from "./undo.js";
 import { OneSet } from "./set.js";
 import { ago, unmarked } from "./words.js";
 
 /** @typedef {import("./state.js").MadeSet} MadeSet */
-
-const found = signal(/** @type {MadeSet[] | null} */ (null));
-const cursor = signal(/** @type {string | null} */ (null));
-let asked = "";
-let turn = 0;
-
-const address = (/** @type {URLSearchParams} */ query) => {
-  const words = ["q", "recipe", "adapter"].map((name) => query.get(name) ?? "").filter(Boolean).join(" ");
-  const told = new URLSearchParams({ limit: "60" });
-  if (words) told.set("q", words);
-  if (query.get("star")) told.set("starred", "true");
-  if (query.get("trash")) told.set("trashed", "true");
-  return told.toString();
-};
-
-/** Ask for the first page, or as much as is shown already. */
-async function load() {
-  const told = address(route.value.query);
-  const mine = ++turn;
-  const keep = told === asked ? (found.value?.length ?? 0) : 0;
-  try {
-    let page = await get(`sets?${told}`);
-    let sets = page.sets;
-    while (page.cursor && sets.length < keep) {
-      page = await get(`sets?${told}&cursor=${page.cursor}`);
-      sets = [...sets, ...page.sets];
-    }
-    if (mine !== turn) return;
-    asked = told;
-    found.value = sets;
-    cursor.value = page.cursor;
-  } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    if (error.status !== 0) trouble.value = error;
-  }
-}
-
-async function more() {
-  if (!cursor.value) return;
-  const from = cursor.value;
-  cursor.value = null;
-  const page = await attempt(() => get(`sets?${asked}&cursor=${from}`));
-  if (!page) return;
-  found.value = [...(found.value ?? []), ...page.sets];
-  cursor.value = page.cursor;
-}
-
-/** Say of a set what the server says now. @param {MadeSet} now */
-function know(now) {
-  found.value = (found.value ?? []).map((each) => (each.id === now.id ? now : each));
-  setsChanged.value += 1;
-}
-
-/** Give a set a star, or take it away. @param {MadeSet} one */
-export const star = (one) => attempt(async () => know(await call("PATCH", `sets/${one.id}`, { star: !one.star })));
-
-/** Move a set to the trash, with a way back. @param {MadeSet} one @param {() => void} [after] */
-export const trash = (one, after) => attempt(() => doing(async () => {
-  await call("DELETE", `sets/${one.id}`);
-  found.value = (found.value ?? []).filter((each) => each.id !== one.id);
-  setsChanged.value += 1;
-  after?.();
-  done("Moved to the trash", async () => {
-    await post(`sets/${one.id}/restore`);
-    setsChanged.value += 1;
-  });
-}));
-
-/** Bring a set back. @param {MadeSet} one */
-export const restore = (one) => attempt(() => doing(async () => {
-  await post(`sets/${one.id}/restore`);
-  setsChanged.value += 1;
-  done("Brought back from the trash", async () => {
-    await call("DELETE", `sets/${one.id}`);
-    setsChanged.value += 1;
-  });
-}));
-
-/** The set before or after one, as the gallery lists them. @param {string} id @param {number} by */
-export function beside(id, by) {
-  const all = found.value ?? [];
-  const at = all.findIndex((each) => each.id === id);
-  return at < 0 ? undefined : all[at + by];
-}
 
 export function Gallery() {
   const { id, query } = route.value;

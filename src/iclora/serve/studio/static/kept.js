@@ -16,14 +16,26 @@ export function kept(name, empty) {
   let version = 0;
   /** @type {number | undefined} */
   let timer;
+  let sending = false;
 
   async function send() {
+    // One after the other: a later answer must not be written over by an earlier draft.
+    if (sending) {
+      timer = setTimeout(send, 600);
+      return;
+    }
+    sending = true;
     try {
       await call("PUT", `drafts/${name}`, { version, values: now.value });
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       // It is in the browser, and goes with the next change or as soon as the server is back.
-      if (error.status === 0 || error.status >= 500) timer = setTimeout(send, 3000);
+      if (error.status === 0 || error.status >= 500) {
+        clearTimeout(timer);
+        timer = setTimeout(send, 3000);
+      }
+    } finally {
+      sending = false;
     }
   }
 
@@ -41,9 +53,9 @@ export function kept(name, empty) {
     timer = setTimeout(send, 600);
   }
 
-  /** Take up what was left, here or elsewhere. */
-  async function restore() {
-    const there = await get(`drafts/${name}`);
+  /** Take up what was left, here or elsewhere. @param {{version: number, values: any}} [told] what the server has, if it has said so */
+  async function restore(told) {
+    const there = told ?? (await get(`drafts/${name}`));
     // Read last: somebody may have written meanwhile.
     const here = JSON.parse(localStorage.getItem(key) ?? "null");
     const newest = here && here.version >= there.version ? here : there;

@@ -11,6 +11,9 @@ const TYPES = ["job", "progress", "preview", "note", "run", "set", "queue", "res
 const listeners = new Set();
 const channel = new BroadcastChannel(`iclora ${place}`);
 let leads = false;
+let begun = false;
+/** The last event that this tab knows of: whoever holds the stream next goes on from there. */
+let heard = "";
 
 /** Hear of every event; "reset" means: ask again for all that you show. */
 export function listen(/** @type {(type: string, data: any) => void} */ hear) {
@@ -26,17 +29,27 @@ function become(/** @type {"open" | "lost" | "polling"} */ state) {
   const was = connection.value;
   connection.value = state;
   if (leads) channel.postMessage({ state });
-  if (state === "open" && was !== "open") tell("reset", {});
+  // At the start nothing was missed: the stream begins where the first answer ended.
+  if (state === "open" && ["lost", "polling"].includes(was)) tell("reset", {});
 }
 
 channel.onmessage = ({ data }) => {
   if (data.ask && leads && connection.value !== "starting") channel.postMessage({ state: connection.value });
   if (data.state && !leads) become(data.state);
-  if (data.type && !leads) tell(data.type, data.data);
+  if (data.type && !leads) {
+    heard = data.id;
+    tell(data.type, data.data);
+  }
 };
 
-/** Begin: one tab holds the stream and passes on what it hears, the next takes over when it goes. */
-export function start() {
+/**
+ * Begin: one tab holds the stream and passes on what it hears, the next takes over when it goes.
+ * @param {string} after the last event that is in what the page knows
+ */
+export function start(after) {
+  if (begun) return;
+  begun = true;
+  heard ||= after;
   if (!navigator.locks) {
     lead();
     return;
@@ -54,7 +67,7 @@ function lead() {
   /** @type {number | undefined} */
   let grace;
   const open = () => {
-    const stream = new EventSource(url("events"));
+    const stream = new EventSource(url(`events?after=${heard}`));
     stream.onopen = () => {
       clearTimeout(grace);
       wait = 1000;
@@ -70,8 +83,10 @@ function lead() {
     };
     for (const type of TYPES) {
       stream.addEventListener(type, (event) => {
-        const data = JSON.parse(/** @type {MessageEvent} */ (event).data);
-        channel.postMessage({ type, data });
+        const { data: text, lastEventId: id } = /** @type {MessageEvent} */ (event);
+        const data = JSON.parse(text);
+        heard = id;
+        channel.postMessage({ type, data, id });
         tell(type, data);
       });
     }

@@ -1,45 +1,28 @@
 // @ts-check
 // The page: its frame, and which screen is shown.
 import { access, giveToken, openSession, takeToken } from "./api.js";
-import { effect, html, render, signal, useEffect } from "./lib.js";
-import { connection, start } from "./live.js";
+import { Compare } from "./compare.js";
 import { restore } from "./draft.js";
+import { Gallery } from "./gallery.js";
 import { bind, KEYS, listed } from "./keys.js";
+import { effect, html, render, signal, useEffect } from "./lib.js";
+import { connection } from "./live.js";
+import { Make } from "./make.js";
+import { openDropped } from "./opened.js";
 import { Dialog, Icon, plain, trouble, Undo, Wrong } from "./parts.js";
+import { Queue } from "./queue.js";
 import { route } from "./route.js";
+import { Sets } from "./sets.js";
+import { begin, failed, loaded, machine, pause, queue } from "./state.js";
+import { Story } from "./story.js";
+import { Train } from "./train.js";
 import { said as past } from "./undo.js";
-import { begin, failed, load, loaded, machine, pause, queue } from "./state.js";
 
-/** The screens, and the modules that have them, which are asked for when they are opened.
- * @type {Record<string, [string, () => Promise<any>]>} */
+/** The screens by their names in addresses, in the order of the bar. @type {Record<string, [string, () => any]>} */
 const SCREENS = {
-  sets: ["Sets", async () => (await import("./sets.js")).Sets],
-  make: ["Make", async () => (await import("./make.js")).Make],
-  story: ["Story", async () => (await import("./story.js")).Story],
-  train: ["Train", async () => (await import("./train.js")).Train],
-  compare: ["Compare", async () => (await import("./compare.js")).Compare],
-  gallery: ["Gallery", async () => (await import("./gallery.js")).Gallery],
-  queue: ["Queue", async () => (await import("./queue.js")).Queue],
+  sets: ["Sets", Sets], make: ["Make", Make], story: ["Story", Story], train: ["Train", Train], compare: ["Compare", Compare],
+  gallery: ["Gallery", Gallery], queue: ["Queue", Queue],
 };
-const there = signal(/** @type {Record<string, any>} */ ({}));
-/** @type {Set<string>} */
-const coming = new Set();
-const Opening = () => html`<p class="quiet" role="status">Opening</p>`;
-
-const Missing = () => html`<div class="nothing"><h2>The server did not send this screen</h2><p class="quiet">What you wrote is kept.</p>
-  <button type="button" onClick=${() => location.reload()}>Load the page again</button></div>`;
-
-const shown = () => (route.value.screen in SCREENS ? route.value.screen : "make");
-
-/** A screen's component; until it is there, that it comes. @param {string} name */
-function screenOf(name) {
-  if (!there.value[name] && !coming.has(name)) {
-    coming.add(name);
-    // A browser keeps in mind that a module could not be had, so only the page as a whole is asked for again.
-    SCREENS[name][1]().catch(() => Missing).then((screen) => (there.value = { ...there.value, [name]: screen }));
-  }
-  return there.value[name] ?? Opening;
-}
 
 /** "", "light" or "dark"; "" is as the machine has it. */
 const theme = signal(localStorage.getItem("iclora theme") ?? "");
@@ -50,9 +33,8 @@ effect(() => {
 const dark = () => theme.value === "dark" || (!theme.value && matchMedia("(prefers-color-scheme: dark)").matches);
 
 function Page() {
-  const screen = shown();
-  const name = SCREENS[screen][0];
-  const Screen = screenOf(screen);
+  const screen = route.value.screen in SCREENS ? route.value.screen : "make";
+  const [name, Screen] = SCREENS[screen];
   useEffect(() => void (document.title = `${name} · iclora studio`), [name]);
   useEffect(() => bind({ ".": () => void pause(), Escape: () => (trouble.value = null) }), []);
   if (access.value === "no") return html`<${Enter} />`;
@@ -116,28 +98,21 @@ function Enter() {
     <${Wrong} error=${trouble.value} /><button class="main">Enter</button></form></main>`;
 }
 
-let follows = false;
 async function open() {
   trouble.value = null;
-  if (!follows) {
-    follows = true;
-    start();
-    await begin(restore);
-  } else await load(restore);
+  await begin(restore);
 }
 
 takeToken();
-screenOf(shown());
 addEventListener("hashchange", takeToken);
 addEventListener("dragover", (event) => {
   // A browser would leave the page for the file.
   if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
 });
-addEventListener("drop", async (event) => {
+addEventListener("drop", (event) => {
   if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
   event.preventDefault();
-  const files = [...event.dataTransfer.files];
-  (await import("./opened.js")).openDropped(files);
+  openDropped([...event.dataTransfer.files]);
 });
 render(html`<${Page} />`, /** @type {HTMLElement} */ (document.getElementById("app")));
 try {

@@ -44,8 +44,11 @@ export async function know_request(id) {
   }
 }
 
+let looks = 0;
+
 /** Ask what the draft comes to. */
 export async function look() {
+  const mine = ++looks;
   const now = draft.value;
   if (!now.recipe) return;
   const { input } = read(now.values);
@@ -54,9 +57,12 @@ export async function look() {
     given: Object.fromEntries(Object.entries(now.given).map(([panel, each]) => [panel, each.sha])),
   };
   try {
-    preview.value = await post("preview", body);
+    const found = await post("preview", body);
+    // An earlier draft may be answered later.
+    if (mine === looks) preview.value = found;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
+    if (mine !== looks) return;
     // A wrong size or a picture that is gone: the job would say the same, at the same field.
     preview.value = null;
     if (error.status === 422 || error.status === 404) wrong.value = { ...wrong.value, [error.setting ?? ""]: error };

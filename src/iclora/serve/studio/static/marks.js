@@ -4,6 +4,7 @@ import { place, sendPicture, url } from "./api.js";
 import { signal } from "./lib.js";
 import { attempt } from "./parts.js";
 import { go } from "./route.js";
+import { tell } from "./story.js";
 import { done } from "./undo.js";
 
 const KEPT = `iclora marks ${place}`;
@@ -29,16 +30,17 @@ export function compareWith(id) {
  * @param {string} set @param {number[]} panels @param {{overview: string, panels: string[], recipe: string, adapter: string}} from
  */
 export const sendToStory = (set, panels, from) => attempt(async () => {
-  const { tell } = await import("./story.js");
   await tell.restore();
-  const before = tell.draft.value;
-  const used = before.lines.filter((line) => line.words || line.sha || line.job);
-  const lines = [...used];
+  const sent = [];
   for (const panel of panels) {
     const answer = await fetch(url(`sets/${set}/panels/${panel}.png`));
     const { sha256 } = await sendPicture(new File([await answer.blob()], "panel.png", { type: "image/png" }));
-    lines.push({ ...tell.blank(from.panels[panel - 1] ?? ""), sha: sha256 });
+    sent.push({ ...tell.blank(from.panels[panel - 1] ?? ""), sha: sha256 });
   }
+  // Read last: a story that is made fills its lines meanwhile.
+  const before = tell.draft.value;
+  const used = before.lines.filter((line) => line.words || line.sha || line.job);
+  const lines = [...used, ...sent];
   const opening = used.length ? {} : { overview: from.overview, recipe: from.recipe, adapter: from.adapter };
   tell.change({ lines: [...lines, ...(panels.length > 1 ? [tell.blank()] : [])], ...opening });
   done(panels.length > 1 ? "The set is in the story" : `Panel ${panels[0]} is in the story`, () => tell.change({ lines: before.lines, overview: before.overview }));

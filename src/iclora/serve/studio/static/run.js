@@ -20,9 +20,11 @@ const empty = () => ({
   measures: /** @type {{step: number, held_out: number, trained: number}[]} */ ([]), notes: /** @type {string[]} */ ([]), missing: false,
 });
 const seen = signal(empty());
+let turn = 0;
 
 /** Take in what is new of a run. @param {string} id */
 async function look(id) {
+  const mine = ++turn;
   try {
     const place = `runs/${encodeURIComponent(id)}`;
     const [run, measured, said] = await Promise.all([get(place), get(`${place}/measures`), get(`${place}/notes`)]);
@@ -33,10 +35,12 @@ async function look(id) {
       rows = [...rows, ...page.rows];
       if (page.rows.length < 5000) break;
     }
+    // It may be another run's turn, or an older answer.
+    if (mine !== turn) return;
     seen.value = { run, rows, measures: measured.rows, notes: said.notes, missing: false };
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    if (error.status === 404) seen.value = { ...seen.value, missing: true };
+    if (error.status === 404 && mine === turn) seen.value = { ...seen.value, missing: true };
   }
 }
 
@@ -74,6 +78,8 @@ export function OneRun({ id }) {
     return () => {
       stop();
       clearInterval(timer);
+      // What is on its way is of a run that is shown no more.
+      turn += 1;
     };
   }, [id]);
   const back = html`<a class="button bare" href="#/train"><${Icon} name="back" /> Train</a>`;
@@ -99,7 +105,10 @@ function Does({ id, run, job }) {
   const live = job && job.ended === null;
   const failed = job?.status === "failed" ? job.error : null;
   const asked = run?.asked ?? [];
-  const ask = (/** @type {string} */ what) => attempt(async () => (seen.value = { ...seen.value, run: await post(`${place}/ask/${what}`) }));
+  const ask = (/** @type {string} */ what) => attempt(async () => {
+    await post(`${place}/ask/${what}`);
+    await look(id);
+  });
   const stop = (/** @type {boolean} */ now) => attempt(async () => know(await post(`${place}/stop`, { now })));
   const resume = (/** @type {any} */ changes = {}) => attempt(async () => know(await post(`${place}/resume`, changes)));
   const works = run?.state === "running";

@@ -4,13 +4,13 @@ import { get, post, Problem, url } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
 import { bind } from "./keys.js";
 import { fill } from "./draft.js";
+import { beside, restore, star, trash } from "./made.js";
 import { draftOf, givenIn, wordsOf } from "./making.js";
 import { compareWith, sendToStory } from "./marks.js";
 import { attempt, Icon, Picture, Progress, Prompt, Wrong } from "./parts.js";
 import { go, route } from "./route.js";
 import { jobs, know, setsChanged } from "./state.js";
 import { note } from "./undo.js";
-import { beside, restore, star, trash } from "./gallery.js";
 import { ago } from "./words.js";
 
 /** @param {{id: string}} props */

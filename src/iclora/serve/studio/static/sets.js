@@ -1,8 +1,9 @@
 // @ts-check
 // Sets: the datasets of the folder, the sets of one, and one set.
 import { call, get, post, Problem } from "./api.js";
-import { html, signal, useEffect, useRef, useState } from "./lib.js";
+import { html, useEffect, useRef, useState } from "./lib.js";
 import { at, called, captioners, captioning, dataset, datasets, FILTERS, findings, loadDatasets, looked, openDataset, picture, place, refused, shown } from "./data.js";
+import { Editor } from "./editor.js";
 import { bind } from "./keys.js";
 import { attempt, Icon, Picture, plain, Progress, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
@@ -12,9 +13,6 @@ import { unmarked } from "./words.js";
 import { Choose, NewDataset, over, pending, useDrop } from "./upload.js";
 
 /** @typedef {import("./data.js").Dataset} Dataset @typedef {import("./data.js").ImageSet} ImageSet */
-
-/** What shows one set; it is asked for when a set is opened. */
-const editor = signal(/** @type {any} */ (null));
 
 export function Sets() {
   const { id, part } = route.value;
@@ -29,18 +27,13 @@ export function Sets() {
     document.addEventListener("visibilitychange", again);
     return () => document.removeEventListener("visibilitychange", again);
   }, [id, ended]);
-  useEffect(() => {
-    if (part && !editor.value) attempt(() => import("./editor.js").then((found) => (editor.value = found.Editor), () => {
-      throw new Problem(0, { problem: "the server did not send this screen", advice: "Load the page again; what you wrote is kept." });
-    }));
-  }, [part]);
   const known = dataset.value?.id === id ? dataset.value : null;
   return html`<div class=${`sets ${over.value ? "over" : ""}`}>
     ${pending.value && html`<${NewDataset} />`}
     ${!id ? html`<${List} />`
       : refused.value ? html`<${Refused} id=${id} error=${refused.value} />`
-      : !known || (part && !editor.value) ? html`<p class="quiet" role="status">Looking</p>`
-      : part ? html`<${editor.value} key=${`${id}/${part}`} dataset=${known} name=${part} />`
+      : !known ? html`<p class="quiet" role="status">Looking</p>`
+      : part ? html`<${Editor} key=${`${id}/${part}`} dataset=${known} name=${part} />`
       : html`<${DatasetSets} dataset=${known} />`}
     ${over.value && html`<p class="drops" aria-hidden="true">Drop a folder of sets, or a zip</p>`}
   </div>`;

@@ -2,7 +2,7 @@
 // What the page knows of the server, asked for again whenever an event says that it changed.
 import { get, post, Problem } from "./api.js";
 import { computed, signal } from "./lib.js";
-import { listen } from "./live.js";
+import { listen, start } from "./live.js";
 import { attempt } from "./parts.js";
 
 /**
@@ -67,9 +67,13 @@ async function loadQueue() {
   const mine = ++turn;
   const [page, live, state] = await Promise.all([get("jobs?limit=200"), get("jobs?status=running"), get("queue")]);
   // Answers may come in another order than they were asked for.
-  if (mine !== turn) return;
-  const there = new Set(page.jobs.map((/** @type {Job} */ job) => job.id));
-  jobs.value = [...page.jobs, ...live.jobs.filter((/** @type {Job} */ job) => !there.has(job.id))];
+  if (mine === turn) takeQueue(page.jobs, live.jobs, state);
+}
+
+/** @param {Job[]} newest @param {Job[]} live those that run, which may be older @param {{paused: boolean, waiting: number, running: number}} state */
+function takeQueue(newest, live, state) {
+  const there = new Set(newest.map((job) => job.id));
+  jobs.value = [...newest, ...live.filter((job) => !there.has(job.id))];
   queue.value = state;
 }
 
@@ -79,14 +83,22 @@ async function loadMachine() {
 
 async function loadOffers() {
   const [tasks, files, about] = await Promise.all([get("recipes"), get("adapters"), get("about")]);
+  takeOffers(tasks.recipes, files.adapters, about);
+}
+
+/** @param {Recipe[]} tasks @param {Adapter[]} files @param {{captioners: string[], metrics: string[]}} about */
+function takeOffers(tasks, files, about) {
   offers.value = about;
-  recipes.value = tasks.recipes;
-  adapters.value = files.adapters;
+  recipes.value = tasks;
+  adapters.value = files;
 }
 
 /** Have the schema of a kind of job at hand. @param {string} kind */
 export async function needForm(kind) {
-  if (!forms.value[kind]) forms.value = { ...forms.value, [kind]: await get(`forms/${kind}`) };
+  if (forms.value[kind]) return;
+  const form = await get(`forms/${kind}`);
+  // Read last: another form may have come meanwhile.
+  forms.value = { ...forms.value, [kind]: form };
 }
 
 /** A function that runs soon, once for many calls, and keeps quiet while the server is away. */
@@ -106,8 +118,36 @@ const queueSoon = soon(loadQueue, 80);
 const machineSoon = soon(loadMachine, 80);
 const offersSoon = soon(loadOffers, 200);
 
-/** Ask for everything, then follow events. @param {() => Promise<void>} first what is taken up before anything is shown */
+let begun = false;
+
+/**
+ * Ask for everything, then follow events from there on; until the server answers, again and again.
+ * @param {(draft: any) => Promise<void>} first takes up the draft of Make before anything is shown
+ */
 export async function begin(first) {
+  if (!begun) follow();
+  begun = true;
+  const mine = ++turn;
+  try {
+    const found = await get("start");
+    if (mine === turn) takeQueue(found.jobs, found.running, found.queue);
+    else queueSoon();
+    machine.value = found.machine;
+    takeOffers(found.recipes, found.adapters, found.about);
+    forms.value = { ...forms.value, complete: found.form };
+    await first(found.draft);
+    failed.value = null;
+    loaded.value = true;
+    start(found.event);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    failed.value = error;
+    setTimeout(begin, 2000, first);
+  }
+}
+
+/** Ask again for what an event says has changed. */
+function follow() {
   listen((type, data) => {
     if (type === "progress") {
       jobs.value = jobs.value.map((job) => (job.id === data.job ? { ...job, progress: data } : job));
@@ -125,20 +165,6 @@ export async function begin(first) {
       queueSoon();
     }
   }, 2000);
-  await load(first);
-}
-
-/** Ask for everything. @param {() => Promise<void>} first */
-export async function load(first) {
-  try {
-    await Promise.all([loadQueue(), loadMachine(), loadOffers(), needForm("complete"), first()]);
-    failed.value = null;
-    loaded.value = true;
-  } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    failed.value = error;
-    setTimeout(load, 2000, first);
-  }
 }
 
 /** Seconds that a set takes, by the last jobs of the recipe; null if there was none. */

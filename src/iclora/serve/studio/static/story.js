@@ -8,7 +8,7 @@ import { kept } from "./kept.js";
 import { listen } from "./live.js";
 import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
 import { adapters, called, jobs, know, needForm, recipeOf, recipes } from "./state.js";
-import { done } from "./undo.js";
+import { doing, done } from "./undo.js";
 
 /**
  * @typedef {{key: string, words: string, sha?: string, job?: string, file?: string}} Line
@@ -55,19 +55,26 @@ function move(from, to) {
 /** Numbers of pinned images that the first canvas shows. */
 const pinned = () => now().slice(0, plan.value?.panels ?? 9).flatMap((line, n) => (draft.value.pins.includes(line.key) ? [n + 1] : []));
 
+let looks = 0;
+
 /** Ask what the story comes to. */
 async function look() {
+  const mine = ++looks;
   const { recipe, adapter, overview, values } = draft.value;
-  if (!recipe) return;
+  if (!recipe) return null;
   const many = Number(values.fresh);
   try {
-    plan.value = await post("preview/story", {
+    const found = await post("preview/story", {
       recipe, adapter: adapter || null, overview, images: now().map((line) => line.words), anchor: pinned(),
       fresh: Number.isInteger(many) && many > 0 ? many : null, given: now().flatMap((line, n) => (has(line) ? [n + 1] : [])),
     });
+    // An earlier story may be answered later.
+    if (mine === looks) plan.value = found;
+    return found;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    plan.value = null;
+    if (mine === looks) plan.value = null;
+    return null;
   }
 }
 
@@ -82,9 +89,11 @@ async function hashOf(line) {
 /** Make what is not there. */
 async function begin() {
   wrong.value = {};
-  await look();
-  const found = plan.value;
+  // Lines may be moved while the server is asked; the job is about these.
+  const lines = now();
+  const anchor = pinned();
   const { recipe, adapter, values } = draft.value;
+  const found = await look();
   const { input, wrong: bad } = read(values, "extend");
   if (found?.problem || !found) {
     requestAnimationFrame(() => /** @type {HTMLElement | null} */ (document.querySelector('.story [aria-invalid="true"]'))?.focus());
@@ -95,14 +104,13 @@ async function begin() {
     return;
   }
   try {
-    const given = Object.fromEntries(await Promise.all(now().map(async (line, n) => [n + 1, has(line) ? await hashOf(line) : ""])));
+    const given = Object.fromEntries(await Promise.all(lines.map(async (line, n) => [n + 1, has(line) ? await hashOf(line) : ""])));
     for (const [number, sha] of Object.entries(given)) if (!sha) delete given[number];
-    const anchor = pinned();
     const posted = await post("jobs", { kind: "extend", input: {
       ...input, story: found.text, recipe, ...(adapter ? { adapter: [adapter] } : {}), ...(anchor.length ? { anchor } : {}), given,
     } }, { "Idempotency-Key": crypto.randomUUID() });
     know(posted);
-    store.change({ job: posted.id, order: now().map((line) => line.key) });
+    store.change({ job: posted.id, order: lines.map((line) => line.key) });
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     wrong.value = { [error.setting ?? ""]: error };
@@ -271,10 +279,10 @@ function Start() {
       ${!live && (at?.status === "cancelled" || at?.status === "failed") && missing > 0
         && html`<button type="button" class="main" onClick=${() => attempt(async () => know(await post(`jobs/${at.id}/retry`)))}>Go on</button>`}
       ${!live && html`<button type="button" class=${at?.status === "cancelled" ? "" : "main"} disabled=${!missing} title="Ctrl+Enter" onClick=${begin}>${missing === now().length ? "Make the story" : missing ? `Make the missing ${missing === 1 ? "image" : `${missing} images`}` : "All images are there"}</button>`}
-      ${live && html`<${Progress} job=${at} /><button type="button" disabled=${at.status === "cancelling"} onClick=${() => attempt(async () => {
+      ${live && html`<${Progress} job=${at} /><button type="button" disabled=${at.status === "cancelling"} onClick=${() => attempt(() => doing(async () => {
         know(await post(`jobs/${at.id}/cancel`));
         done("Stopped; what is made stays", async () => know(await post(`jobs/${at.id}/retry`)));
-      })}>Stop</button>`}
+      }))}>Stop</button>`}
       ${!live && missing > 0 && canvases > 0 && html`<span class="quiet">${canvases} canvas${canvases === 1 ? "" : "es"}</span>`}
     </div></div>`;
 }

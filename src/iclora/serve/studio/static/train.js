@@ -34,11 +34,16 @@ const OWN = new Set([...FIRST, "data", "name", "recipe"]);
 const COUNTED = ["batch", "rank", "steps", "targets", "resolutions", "text", "compile", "recipe", "micro_batch", "micro_tokens",
   "gradient_checkpointing", "recompute", "conditional", "isolate_given", "preview_every", "preview_resolution"];
 
+let lists = 0;
+
 async function load() {
+  const mine = ++lists;
   try {
-    const [found, mine] = await Promise.all([get("datasets"), get("runs"), needForm("train"), ready.value || store.restore()]);
-    datasets.value = found.datasets;
-    runs.value = mine.runs;
+    const [found, all] = await Promise.all([get("datasets"), get("runs"), needForm("train"), ready.value || store.restore()]);
+    if (mine === lists) {
+      datasets.value = found.datasets;
+      runs.value = all.runs;
+    }
     ready.value = true;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -110,16 +115,23 @@ async function start() {
   }
 }
 
+let looks = 0;
+
 /** Ask what the dataset is, and what a run on it usually takes. */
 async function look() {
+  const mine = ++looks;
   const { data, recipe } = draft.value;
   if (!data) return;
   try {
-    usual.value = await get(`usual/train?data=${encodeURIComponent(data)}${recipe ? `&recipe=${encodeURIComponent(recipe)}` : ""}`);
+    const found = await get(`usual/train?data=${encodeURIComponent(data)}${recipe ? `&recipe=${encodeURIComponent(recipe)}` : ""}`);
+    // Another dataset may be chosen since: its run must not take the numbers of this one.
+    if (mine !== looks) return;
+    usual.value = found;
     const { data: _, recipe: __, ...others } = wrong.value;
     wrong.value = others;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
+    if (mine !== looks) return;
     usual.value = null;
     if (error.status !== 0) wrong.value = { ...wrong.value, [error.setting === "recipe" ? "recipe" : "data"]: error };
   }

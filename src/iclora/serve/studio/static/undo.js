@@ -6,7 +6,7 @@ import { signal } from "./lib.js";
 
 /** @type {Step[]} */
 const steps = [];
-/** What was begun and has no step yet. @type {Set<Promise<void>>} */
+/** What was begun and has no step yet. @type {Set<Promise<any>>} */
 const running = new Set();
 /** What the bar shows: the last thing done, or that it was taken back. */
 export const said = signal(/** @type {{text: string, step: Step | null} | null} */ (null));
@@ -30,13 +30,15 @@ export function done(text, undo) {
 /**
  * Do what has a way back. What is done may show before its answer comes, by the stream of events:
  * `undo` waits for it.
- * @param {() => Promise<void>} work
+ * @template T
+ * @param {() => Promise<T>} work
+ * @returns {Promise<T>}
  */
 export async function doing(work) {
   const mine = work();
   running.add(mine);
   try {
-    await mine;
+    return await mine;
   } finally {
     running.delete(mine);
   }

@@ -2,6 +2,7 @@
 // Datasets that are dropped or chosen: a folder file by file, a zip in pieces.
 import { call, post, Problem } from "./api.js";
 import { html, signal, useEffect } from "./lib.js";
+import { openPicture } from "./opened.js";
 import { Bar, Icon, Wrong } from "./parts.js";
 import { go } from "./route.js";
 import { recipes } from "./state.js";
@@ -152,7 +153,7 @@ export function useDrop() {
       event.preventDefault();
       const items = await dropped(event.dataTransfer);
       const [only, ...others] = items;
-      if (only && !others.length && /^[^/]*\.png$/i.test(only.path) && (await (await import("./opened.js")).openPicture(only.file))) return;
+      if (only && !others.length && /^[^/]*\.png$/i.test(only.path) && (await openPicture(only.file))) return;
       take(items);
     };
     // Not the window: what is dropped anywhere else is heard there, after this.
