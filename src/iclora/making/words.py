@@ -5,14 +5,14 @@ No torch is needed here: what is wrong with words is said before anything heavy 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from iclora.errors import SettingsError
+from iclora.files import Refusal
 from iclora.files.documents import read_words
-from iclora.settings import foreign_words
+from iclora.making.lines import Line, lines_of, refuse_foreign, without_marks
 
 __all__ = ["Prompts", "Story", "Window", "plan_windows", "read_prompts", "windows"]
 
@@ -26,95 +26,32 @@ class Prompts:
     """What was left out of the file."""
 
 
-_TABLE = re.compile(
-    r"[{\[]\s*(\"|$)|\"?(prompt|text)\"?\s*[,;\t]\s*\S+$"
-    # The head of a table of one column.
-    r"|\"?(prompts?|texts?|captions?)\"?$",
-    re.IGNORECASE,
-)
-"""A line of JSON, or the head of a table."""
-
-
 def read_prompts(path: str | Path, setting: str = "prompts") -> Prompts:
     """A text file with a prompt in each line that is neither empty nor a comment.
 
     Comments begin with #, //, ; or %, or stand in <!-- -->. Numbers before lines are left out if
-    they count (1. 2. 3.), bullets and quotes if every line has them.
+    they count (1. 2. 3., ① ②, Scene 1:), bullets and quotes if every line has them.
 
     Args:
         setting: the one that names the file.
     Raises: SettingsError, also for options of other tools, which would be painted as words.
     """
-
-    def refuse(problem: str, advice: str) -> SettingsError:
-        return SettingsError(problem, advice, setting)
-
-    whole = read_words(path, refuse, setting)
-    # Its line ends stay, for errors count lines.
-    text = re.sub(r"<!--.*?-->", lambda found: _line_ends(found[0]), whole, flags=re.DOTALL)
-    rows = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    kept = [(n, line) for n, line in rows if not _COMMENT.match(line)]
-    notes = []
-    if len(kept) < len(rows):
-        count = len(rows) - len(kept)
-        notes.append(f"{path}: {count} comment line{'s' * (count > 1)} left out")
-    if text != whole:
-        notes.append(f"{path}: what stands in <!-- --> is left out")
-    for what, bare in (
-        ("numbers", _without_numbers([line for _, line in kept])),
-        ("bullets", _without([line for _, line in kept], r"[-*+\u2022]\s+(.*)")),
-        ('words "prompt:"', _without([line for _, line in kept], r"(?i:prompt)\s*:\s*(.*)")),
-    ):
-        if bare:
-            kept = [(n, line) for (n, _), line in zip(kept, bare, strict=True)]
-            notes.append(f"{path}: the {what} before the lines are left out")
-    bare = _without([line for _, line in kept], r"[\"\u201c](.*)[\"\u201d],?")
-    if bare and not any('"' in line for line in bare):
-        kept = [(n, line) for (n, _), line in zip(kept, bare, strict=True)]
-        notes.append(f"{path}: the quotes around the lines are left out")
-    for n, line in kept:
-        if _TABLE.match(line):
-            raise refuse(
-                f"{setting} {path}, line {n}: this is JSON or a table and not a prompt",
-                "Write one prompt in each line, its words alone.",
-            )
-    for n, line in kept:
-        found = foreign_words(line)
-        if found:
-            raise refuse(
-                f'{setting} {path}, line {n}: "{found}" is an option of another tool and would be '
-                "painted as words",
-                "Leave it out; `size`, `seed`, `steps`, `guidance`, `negative` and `adapter` are "
-                "settings here.",
-            )
-    return Prompts(tuple(line for _, line in kept), tuple(notes))
+    lines, notes = _lines(path, setting)
+    lines, more = without_marks(lines)
+    refuse_foreign(lines, f"{setting} {path}", _refusal(setting))
+    return _prompts(path, lines, [*notes, *more])
 
 
-def _line_ends(text: str) -> str:
-    return "\n" * (len(f"{text}.".splitlines()) - 1)
+def _lines(path: str | Path, setting: str) -> tuple[list[Line], list[str]]:
+    return lines_of(read_words(path, _refusal(setting), setting))
 
 
-_COMMENT = re.compile(r"#|//|[;%]\s|REM\s|\W*$")
-"""A line that other tools leave out, and one without a word: a rule, a fence."""
+def _refusal(setting: str) -> Refusal:
+    return lambda problem, advice: SettingsError(problem, advice, setting)
 
 
-def _without(lines: Sequence[str], form: str) -> list[str]:
-    """The lines without what stands around the group of a pattern; nothing unless all match."""
-    found = [re.fullmatch(form, line) for line in lines]
-    return [match[1] for match in found if match] if lines and all(found) else []
-
-
-def _without_numbers(lines: Sequence[str]) -> list[str]:
-    """The lines without the numbers before them; nothing unless these count: 1. 2. 3."""
-    form = (
-        r"(?i:prompt\s*)?[(\[#]?([0-9]{1,4})"
-        r"(?:[.):\]]+\s+|[.):\]]+(?=[^\W\d])|\s+[-\u2013\u2014]\s+)(?=\S)"
-    )
-    found = [re.match(form, line) for line in lines]
-    numbers = [int(match[1]) for match in found if match]
-    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(lines))):
-        return []
-    return [line[match.end() :] for line, match in zip(lines, found, strict=True) if match]
+def _prompts(path: str | Path, lines: Sequence[Line], notes: Sequence[str]) -> Prompts:
+    return Prompts(tuple(line.words for line in lines), tuple(f"{path}: {n}" for n in notes))
 
 
 # -- stories ------------------------------------------------------------------------------------
@@ -137,14 +74,19 @@ class Story:
 
         Raises: SettingsError, also for options of other tools; see `read_prompts`.
         """
-        read = read_prompts(path, "story")
-        lines = read.lines
+        lines, notes = _lines(path, "story")
+        lines, more = without_marks(lines)
+        if not more:  # The overview may stand without a number before those that have one.
+            rest, more = without_marks(lines[1:])
+            lines = [*lines[:1], *rest]
+        refuse_foreign(lines, f"story {path}", _refusal("story"))
+        read = _prompts(path, lines, [*notes, *more])
         if len(lines) < 2:
             raise SettingsError(
                 f"story {path} has {len(lines)} lines",
                 "Write what all images share into the first line, then a line for each image.",
             )
-        return cls(lines[0], tuple(lines[1:]), read.notes)
+        return cls(read.lines[0], read.lines[1:], read.notes)
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,10 @@ from iclora.settings.fields import (
     Strength,
     TextKind,
     about,
-    foreign_words,
     split_strength,
 )
 from iclora.settings.findings import nearest, problems_of
+from iclora.settings.foreign import foreign_words
 from iclora.settings.making import (
     CompleteSettings,
     EvaluateSettings,

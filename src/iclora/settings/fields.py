@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from iclora.files import place
 from iclora.settings.docstrings import Described
+from iclora.settings.foreign import foreign_words
 
 __all__ = [
     "MOST_PIXELS",
@@ -50,7 +51,6 @@ __all__ = [
     "TextKind",
     "about",
     "arm",
-    "foreign_words",
     "given_panel",
     "names_files",
     "outside",
@@ -190,26 +190,6 @@ def _of_this_tool(text: str) -> str:
             f'"{found}" is an option of another tool and would be read as words; leave it out'
         )
     return _written(text)
-
-
-_FOREIGN = re.compile(
-    r"<(?:lora|lyco|lycoris|hypernet|embedding):[^<>]*>"
-    r"|(?<![\w-])(?:--|\u2013|\u2014)(?:[a-z]|ar|aspect|chaos|seed|stylize|style|quality|niji|no|iw"
-    r"|sref|cref|tile|stop|raw|weird|cfg|steps|negative|neg|width|height|am|ow|sp|pc|num|lora|model"
-    r"|sampler|scheduler|prompt|[a-z]+[_-][a-z_-]+)(?![\w-])(?:[ =][^\s,]+)?"
-    # As A1111 and ComfyUI write weights, switches, wildcards and their settings below a prompt.
-    r"|\([^()\n]{1,80}:[0-9]\.[0-9]+\)|\[[^\[\]\n]{1,80}:[0-9]*\.[0-9]+\]"
-    r"|\{[^{}|\n]{1,80}\|[^{}\n]{1,200}\}|(?<!\w)__[a-z][\w/-]{0,60}__(?!\w)"
-    r"|(?<!\w)embedding:[\w./-]+|\w::-?[0-9.]+(?!\w)|^\s*/imagine\b(?:\s+prompt:)?"
-    r"|^\s*negative prompt:|^\s*steps: [0-9]+, (?:sampler|cfg)\b",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
-def foreign_words(text: str) -> str | None:
-    """What other tools read as an option in a prompt: --ar 16:9, --w 64, <lora:x:1>, (x:1.3)."""
-    match = _FOREIGN.search(text) or re.search(r"(?<!\S)BREAK(?!\S)", text)
-    return match[0].strip() if match else None
 
 
 def _model(text: str) -> str:
