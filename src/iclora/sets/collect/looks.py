@@ -28,6 +28,10 @@ class Looks:
         self._tell, self._progress = tell, progress
         self._seen: dict[str, Look | None] = {}
 
+    def know(self, picture: Picture, look: Look) -> None:
+        """Take over the look of a picture that was seen before it was written."""
+        self._seen.setdefault(picture.origin.name, look)
+
     def of(self, picture: Picture) -> Look | None:
         """The look of one picture; None if it cannot be read."""
         return self.of_all([picture])[0]

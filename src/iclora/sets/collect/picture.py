@@ -17,7 +17,7 @@ from iclora.sets.images import picture_size, read_image
 from iclora.sets.kinds import decoders
 from iclora.sets.layout import Size
 
-__all__ = ["Found", "Look", "Origin", "Picture", "glance", "look_at"]
+__all__ = ["Found", "Look", "Origin", "Picture", "glance", "glimpse", "look_at"]
 
 _GREY = 32
 """Side of the grey picture whose waves are hashed, px."""
@@ -60,6 +60,14 @@ class Look:
     compressing a picture turns few of them."""
     tones: NDArray[np.uint8]
     """The picture at 8 x 8 px, RGB."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"size": self.size, "hash": f"{self.hash:016x}", "tones": self.tones.tolist()}
+
+    @staticmethod
+    def from_json(told: dict[str, Any]) -> Look:
+        width, height = told["size"]
+        return Look((width, height), int(told["hash"], 16), np.array(told["tones"], dtype=np.uint8))
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,12 @@ def _opaque(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     layer = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def glimpse(image: Image.Image) -> Look:
+    """The look of a large RGB picture, as `look_at` has it of its file without loss."""
+    seen = glance(_opaque(image.copy()))
+    return Look(image.size, seen.hash, seen.tones)
 
 
 def glance(image: Image.Image) -> Look:

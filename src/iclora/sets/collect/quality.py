@@ -27,6 +27,8 @@ _SMALLEST = 128
 _BLOCKS = 1.5
 """Steps on JPEG's grid of 8 px against those beside it, both across and down, from which blocks
 show: quality 75 has 1.1, quality 20 has 2."""
+_STRIP = 64
+"""Rows that are looked at at a time, so that they stay in the processor's cache."""
 _FLAT = 6.0
 """Deviation of all pixels, in 256 levels, below which a picture shows next to nothing."""
 _STRANGERS = 0.97
@@ -121,11 +123,25 @@ def _detail(grey: NDArray[np.float32]) -> float:
     smooth in the sharpest picture."""
     if min(grey.shape) < 16:
         return 0.0
+    rows, columns = ((side - 2) // 8 * 8 for side in grey.shape)
+    means = [
+        _laplacian_of(grey[start : min(start + _STRIP, rows) + 2, : columns + 2])
+        for start in range(0, rows, _STRIP)
+    ]
+    return float(np.quantile(np.concatenate(means), 0.9))
+
+
+def _laplacian_of(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean size of the Laplacian of each block of 8x8 px: (rows // 8, columns // 8)."""
     inner = 4 * grey[1:-1, 1:-1]
-    inner = inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    rows, columns = (side // 8 * 8 for side in inner.shape)
-    blocks = np.abs(inner[:rows, :columns]).reshape(rows // 8, 8, columns // 8, 8)
-    return float(np.quantile(blocks.mean(axis=(1, 3)), 0.9))
+    for beside in (grey[:-2, 1:-1], grey[2:, 1:-1], grey[1:-1, :-2], grey[1:-1, 2:]):
+        inner -= beside
+    np.abs(inner, out=inner)
+    rows, columns = (side // 8 for side in inner.shape)
+    # Rows of a block first: sums along them are fast.
+    lines: NDArray[np.float32] = inner.reshape(rows, 8, columns * 8).sum(axis=1)
+    found: NDArray[np.float32] = lines.reshape(rows, columns, 8).sum(axis=2) / np.float32(64)
+    return found
 
 
 def _halved(grey: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -29,6 +31,9 @@ from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 from iclora.settings import CollectSettings
 
 __all__ = ["Collected", "collect"]
+
+_BATCH = 8
+"""Sets that are judged between two looks at whether the collection is to stop."""
 
 
 @dataclass(frozen=True)
@@ -121,21 +126,35 @@ def _judged(
 ) -> list[Scored]:
     known = pool.judged()
     scored: list[Scored] = []
-    for done, (found, looks) in enumerate(seen, 1):
-        quality = known.get(found.key)
-        if quality is None:
-            try:
-                panels = [picture.open() for picture in found.pictures]
-                if found.composite:
-                    panels = split(find_panels(recipe.canvas, panels[0]).layout, panels[0])
-            except IcloraError as error:
-                tell(Problem(found.pictures[0].origin.name, error.problem, error.advice))
-                continue
-            quality = judge(recipe, panels, looks)
-            pool.note(found.key, quality)
-        scored.append((found, looks, quality))
-        progress("judging sets", done, len(seen), f"score {quality.score:.2f}")
+    # Pillow and numpy do nearly all of it without the interpreter's lock.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as workers:
+        for start in range(0, len(seen), _BATCH):
+            batch = seen[start : start + _BATCH]
+            told = workers.map(partial(_quality, recipe, known), batch)
+            for done, (each, quality) in enumerate(zip(batch, told, strict=True), start + 1):
+                if isinstance(quality, IcloraError):
+                    name = each[0].pictures[0].origin.name
+                    tell(Problem(name, quality.problem, quality.advice))
+                    continue
+                if each[0].key not in known:
+                    pool.note(each[0].key, quality)
+                scored.append((*each, quality))
+                progress("judging sets", done, len(seen), f"score {quality.score:.2f}")
     return scored
+
+
+def _quality(recipe: Recipe, known: Mapping[str, Quality], seen: Seen) -> Quality | IcloraError:
+    """How good a set is, or what is wrong with one of its pictures."""
+    found, looks = seen
+    if found.key in known:
+        return known[found.key]
+    try:
+        panels = [picture.open() for picture in found.pictures]
+        if found.composite:
+            panels = split(find_panels(recipe.canvas, panels[0]).layout, panels[0])
+    except IcloraError as error:
+        return error
+    return judge(recipe, panels, looks)
 
 
 def _chosen(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from iclora.sets.collect.picture import look_at
 from iclora.sets.collect.sources import read_source
 from workshop.collecting.films import write_film
 
@@ -33,12 +34,16 @@ def test_storyboards_are_of_one_scene_and_their_frames_of_one_shot(film, want):
     assert scenes == sorted(scenes)
 
 
-def test_a_frame_is_found_again_by_its_time(film, want):
+def test_a_frame_is_found_again_by_its_time_and_its_look_is_that_of_its_file(film, want):
     import av
     import numpy as np
 
     path, truth = film
-    picture = read_source(str(path), want("film-storyboard"))[0].pictures[1]
+    wanted = want("film-storyboard")
+    picture = read_source(str(path), wanted)[0].pictures[1]
+    known, seen = wanted.looks.of(picture), look_at(picture)
+    assert (known.size, known.hash) == (seen.size, seen.hash)
+    assert np.array_equal(known.tones, seen.tones)
     with av.open(str(path)) as container:
         frame = next(
             f for f in container.decode(video=0) if f.time >= picture.origin.at["time"] - 1e-3

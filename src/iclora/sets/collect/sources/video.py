@@ -20,7 +20,7 @@ from iclora.files import write_text
 from iclora.progress import Progress
 from iclora.sets.bars import find_edges, opposite
 from iclora.sets.collect.likeness import same_picture, unlike
-from iclora.sets.collect.picture import Found, Look, Origin, Picture
+from iclora.sets.collect.picture import Found, Look, Origin, Picture, glimpse
 from iclora.sets.collect.sources.extras import needed
 from iclora.sets.collect.sources.shots import TINY, Shot, ShotFinder
 from iclora.sets.collect.sources.wanted import Wanted
@@ -65,7 +65,7 @@ def read_video(source: str, path: Path, want: Wanted) -> list[Found]:
     Raises: DatasetError if nothing of it can be read; SettingsError without PyAV.
     """
     about = path.stat()
-    key = ("video", str(path.resolve()), str(about.st_size), str(about.st_mtime_ns))
+    key = ("shots and looks", str(path.resolve()), str(about.st_size), str(about.st_mtime_ns))
     folder = want.pool.folder(*key, make=partial(_extract, path, want.progress))
     told = json.loads((folder / _SHOTS).read_text(encoding="utf-8"))
     if told["damage"]:
@@ -81,6 +81,8 @@ def read_video(source: str, path: Path, want: Wanted) -> list[Found]:
     ends = [(row["first"], row["end"]) for row in told["shots"]]
     want.progress("finding shots", len(ends), len(ends), f"in {path.name}", shots=ends)
     pictures = [_picture(source, folder, row) for row in told["shots"]]
+    for picture, row in zip(pictures, told["shots"], strict=True):
+        want.looks.know(picture, Look.from_json(row["look"]))
     looks = want.looks.of_all(pictures)
     known = [
         (picture, look, bool(row["faded"]))
@@ -152,12 +154,13 @@ def _extract(path: Path, progress: Progress, folder: Path) -> None:
         with av.open(str(path)) as container, ThreadPoolExecutor(1) as writer:
             film = _Film(av, container, path)
             last: Future[None] | None = None
+            seen: list[Look] = []
             for shot, time, frame in film.shots(progress):
                 picture, box = film.cut(frame.frame, bars)
                 name = f"{len(rows) + 1:05d}.png"
                 if last is not None:
                     last.result()
-                last = writer.submit(picture.save, folder / name, compress_level=_PNG_LEVEL)
+                last = writer.submit(_keep, picture, folder / name, seen)
                 rows.append(
                     {
                         "picture": name,
@@ -181,8 +184,16 @@ def _extract(path: Path, progress: Progress, folder: Path) -> None:
             f"video {path} holds no shot of {_SHORTEST} frames" + f" ({damage})" * bool(damage),
             "Look at it in a player.",
         )
+    for row, look in zip(rows, seen, strict=True):
+        row["look"] = look.to_json()
     told = {"shots": rows, "damage": damage, "seconds": seconds}
     write_text(folder / _SHOTS, json.dumps(told))
+
+
+def _keep(picture: Image.Image, path: Path, seen: list[Look]) -> None:
+    """Write a picture, and see what it looks like while it is in memory."""
+    picture.save(path, compress_level=_PNG_LEVEL)
+    seen.append(glimpse(picture))
 
 
 @dataclass(frozen=True)
