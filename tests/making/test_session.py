@@ -419,7 +419,8 @@ def test_asks_alike_share_batches_and_an_adapter_is_loaded_once(clean, lora, mon
     assert [number for number, _ in made] == [0, 3, 2, 1, 4]
     assert batches == [2, 1, 1, 2]
     assert carried == [False] * 3 + [True]
-    assert all(each.request == asks[number].request for number, each in made)
+    assert all(each.request.same_pixels(asks[number].request) for number, each in made)
+    assert [each.request.together for _, each in made] == [2, 2, 1, 2, 2]
 
 
 def test_every_step_is_told_and_cancelling_stops_between_two(clean):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +19,7 @@ class FakeEngine:
 
     def __init__(self, workers=("cpu",)):
         self.workers = list(workers)
+        self.together = 1
         self.why = None
         self.orders = []
         self.deaths = 0
@@ -44,6 +46,10 @@ class FakeEngine:
         return self._loaded[worker]
 
     def run(self, worker, order, report):
+        ended = [self._run(worker, each, report) for each in order.all]
+        return replace(ended[0], beside=tuple(ended[1:]))
+
+    def _run(self, worker, order, report):
         self.orders.append(order)
         report({"type": "progress", "stage": "sampling", "done": 0, "total": 2, "eta_s": 1.0})
         while not self.go.wait(0.002):

@@ -129,8 +129,24 @@ def test_a_job_survives_its_workers_death_and_makes_no_set_twice(opened, folder)
     assert [p.name for p in (folder / "out" / job["id"]).iterdir()] == ["0001"]
 
 
+def test_jobs_that_wait_are_handed_to_a_worker_together_if_it_takes_several(folder):
+    engine = FakeEngine()
+    engine.together = 4
+    with Opened(folder, engine) as opened:
+        opened.client.post("/api/v1/queue", json={"paused": True})
+        jobs = [
+            opened.post(input={"prompt": [f"a fox {n}"], "seed": n}).json()["id"] for n in range(6)
+        ]
+        opened.client.post("/api/v1/queue", json={"paused": False})
+        assert {opened.ended(job)["status"] for job in jobs} == {"succeeded"}
+        assert [order.job for order in engine.orders] == jobs
+        text = opened.client.get("/metrics").text
+    assert "iclora_batch_size_count 2.0" in text
+    assert "iclora_batch_size_sum 6.0" in text
+
+
 def test_a_job_whose_worker_dies_each_time_fails_with_the_signal(opened):
-    opened.engine.deaths = 3
+    opened.engine.deaths = 5
     done = opened.ended(opened.post().json()["id"])
     assert done["status"] == "failed"
     assert "SIGKILL" in done["error"]["problem"]
@@ -299,7 +315,9 @@ def test_metrics_count_jobs_by_kind_and_never_name_one(opened):
     job = opened.post(tag="a secret tag").json()["id"]
     opened.ended(job)
     opened.engine.hold()
-    opened.client.post(f"/api/v1/jobs/{opened.post().json()['id']}/cancel")
+    held = opened.post().json()["id"]
+    opened.client.post(f"/api/v1/jobs/{held}/cancel")
+    opened.ended(held)
     opened.engine.go.set()
     text = opened.client.get("/metrics").text
     assert 'iclora_jobs_total{kind="generate",status="succeeded"} 1.0' in text

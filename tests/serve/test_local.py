@@ -6,11 +6,15 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from iclora.cli.main import main
+from iclora.making.request import Request
 from iclora.serve.engine import Order, WorkerDied
 from iclora.serve.local import LocalEngine
 from tests.conftest import CAPTION
@@ -124,6 +128,54 @@ def test_cancelling_ends_the_job_it_names_between_two_steps_and_no_other(engine,
     # The next one is not touched by it, and the base is as warm as it was.
     after = engine.run("cpu", order(tmp_path / "c", **long | {"steps": 1}), print)
     assert (after.status, engine.pid("cpu")) == (before.status, same)
+
+
+def together(tmp_path, **more):
+    """Three jobs for one batch; the last one's prompt lacks markers."""
+    small = SMALL | {"recipe": "film-storyboard", **more}
+    others = [
+        Order("job-2", "generate", small | {"base": "tiny", "seed": 4}, str(tmp_path / "b"), 1),
+        Order("job-3", "generate", small | {"prompt": ["[SCENE-1] a"]}, str(tmp_path / "c"), 1),
+    ]
+    return replace(order(tmp_path / "a", **small), beside=tuple(others))
+
+
+def test_jobs_of_one_batch_give_the_sets_they_give_alone_but_for_rounding(engine, tmp_path):
+    wanted, said = together(tmp_path), []
+    first, second, third = engine.run("cpu", wanted, said.append).all
+    assert [first.status, second.status, third.status] == ["succeeded", "succeeded", "failed"]
+    assert "SCENE" in third.error["problem"]
+    assert second.result == {"sets": [str(tmp_path / "b" / "0001")]}
+    painted = [r.get("job") for r in said if r.get("stage") == "painting"]
+    assert {None, "job-2"} <= set(painted)
+    for each, name in ((wanted, "a"), (wanted.beside[0], "b")):
+        alone = replace(each, folder=str(tmp_path / f"{name}-alone"), beside=())
+        assert engine.run("cpu", alone, print).status == "succeeded"
+        mine, other = (Path(f, "0001") for f in (each.folder, alone.folder))
+        assert [Request.read(p / "request.json").together for p in (mine, other)] == [2, 1]
+        assert Request.read(mine / "request.json").same_pixels(Request.read(other / "request.json"))
+        pixels = [np.asarray(Image.open(p / "composite.png")).astype(int) for p in (mine, other)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1
+    # A second attempt finds what the first one made.
+    assert engine.run("cpu", wanted, print).all[:2] == (first, second)
+
+
+def test_a_batch_goes_on_for_those_that_were_not_cancelled(engine, tmp_path):
+    def cancel(*jobs):
+        def hear(report):
+            if report.get("stage") == "painting":
+                for job in jobs:
+                    engine.cancel("cpu", job)
+
+        return hear
+
+    wanted = together(tmp_path, steps=30)
+    wanted = replace(wanted, beside=wanted.beside[:1])
+    both = engine.run("cpu", wanted, cancel("job-1", "job-2")).all
+    assert [each.status for each in both] == ["cancelled", "cancelled"]
+    assert not (tmp_path / "a").exists()
+    assert engine.run("cpu", wanted, cancel("job-2")).status == "succeeded"
+    assert (tmp_path / "a" / "0001").exists()
 
 
 def test_a_worker_that_does_not_come_to_its_next_step_is_ended(engine, tmp_path):

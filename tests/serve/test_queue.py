@@ -10,6 +10,7 @@ import pytest
 from iclora.errors import SettingsError, StorageError
 from iclora.serve.engine import Outcome
 from iclora.serve.jobs import Busy, Full, NewJob, NoSuchJob
+from iclora.serve.order import AHEAD
 from iclora.serve.queue import Queue
 from iclora.serve.store import Store, new_id
 
@@ -172,9 +173,9 @@ def test_clearing_the_queue_cancels_what_waits_and_not_what_runs(queue):
     assert queue.get(running.id).status == "running"
 
 
-def test_a_job_whose_worker_died_is_tried_three_times_then_fails_with_the_signal(queue):
+def test_a_job_whose_worker_died_is_tried_five_times_then_fails_with_the_signal(queue):
     job = put(queue)
-    for attempt in (1, 2, 3):
+    for attempt in range(1, 6):
         taken = queue.claim("w")
         assert (taken.id, taken.attempt) == (job.id, attempt)
         queue.give_back(taken, "SIGKILL")
@@ -378,3 +379,40 @@ def test_inputs_are_kept_as_they_were_written(queue):
     asked = {"prompt": "Å \u2603 [SCENE-1]", "given": {"1": "f" * 64}, "seed": 2**62}
     job = put(queue, input=json.loads(json.dumps(asked)))
     assert queue.get(job.id).input == asked
+
+
+def test_jobs_that_differ_in_words_seeds_and_pictures_alone_share_a_batch(queue):
+    def ask(n, **more):
+        told = {"prompt": [f"words {n}"], "seed": n, "out": f"/{n}", "steps": 20}
+        return put(queue, settings={**told, **more.pop("settings", {})}, **more)
+
+    first, other = ask(1), ask(2, settings={"steps": 4})
+    alike = [ask(3), ask(4), ask(5)]
+    ask(6, exact=True)
+    ask(7, settings={"best_of": 2, "score": "toyland"})
+    ask(8, kind="complete", settings={"given": {"1": "a.png"}})
+    taken = queue.claim("w")
+    assert taken.id == first.id
+    assert [job.id for job in queue.claim_beside(taken, "w", 2)] == [job.id for job in alike[:2]]
+    assert {queue.get(job.id).status for job in alike[:2]} == {"running"}
+    assert [job.id for job in queue.claim_beside(taken, "w", 9)] == [alike[2].id]
+    # What was tried before runs alone, as does what asks for it.
+    for job in alike[:2]:
+        queue.give_back(queue.get(job.id), "SIGKILL")
+    assert queue.claim_beside(taken, "w", 9) == []
+    assert queue.claim("w").id == other.id
+    for _ in range(2):
+        assert queue.claim_beside(queue.claim("w"), "w", 9) == []
+
+
+def test_no_job_is_overtaken_by_batches_for_ever(queue):
+    told = {"prompt": ["a"], "steps": 20}
+    put(queue, settings=told)
+    waiting = put(queue, settings=told | {"steps": 4})
+    taken = queue.claim("w")
+    for _ in range(AHEAD):
+        mate = put(queue, settings=told)
+        assert [job.id for job in queue.claim_beside(taken, "w", 3)] == [mate.id]
+    put(queue, settings=told)
+    assert queue.claim_beside(taken, "w", 3) == []
+    assert queue.claim("w").id == waiting.id

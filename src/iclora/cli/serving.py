@@ -165,7 +165,14 @@ def _engine_of(settings: ServeSettings, base: str) -> Engine:
     if machine.compile and not warm:
         offered = Catalog(Path(settings.folder), settings.adapter).adapters()
         warm = tuple(str(each.path) for each in offered.values())
-    return LocalEngine(_devices(settings), base=base, machine=machine, warm=warm, logs=logs)
+    return LocalEngine(
+        _devices(settings),
+        base=base,
+        machine=machine,
+        warm=warm,
+        logs=logs,
+        together=settings.together,
+    )
 
 
 def _devices(settings: ServeSettings) -> list[str]:

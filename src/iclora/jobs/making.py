@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iclora.adapter import Adapter, load_stack
+from iclora.errors import IcloraError
 from iclora.evaluate.making import scorer
 from iclora.files import clear_leftovers
+from iclora.jobs import at_once
 from iclora.jobs.opening import Opener
 from iclora.making.asks import Sources, asks_of, base_of, load_adapter_of, machine_for, open_sources
 from iclora.making.best import best_of
@@ -19,11 +21,11 @@ from iclora.making.story import ask_again
 from iclora.making.story import extend as tell
 from iclora.making.words import Story, plan_windows
 from iclora.models.base import DiffusionModel
-from iclora.progress import Console
+from iclora.progress import Console, Progress
 from iclora.sets.images import open_given
 from iclora.settings import ExtendSettings, GenerateSettings, RerollSettings
 
-__all__ = ["Planned", "extend", "make", "plan", "reroll"]
+__all__ = ["Planned", "extend", "make", "make_together", "plan", "reroll"]
 
 
 @dataclass(frozen=True)
@@ -90,35 +92,91 @@ def make(
     Raises: IcloraError, Cancelled.
     """
     planned = plan(settings, console, opener, None if places is None else list(places))
-    clear_leftovers(Path(settings.out))
-    found: dict[int, Path] = {}
-    if places is not None:
-        found = {n: folder for n, folder in places.items() if folder.exists()}
-    elif own or not settings.request:
-        found = planned.kept(console.warn)
-    for folder in found.values():
-        console.say(f"kept {folder}: it is what would be made")
-        console.show(folder / "composite.png")
-    wanted = {n: asks for n, asks in planned.wishes.items() if n not in found}
-    choice = Choice(settings.score, settings.best_of or 1) if settings.score else None
+    shelf = _Shelf(planned, console, places, own)
+    if shelf.wanted:
+        _make(planned, shelf.wanted, console, opener, shelf.keep)
+    return shelf.folders
 
-    def keep(number: int, made: GeneratedSet) -> None:
-        place = places[number] if places else None
+
+class _Shelf:
+    """The sets of a plan on disk: those that were there, and those that are made.
+
+    Args:
+        places, own: as in `make`.
+    """
+
+    def __init__(
+        self, planned: Planned, console: Console, places: Mapping[int, Path] | None, own: bool
+    ) -> None:
+        self._settings, self._console, self._places = planned.settings, console, places
+        clear_leftovers(Path(planned.settings.out))
+        self._found: dict[int, Path] = {}
+        if places is not None:
+            self._found = {n: folder for n, folder in places.items() if folder.exists()}
+        elif own or not planned.settings.request:
+            self._found = planned.kept(console.warn)
+        for folder in self._found.values():
+            console.say(f"kept {folder}: it is what would be made")
+            console.show(folder / "composite.png")
+        self.wanted = {n: asks for n, asks in planned.wishes.items() if n not in self._found}
+        """The wishes that are to be made."""
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of all sets, in the order of the wishes."""
+        return [self._found[number] for number in sorted(self._found)]
+
+    def keep(self, number: int, made: GeneratedSet) -> None:
+        """Write the set of a wish."""
+        settings, place = self._settings, self._places[number] if self._places else None
+        choice = Choice(settings.score, settings.best_of or 1) if settings.score else None
         # Somebody else may have taken that number meanwhile.
         if place is None or place.exists():
             folder = made.save_next(settings.out, choice)
         else:
             folder = made.save(place, choice)
-        found[number] = folder
-        console.say(
+        self._found[number] = folder
+        self._console.say(
             f"wrote {folder}: composite.png, panel-1.png to panel-{len(made.panels)}.png, "
             "request.json"
         )
-        console.show(folder / "composite.png")
+        self._console.show(folder / "composite.png")
 
-    if wanted:
-        _make(planned, wanted, console, opener, keep)
-    return [found[number] for number in sorted(found)]
+
+def make_together(
+    several: Sequence[tuple[GenerateSettings, Console]], opener: Opener, progress: Progress
+) -> list[list[Path] | IcloraError]:
+    """Make what several were told to, those that are alike in one batch.
+
+    Args:
+        several: settings whose folder `out` is theirs alone, on one base.
+        progress: of the whole.
+    Returns: of each, the folders of its sets, or why it cannot be met.
+    Raises: IcloraError while sets are made, whosever it is; Cancelled.
+    """
+    planned: list[Planned | IcloraError] = []
+    for settings, console in several:
+        try:
+            at_once.check_sets(settings, console)
+            planned.append(plan(settings, console, opener))
+        except IcloraError as error:
+            planned.append(error)
+    shelves = {
+        at: _Shelf(each, several[at][1], None, own=True)
+        for at, each in enumerate(planned)
+        if isinstance(each, Planned)
+    }
+    wanted = [(at, n, a) for at, shelf in shelves.items() for n, (a,) in shelf.wanted.items()]
+    models = {id(each.model): each.model for each in planned if isinstance(each, Planned)}
+    assert len(models) <= 1, "jobs of one batch have one base"
+    for model in models.values():
+        asks = [ask for _, _, ask in wanted]
+        for number, made in opener.session(model, progress).make(asks, together=len(asks) or 1):
+            at, wish, _ = wanted[number]
+            shelves[at].keep(wish, made)
+    return [
+        e if isinstance(e, IcloraError) else shelves[at].folders for at, e in enumerate(planned)
+    ]
 
 
 def _make(

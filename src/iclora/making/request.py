@@ -64,8 +64,8 @@ __all__ = ["Request", "check_base", "machine_of", "panel_seed", "prepare", "reci
 _OLD_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 """As requests of version 0.2 spelled them at first."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_NO_PIXELS = frozenset({"base", "adapter", "recipe", "versions"})
-"""Names that decide no pixel: hashes stand beside them."""
+_NO_PIXELS = frozenset({"base", "adapter", "recipe", "versions", "together"})
+"""What decides no pixel: names, beside which hashes stand, and what is rounding alone."""
 
 
 class Request(Settings):
@@ -117,6 +117,8 @@ class Request(Settings):
     """How often an early step is repeated from new noise; in any mode, given panels or none."""
     resample_from: Sigma = 0.6
     """The lowest noise level from which steps are repeated."""
+    together: Annotated[int, Field(ge=1)] = 1
+    """How many sets shared its batch, which rounds elsewhere."""
     versions: dict[str, str] = {}  # noqa: RUF012
 
     @model_validator(mode="after")

@@ -78,8 +78,9 @@ def paint(
         made = [_decode(model, tokens, ask) for tokens, ask in zip(drawn, asks, strict=True)]
     cost = Cost(meter.seconds / len(asks), meter.memory)
     vae = model.fingerprint("vae")
+    shared = {"together": len(asks)}
     return [
-        GeneratedSet(composite, panels, ask.request, latents, vae, cost)
+        GeneratedSet(composite, panels, ask.request.model_copy(update=shared), latents, vae, cost)
         for (composite, panels, latents), ask in zip(made, asks, strict=True)
     ]
 

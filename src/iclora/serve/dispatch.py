@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Dispatcher:
 
     def _serve(self, worker: str, runs: Sequence[Job]) -> None:
         for run in runs:  # They are at work, whatever this worker has loaded.
-            self._run(worker, run, begun=True)
+            self._run(worker, [run], begun=True)
         ready = False
         while not self._stopping.is_set():
             try:
@@ -91,50 +92,80 @@ class Dispatcher:
                 self._stopping.wait(5)
                 continue
             if job is not None:
-                self._run(worker, job)
+                self._run(worker, [job, *self._beside(worker, job)])
                 continue
             with self._queue.changed:
                 if not self._stopping.is_set():
                     # Loading is asked about again; a job wakes this up at once.
                     self._queue.changed.wait(1.0 if ready else 0.05)
 
-    def _run(self, worker: str, job: Job, *, begun: bool = False) -> None:
-        """Have a job done and write its end down.
+    def _beside(self, worker: str, job: Job) -> list[Job]:
+        most = self._engine.together - 1
+        try:
+            return self._queue.claim_beside(job, worker, most) if most else []
+        except IcloraError as error:  # A full disk: the job runs alone.
+            _log.error("no further job can be claimed: %s", error)
+            return []
+
+    def _run(self, worker: str, jobs: Sequence[Job], *, begun: bool = False) -> None:
+        """Have a job done, or several in one batch, and write down how each ended.
 
         Args:
             begun: another process has begun it, so it is followed even if it was cancelled since.
         """
-        self._running[job.id] = worker
+        open_ = {job.id: job for job in jobs}
+        self._running |= dict.fromkeys(open_, worker)
         try:
-            cancelled = self._queue.get(job.id).status == "cancelling"
-            if cancelled and begun:
-                self._cancelled.add(job.id)
-            if cancelled and not begun:
-                outcome = Outcome("cancelled")
-            else:
-                warm = self._engine.loaded(worker)
-                if warm is not None and warm != job.adapter:
-                    self._metrics.swaps.inc()
-                order = Order(job.id, job.kind, job.settings, job.folder, job.attempt)
-                outcome = self._engine.run(worker, order, lambda r: self._report(worker, job, r))
-            self._finish(job, outcome)
+            for job in jobs:
+                cancelled = self._queue.get(job.id).status == "cancelling"
+                if cancelled and begun:
+                    self._cancelled.add(job.id)
+                elif cancelled:
+                    self._finish(open_.pop(job.id), Outcome("cancelled"))
+            if open_:
+                outcome = self._do(worker, list(open_.values()))
+                for job, own in zip(list(open_.values()), outcome.all, strict=True):
+                    self._finish(open_.pop(job.id), own)
         except WorkerDied as died:
-            if self._stopping.is_set():
+            self._died(worker, list(open_.values()), died.signal)
+        except Exception as error:
+            for job in open_.values():
+                _log.exception("job %s failed", job.id)
+                self._finish(job, Outcome("failed", error=_problem(error)))
+        finally:
+            for job in jobs:
+                self._running.pop(job.id, None)
+                self._cancelled.discard(job.id)
+                self._notes.pop(job.id, None)
+                self._metrics.forget(job.id)
+                self._bus.forget(job.id)
+
+    def _do(self, worker: str, jobs: Sequence[Job]) -> Outcome:
+        """Have the engine run jobs. Raises: WorkerDied."""
+        warm = self._engine.loaded(worker)
+        if warm is not None and warm != jobs[0].adapter:
+            self._metrics.swaps.inc()
+        if jobs[0].kind in _MAKING:
+            self._metrics.batch.observe(len(jobs))
+        first, *others = [Order(j.id, j.kind, j.settings, j.folder, j.attempt) for j in jobs]
+        of = {job.id: job for job in jobs}
+
+        def report(said: Report) -> None:
+            self._report(worker, of[said.pop("job", first.job)], said)
+
+        return self._engine.run(worker, replace(first, beside=tuple(others)), report)
+
+    def _died(self, worker: str, jobs: Sequence[Job], signal: str) -> None:
+        """The worker has ended with these jobs: they are queued again."""
+        if self._stopping.is_set():
+            for job in jobs:
                 if job.kind != "train":  # A run goes on, and the next server with it.
                     self._ending(self._queue.release, job)
-                return
-            self._metrics.restarts.inc()
-            _log.warning("job %s: worker %s was ended by %s", job.id, worker, died.signal)
-            self._ending(self._queue.give_back, job, died.signal)
-        except Exception as error:
-            _log.exception("job %s failed", job.id)
-            self._finish(job, Outcome("failed", error=_problem(error)))
-        finally:
-            self._running.pop(job.id, None)
-            self._cancelled.discard(job.id)
-            self._notes.pop(job.id, None)
-            self._metrics.forget(job.id)
-            self._bus.forget(job.id)
+            return
+        self._metrics.restarts.inc()
+        for job in jobs:
+            _log.warning("job %s: worker %s was ended by %s", job.id, worker, signal)
+            self._ending(self._queue.give_back, job, signal)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         result = outcome.result

@@ -17,7 +17,7 @@ __all__ = ["Engine", "Order", "Outcome", "Problem", "Report", "WorkerDied", "ada
 
 Report = dict[str, Any]
 """{"type": "progress", "stage", "done", "total", "eta_s"}, {"type": "preview", "path"} or
-{"type": "note", "text"}."""
+{"type": "note", "text"}; of a job that shares a batch with "job"."""
 
 Problem = dict[str, str | None]
 """{"code", "problem", "advice", "setting"}: the class of an IcloraError and what it says."""
@@ -39,6 +39,18 @@ class Order:
     another."""
     attempt: int
     """From 1."""
+    beside: tuple[Order, ...] = ()
+    """Further jobs that are to share its batch."""
+
+    @property
+    def all(self) -> tuple[Order, ...]:
+        """Every job of the batch, this one first."""
+        return (self, *self.beside)
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Order:
+        """An order from its JSON."""
+        return cls(**{**told, "beside": tuple(map(cls.read, told.get("beside", ())))})
 
 
 def adapters_of(settings: Mapping[str, Any]) -> str:
@@ -59,6 +71,18 @@ class Outcome:
     status: Literal["succeeded", "failed", "cancelled"]
     result: dict[str, Any] | None = None
     error: Problem | None = None
+    beside: tuple[Outcome, ...] = ()
+    """Those of the jobs beside it, in the order's order."""
+
+    @property
+    def all(self) -> tuple[Outcome, ...]:
+        """Those of every job of the batch, this one first."""
+        return (self, *self.beside)
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Outcome:
+        """An outcome from its JSON."""
+        return cls(**{**told, "beside": tuple(map(cls.read, told.get("beside", ())))})
 
 
 class WorkerDied(IcloraError):
@@ -81,6 +105,8 @@ class Engine(Protocol):
 
     workers: Sequence[str]
     """Their names."""
+    together: int
+    """Most jobs of one order."""
 
     def start(self) -> None:
         """Start every worker; they load their base meanwhile."""
@@ -92,7 +118,7 @@ class Engine(Protocol):
         """The adapters that are warm in a worker, as `adapters_of` says them; None before a job."""
 
     def run(self, worker: str, order: Order, report: Callable[[Report], None]) -> Outcome:
-        """Run one job and wait for its end.
+        """Run one job, and those beside it, and wait for the end.
 
         Args:
             report: called with what it does, from this thread or another.
@@ -100,7 +126,10 @@ class Engine(Protocol):
         """
 
     def cancel(self, worker: str, job: str) -> None:
-        """End a job between two steps; after 30 s the worker is ended and started again."""
+        """End a job between two steps; after 30 s the worker is ended and started again.
+
+        One that shares a batch ends with it, unless all of the batch are cancelled.
+        """
 
     def end_run(self, worker: str, job: str) -> None:
         """End a training run now; what was trained since its last checkpoint is lost."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class LocalEngine:
         machine: number format and precision of the base, and whether it is compiled.
         warm: adapters with which each worker paints a step before it is ready.
         logs: folder for what the workers print.
+        together: most jobs of one order, which then share a batch where they can.
         threads: of each CPU worker; None for torch's own choice.
         patience: seconds until a cancelled job's worker is ended.
         start: starts a worker's process.
@@ -57,6 +58,7 @@ class LocalEngine:
         machine: Machine | None = None,
         warm: Sequence[str] = (),
         logs: Path,
+        together: int = 1,
         threads: int | None = None,
         patience: float = PATIENCE,
         start: Start = start_worker,
@@ -65,6 +67,7 @@ class LocalEngine:
         if len(set(devices)) < len(devices) or not devices:
             raise SettingsError("each worker needs a device of its own", "Name each device once.")
         self.workers: Sequence[str] = tuple(devices)
+        self.together = together
         numbers = (machine or Machine()).model_dump()
         first = {"do": "start", "base": base, "machine": numbers, "warm": list(warm)}
         self._keepers = {
@@ -145,12 +148,17 @@ class _How:
 
 @dataclass
 class _Running:
-    """A job that a worker was given."""
+    """A job that a worker was given, with those beside it."""
 
     order: Order
     said: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
-    cancelled: bool = False
+    cancelled: set[str] = field(default_factory=set)
     deadline: threading.Timer | None = None
+
+    @property
+    def left(self) -> set[str]:
+        """Its jobs that were not cancelled."""
+        return {order.job for order in self.order.all} - self.cancelled
 
 
 class _Keeper:
@@ -285,9 +293,10 @@ class _Keeper:
                     self.loaded = adapters_of(running.order.input)
                     if not said["sound"]:  # It ends itself; the next job waits for another.
                         self._up, self._problem = False, "is starting again after a fault"
-                return Outcome(**said["outcome"])
-            elif running.cancelled:
-                return Outcome("cancelled")
+                return Outcome.read(said["outcome"])
+            elif not running.left:
+                ended = [Outcome("cancelled") for _ in running.order.all]
+                return replace(ended[0], beside=tuple(ended[1:]))
             else:
                 raise WorkerDied(said["by"])
 
@@ -305,12 +314,14 @@ class _Keeper:
             return
         with self._state:
             running, child = self._running, self.child
-            if not running or not child or running.order.job != job or running.cancelled:
+            if not running or not child or job not in running.left:
                 return
-            running.cancelled = True
-            running.deadline = threading.Timer(self._how.patience, self._give_up, (running, child))
-            running.deadline.daemon = True
-            running.deadline.start()
+            running.cancelled.add(job)
+            if not running.left:
+                late = (running, child)
+                running.deadline = threading.Timer(self._how.patience, self._give_up, late)
+                running.deadline.daemon = True
+                running.deadline.start()
         self._send(child, {"do": "cancel", "job": job})
 
     def _give_up(self, running: _Running, child: Child) -> None:

@@ -51,6 +51,12 @@ class Metrics:
         self._step = Histogram(
             "iclora_step_seconds", "Time of a step", buckets=_STEPS, registry=own
         )
+        self.batch = Histogram(
+            "iclora_batch_size",
+            "Jobs that made sets in one batch",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=own,
+        )
         self._last: dict[str, tuple[str, int, float]] = {}
         self._registry.register(_Now(queue, bus, folder))
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +22,12 @@ from typing import Any
 from iclora.errors import SettingsError
 from iclora.serve.engine import Outcome, Problem
 from iclora.serve.jobs import Busy, Full, Job, NewJob, NoSuchJob, job_of
-from iclora.serve.order import AHEAD, last_place, next_rows, place_before
+from iclora.serve.order import AHEAD, last_place, mates, next_rows, place_before, usual_seconds
 from iclora.serve.store import Store
 
 __all__ = ["Queue"]
 
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _KEPT = 10_000
 """Ended jobs that are remembered."""
 
@@ -95,26 +94,16 @@ class Queue:
     def _check_room(self, db: sqlite3.Connection, new: NewJob) -> None:
         waiting = "SELECT COUNT(*) FROM jobs WHERE status='queued'"
         if db.execute(waiting).fetchone()[0] >= self._most:
-            raise Full(f"{self._most} jobs wait already", self._pause_before_asking(db))
+            raise Full(f"{self._most} jobs wait already", usual_seconds(db))
         own = db.execute(f"{waiting} AND client=?", (new.client,)).fetchone()[0]
         if new.client and own >= self._most_of_one:
-            raise Full(
-                f"{self._most_of_one} jobs of this key wait already", self._pause_before_asking(db)
-            )
+            raise Full(f"{self._most_of_one} jobs of this key wait already", usual_seconds(db))
         other = db.execute(
             "SELECT id FROM jobs WHERE folder=? AND status IN ('queued', 'running', 'cancelling')",
             (new.folder,),
         ).fetchone()
         if other:
             raise Busy(f"job {other['id']} will write there", "Wait for it, or use another name.")
-
-    def _pause_before_asking(self, db: sqlite3.Connection) -> int:
-        """The median time of the last jobs, s: so long until there is room for one more."""
-        rows = db.execute(
-            "SELECT ended - started FROM jobs WHERE status='succeeded' ORDER BY place DESC LIMIT 25"
-        ).fetchall()
-        usual: float = statistics.median([row[0] for row in rows] or [5.0])
-        return min(3600, max(1, round(usual)))
 
     def get(self, job: str, client: str = "") -> Job:
         """Raises: NoSuchJob, for another client's too."""
@@ -273,18 +262,37 @@ class Queue:
             if loaded is not None and rows[0]["passed"] < AHEAD:
                 same = (n for n, row in enumerate(rows) if row["adapter"] == loaded)
                 at = next(same, 0)
-            chosen, now = rows[at], time.time()
-            db.executemany(
-                "UPDATE jobs SET passed=passed+1 WHERE id=?", [(row["id"],) for row in rows[:at]]
-            )
+            taken = self._take(db, worker, [rows[at]], rows[:at])
+        return self._told(taken[0])
+
+    def claim_beside(self, job: Job, worker: str, most: int) -> list[Job]:
+        """Take up to so many waiting jobs that can share a batch with one that was claimed.
+
+        They stand at most 32 places ahead, and overtake others as in `claim`.
+        """
+        with self._store.change() as db:
+            taken = self._take(db, worker, *mates(next_rows(db), job, most))
+        return [self._told(each) for each in taken]
+
+    def _take(
+        self,
+        db: sqlite3.Connection,
+        worker: str,
+        chosen: Sequence[sqlite3.Row],
+        overtaken: Sequence[sqlite3.Row],
+    ) -> list[Job]:
+        now = time.time()
+        db.executemany(
+            "UPDATE jobs SET passed=passed+1 WHERE id=?", [(row["id"],) for row in overtaken]
+        )
+        for row in chosen:
             db.execute(
                 "UPDATE jobs SET status='running', attempt=attempt+1, owner=?, started=?"
                 " WHERE id=?",
-                (f"{self.owner} {worker}", now, chosen["id"]),
+                (f"{self.owner} {worker}", now, row["id"]),
             )
-            db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?)", (chosen["client"], now))
-            taken = job_of(_row(db, chosen["id"]))
-        return self._told(taken)
+            db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?)", (row["client"], now))
+        return [job_of(_row(db, row["id"])) for row in chosen]
 
     def finish(self, job: Job, outcome: Outcome) -> Job | None:
         """Write down how a job ended; None if its lease is not this one's any more."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TypeAlias
 
-from iclora.errors import SettingsError
+from iclora.errors import IcloraError, SettingsError
 from iclora.files.locks import alone
 from iclora.jobs import at_once, data, evaluating, making
 from iclora.jobs.opening import Opener
-from iclora.progress import Console
+from iclora.progress import Console, Progress
 from iclora.serve.children import own_device
 from iclora.serve.engine import Order
 from iclora.sets.check import Problem
@@ -32,7 +32,7 @@ from iclora.settings import (
     settings_of,
 )
 
-__all__ = ["KINDS", "work"]
+__all__ = ["KINDS", "work", "work_together"]
 
 Result: TypeAlias = dict[str, Any]
 
@@ -65,6 +65,27 @@ def work(order: Order, console: Console, opener: Opener) -> Result:
         return _make_share(settings, share, console, opener)
     with _writing(Path(order.folder)) if "out" in values else nullcontext():
         return run(settings, console, opener)
+
+
+def work_together(
+    orders: Sequence[Order], consoles: Sequence[Console], opener: Opener, progress: Progress
+) -> list[Result | IcloraError]:
+    """Make the sets of several orders, those that are alike in one batch.
+
+    Returns: what each made, or why it cannot be made.
+    Raises: what is no order's own: the whole is then to be done one by one. Cancelled.
+    """
+    told = []
+    for order, console in zip(orders, consoles, strict=True):
+        values = own_device(order.input) | {"out": order.folder}
+        settings = settings_of(KINDS[order.kind][0], values)
+        assert isinstance(settings, GenerateSettings), "only sets are made together"
+        told.append((settings, console))
+    with ExitStack() as held:
+        for order in orders:
+            held.enter_context(_writing(Path(order.folder)))
+        made = making.make_together(told, opener, progress)
+    return [found if isinstance(found, IcloraError) else {"sets": _paths(found)} for found in made]
 
 
 @contextmanager

@@ -21,9 +21,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,7 +63,7 @@ def be_worker(commands: BinaryIO, answers: BinaryIO) -> int:
         told = orders.get()
         if told["do"] == "free":
             worker.free()
-        elif not worker.run(Order(**told["order"])):
+        elif not worker.run(Order.read(told["order"])):
             return 1
 
 
@@ -75,7 +76,7 @@ class JobConsole:
     """
 
     def __init__(self, folder: str, report: Callable[[Report], None]) -> None:
-        self.work = Progress(self._progressed)
+        self.work = Progress(self.progressed)
         self._folder = folder
         self._report = report
         self._began: dict[str, tuple[float, int]] = {}
@@ -104,7 +105,8 @@ class JobConsole:
         """A text without the place of the job's folder."""
         return text.replace(f"{self._folder}{os.sep}", "").replace(self._folder, "the folder")
 
-    def _progressed(self, event: Event) -> None:
+    def progressed(self, event: Event) -> None:
+        """Report how far the work is, not too often."""
         now = time.monotonic()
         began, first = self._began.get(event.what, (now, event.done))
         if event.done < first:  # The same work on the next thing.
@@ -123,7 +125,10 @@ class _Worker:
     def __init__(self, answers: BinaryIO) -> None:
         self._answers = answers
         self._writing = threading.Lock()
-        self._job: tuple[str, Progress] | None = None
+        self._at_work: dict[str, Progress] = {}
+        """Of each job that is at work."""
+        self._whole = Progress()
+        """Of the batch that they share."""
         self._cancelled: set[str] = set()
         """Jobs whose cancelling came before they began."""
         self._lock = threading.Lock()
@@ -150,10 +155,13 @@ class _Worker:
 
     def _cancel(self, job: str) -> None:
         with self._lock:
-            if self._job and self._job[0] == job:
-                self._job[1].cancel()
-            else:
+            if job not in self._at_work:
                 self._cancelled.add(job)
+                return
+            self._at_work[job].cancel()
+            # A batch goes on for those that still want it.
+            if all(work.cancelled for work in self._at_work.values()):
+                self._whole.cancel()
 
     def start(self, told: dict[str, Any]) -> None:
         """Import what is heavy, and load the base if one is named."""
@@ -185,33 +193,77 @@ class _Worker:
         self._opener.release()
 
     def run(self, order: Order) -> bool:
-        """Do one job and answer. Returns: False if this process should not go on."""
-        console = JobConsole(order.folder, lambda r: self.answer("report", job=order.job, report=r))
+        """Do one job, and those beside it, and answer.
+
+        Returns: False if this process should not go on.
+        """
+        consoles = [self._console(order, each) for each in order.all]
         with self._lock:
-            self._job = order.job, console.work
-            if order.job in self._cancelled:
-                console.work.cancel()
-            self._cancelled.clear()
-        outcome, sound = self._outcome(order, console)
+            self._whole = _of_all(consoles)
+            self._at_work = {o.job: c.work for o, c in zip(order.all, consoles, strict=True)}
+            cancelled, self._cancelled = self._cancelled, set()
+        for job in cancelled & self._at_work.keys():
+            self._cancel(job)
+        ended = self._outcomes(order, consoles)
         with self._lock:
-            self._job = None
+            self._at_work = {}
+        outcome = replace(ended[0][0], beside=tuple(each for each, _ in ended[1:]))
+        sound = all(sound for _, sound in ended)
         self.answer("outcome", job=order.job, outcome=asdict(outcome), sound=sound)
         return sound
 
-    def _outcome(self, order: Order, console: JobConsole) -> tuple[Outcome, bool]:
-        from iclora.serve.work import KINDS, work
+    def _console(self, first: Order, order: Order) -> JobConsole:
+        own = {} if order is first else {"job": order.job}
+        return JobConsole(
+            order.folder, lambda said: self.answer("report", job=first.job, report=said | own)
+        )
 
-        try:
-            return Outcome("succeeded", work(order, console, self._opener)), True
-        except Cancelled:
+    def _outcomes(self, order: Order, consoles: Sequence[JobConsole]) -> list[tuple[Outcome, bool]]:
+        """How each job ended, and whether this process can go on after it."""
+        from iclora.serve.work import work, work_together
+
+        found: dict[int, Any] = {}
+        if order.beside:
+            try:
+                made = work_together(order.all, consoles, self._opener, self._whole)
+                found = dict(enumerate(made))
+            except (Exception, Cancelled):  # Whose it is shows where each is made by itself.
+                traceback.print_exc()
+        for number, (each, console) in enumerate(zip(order.all, consoles, strict=True)):
+            if number not in found:
+                try:
+                    found[number] = work(each, console, self._opener)
+                except (Exception, Cancelled) as error:
+                    found[number] = error
+        return [
+            self._ended(each, console, found[number])
+            for number, (each, console) in enumerate(zip(order.all, consoles, strict=True))
+        ]
+
+    def _ended(self, order: Order, console: JobConsole, found: Any) -> tuple[Outcome, bool]:
+        """The outcome of a job from its result or error, and whether this process can go on."""
+        from iclora.serve.work import KINDS
+
+        if isinstance(found, Cancelled):
             return Outcome("cancelled"), True
-        except Exception as error:
-            found = problem_of(error, KINDS[order.kind][0] if order.kind in KINDS else None)
-            known = isinstance(error, IcloraError) or out_of_memory(error)
-        found = {name: text and console.shown(text) for name, text in found.items()}
-        if found["code"] == "OutOfMemory":
+        if not isinstance(found, Exception):
+            return Outcome("succeeded", found), True
+        said = problem_of(found, KINDS[order.kind][0] if order.kind in KINDS else None)
+        shown = {name: text and console.shown(text) for name, text in said.items()}
+        if shown["code"] == "OutOfMemory":
             self._opener.release()
-        return Outcome("failed", error=found), known
+        sound = isinstance(found, IcloraError) or out_of_memory(found)
+        return Outcome("failed", error=shown), sound
+
+
+def _of_all(consoles: Sequence[JobConsole]) -> Progress:
+    """One progress, of which every job of a batch hears."""
+
+    def hear(event: Event) -> None:
+        for console in consoles:
+            console.progressed(event)
+
+    return Progress(hear)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ class ServeSettings(OnBase, _Access):
     """a metric that jobs may name; repeat for more"""
     gpus: Annotated[int, Field(ge=1, le=1024)] | Literal["all"] = setting(1, metavar="N")
     """workers, each with a GPU of its own, or all for as many as there are"""
+    together: Annotated[int, Field(ge=1, le=64)] = setting(1, metavar="N")
+    """jobs that may share a batch, if they differ in words, seeds and pictures alone; pixels then
+    differ by rounding from those of a job by itself, and the request says so"""
     warm: tuple[FilePath, ...] = setting((), metavar="FILE")
     """adapter whose canvas every worker paints once before it is ready, so that with `compile` no
     job waits for the compiler; repeat for more; by default, with `compile`, all that are offered"""
