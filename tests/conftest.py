@@ -146,6 +146,24 @@ def brief():
     return model
 
 
+@pytest.fixture
+def long_texts(tiny, monkeypatch):
+    """Texts of as many tokens as FLUX.1 takes, also where `tiny` is `brief`."""
+    monkeypatch.setattr(tiny, "max_text_tokens", 512)
+
+
+@pytest.fixture(scope="session")
+def brief_folder(tmp_path_factory) -> Path:
+    """As `brief` for other processes; the examples of recipes fit as well."""
+    from iclora.models.tiny import tiny_folder
+
+    folder = tmp_path_factory.mktemp("brief") / "tiny"
+    shutil.copytree(tiny_folder(), folder)
+    path = folder / "tokenizer_2" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 192}))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def klein():
     """The tiny random FLUX.2 klein, float32 on the CPU. A test leaves no adapter in it."""

@@ -70,6 +70,7 @@ def test_the_file_loads_in_stock_diffusers_with_no_unmatched_key_and_the_same_im
         height=SIZE[1],
         num_inference_steps=4,
         guidance_scale=3.5,
+        max_sequence_length=clean.max_text_tokens,
         latents=noise,
         output_type="np",
     ).images[0]

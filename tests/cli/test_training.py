@@ -46,12 +46,12 @@ def test_a_run_interrupted_says_how_to_go_on(clean, make_dataset, tmp_path, run,
         os.kill(os.getpid(), signal.SIGINT)
         return real(*args)
 
-    monkeypatch.setattr(room, "apply_step", interrupted)
     words = ["--base", "tiny", "--data", make_dataset(), "--out", tmp_path / "run", *TRAIN]
-    status, out, _ = run("train", *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "apply_step", interrupted)
+        status, out, _ = run("train", *words)
     assert status == 130
     resume = re.search(r"go on with: iclora (train --resume \S+)", out)
-    monkeypatch.undo()
     assert run(*resume[1].split())[0] == 0
     assert (tmp_path / "run" / "adapter.safetensors").exists()
 
@@ -71,9 +71,11 @@ def killed_in_its_fourth_step(words):
     return main(words)
 
 
-def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(clean, make_dataset, tmp_path, run):
+def test_a_run_killed_by_sigkill_goes_on_to_the_same_bytes(
+    brief_folder, make_dataset, tmp_path, run
+):
     longer = ["--steps", "5", "--save-every", "2", *TRAIN[2:]]
-    data = ["--base", "tiny", "--data", str(make_dataset()), *longer]
+    data = ["--base", str(brief_folder), "--data", str(make_dataset()), *longer]
     assert run("train", *data, "--out", tmp_path / "whole")[0] == 0
     words = ["train", *data, "--out", str(tmp_path / "parts")]
     process = processes.start(killed_in_its_fourth_step, tmp_path, tmp_path / "said", {}, words)

@@ -1,8 +1,13 @@
-"""What keeps many short runs fast: one cache for all of them."""
+"""What keeps many short runs fast: texts that are hardly padded, one cache for all of them."""
 
 from __future__ import annotations
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(brief):
+    return brief
 
 
 @pytest.fixture(scope="session")

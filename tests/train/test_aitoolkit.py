@@ -100,7 +100,7 @@ def test_every_line_of_the_official_configuration_is_accounted_for(official_run)
 
 
 def test_the_run_file_of_it_is_read_back_and_its_sets_pass_the_check(
-    official_run, official, tiny, tmp_path
+    official_run, official, tiny, long_texts, tmp_path
 ):
     from iclora.train.data import find_data
 

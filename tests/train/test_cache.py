@@ -19,11 +19,6 @@ from iclora.train.cache import _encode_canvas
 from tests.conftest import CAPTION, encoded, picture
 
 
-@pytest.fixture(scope="session")
-def tiny(brief):
-    return brief
-
-
 @pytest.fixture
 def encode(tiny, config, tmp_path, monkeypatch):
     """Encode a dataset; returns the result and how often each encoder ran."""

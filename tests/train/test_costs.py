@@ -233,7 +233,7 @@ def test_a_recomputed_block_leaves_its_input_alone():
     assert kept == pytest.approx(4608 * 3072 * 2, rel=0.01)
 
 
-def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny):
+def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny, long_texts):
     costs = Costs(outline_of(tiny, torch.float32, "full"), CONFIG, "cpu")
     pixels = np.zeros((256, 192, 3), np.uint8)
     tokens = torch.zeros(256 * 192 // 256, 64)

@@ -21,11 +21,6 @@ from iclora.train.state import TrainState
 from tests.conftest import after_step, picture, stop_after
 
 
-@pytest.fixture(scope="session")
-def tiny(brief):
-    return brief
-
-
 @pytest.mark.parametrize(
     "how", [{}, {"text": "isolated", "encode": "panels", "conditional": 0.5, "steps": 6}]
 )

@@ -20,11 +20,6 @@ from tests.conftest import encoded
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="session")
-def tiny(brief):
-    return brief
-
-
 @pytest.fixture
 def case(clean, config, request):
     """A dataset of three sets and a LoRA whose B is not zero."""

@@ -14,7 +14,7 @@ OLD = Path(__file__).parents[1] / "data" / "v0.2"
 
 
 def test_a_run_of_version_0_2_is_resumed_to_the_adapter_it_would_have_become(
-    clean, tmp_path, monkeypatch
+    clean, long_texts, tmp_path, monkeypatch
 ):
     for name in ("run", "sets"):
         shutil.copytree(OLD / name, tmp_path / name)

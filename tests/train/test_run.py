@@ -29,12 +29,6 @@ from iclora.train.objective import Sample, accumulate, schedule
 from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, after_step, encoded, stop_after
 
-
-@pytest.fixture(scope="session")
-def tiny(brief):
-    return brief
-
-
 # -- the gradient -------------------------------------------------------------------------------
 
 

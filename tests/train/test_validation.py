@@ -15,11 +15,6 @@ from iclora.train.validation import LEVELS, Validation, best_step, hold_out, mea
 from tests.conftest import encoded, stop_after
 
 
-@pytest.fixture(scope="session")
-def tiny(brief):
-    return brief
-
-
 @pytest.fixture
 def sets(clean, config, tmp_path):
     settings = config(resolutions=(64,))

@@ -22,7 +22,7 @@ from iclora.train.cache import encode
 from iclora.train.run import resume_settings, train
 from iclora.train.workers import PATIENCE, Workers
 from tests import processes
-from tests.conftest import write_dataset
+from tests.conftest import resting, write_dataset
 
 # On any free port. `--multi_gpu` is its word for several processes; `--device cpu` is ours.
 ACCELERATE = (
@@ -46,11 +46,21 @@ while not os.path.exists("ended"):
 """
 
 
-def work_together(data):
+@pytest.fixture(scope="session")
+def tiny(brief_folder):
+    return resting(str(brief_folder))
+
+
+@pytest.fixture
+def config(config, brief_folder):
+    return partial(config, base=str(brief_folder))
+
+
+def work_together(base, data):
     """Encode, sum gradients and spread a base, as one of some processes; write what was found."""
     workers = Workers(torch.device("cpu"))
     found = {}
-    model = load_model("tiny", device="cpu")
+    model = load_model(base, device="cpu")
 
     # Each encodes its share.
     ran = {"text": 0, "image": 0}
@@ -80,7 +90,7 @@ def work_together(data):
         local = [p.to_local() if isinstance(p, DTensor) else p for p in model.denoiser.parameters()]
         return sum(p.numel() for p in local)
 
-    spread = load_model("tiny", device="cpu")
+    spread = load_model(base, device="cpu")
     spread.mesh = workers.mesh()
     z, text = torch.randn(1, 16, model.channels), model.encode_text("a boat")
     ask = (z, torch.tensor([0.5]), [text], (64, 64), 1.0)
@@ -95,11 +105,11 @@ def work_together(data):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together(tmp_path_factory, brief_folder):
     """What each of two processes found, that ran `work_together`."""
     folder = tmp_path_factory.mktemp("together")
     data = write_dataset(folder / "data", 3)
-    start_all(work_together, folder, 2, str(data))
+    start_all(work_together, folder, 2, str(brief_folder), str(data))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -29,5 +29,5 @@ def distilled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distilled") / "FLUX.2-klein-4B"
     write_tiny_klein(folder, distilled=True, seed=1)
     model = resting(str(folder))
-    model.max_text_tokens = 128
+    model.max_text_tokens = 96
     return model

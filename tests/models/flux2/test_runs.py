@@ -23,7 +23,7 @@ from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, FAST, encoded, picture, stop_after, write_dataset
 from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
 
-WORDS = 128
+WORDS = 96
 """Tokens of a text; most of the usual 512 are padding, which steps would spend their time on."""
 
 
