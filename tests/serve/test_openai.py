@@ -78,6 +78,11 @@ def test_a_url_is_opened_with_the_token(client, serving):
     path = made.data[0].url.split(str(serving.port), 1)[1]
     assert made.data[0].b64_json is None
     assert client.get("/.." + path, cast_to=object) is not None
+    serving.server.settings = serving.server.settings.model_copy(
+        update={"public_url": "https://studio.example/iclora/"}
+    )
+    made = client.images.generate(model="toyland", prompt="a fox", response_format="url")
+    assert made.data[0].url.startswith("https://studio.example/iclora/api/v1/sets/")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ import time
 
 import pytest
 
-from iclora.serve.children import count_gpus, ended_by, environment_of, own_device, start_worker
+from iclora.serve.children import (
+    count_gpus,
+    ended_by,
+    environment_of,
+    gpu_memory,
+    own_device,
+    start_worker,
+)
 from iclora.serve.engine import Order
 from iclora.serve.local import told
 from iclora.serve.work import work
@@ -65,11 +72,15 @@ def test_a_worker_sees_its_own_gpu_alone_and_no_secret_that_it_does_not_need(mon
 
 def test_gpus_are_counted_without_torch(tmp_path, monkeypatch):
     driver = tmp_path / "nvidia-smi"
-    driver.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: B (UUID: y)'\n")
+    driver.write_text(
+        "#!/bin/sh\ncase $1 in -L) echo 'GPU 0: A (UUID: x)'; echo 'GPU 1: B (UUID: y)';;\n"
+        "*) echo '0, 1024'; echo '1, 3';; esac\n"
+    )
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert count_gpus() == 2
+    assert gpu_memory() == {"0": 2**30, "1": 3 * 2**20}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert count_gpus() == 1
     monkeypatch.setenv("PATH", str(tmp_path / "none"))

@@ -118,6 +118,18 @@ def count_gpus() -> int:
     return min(there, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
 
 
+def gpu_memory() -> dict[str, int]:
+    """Bytes in use on each NVIDIA GPU, by its number; none if there is no driver."""
+    asked = ("query-gpu=index,memory.used", "format=csv,noheader,nounits")
+    query = ["nvidia-smi", *(f"{'-' * 2}{word}" for word in asked)]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout  # noqa: S603
+        pairs = [line.split(",") for line in told.splitlines() if line.strip()]
+        return {index.strip(): int(used) * 2**20 for index, used in pairs}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
 def ended_by(status: int) -> str:
     """What ended a process: the signal's name, or its exit status."""
     if status >= 0:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from iclora.serve.children import gpu_memory
 from iclora.serve.events import Bus
 from iclora.serve.jobs import Job
 from iclora.serve.queue import Queue
@@ -101,6 +102,10 @@ class _Now(Collector):
         yield GaugeMetricFamily("iclora_event_streams", "Open streams", self._streams())
         free = shutil.disk_usage(self._folder).free
         yield GaugeMetricFamily("iclora_disk_free_bytes", "Free space for made sets", free)
+        gpus = GaugeMetricFamily("iclora_gpu_memory_bytes", "Memory in use", labels=["gpu"])
+        for gpu, used in gpu_memory().items():
+            gpus.add_metric([gpu], used)
+        yield gpus
         paused = float(self._queue.paused)
         yield GaugeMetricFamily("iclora_queue_paused", "1 if no job is begun", paused)
 

@@ -12,6 +12,7 @@ from iclora.settings.making import OnBase
 __all__ = ["ServeSettings", "StudioSettings"]
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9:.\[\]_-]{1,253}$")]
+_Url = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_/~-]{1,500}$")]
 _Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]{1,253}$")]
 
 
@@ -28,6 +29,9 @@ class _Access(Settings):
     """a page of another origin that may call, such as https://studio.example; repeat for more"""
     tls_proxy: bool = False
     """a proxy stands in front that encrypts, so `host` may be reached by other machines"""
+    public_url: _Url | None = setting(None, metavar="URL")
+    """where clients reach the server, if a proxy stands in front, such as
+    https://studio.example/iclora: the beginning of the addresses of pictures that it hands out"""
 
 
 class ServeSettings(OnBase, _Access):

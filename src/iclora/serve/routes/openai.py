@@ -354,6 +354,7 @@ def _models(server: Server) -> dict[str, dict[str, Any]]:
 
 def _pictures(server: Server, client: str, request: Request, job: Job, told: Any) -> dict[str, Any]:
     data, size = [], ""
+    here = (server.settings.public_url or str(request.base_url)).rstrip("/")
     for name in (job.result or {}).get("sets", ()):
         found = server.sets.get(name, client)
         panels: list[int | None] = [None]
@@ -369,7 +370,7 @@ def _pictures(server: Server, client: str, request: Request, job: Job, told: Any
                     "iclora": {"job": job.id, "set": name, "panel": panel, "seeds": seeds}
                 }
                 if told.response_format == "url":
-                    made["url"] = f"{request.base_url}api/v1/sets/{name}/{below}"
+                    made["url"] = f"{here}/api/v1/sets/{name}/{below}"
                 else:
                     made["b64_json"] = _encoded(picture, found.path / file, told)
             data.append(made)
