@@ -49,6 +49,23 @@ _EMPTY = """async () => {
 }"""
 
 
+def until(page, holds):
+    """Waits, while the page goes on, for what is not on the page."""
+    for _ in range(300):
+        if holds():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("it did not come to that")
+
+
+def interrupt(page, studio):
+    """The server is stopped and started again, and the page loaded anew."""
+    studio.stop()
+    studio.start()
+    page.reload()
+    page.wait_for_selector("footer")
+
+
 class Watched:
     """A tab, and what it asked for."""
 

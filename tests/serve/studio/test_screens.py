@@ -9,7 +9,7 @@ from iclora.serve import planning
 from iclora.sets.dataset import open_dataset
 from iclora.toyland.tasks import TASKS, write_sets
 from tests.serve.conftest import PLANNED
-from tests.serve.studio.conftest import PHONE
+from tests.serve.studio.conftest import PHONE, interrupt
 from tests.serve.studio.test_flows import button, make_one
 from tests.serve.studio.toywork import write_adapter
 
@@ -104,7 +104,7 @@ def test_a_story_goes_on_after_a_stop_and_one_image_is_made_again(tab, studio):
     expect(made).to_have_count(3)
     button(page, "Stop").click()
     expect(button(page, "Go on")).to_be_visible()
-    page.reload()
+    interrupt(page, studio)
     expect(made).to_have_count(3)
     button(page, "Go on").click()
     release(studio)
@@ -148,7 +148,7 @@ def test_arms_are_compared_with_figures_and_picture_by_picture(tab, studio):
     expect(table.locator(".telling").first).to_contain_text("+0.200 (0.100 to 0.300)")
     assert any("older" in arm for arm in studio.engine.orders[-1].input["adapter"])
     button(page, "Show prompt 1, seed 1").click()
-    page.reload()
+    interrupt(page, studio)
     expect(button(page, "Show prompt 1, seed 1")).to_have_attribute("aria-pressed", "true")
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Space")
@@ -172,6 +172,7 @@ def test_an_idea_is_written_out_and_a_made_set_goes_to_compare_and_story(tab, st
     for each in (0, 1):
         page.locator(".card > a").nth(each).focus()
         page.keyboard.press("x")
+    interrupt(page, studio)
     page.get_by_role("link", name="Compare 2 marked").click()
     expect(page.get_by_role("img", name=re.compile("Made set"))).to_have_count(2)
     button(page, "Unmark all").click()

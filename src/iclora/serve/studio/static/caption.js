@@ -34,8 +34,10 @@ export class Caption {
     this.timer = undefined;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.judging = undefined;
-    /** The words before this visit's changes, until they can be taken back. */
+    /** The words before those that are written without a longer pause: one step takes these back. */
     this.before = /** @type {string | null} */ (null);
+    this.wrote = 0;
+    this.stepped = false;
     this.closed = false;
     /** The words that are on their way to the disk: the next ones wait for them. @type {Promise<boolean> | null} */
     this.sending = null;
@@ -57,7 +59,11 @@ export class Caption {
 
   /** @param {string} text */
   write(text) {
-    if (this.before === null) this.before = this.there;
+    if (this.before === null || Date.now() - this.wrote > 2000) {
+      this.before = this.there;
+      this.stepped = false;
+    }
+    this.wrote = Date.now();
     this.text.value = text;
     this.state.value = "unsaved";
     this.error.value = null;
@@ -79,14 +85,20 @@ export class Caption {
     }, 250);
   }
 
-  soon(pause = 800) {
+  soon() {
+    // Counted from the first change: who writes on without a pause is saved, too. A browser that is killed
+    // forgets what it was told to keep in the last seconds.
+    if (!this.theirs.value) this.timer ??= setTimeout(() => this.save(), 800);
+  }
+
+  halt() {
     clearTimeout(this.timer);
-    if (!this.theirs.value) this.timer = setTimeout(() => this.save(), pause);
+    this.timer = undefined;
   }
 
   /** Write the words to the disk; true if they are there. @returns {Promise<boolean>} */
   async save() {
-    clearTimeout(this.timer);
+    this.halt();
     if (this.sending) {
       // Sent at once, they would meet a file that these words have changed themselves.
       await this.sending;
@@ -127,7 +139,6 @@ export class Caption {
   /** @param {ImageSet} now */
   took(now) {
     const before = this.before;
-    const first = before !== null && before !== now.caption;
     this.etag = now.etag;
     this.there = now.caption ?? "";
     this.error.value = null;
@@ -136,8 +147,8 @@ export class Caption {
       this.state.value = "saved";
       localStorage.removeItem(kept(this.id, this.name));
     } else this.soon();
-    if (first && before) {
-      this.before = now.caption;
+    if (!this.stepped && before && before !== now.caption) {
+      this.stepped = true;
       done(`The words of ${this.name} are saved`, () => this.back(before));
     }
   }
@@ -157,13 +168,13 @@ export class Caption {
       if (now && (now.caption ?? "") === this.text.value.trim()) this.settle(now);
       else if (now) this.theirs.value = { caption: now.caption ?? "", etag: now.etag };
     } else if (error.status === 0 || error.status >= 500) {
-      if (!this.closed) this.timer = setTimeout(() => this.save(), 3000);
+      if (!this.closed) this.timer ??= setTimeout(() => this.save(), 3000);
     } else this.error.value = error;
   }
 
   /** Show what is on the disk. @param {ImageSet} now */
   settle(now) {
-    clearTimeout(this.timer);
+    this.halt();
     this.etag = now.etag;
     this.there = now.caption ?? "";
     this.text.value = this.there;
@@ -182,7 +193,7 @@ export class Caption {
     if (now.etag === this.etag || this.sending) return;
     if (this.state.value === "saved") this.settle(now);
     else if (this.state.value !== "saving") {
-      clearTimeout(this.timer);
+      this.halt();
       this.theirs.value = { caption: now.caption ?? "", etag: now.etag };
     }
   }
@@ -194,6 +205,7 @@ export class Caption {
     this.etag = theirs.etag;
     this.there = theirs.caption;
     this.before = theirs.caption || null;
+    this.stepped = false;
     this.theirs.value = null;
     await this.save();
   }
@@ -209,6 +221,6 @@ export class Caption {
   close() {
     this.closed = true;
     if (this.state.value === "unsaved" && !this.error.value) this.save();
-    clearTimeout(this.timer);
+    this.halt();
   }
 }

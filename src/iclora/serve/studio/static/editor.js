@@ -199,13 +199,19 @@ function Words({ dataset, one, load, form }) {
   useEffect(() => caption.heard(one), [one.etag]);
   const zip = dataset.id.endsWith(".zip");
   const text = caption.text.value;
-  const parts = split(form, text);
+  // As they stand in the fields: read back from the joined text they have lost a space at the end.
+  const fields = useRef(/** @type {{overview: string, panels: string[]} | null} */ (null));
+  const own = fields.current;
+  const parts = own && join(form, own.overview, own.panels) === text ? own : split(form, text);
   const judged = caption.judged.value;
   const tokens = judged ?? { tokens: one.tokens ?? 0, limit: one.limit, exact: one.exact, problem: "", advice: "" };
   const theirs = caption.theirs.value;
   const problem = caption.error.value ?? (judged?.problem && text ? judged : null);
   const found = judged ? [] : one.problems.filter((each) => each.caption && one.caption);
-  const typed = (/** @type {string} */ overview, /** @type {string[]} */ panels) => caption.write(join(form, overview, panels));
+  const typed = (/** @type {string} */ overview, /** @type {string[]} */ panels) => {
+    fields.current = { overview, panels };
+    caption.write(join(form, overview, panels));
+  };
   const field = (/** @type {number} */ n, /** @type {string} */ label, /** @type {string} */ value, /** @type {(text: string) => void} */ write) => html`<div class="field" key=${n}
       onFocusIn=${() => (current.value = n)} onFocusOut=${() => (current.value = 0)}>
     <label for=${`words-${n}`}>${n > 0 && html`<span class="marker">${form.markers[n - 1]}</span> `}${label}</label>

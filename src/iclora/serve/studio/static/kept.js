@@ -18,10 +18,16 @@ export function kept(name, empty) {
   let timer;
   let sending = false;
 
+  /** Send it soon; who writes on without a pause is kept, too. */
+  function soon(pause = 600) {
+    timer ??= setTimeout(send, pause);
+  }
+
   async function send() {
-    // One after the other: a later answer must not be written over by an earlier draft.
+    timer = undefined;
+    // One after the other: a later draft must not be written over by an earlier one.
     if (sending) {
-      timer = setTimeout(send, 600);
+      soon();
       return;
     }
     sending = true;
@@ -30,10 +36,7 @@ export function kept(name, empty) {
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       // It is in the browser, and goes with the next change or as soon as the server is back.
-      if (error.status === 0 || error.status >= 500) {
-        clearTimeout(timer);
-        timer = setTimeout(send, 3000);
-      }
+      if (error.status === 0 || error.status >= 500) soon(3000);
     } finally {
       sending = false;
     }
@@ -49,8 +52,7 @@ export function kept(name, empty) {
     }
     version += 1;
     localStorage.setItem(key, JSON.stringify({ version, values: now.value }));
-    clearTimeout(timer);
-    timer = setTimeout(send, 600);
+    soon();
   }
 
   /** Take up what was left, here or elsewhere. @param {{version: number, values: any}} [told] what the server has, if it has said so */

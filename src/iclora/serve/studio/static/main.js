@@ -69,7 +69,7 @@ function Foot() {
   const parts = [now.running && `${now.running} running`, now.waiting && `${now.waiting} waiting`].filter(Boolean);
   return html`<footer>
     <a href="#/queue"><span class=${`lamp ${now.paused ? "paused" : now.running ? "busy" : ""}`} aria-hidden="true"></span>
-      ${parts.join(", ") || "Nothing waits"}${now.paused ? " · paused" : ""}</a>
+      ${parts.join(", ") || (loaded.value ? "Nothing waits" : "")}${now.paused ? " · paused" : ""}</a>
     <${Undo} />
     ${here && html`<span class="grow cut" hidden=${past.value !== null}>${here.base} on ${here.workers.join(", ")}${here.waits_for ? ` · ${here.waits_for}` : ""}</span>
       <span class=${here.disk_free < 5e9 ? "low" : ""}>${size(here.disk_free)} free</span>`}
