@@ -24,7 +24,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
     from iclora.jobs.evaluating import evaluate as run_evaluation
 
     make: MakeAll | None = None
-    if settings.workers > 1:
+    if settings.workers > 1 or settings.engine == "ray":
         from iclora.serve.sharing import share_evaluation
 
         make = partial(share_evaluation, settings, console)

@@ -26,7 +26,7 @@ def complete(settings: CompleteSettings, console: Console) -> None:
 
 def _make(settings: GenerateSettings, console: Console) -> None:
     check_sets(settings, console)
-    if settings.workers > 1:
+    if settings.workers > 1 or settings.engine == "ray":
         from iclora.serve.sharing import make_shared
 
         make_shared(settings, console)

@@ -12,6 +12,7 @@ import threading
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def serve(settings: ServeSettings, console: Console) -> None:
     from iclora.serve.app import make_app
     from iclora.serve.running import run
 
-    with _opened(settings, _base_of(settings)) as (server, listening):
+    with _opened(settings, _base_of(settings), console) as (server, listening):
         address, home = _address(settings, listening), server.catalog.home
         console.say(
             f"serving {server.catalog.folder} at {address} with {server.base}\n"
@@ -58,7 +59,7 @@ def studio(settings: StudioSettings, console: Console) -> None:
     base = _base_of(settings, "toyland")
     settings = with_its_own(settings, base)
     # A line for each request would push the link out of sight.
-    with _opened(settings, base, logging.WARNING) as (server, listening):
+    with _opened(settings, base, console, logging.WARNING) as (server, listening):
         if base == "toyland":
             written = write_toy_recipes(server.catalog.folder)
             if written:
@@ -98,13 +99,13 @@ def _check_installed(extra: str) -> None:
 
 @contextmanager
 def _opened(
-    settings: ServeSettings, base: str, level: int = logging.INFO
+    settings: ServeSettings, base: str, console: Console, level: int = logging.INFO
 ) -> Iterator[tuple[Server, socket.socket]]:
     """A server over its folder, and the socket that it will listen on."""
     from iclora.serve.server import Server
 
     with _listen(settings) as listening:
-        server = Server(settings, base, _engine_of(settings, base))
+        server = Server(settings, base, _engine_of(settings, base, console))
         _log_to_stderr(level)
         yield server, listening
 
@@ -149,7 +150,7 @@ def _base_of(settings: ServeSettings, otherwise: str | None = None) -> str:
     return base
 
 
-def _engine_of(settings: ServeSettings, base: str) -> Engine:
+def _engine_of(settings: ServeSettings, base: str, console: Console) -> Engine:
     from iclora.serve.catalog import Catalog
     from iclora.serve.local import LocalEngine
 
@@ -165,32 +166,35 @@ def _engine_of(settings: ServeSettings, base: str) -> Engine:
     if machine.compile and not warm:
         offered = Catalog(Path(settings.folder), settings.adapter).adapters()
         warm = tuple(str(each.path) for each in offered.values())
-    return LocalEngine(
-        _devices(settings),
-        base=base,
-        machine=machine,
-        warm=warm,
-        logs=logs,
-        together=settings.together,
+    make = partial(
+        LocalEngine, base=base, machine=machine, warm=warm, logs=logs, together=settings.together
     )
+    if settings.engine == "ray":
+        from iclora.serve.cluster.engine import on_cluster
+
+        return on_cluster(settings, console, logs, make)
+    return make(_devices(settings))
 
 
 def _devices(settings: ServeSettings) -> list[str]:
     """A device for each worker. Raises: SettingsError for more GPUs than there are."""
     from iclora.serve.children import count_gpus
 
-    if settings.device != "auto":
-        if settings.gpus not in (1, "all"):
-            raise SettingsError("one device is named, and several GPUs", "Leave one out.", "gpus")
-        return [settings.device]
-    there = count_gpus()
-    if settings.gpus == "all":
-        return [f"cuda:{n}" for n in range(there)] or ["cpu"]
-    if settings.gpus > max(there, 1):
+    if settings.device != "auto" and settings.gpus not in (1, "all"):
+        raise SettingsError("one device is named, and several GPUs", "Leave one out.", "gpus")
+    there = count_gpus() if settings.device == "auto" else 0
+    gpus = there if settings.gpus == "all" else settings.gpus
+    if settings.device == "auto" and gpus > max(there, 1):
         raise SettingsError(
             f"there are {there} GPUs here", "Set `gpus` to as many, or to all.", "gpus"
         )
-    return [f"cuda:{n}" for n in range(settings.gpus)] if there else ["cpu"]
+    if settings.device == "cpu" or (settings.device == "auto" and not there):
+        return ["cpu"] if settings.cpus == 1 else [f"cpu:{n}" for n in range(settings.cpus)]
+    if settings.cpus != 1:
+        raise SettingsError(
+            "`cpus` is given, and the workers compute on GPUs", "Set `device` to cpu.", "cpus"
+        )
+    return [f"cuda:{n}" for n in range(gpus)] if there else [settings.device]
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

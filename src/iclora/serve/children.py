@@ -11,12 +11,21 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
-__all__ = ["Child", "count_gpus", "ended_by", "environment_of", "own_device", "start_worker"]
+__all__ = [
+    "Child",
+    "count_gpus",
+    "ended_by",
+    "environment_of",
+    "own_device",
+    "own_pipes",
+    "start_module",
+    "start_worker",
+]
 
 _SECRET = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|PRIVATE|API_?KEY|COOKIE", re.IGNORECASE
@@ -38,25 +47,51 @@ class Child:
     """Waits for its end. Returns: the exit status, negative for a signal."""
 
 
-def start_worker(environment: Mapping[str, str], log: Path) -> Child:
+def start_worker(environment: Mapping[str, str], log: Path, cwd: str | None = None) -> Child:
     """Start `iclora.serve.worker`.
 
     Args:
         log: takes what it and its libraries print.
+        cwd: the folder it runs in, by default this process's.
     """
+    return start_module("iclora.serve.worker", (), environment, log, cwd)
+
+
+def start_module(
+    module: str,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    cwd: str | None = None,
+) -> Child:
+    """Start a module of ours that speaks lines on its stdin and stdout; see `start_worker`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as said:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 (our own modules and words)
             # Without the folder this runs in on the path of imports: others may write there.
-            [sys.executable, "-P", "-m", "iclora.serve.worker"],
+            [sys.executable, "-P", "-m", module, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
             env=dict(environment),
+            cwd=cwd,
         )
     assert process.stdin
     assert process.stdout
     return Child(process.pid, process.stdin, process.stdout, process.wait)
+
+
+def own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """In such a module, the pipes to whoever started it: commands, and where answers go."""
+    commands = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    # Whatever libraries print goes to the log, never between the lines of answers.
+    os.dup2(2, 1)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    # Ctrl-C reaches all processes of a terminal; the one that started this decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return commands, answers
 
 
 def environment_of(

@@ -52,6 +52,11 @@ class Intake:
         Raises: IcloraError for what cannot be done, with the setting that it concerns.
         """
         kind, told, job = ask.kind, ask.input, new_id()
+        if kind == "train" and self._settings.engine == "ray":
+            raise SettingsError(
+                "this server's workers are replicas of a Ray cluster, which train nothing",
+                "Start the run by `iclora train` on a machine with a GPU; it is shown here.",
+            )
         given = {name: getattr(told, name) for name in told.model_fields_set}
         given = {name: value for name, value in given.items() if value is not None}
         seed = type(told).model_fields.get("seed")

@@ -1,4 +1,4 @@
-"""Workers on this machine: one process for each GPU, or for the CPU."""
+"""Workers: one process for each GPU, or for the CPU, on this machine or (`cluster`) elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iclora.errors import SettingsError
+from iclora.errors import IcloraError, SettingsError
 from iclora.serve.children import Child, ended_by, environment_of, start_worker
 from iclora.serve.engine import Order, Outcome, Report, WorkerDied, adapters_of
 from iclora.serve.training import Left, StartTrainee, Training, at_work, start_trainee
@@ -30,6 +30,8 @@ PATIENCE = 30.0
 
 _LONGEST = 30.0
 """Most seconds between the end of a worker and its next start."""
+_FAILURES = 3
+"""Ends of a worker in a row, each before it was ready, after which nothing is hoped for."""
 _LOG = 10 * 2**20
 """Bytes of a log that is begun again."""
 
@@ -48,6 +50,7 @@ class LocalEngine:
         patience: seconds until a cancelled job's worker is ended.
         start: starts a worker's process.
         start_training: starts one that trains.
+        close: called once all have ended.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class LocalEngine:
         patience: float = PATIENCE,
         start: Start = start_worker,
         start_training: StartTrainee = start_trainee,
+        close: Callable[[], None] | None = None,
     ) -> None:
         if len(set(devices)) < len(devices) or not devices:
             raise SettingsError("each worker needs a device of its own", "Name each device once.")
         self.workers: Sequence[str] = tuple(devices)
+        self._close = close
         self.together = together
         numbers = (machine or Machine()).model_dump()
         first = {"do": "start", "base": base, "machine": numbers, "warm": list(warm)}
@@ -94,6 +99,16 @@ class LocalEngine:
         """None once every worker holds its base, else why not yet."""
         said = {name: keeper.not_ready() for name, keeper in self._keepers.items()}
         return next((f"worker {name} {why}" for name, why in said.items() if why), None)
+
+    def wait(self, worker: str) -> bool:
+        """Wait until a worker can take a job. Returns: False once the engine stops."""
+        return self._keepers[worker].wait()
+
+    def hopeless(self) -> str | None:
+        """Why no worker will start: each ended before it was ready, several times in a row."""
+        keepers = list(self._keepers.values())
+        may = any(keeper.failures < _FAILURES for keeper in keepers)
+        return None if may else keepers[0].not_ready()
 
     def loaded(self, worker: str) -> str | None:
         """The adapters that are warm in a worker, as `adapters_of` says them; None before a job."""
@@ -130,6 +145,8 @@ class LocalEngine:
             keeper.leave()
         for keeper in self._keepers.values():
             keeper.join()
+        if self._close:
+            self._close()
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,8 @@ class _Keeper:
     def __init__(self, how: _How) -> None:
         self.child: Child | None = None
         self.loaded: str | None = None
+        self.failures = 0
+        """Ends in a row before it was ready."""
         self._how = how
         self._problem: str | None = "is starting"
         self._state = threading.Condition()
@@ -175,6 +194,8 @@ class _Keeper:
         self._trains = ""
         """The job of the run that is followed."""
         self._up = False
+        self._by: str | None = None
+        """What ended it, as it was said."""
         self._leaving = False
         self._alone = threading.Lock()
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -185,25 +206,30 @@ class _Keeper:
     def not_ready(self) -> str | None:
         return self._problem
 
+    def wait(self) -> bool:
+        with self._state:
+            self._state.wait_for(lambda: self._up or self._leaving)
+            return not self._leaving
+
     # -- the process ------------------------------------------------------------------------------
 
     def _keep(self) -> None:
         """Start the process, listen until it ends, and start it again."""
-        failures = 0
         while not self._leaving:
             try:
                 ended = self._live()
-            except OSError as error:
+            except (OSError, IcloraError) as error:
                 ended = f"not being startable: {error}"
-            failures = 0 if self._up else failures + 1
             with self._state:
+                self.failures = 0 if self._up else self.failures + 1
                 self._up, self.child, self.loaded = False, None, None
                 self._problem = f"was ended by {ended}; its log is {self._how.log}"
                 if self._running:
                     self._running.said.put({"say": "died", "by": ended})
-                if failures:
+                if self.failures:
                     # Nothing is gained by a process that ends at once, again and again.
-                    self._state.wait_for(lambda: self._leaving, min(_LONGEST, 0.1 * 2**failures))
+                    pause = min(_LONGEST, 0.1 * 2 ** min(self.failures, 9))
+                    self._state.wait_for(lambda: self._leaving, pause)
 
     def _live(self) -> str:
         """One process from its start to its end. Returns: what ended it."""
@@ -212,7 +238,7 @@ class _Keeper:
                 self._how.log.unlink()
         child = self._how.start(self._how.environment, self._how.log)
         with self._state:
-            self.child = child
+            self.child, self._by = child, None
             leaving = self._leaving
         if leaving:
             _end(child)
@@ -225,13 +251,17 @@ class _Keeper:
         status = child.wait()
         with suppress(OSError):
             child.commands.close()
-        return ended_by(status)
+        return self._by or ended_by(status)
 
     def _hear(self, said: dict[str, Any]) -> None:
         with self._state:
             if said["say"] == "ready":
-                self._up, self._problem = True, said["problem"]
+                self._up, self._problem, self.failures = True, said["problem"], 0
                 self._state.notify_all()
+            elif said["say"] == "waits":
+                self._problem = said["why"]
+            elif said["say"] == "ended":
+                self._by = said["by"]
             elif self._running and said.get("job") == self._running.order.job:
                 self._running.said.put(said)
 

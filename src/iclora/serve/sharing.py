@@ -1,4 +1,4 @@
-"""Sets shared among processes on this machine, without a server: `workers` above 1.
+"""Sets shared among processes here or on a Ray cluster, without a server: `workers` above 1.
 
 Each process is a worker as a server's, and gets a share of the sets that are missing. What a
 worker that died has not made is dealt to all of them again. Which set lies in which folder is fixed
@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 _ATTEMPTS = 3
 """Times that a share is begun of which nothing gets done."""
+_QUIET = 20.0
+"""Seconds without a word after which it is said what a worker waits for."""
 
 
 def make_shared(
@@ -122,6 +124,18 @@ def devices_for(device: str, count: int) -> list[str]:
     return [device] if ":" in device else [f"cuda:{number}" for number in range(count)]
 
 
+def _check_dtype(settings: GenerateSettings | EvaluateSettings, kind: str) -> None:
+    """Requests are made here and their sets elsewhere; both must mean the same numbers."""
+    here = "cpu" if pick_device(settings.device).type == "cpu" else "gpu"
+    if settings.dtype == "auto" and here != kind:
+        raise SettingsError(
+            f"replicas compute on a {kind.upper()} and this machine on a {here.upper()}, where "
+            "`dtype` auto is another number format",
+            "Set `dtype` to bf16 or fp32.",
+            setting="dtype",
+        )
+
+
 def _free(out: Path, kept: set[Path], count: int) -> list[Path]:
     """The folders that the missing sets get: the free numbers after all sets of other commands."""
     names = [p.name for p in out.glob("[0-9]*") if p not in kept] if out.is_dir() else []
@@ -176,17 +190,11 @@ class _Shares(Generic[T]):
 
     def make(self, items: Sequence[T]) -> None:
         """Raises: IcloraError, KeyboardInterrupt, Cancelled; every worker has ended then."""
-        devices = devices_for(self._settings.device, min(self._settings.workers, len(items)))
-        logs = Path(tempfile.mkdtemp(prefix="iclora-workers-"))
+        count = min(self._settings.workers, len(items))
         # As many as one process would take, or sums round otherwise and pictures differ.
         threads = torch.get_num_threads()
-        if devices[0].startswith("cpu") and threads * len(devices) > (cpu_count() or 1) > 1:
-            self._console.warn(
-                f"{len(devices)} workers of {threads} threads wait for each other on "
-                f"{cpu_count()} cores: set OMP_NUM_THREADS to {(cpu_count() or 1) // len(devices)} "
-                "in the environment, which rounds sums otherwise than more threads do"
-            )
-        engine = LocalEngine(devices, logs=logs, threads=threads, start=self._start)
+        on_cluster = self._settings.engine == "ray"
+        engine, logs = (self._on_cluster if on_cluster else self._here)(count, threads)
         engine.start()
         hands = [
             threading.Thread(target=self._hand, args=(engine, worker), daemon=True)
@@ -195,7 +203,7 @@ class _Shares(Generic[T]):
         try:
             for hand in hands:
                 hand.start()
-            self._see_to(items, len(devices))
+            self._see_to(items, engine)
         finally:
             engine.stop()
             for _ in hands:
@@ -204,24 +212,64 @@ class _Shares(Generic[T]):
                 hand.join()
         shutil.rmtree(logs, ignore_errors=True)
 
+    def _here(self, count: int, threads: int) -> tuple[LocalEngine, Path]:
+        devices = devices_for(self._settings.device, count)
+        if devices[0].startswith("cpu") and threads * count > (cpu_count() or 1) > 1:
+            self._console.warn(
+                f"{count} workers of {threads} threads wait for each other on "
+                f"{cpu_count()} cores: set OMP_NUM_THREADS to {(cpu_count() or 1) // count} "
+                "in the environment, which rounds sums otherwise than more threads do"
+            )
+        logs = Path(tempfile.mkdtemp(prefix="iclora-workers-"))
+        return LocalEngine(devices, logs=logs, threads=threads, start=self._start), logs
+
+    def _on_cluster(self, count: int, threads: int) -> tuple[LocalEngine, Path]:
+        from iclora.serve.cluster.engine import engine_on
+        from iclora.serve.cluster.front import Cluster
+
+        # In a folder that all machines must see anyway.
+        out = Path(self._settings.out).resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        logs = Path(tempfile.mkdtemp(prefix=".workers-", dir=out))
+        where = self._settings.cluster
+        self._console.say(
+            f"joining the Ray cluster at {where}" if where else "starting a Ray cluster here"
+        )
+        cluster = Cluster(where, logs)
+        try:
+            kind = cluster.kind(self._settings.device)
+            workers = cluster.workers(kind, count, "workers")
+            _check_dtype(self._settings, kind)
+        except BaseException:
+            cluster.close()
+            raise
+        make = partial(LocalEngine, logs=logs, threads=threads)
+        return engine_on(cluster, kind, workers, make), logs
+
     def _deal(self, items: Sequence[T], among: int, attempt: int = 1) -> int:
         shares = [list(items[at::among]) for at in range(min(among, len(items)))]
         for share in shares:
             self._shares.put(_Share(share, attempt))
         return len(shares)
 
-    def _see_to(self, items: Sequence[T], among: int) -> None:
+    def _see_to(self, items: Sequence[T], engine: LocalEngine) -> None:
         """Deal, listen, and deal what a worker left, until nothing is missing."""
+        among = len(engine.workers)
         out = self._deal(items, among)
         shown: set[str] = set()
         notes: set[str] = set()
         while out:
-            kind, what = self._said.get()
+            try:
+                kind, what = self._said.get(timeout=_QUIET)
+            except queue.Empty:
+                kind, what = "note", engine.ready()
+                if why := engine.hopeless():
+                    raise RunError(f"no worker starts: {why}", "Look into its log.") from None
             if kind == "preview":
                 shown.add(what)
                 self._progress("making", min(len(shown), len(items)), len(items))
             elif kind == "note":
-                if what not in notes:
+                if what and what not in notes:
                     notes.add(what)
                     self._console.warn(what)
             elif kind == "failed":
@@ -248,7 +296,8 @@ class _Shares(Generic[T]):
             elif said["type"] == "note":
                 self._said.put(("note", said["text"]))
 
-        while (share := self._shares.get()) is not None:
+        # Whoever cannot work leaves the shares to the others.
+        while engine.wait(worker) and (share := self._shares.get()) is not None:
             try:
                 outcome = engine.run(worker, self._order(share.items), report)
             except WorkerDied as died:

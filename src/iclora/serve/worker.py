@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from typing import Any, BinaryIO
 from iclora.errors import IcloraError
 from iclora.jobs.memory import out_of_memory
 from iclora.progress import Cancelled, Event, Progress
+from iclora.serve.children import own_pipes
 from iclora.serve.engine import Order, Outcome, Report
 from iclora.serve.faults import problem_of
 
@@ -42,15 +42,7 @@ _OFTEN = 0.2
 
 def main() -> int:
     """Be a worker of the process at the other ends of stdin and stdout."""
-    commands = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    # Whatever libraries print goes to the log, never between the lines of answers.
-    os.dup2(2, 1)
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    # Ctrl-C reaches all processes of a terminal; the one that started this decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return be_worker(commands, answers)
+    return be_worker(*own_pipes())
 
 
 def be_worker(commands: BinaryIO, answers: BinaryIO) -> int:

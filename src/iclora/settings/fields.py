@@ -25,6 +25,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Encoding",
+    "Engine",
     "FilePath",
     "GivenFiles",
     "Guidance",
@@ -96,6 +97,10 @@ Encoding = Literal["canvas", "panels"]
 
 RESOLUTIONS = (512, 768, 1024, 1280, 1536)
 """Canvas sizes of training, px: sides of squares of the same area (the paper's configuration)."""
+
+
+Engine = Literal["local", "ray"]
+"""Where workers run: on this machine, or on those of a Ray cluster."""
 
 
 @dataclass(frozen=True)

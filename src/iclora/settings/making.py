@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -13,6 +13,7 @@ from iclora.settings.fields import (
     Colour,
     Count,
     Device,
+    Engine,
     FilePath,
     GivenFiles,
     Guidance,
@@ -47,6 +48,7 @@ __all__ = [
     "GenerateSettings",
     "MakeSettings",
     "OnBase",
+    "OnCluster",
     "RerollSettings",
     "SampleSettings",
     "Wish",
@@ -125,6 +127,24 @@ class OnBase(Machine):
     """base model; by default the one the adapter was trained on"""
 
 
+class OnCluster(Settings):
+    """Where the workers of a verb run."""
+
+    engine: Engine = "local"
+    """where workers run: local for this machine, ray for the machines of a Ray cluster"""
+    cluster: Annotated[str, Field(pattern=r"^(auto|[A-Za-z0-9._-]{1,253}:[0-9]{1,5})$")] | None = (
+        setting(None, metavar="HOST:PORT")
+    )
+    """for `engine` ray: a cluster to join, or auto for one on this machine; by default one is
+    started here and ends with the command"""
+
+    @model_validator(mode="after")
+    def _cluster_of_ray(self) -> Self:
+        if self.cluster and self.engine != "ray":
+            raise ValueError("`cluster`: leave it out, or set `engine` to ray, which joins it")
+        return self
+
+
 class Captioning(Settings):
     captioner: ModelName | None = setting(None, decided=True)
     """who writes: openai:MODEL for any OpenAI-compatible server (key in $OPENAI_API_KEY),
@@ -135,7 +155,7 @@ class Captioning(Settings):
     """where a local captioner or metric runs"""
 
 
-class GenerateSettings(MakeSettings, OnBase, Captioning):
+class GenerateSettings(MakeSettings, OnBase, Captioning, OnCluster):
     """What `generate` is told."""
 
     request: FilePath | None = setting(None, position=True)
@@ -156,7 +176,8 @@ class GenerateSettings(MakeSettings, OnBase, Captioning):
     score: ModelName | None = setting(None, decided=True, metavar="METRIC")
     """for `best_of`: dino:MODEL, clip:MODEL, openai:MODEL, local:MODEL or toyland"""
     workers: Count = 1
-    """processes that share the sets: as many GPUs, or shares of the CPU"""
+    """processes that share the sets: as many GPUs, or shares of the CPU, here or (`engine`) in a
+    cluster"""
     out: FilePath = setting("out", metavar="FOLDER")
     """folder for what is made"""
 
@@ -249,7 +270,7 @@ class ExtendSettings(MakeSettings, OnBase):
         return self
 
 
-class EvaluateSettings(SampleSettings, OnBase):
+class EvaluateSettings(SampleSettings, OnBase, OnCluster):
     """What `evaluate` is told."""
 
     prompt: Prompts = ()
@@ -293,7 +314,8 @@ class EvaluateSettings(SampleSettings, OnBase):
     together: Count = 1
     """sets in one batch"""
     workers: Count = 1
-    """processes that share the sets: as many GPUs, or shares of the CPU"""
+    """processes that share the sets: as many GPUs, or shares of the CPU, here or (`engine`) in a
+    cluster"""
     out: FilePath = setting("evaluation", metavar="FOLDER")
     """folder for what is made"""
 

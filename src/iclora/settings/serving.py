@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from iclora.settings.fields import FilePath, ModelName, Settings, setting
-from iclora.settings.making import OnBase
+from iclora.settings.making import OnBase, OnCluster
 
 __all__ = ["ServeSettings", "StudioSettings"]
 
@@ -34,7 +34,7 @@ class _Access(Settings):
     https://studio.example/iclora: the beginning of the addresses of pictures that it hands out"""
 
 
-class ServeSettings(OnBase, _Access):
+class ServeSettings(OnBase, OnCluster, _Access):
     """What `serve` is told."""
 
     folder: FilePath = setting(".", position=True)
@@ -47,6 +47,8 @@ class ServeSettings(OnBase, _Access):
     """a metric that jobs may name; repeat for more"""
     gpus: Annotated[int, Field(ge=1, le=1024)] | Literal["all"] = setting(1, metavar="N")
     """workers, each with a GPU of its own, or all for as many as there are"""
+    cpus: Annotated[int, Field(ge=1, le=1024)] = setting(1, metavar="N")
+    """workers that compute on a CPU, if they do"""
     together: Annotated[int, Field(ge=1, le=64)] = setting(1, metavar="N")
     """jobs that may share a batch, if they differ in words, seeds and pictures alone; pixels then
     differ by rounding from those of a job by itself, and the request says so"""
