@@ -217,6 +217,33 @@ def test_captions_in_a_table_are_read(tmp_path, table):
     assert (tmp_path / "out" / "0003.txt").read_text() == CAPTION
 
 
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("metadata.csv", f'file_name;text\n0001.png;"{CAPTION}"\n'),
+        ("metadata.csv", f"image_path\tprompt\n0001.png\t{CAPTION}\n"),
+        ("metadata.jsonl", json.dumps({"file": "0001.PNG", "caption": [CAPTION]})),
+        ("metadata.jsonl", json.dumps({"filename": "0001", "text": CAPTION})),
+        ("metadata.jsonl", json.dumps({"image": {"path": "0001.png"}, "text": CAPTION})),
+    ],
+)
+def test_the_columns_signs_and_letters_of_a_table_may_be_others(tmp_path, table, text):
+    pair(tmp_path, "0001", caption=None)
+    (tmp_path / table).write_text(text)
+    dataset = open_dataset(tmp_path, STORY)
+    assert [dataset.problems, dataset.sets[0].caption()] == [(), CAPTION]
+
+
+def test_panels_in_the_order_of_the_alphabet_are_named_once(tmp_path):
+    for folder in ("0001", "0002"):
+        panels(tmp_path / folder, caption=CAPTION)
+        for number, name in enumerate(("wide", "close", "detail"), 1):
+            (tmp_path / folder / f"{number}.png").rename(tmp_path / folder / f"{name}.png")
+    (problem,) = open_dataset(tmp_path, STORY).problems
+    assert problem.severity == "warning"
+    assert "(close.png, detail.png, wide.png, as in 1 other sets)" in problem.text
+
+
 @pytest.mark.parametrize("line", ["{", "[1]", "3", "[" * 100_000, '{"file_name": 3, "text": []}'])
 def test_a_table_that_is_none_is_named(tmp_path, line):
     pair(tmp_path, "0001")

@@ -146,6 +146,18 @@ def test_an_unknown_setting_is_answered_with_the_one_that_is_meant(theirs, ours)
         settings_of(TrainSettings, {**NEEDED, theirs: 1})
 
 
+@pytest.mark.parametrize("value", [512, "512,768"])
+def test_a_list_is_asked_for_in_plain_words(value):
+    with pytest.raises(SettingsError, match="must be a list"):
+        settings_of(TrainSettings, {**NEEDED, "resolutions": value})
+
+
+@pytest.mark.parametrize("text", ["a.safetensors:0.7", "a.safetensors=0,7"])
+def test_a_strength_in_another_tool_s_form_is_told_in_ours(text):
+    with pytest.raises(SettingsError, match=r"write a\.safetensors=0\.7"):
+        settings_of(GenerateSettings, {"adapter": [text]})
+
+
 def test_a_missing_setting_is_asked_for_with_an_example():
     with pytest.raises(SettingsError, match="`panel`, for instance to 2"):
         settings_of(RerollSettings, {"set": "out/0001"})
@@ -164,6 +176,13 @@ PATHS = {"out", "data", "base", "recipe", "validation", "cache"}
         ("n/" * 3000, "longer than"),
         ("loop/x", "leads back"),
         ("a\udcff", "not UTF-8"),
+        ("$HOME/x", "HOME is not filled in"),
+        ("%USERPROFILE%/x", "%USERPROFILE% is not filled in"),
+        ("file:///x", "an address"),
+        ('"/some/x"', "quotes"),
+        ("some/x ", "white space"),
+        ("C:\\Users\\me\\x", "path of Windows"),
+        ("\\\\nas\\x", "path of Windows"),
     ],
 )
 def test_a_path_that_no_file_can_have_is_refused(tmp_path, monkeypatch, name, path, says):

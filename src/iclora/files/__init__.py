@@ -101,7 +101,8 @@ def place(path: str) -> str:
     """A path as people write it, `~` expanded.
 
     Raises: ValueError in plain words for a path that no file can have: an unknown user's home, a
-        null character, a loop of links, a name that is too long.
+        null character, a loop of links, a name that is too long; and for one that would make a
+        folder nobody meant, such as $HOME or C:.
     """
     if "\0" in path:
         raise ValueError("the path holds a null character")
@@ -125,7 +126,27 @@ def place(path: str) -> str:
             raise ValueError("the path is longer than this system allows") from None
         if error.errno == errno.ELOOP:
             raise ValueError("the path is a link that leads back to itself") from None
+        for form, problem in _UNMEANT:
+            if found := re.search(form, path):
+                raise ValueError(problem.format(found[0])) from None
     return path
+
+
+_UNMEANT = (
+    (
+        r"\$\{?[A-Z_]{2,}\}?|%[A-Z_]{2,}%",
+        "{} is not filled in here, as a shell would; write the whole path, or ~ for your home",
+    ),
+    (r"^[\"'\u201c\u2018].*[\"'\u201d\u2019]$", "the quotes around {} would be part of its name"),
+    (r"^(?:file|smb|nfs|afp)://", "it is an address ({}) and no path; leave that out"),
+    (r"^\s|\s$", "the path begins or ends with white space"),
+    *(
+        ((r"^[A-Za-z]:[\\/]|^\\\\", "{} begins a path of Windows; in WSL, C:\\ is /mnt/c/"),)
+        if os.name != "nt"
+        else ()
+    ),
+)
+"""What nobody means by a path that is not there."""
 
 
 # -- writing ------------------------------------------------------------------------------------

@@ -36,6 +36,10 @@ _TABLE = (
     "Write its pictures into files and its texts beside them, or into metadata.jsonl: `pip install "
     "datasets`, then in Python load_dataset(...), and save(...) of each picture."
 )
+_COLLECT = "`iclora collect FILE` makes image sets of it."
+_SHORTCUT = Container(
+    "shortcut", "Put the folder or file itself here; of links, only symbolic ones are followed."
+)
 _AGAIN = "Download it again; what lies here is not the file itself."
 _MAGIC: tuple[tuple[int, bytes, Container], ...] = (
     (0, b"Rar!\x1a\x07", _RAR),
@@ -54,7 +58,9 @@ _MAGIC: tuple[tuple[int, bytes, Container], ...] = (
     (0, b"ARROW1", Container("Arrow file", _TABLE)),
     (0, b"\x89HDF", Container("HDF5 file", _TABLE)),
     (0, b"SQLite format 3", Container("SQLite database", _TABLE)),
-    (0, b"%PDF", Container("PDF", "Save its pictures: `pdfimages -png FILE NAME`.")),
+    (0, b"%PDF", Container("PDF", _COLLECT)),
+    (0, b"L\0\0\0\x01\x14\x02\0", _SHORTCUT),
+    (0, b"book\0\0\0\0mark", _SHORTCUT),
     (0, b"version https://git-lfs", Container("Git LFS pointer", "Fetch it: `git lfs pull`.")),
 )
 _ENDINGS: tuple[tuple[str, Container], ...] = (
@@ -63,6 +69,8 @@ _ENDINGS: tuple[tuple[str, Container], ...] = (
     (r"\.(tar|cbt)", _TAR),
     (r"\.(tar\.gz|tgz|tar\.bz2|tbz2?|tar\.xz|txz|tar\.zst|tzst|tar\.lz4?)", _TAR),
     (r"\.(zip\.\d{3}|z\d\d)", _unpacked("zip (one part of a split one)", "7z x FIRST-PART")),
+    (r"\.pptx", Container("deck", _COLLECT)),
+    (r"\.(lnk|url|webloc|desktop)", _SHORTCUT),
     (r"\.(zip|cbz)", _ZIP),
     (r"\.gz", _unpacked("gzip", "gunzip FILE")),
     (r"\.bz2", _unpacked("bzip2", "bunzip2 FILE")),
@@ -77,6 +85,8 @@ def container_of(name: str, head: bytes) -> Container | None:
     named = next((c for e, c in _ENDINGS if re.search(f"{e}$", name, re.IGNORECASE)), None)
     for at, sign, container in _MAGIC:
         if head[at : at + len(sign)] == sign:
+            if named and named.name == "deck":
+                return named
             if named == _TAR and container not in (_ZIP, _RAR, _7Z):
                 return _TAR  # packed in whatever way; tar finds out itself
             return container

@@ -249,7 +249,7 @@ def lean_png(data: bytes) -> tuple[bytes, bytes | None]:
         if kind == b"iTXt" and b"\0\x01\0" in body[:82]:  # compressed
             cut = True
             continue
-        if kind == b"iCCP" and size > _LONG_TEXT // 16:
+        if kind == b"iCCP":  # However small it is, zeros behind a profile unpack to megabytes.
             packed = body[body.find(b"\0") + 2 :]
             try:
                 profile = zlib.decompressobj().decompress(packed, _LARGEST_PROFILE)

@@ -15,6 +15,7 @@ from iclora.files.documents import parse_json
 from iclora.sets.caption import has_markers
 from iclora.sets.images import picture_size
 from iclora.sets.listing import Files, Problem
+from iclora.sets.order import panel_order
 from iclora.sets.recipe import Recipe
 from iclora.sets.unread import as_lost_sets, is_image, name_unread
 from iclora.sets.words import MOST_TEXT, TEXT_SUFFIXES, Library, Words, read_text
@@ -34,6 +35,8 @@ class Found:
     composite: bool
     """True if its one image holds all panels."""
     words: Words | None
+    sure: bool = True
+    """False if only the alphabet tells the order of its images."""
 
 
 def find_sets(
@@ -81,6 +84,7 @@ def find_sets(
         for name, count in counts.items()
         if count > 1
     ]
+    problems += _unsure(sets, recipe)
     joined = [f.name for f in sets if f.words and len(f.words.files) >= recipe.canvas.panels]
     if joined:
         problems.append(
@@ -115,8 +119,9 @@ def _sets_of_folder(
         own = library.use(library.of_folder(place, panels))
         return [Found(_set_name(folder, root), panels, whole, own or prompt)]
     if _is_one_set(listing, library, folder, images, root, recipe):
+        images, sure = panel_order(images, recipe.markers)
         words = library.use(library.of_folder(place, images))
-        return [Found(_set_name(folder, root), tuple(images), False, words)]
+        return [Found(_set_name(folder, root), tuple(images), False, words, sure)]
     told = any(library.has_text(image) for image in images)
     if folder == root and len(images) == recipe.canvas.panels > 1 and not told:
         problems.append(_perhaps_one_set(images))
@@ -212,6 +217,23 @@ def _perhaps_one_set(images: Sequence[str]) -> Problem:
         "If they are the panels of one set, put them into a folder of their own.",
         "warning",
     )
+
+
+def _unsure(sets: Sequence[Found], recipe: Recipe) -> list[Problem]:
+    """A warning of sets whose panels are in the order of the alphabet, which may be another."""
+    unsure = [f for f in sets if not f.sure and len(f.images) == recipe.canvas.panels]
+    if not unsure:
+        return []
+    names = ", ".join(PurePosixPath(image).name for image in unsure[0].images)
+    more = f", as in {len(unsure) - 1} other sets" if len(unsure) > 1 else ""
+    return [
+        Problem(
+            unsure[0].name,
+            f"only the alphabet tells the order of its panels ({names}{more})",
+            "If it is another, put numbers into the names: 1.png, 2.png.",
+            "warning",
+        )
+    ]
 
 
 def _set_name(path: PurePosixPath, root: PurePosixPath) -> str:

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from iclora.errors import ImageError
 from iclora.files import write_bytes
 from iclora.files.documents import read_bytes
+from iclora.sets.archives import HEAD, container_of
 from iclora.sets.blocks import lost_blocks
 from iclora.sets.damage import Feed, damage_in_scans, lean_png
 from iclora.sets.kinds import HEIC_ADVICE, decoders, kind_of
@@ -66,6 +67,8 @@ def _not_read(data: bytes, name: str) -> ImageError:
     what = "is not a PNG, JPEG, WebP, AVIF, TIFF or BMP image"
     what += f"; it begins as {kind} does" if kind else ""
     advice = HEIC_ADVICE if kind == "HEIC" else "Export it again as PNG or JPEG."
+    if not kind and (found := container_of("", data[:HEAD])):
+        what, advice = f"is no picture; it is of this kind: {found.name}", found.advice
     return ImageError(f'image "{name}" {what if data else "is empty"}', advice)
 
 

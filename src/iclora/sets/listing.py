@@ -335,6 +335,9 @@ class _Place(io.RawIOBase):
 
 
 def _list_zip(path: Path, problems: list[Problem]) -> list[tuple[str, Callable[[], IO[bytes]]]]:
+    deck = container_of(path.name, b"")
+    if deck and deck.name == "deck":  # A zip archive of drawings and pictures, and no sets.
+        raise _no_zip(path, ValueError(deck.name))
     try:
         # Its directory is read once, for it grows with its members, and each of them is opened.
         archive = zipfile.ZipFile(_Place(path))
@@ -379,7 +382,7 @@ def _no_zip(path: Path, error: Exception) -> DatasetError:
         head = file.read(HEAD)
     found, kind = container_of(path.name, head), kind_of(head)
     advice = "Give a folder or a zip archive of image sets."
-    if head[:2] == b"PK":
+    if head[:2] == b"PK" and not (found and found.name == "deck"):
         return DatasetError(f"{path} is a damaged zip archive ({error})", "Copy it again.")
     if found and not found.name.startswith("zip"):
         own = found.advice.replace("FILE", shlex.quote(path.name))

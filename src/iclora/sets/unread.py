@@ -108,7 +108,12 @@ def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
     if _is_one_of(ending, _QUIET):
         return None
     if _is_one_of(ending, _FILMS):
-        return _of("film{s}", "Save the frames you mean as PNG, or remove it.", "warning")
+        return _of(
+            "film{s}",
+            "`iclora collect FILE` makes image sets of it; or save the frames you mean as PNG, or "
+            "remove it.",
+            "warning",
+        )
     what = f"file{{s}} with the ending {path.suffix}" if ending else "file{s} without an ending"
     return _of(what, "Remove what does not belong here.", "warning")
 

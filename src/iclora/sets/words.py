@@ -36,6 +36,7 @@ MOST_TEXT = 2**20
 TEXT_SUFFIXES = (".txt", ".caption", ".json")
 _TABLES = ("metadata.jsonl", "metadata.csv")
 TEXT_COLUMNS = ("text", "caption", "prompt", "joint_caption", "description")
+FILE_COLUMNS = ("file_name", "image", "filename", "file", "image_path", "image_file", "path")
 JOINT = ("caption", "captions", "prompt", "text", "description")
 """Names of a text, without its ending, that tells of the panels in its folder."""
 
@@ -213,10 +214,10 @@ class Library:
             return
         told, again, lost = 0, 0, []
         for row in rows:
-            place, words = row.get("file_name") or row.get("image"), _words_in(row)
-            if isinstance(place, str) and words:
+            place, words = _file_in(row), _words_in(row)
+            if place and words:
                 path = posixpath.normpath(folder / place.replace("\\", "/"))
-                key = unicodedata.normalize("NFC", path)
+                key = self._place_of(unicodedata.normalize("NFC", path))
                 again += key in self._rows and self._rows[key] != (file.name, words.strip())
                 self._rows.setdefault(key, (file.name, words.strip()))
                 told += 1
@@ -229,6 +230,22 @@ class Library:
         """Every file and folder, as rows name them."""
         places = {unicodedata.normalize("NFC", name) for name in self._listing}
         return places | {f.as_posix() for name in places for f in PurePosixPath(name).parents}
+
+    def _place_of(self, path: str) -> str:
+        """The file or folder that a row names, perhaps in other letters or without its ending."""
+        if path in self._places:
+            return path
+        return self._nearly.get(path.casefold(), path)
+
+    @cached_property
+    def _nearly(self) -> dict[str, str]:
+        """Files by their names in small letters, with and without their endings."""
+        near: dict[str, str] = {}
+        for place in sorted(self._places):
+            near.setdefault(place.casefold(), place)
+            if not place.lower().endswith(TEXT_SUFFIXES):
+                near.setdefault(place.casefold().rpartition(".")[0], place)
+        return near
 
     def _say_of_table(
         self, name: str, bare: int, rows: int, again: int, lost: Sequence[str]
@@ -266,7 +283,17 @@ def _jsonl(text: str) -> Iterable[Mapping[str, Any]]:
 
 
 def _csv(text: str) -> Iterable[Mapping[str, Any]]:
-    yield from csv.DictReader(io.StringIO(text, newline=""))
+    head = text.partition("\n")[0]
+    # Excel writes semicolons where the comma is a decimal sign.
+    sign = max(",;\t", key=head.count)
+    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=sign)
+
+
+def _file_in(row: Mapping[str, Any]) -> str | None:
+    """The file that a row tells of, by one of the usual names."""
+    found = (row.get(column) for column in FILE_COLUMNS)
+    plain = (f.get("path") or f.get("file_name") if isinstance(f, dict) else f for f in found)
+    return next((name for name in plain if isinstance(name, str) and name.strip()), None)
 
 
 def _words_in(data: object) -> str | None:
@@ -274,4 +301,5 @@ def _words_in(data: object) -> str | None:
     if not isinstance(data, dict):
         return None
     found = (data.get(column) for column in TEXT_COLUMNS)
+    found = (text[0] if isinstance(text, list) and len(text) == 1 else text for text in found)
     return next((text for text in found if isinstance(text, str) and text.strip()), None)

@@ -253,6 +253,10 @@ def _weighted(text: str) -> str:
     path, strength = split_strength(text)
     if not path:
         raise ValueError("must not be empty")
+    odd = re.fullmatch(r"(.+)(?::([0-9]+(?:[.,][0-9]+)?)|=([0-9]+,[0-9]+))", text)
+    if strength is None and odd and not Path(text).exists():
+        number = (odd[2] or odd[3]).replace(",", ".")
+        raise ValueError(f'"{text}" is not there; with a strength, write {odd[1]}={number}')
     return place(path) if strength is None else f"{place(path)}={strength:g}"
 
 

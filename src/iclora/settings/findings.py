@@ -29,6 +29,10 @@ _PLAIN = {
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "too_short": "must have at least {min_length}",
+    "tuple_type": "must be a list, such as [512, 768]",
+    "list_type": 'must be a list, such as ["a", "b"]',
+    "dict_type": "must be a table of names and values",
+    "mapping_type": "must be a table of names and values",
     "literal_error": 'must be {expected}, not "{input}"',
     "missing": "must be given",
 }
