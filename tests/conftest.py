@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 # Imports make a million objects that stay, and each search for garbage would look at all of them.
@@ -275,12 +275,18 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
+@pytest.fixture(scope="session")
+def _datasets(tmp_path_factory) -> Callable[[int, tuple[int, int]], Path]:
+    """Datasets by their size, each drawn once."""
+    return cache(lambda sets, size: write_dataset(tmp_path_factory.mktemp("sets"), sets, size))
+
+
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+def make_dataset(tmp_path: Path, _datasets) -> Callable[..., Path]:
     """Write a storyboard dataset: a folder per set, three panels each."""
 
     def make(sets: int = 3, size: tuple[int, int] = (64, 32), name: str = "data") -> Path:
-        return write_dataset(tmp_path / name, sets, size)
+        return shutil.copytree(_datasets(sets, size), tmp_path / name, copy_function=shutil.copy)
 
     return make
 
@@ -388,6 +394,7 @@ FAST = {
     "batch": 2,
     "rank": 4,
     "alpha": 6,
+    "targets": "attention",
     "resolutions": (64, 96),
     "save_every": 2,
     "preview_every": 0,

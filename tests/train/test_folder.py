@@ -22,7 +22,8 @@ from tests.conftest import after_step, picture, stop_after
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"text": "isolated", "encode": "panels", "conditional": 0.5, "steps": 6}]
+    "how",
+    [{"targets": "all"}, {"text": "isolated", "encode": "panels", "conditional": 0.5, "steps": 6}],
 )
 def test_a_run_stopped_and_resumed_gives_the_same_bytes_as_one_that_was_not(
     clean, config, unstopped, how

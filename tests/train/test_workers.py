@@ -258,6 +258,7 @@ def test_the_group_of_processes_is_left_in_the_end(together):
 
 def test_a_run_with_a_spread_base_trains_what_one_process_would(clean, config, tmp_path):
     settings = {"batch": 4, "lr": 0.01, "steps": 2, "held_out": 0.3, "gradient_checkpointing": True}
+    settings["targets"] = "all"
     one = train(config(**settings), clean)
     many = config("many", **settings, preview_every=2, preview_resolution=64, shard=True)
     start_all(main, tmp_path, 2, write_run(many, tmp_path))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,9 +34,7 @@ def render(template: str, **values: Any) -> str:
 
 def render_markdown(template: str, **values: Any) -> str:
     """A text in Markdown, from `templates/NAME.md.jinja`; values as for `render`."""
-    pages = _pages(escape=False)
-    pages.filters["fenced"], pages.filters["cell"] = _fenced, _cell
-    return visible(pages.get_template(f"{template}.md.jinja").render(values))
+    return visible(_pages(escape=False).get_template(f"{template}.md.jinja").render(values))
 
 
 def _fenced(text: str, language: str) -> str:
@@ -50,8 +49,10 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
+@cache
 def _pages(escape: bool = True) -> Environment:
-    return Environment(
+    """One environment for all pages: it compiles each template once."""
+    pages = Environment(
         loader=PackageLoader("iclora.pages"),
         autoescape=escape,  # noqa: S701 (Markdown is made safe where it is shown)
         undefined=StrictUndefined,
@@ -59,6 +60,8 @@ def _pages(escape: bool = True) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    pages.filters.update(fenced=_fenced, cell=_cell)
+    return pages
 
 
 def data_url(picture: Image.Image, side: int, lossless: bool = False) -> str:

@@ -48,6 +48,7 @@ def settings(tmp_path, encodings):
             "data": str(data),
             "out": str(tmp_path / out),
             "steps": 3,
+            "targets": "all",
             "resolutions": (64,),
             "cache": encodings,
         }

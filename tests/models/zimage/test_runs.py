@@ -43,6 +43,7 @@ def settings(tmp_path, encodings):
             "data": str(data),
             "out": str(tmp_path / out),
             "steps": 2,
+            "targets": "all",
             "resolutions": (64,),
             "cache": encodings,
         }
