@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic_core import from_json
 
 from iclora.errors import IcloraError, RunError
 from iclora.serve.engine import Problem
@@ -74,7 +75,8 @@ class Job(NewJob):
 
 def job_of(row: sqlite3.Row) -> Job:
     """The job of a row of the table `jobs`."""
-    values = {name: row[name] for name in row.keys() if name != "passed"}  # noqa: SIM118
+    values: dict[str, Any] = dict(zip(row.keys(), row, strict=True))
+    del values["passed"]
     for name in ("input", "settings", "result", "error"):
-        values[name] = json.loads(values[name]) if values[name] is not None else None
+        values[name] = from_json(values[name]) if values[name] is not None else None
     return Job(**values | {"exact": bool(values["exact"])})

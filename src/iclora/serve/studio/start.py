@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from iclora.serve.routes.answers import PROBLEMS
 from iclora.serve.routes.datasets import ShownRecipe, list_recipes
-from iclora.serve.routes.jobs import JobQuery, QueueState, ShownJob, get_queue, list_jobs
+from iclora.serve.routes.jobs import JobQuery, QueueState, ShownJob, get_queue, job_page
 from iclora.serve.routes.runs import ShownAdapter, list_adapters
 from iclora.serve.routes.state import About, about
 from iclora.serve.server import Here, Who
@@ -47,8 +47,8 @@ class Start(BaseModel):
 def start(server: Here, client: Who) -> dict[str, Any]:
     """What the page shows first, as of one moment or a little later."""
     event = server.bus.last
-    newest = list_jobs(server, client, JobQuery(limit=_JOBS))
-    live = list_jobs(server, client, JobQuery(status="running"))
+    newest = job_page(server, client, JobQuery(limit=_JOBS))
+    live = job_page(server, client, JobQuery(status="running"))
     return {
         "event": event,
         "jobs": newest["jobs"],
