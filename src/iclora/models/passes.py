@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ __all__ = [
     "with_text",
 ]
 
+T = TypeVar("T")
+
 Streams = tuple[Tensor, ...]
 """The tensors that one block hands to the next, such as image and text tokens."""
 
@@ -76,6 +78,19 @@ class Levels:
     """(B, G), the levels of G segments; the text takes the first."""
     tokens: tuple[int, ...]
     """Image tokens of each segment, in order."""
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, what: str, make: Callable[[], T]) -> T:
+        """What is made of these levels alone: once for the guided and the unguided pass of a step.
+
+        With gradients it is made for each pass, or the first one's backward would take it away.
+        """
+        if torch.is_grad_enabled():
+            return make()
+        if what not in self._kept:
+            self._kept[what] = make()
+        found: T = self._kept[what]
+        return found
 
     def first(self) -> Levels:
         """The first segment alone."""

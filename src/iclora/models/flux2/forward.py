@@ -90,13 +90,8 @@ def embed(
     """Make the input of the first block, and what all blocks share."""
     z, prompt, levels, guidance, position_ids, lengths = inputs
     img, txt = net.x_embedder(z), net.context_embedder(prompt)
-    temb = _embed_levels(net.time_guidance_embed, levels.sigma, guidance, img.dtype)
-    act = F.silu(temb)
-    modulation = (
-        linear(net.double_stream_modulation_img.linear, act),
-        # The text takes the first level.
-        linear(net.double_stream_modulation_txt.linear, act[:, :1]),
-        linear(net.single_stream_modulation.linear, act),
+    temb, modulation = levels.once(
+        "modulation", lambda: _modulation(net, levels, guidance, img.dtype)
     )
     rotary = _rotary(net.pos_embed, lengths or (txt.shape[1],), position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
@@ -118,6 +113,20 @@ def _rotary(embedder: Any, lengths: tuple[int, ...], position_ids: Tensor) -> tu
     text = ids.new_zeros(len(ids), sum(lengths), ids.shape[-1])
     text[..., -1] = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
     return rotary_of(embedder, torch.cat([text, ids], 1))
+
+
+def _modulation(
+    net: Any, levels: Levels, guidance: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The temb of levels, and the modulations that all blocks share: no text decides them."""
+    temb = _embed_levels(net.time_guidance_embed, levels.sigma, guidance, dtype)
+    act = F.silu(temb)
+    return temb, (
+        linear(net.double_stream_modulation_img.linear, act),
+        # The text takes the first level.
+        linear(net.double_stream_modulation_txt.linear, act[:, :1]),
+        linear(net.single_stream_modulation.linear, act),
+    )
 
 
 def _embed_levels(
