@@ -159,11 +159,11 @@ def test_what_is_wrong_stands_at_its_field(tab, studio):
     steps.fill("0")
     page.keyboard.press("Control+Enter")
     expect(steps).to_have_attribute("aria-invalid", "true")
-    expect(page.locator("#wrong-steps")).to_have_text("must be at least 1, not 0 ")
+    expect(page.locator("#wrong-steps")).to_have_text("must be at least 1, not 0. ")
     steps.fill("")
     studio.engine.failure = SettingsError("too many words", "Say less.", setting="prompt")
     button(page, "Make the set").click()
-    expect(page.locator(".words").get_by_role("alert")).to_contain_text("too many words Say less.")
+    expect(page.locator(".words").get_by_role("alert")).to_contain_text("too many words. Say less.")
 
 
 def test_the_gallery_filters_opens_makes_again_and_forgives_the_trash(tab, studio):

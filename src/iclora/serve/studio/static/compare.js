@@ -122,7 +122,7 @@ function Past() {
     ${!past.length && html`<p class="quiet">What you compare is listed here. Two made sets are compared from the gallery: mark them with x.</p>`}
     ${marks.value.length > 0 && html`<p><a class="button" href=${`#/compare?sets=${marks.value.join(",")}`}>Marked sets (${marks.value.length})</a></p>`}
     <ul class="rows">${past.map((job) => html`<li class="row bare-row" key=${job.id}><div class="what"><p><a href=${`#/compare/${job.id}`}><b>${armsOf(job).map(called).join(", ")}</b></a></p>
-      <p>${job.ended === null ? html`<${Progress} job=${job} />` : html`<span class="quiet">${job.input.prompt?.length ? `${job.input.prompt.length} prompts` : job.input.data} · ${job.status}, ${ago(job.ended)}</span>`}</p></div></li>`)}</ul>
+      <p>${job.ended === null ? html`<${Progress} job=${job} />` : html`<span class="quiet">${job.input.prompt?.length ? `${job.input.prompt.length} prompt${job.input.prompt.length > 1 ? "s" : ""}` : job.input.data} · ${job.status}, ${ago(job.ended)}</span>`}</p></div></li>`)}</ul>
   </section>`;
 }
 

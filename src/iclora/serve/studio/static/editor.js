@@ -41,7 +41,8 @@ export function Editor({ dataset, name }) {
   if (missing) return html`<div class="nothing"><h2>This set is not there</h2><${Wrong} error=${missing} /><a class="button" href=${`#/${up}`}>To its dataset</a></div>`;
   if (!one) return html`<p class="quiet" role="status">Looking</p>`;
   const beside = (/** @type {number} */ by, /** @type {string} */ label, /** @type {string} */ icon) => html`<button type="button" class="bare" aria-label=${label} disabled=${!all[here + by]} onClick=${() => step(by)}><${Icon} name=${icon} /></button>`;
-  return html`<article class="one editor">
+  const tall = one.canvas && one.canvas.height > one.canvas.width;
+  return html`<article class=${`one editor ${tall ? "tall" : ""}`}>
     <${Keys} step=${step} up=${() => go(up)} />
     <nav class="steps wide" aria-label="Sets"><a class="button bare" href=${`#/${up}`}><${Icon} name="back" /> ${called(id)}</a>
       <h1>${name}</h1>

@@ -59,7 +59,7 @@ export function Make() {
   const drawn = seen?.layout ?? (preview.value?.boxes.length === recipe.boxes.length ? preview.value : recipe);
   // What was given to a made set is not drawn as made, and cannot be made again alone.
   const canvas = { ...drawn, markers: recipe.markers, notes, set: seen ? now.shown : "", given };
-  return html`<div class="make">
+  return html`<div class=${`make ${canvas.height > canvas.width ? "tall" : ""}`}>
     <section class="stage" aria-label="Panels">
       <${Slots} canvas=${canvas} />
       <${Below} canvas=${canvas} />

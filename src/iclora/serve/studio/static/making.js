@@ -170,12 +170,21 @@ export function follow() {
     // What is kept stays kept while the rest is made again and again.
     const keep = job.kind === "reroll" ? draft.value.keep : [];
     change({ follow: "", shown: sets[0] ?? before, keep, made: [...new Set([...sets, ...draft.value.made])].slice(0, 24) });
+    reveal();
     if (job.kind === "reroll" && before) done("Made again", () => change({ shown: before }));
   } else if (job.status === "failed" && job.error) {
     change({ follow: "" });
     refuse(new Problem(422, { ...job.error, setting: job.error.setting }));
     last.value = job.id;
   } else change({ follow: "" });
+}
+
+/** Bring what was made into view where the page is one column, unless somebody writes. */
+function reveal() {
+  requestAnimationFrame(() => {
+    if (document.activeElement?.matches("input, textarea, select")) return;
+    document.querySelector(".make .stage")?.scrollIntoView({ block: "nearest" });
+  });
 }
 
 /** The job that failed last, to try it again. */

@@ -52,7 +52,7 @@ export function Wrong({ error, id }) {
   // Further lines show the place, with a ^ below it that needs letters of one width.
   const [first, ...lines] = error.problem.split("\n").filter((line) => !/^\s*\^\s*$/.test(line));
   return html`<div class="wrong" role="alert" id=${id}>
-    <strong>${plain(first)}</strong>${" "}${lines.map((line) => html`<q>${line.trim()}</q>`)}<span>${plain(error.advice)}</span>
+    <strong>${plain(first)}${/[.:!?]$/.test(first) ? "" : "."}</strong>${" "}${lines.map((line) => html`<q>${line.trim()}</q>`)}<span>${plain(error.advice)}</span>
   </div>`;
 }
 

@@ -1,6 +1,7 @@
 // @ts-check
 // Queue: what runs, what waits and in which order, what has ended.
 import { call, post, url } from "./api.js";
+import { place } from "./data.js";
 import { html, useRef } from "./lib.js";
 import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
 import { ended, know, pause, queue, running, waiting } from "./state.js";
@@ -45,8 +46,21 @@ export function Queue() {
   </div>`;
 }
 
+/** What stands for a job that has made no picture. */
+const SIGNS = /** @type {Record<string, string>} */ ({ extend: "story", evaluate: "pair", train: "play", caption: "folder", check: "folder", compose: "folder" });
+
+/** Where a job's work is seen; empty if nowhere. @param {Job} job */
+function placeOf({ id, kind, input, result }) {
+  if (result?.sets?.length) return `gallery/${result.sets[0]}`;
+  if (kind === "train") return `train/${input.resume ?? `runs~${input.name}`}`;
+  if (kind === "evaluate") return `compare/${id}`;
+  if (kind === "extend") return "story";
+  if (kind === "prompt") return "make";
+  return input.data ? place(input.data) : "";
+}
+
 /** What a job is about, in a line. @param {Job} job */
-const about = (job) => job.input.prompt?.[0] ?? job.input.idea?.[0] ?? job.input.name ?? job.input.data
+const about = (job) => job.input.prompt?.[0] ?? job.input.story?.split("\n").find((/** @type {string} */ line) => line.trim()) ?? job.input.idea?.[0] ?? job.input.name ?? job.input.data
   ?? (job.input.panel ? `panel ${job.input.panel.join(", ")}` : job.input.request ? "a set, exactly as it was" : "");
 
 /** @param {{job: Job, at?: number, order?: Job[]}} props */
@@ -54,7 +68,9 @@ function Row({ job, at, order = [] }) {
   const ref = useRef(/** @type {any} */ (null));
   const made = job.result?.sets?.[0];
   const waits = at !== undefined;
-  const took = job.ended && job.started ? `, ${lasting(job.ended - job.started)}` : "";
+  const where = placeOf(job);
+  const name = SAID[job.kind] ?? job.kind;
+  const took = job.ended && job.started ? `, took ${lasting(job.ended - job.started)}` : "";
   const drag = waits ? {
     draggable: true,
     onDragStart: (/** @type {DragEvent} */ event) => event.dataTransfer?.setData("text/job", job.id),
@@ -66,9 +82,9 @@ function Row({ job, at, order = [] }) {
     },
   } : {};
   return html`<li class=${`row ${job.status}`} ref=${ref} ...${drag}>
-    ${made ? html`<a class="thumb" href=${`#/gallery/${made}`} aria-label="The set that was made"><${Picture} src=${url(`sets/${made}/thumb.webp`)} alt="" /></a>` : html`<span class="thumb" aria-hidden="true"></span>`}
-    <div class="what"><p><b>${SAID[job.kind] ?? job.kind}</b> ${unmarked(about(job))}</p>
-      <p>${job.ended === null ? html`<${Progress} job=${job} />` : html`<span class="quiet">${job.status}, ${ago(job.ended)}${took}${job.attempt > 1 ? `, attempt ${job.attempt}` : ""}</span>`}</p>
+    ${made ? html`<a class="thumb" href=${`#/gallery/${made}`} tabindex="-1" aria-hidden="true"><${Picture} src=${url(`sets/${made}/thumb.webp`)} alt="" /></a>` : html`<span class="thumb" aria-hidden="true"><${Icon} name=${SIGNS[job.kind] ?? "picture"} /></span>`}
+    <div class="what"><p><b>${where ? html`<a href=${`#/${where}`}>${name}</a>` : name}</b> ${unmarked(about(job))}</p>
+      <p>${job.ended === null ? html`<${Progress} job=${job} />` : html`<span class="quiet">${job.status} ${ago(job.ended)}${took}${job.attempt > 1 ? `, attempt ${job.attempt}` : ""}</span>`}</p>
       <${Wrong} error=${job.error} /></div>
     <div class="tools">
       ${waits && html`<button type="button" aria-label="Earlier" title="Earlier" disabled=${at === 0} onClick=${() => move(job, order[at - 1])}><${Icon} name="up" /></button>

@@ -49,7 +49,8 @@ export function OneSet({ id }) {
     fill(request.prompt, undefined, more);
     go("make");
   };
-  return html`<article class="one">
+  const tall = request && request.layout.height > request.layout.width;
+  return html`<article class=${`one ${tall ? "tall" : ""}`}>
     <div class="stage">
       <${Picture} class="composite" src=${url(`sets/${id}/composite.png`)} alt=${`The whole set: ${one.prompt}`} eager=${true} />
       ${boxes.length > 1 && html`<ol class="panels">${boxes.map((/** @type {number[]} */ box, /** @type {number} */ n) => html`<li key=${n}>
@@ -58,7 +59,9 @@ export function OneSet({ id }) {
     </div>
     <div class="side">
       <nav class="steps" aria-label="Sets"><a class="button bare" href=${`#/gallery${tail}`}><${Icon} name="back" /> Gallery</a>
-        <span><button type="button" class="bare" aria-label="Set before (k)" disabled=${!beside(id, -1)} onClick=${() => step(-1)}><${Icon} name="back" /></button>
+        <span class="beside"><button type="button" class="bare" aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>
+        ${!one.trashed && html`<button type="button" class="bare" aria-label="Move to the trash" title="Move to the trash (Del)" onClick=${() => trash(one, leave)}><${Icon} name="trash" /></button>`}
+        <button type="button" class="bare" aria-label="Set before (k)" disabled=${!beside(id, -1)} onClick=${() => step(-1)}><${Icon} name="back" /></button>
         <button type="button" class="bare" aria-label="Next set (j)" disabled=${!beside(id, 1)} onClick=${() => step(1)}><${Icon} name="next" /></button></span></nav>
       <h1 class="unseen">A set of ${one.panels} panels</h1>
       <p class="prompt"><${Prompt} text=${one.prompt} /></p>
@@ -68,10 +71,7 @@ export function OneSet({ id }) {
         <button type="button" onClick=${() => compareWith(id)} title="Mark it with x in the gallery"><${Icon} name="pair" /> Compare</button>
         <button type="button" disabled=${!request} onClick=${() => sendToStory(id, boxes.map((/** @type {any} */ _, /** @type {number} */ n) => n + 1), wordsOf(id, request, origin))}><${Icon} name="story" /> To the story</button>
         <a class="button" href=${url(`sets.zip?id=${id}`)} download title="Pictures and request as a zip"><${Icon} name="down" /> Zip</a>
-        <button type="button" aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>
-        ${one.trashed
-          ? html`<button type="button" onClick=${() => restore(one)}>Bring back</button>`
-          : html`<button type="button" aria-label="Move to the trash" title="Move to the trash (Del)" onClick=${() => trash(one, leave)}><${Icon} name="trash" /></button>`}
+        ${one.trashed && html`<button type="button" onClick=${() => restore(one)}>Bring back</button>`}
       </div>
       <${Facts} one=${one} request=${request} origin=${origin} />
       <${Copies} id=${id} origin=${origin} />
