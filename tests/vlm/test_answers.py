@@ -68,6 +68,29 @@ AROUND = {
     "markers for keys": json.dumps(
         {"overview": OVER} | {f"Scene {n}": words for n, words in enumerate(WORDS[:3], 1)}
     ),
+    "markers for keys, out of order": whole(
+        panels={f"[SCENE-{n}]": WORDS[n - 1] for n in (3, 1, 2)}
+    ),
+    "panels for keys": json.dumps(
+        {"overview": OVER} | {f"panel_{n}": words for n, words in enumerate(WORDS[:3], 1)}
+    ),
+    "objects for panels": whole(
+        panels=[{"marker": f"[SCENE-{n}]", "text": w} for n, w in enumerate(WORDS[:3], 1)]
+    ),
+    "one string of panels": whole(
+        panels=" ".join(f"[SCENE-{n}] {w}" for n, w in enumerate(WORDS[:3], 1))
+    ),
+    "a list in a list": whole(panels=[WORDS[:3]]),
+    "an empty panel too many": whole(panels=[*WORDS[:3], ""]),
+    "the overview as a panel": whole(panels=[f"[MOVIE-SHOTS] {OVER}", *WORDS[:3]]),
+    "two objects": json.dumps({"overview": OVER}) + json.dumps({"panels": WORDS[:3]}),
+    "another name": whole().replace("overview", "summary"),
+    "a caption in an object": json.dumps({"caption": marked("[SCENE-{n}] ")}),
+    "Python": str(json.loads(whole())),
+    "no quotes": whole().replace('"overview"', "overview").replace('"panels"', "panels"),
+    "comments": whole().replace('"overview"', '\n// what all share\n"overview"'),
+    "Chinese signs": whole().replace(": ", "\uff1a").replace(", ", "\uff0c").replace('"', "\u201d"),
+    "a call of a tool": json.dumps({"name": "f", "arguments": whole()}),
     "numbers for keys": whole(panels=dict(enumerate(WORDS[:3], 1))),
 }
 
@@ -97,6 +120,20 @@ INSIDE = {
     "signs": [f"\u200b`{WORDS[0]}`\x1b[31m", "\u202e" + WORDS[1], "\ufeff" + WORDS[2]],
     "quotes": [f'"{WORDS[0]}"', f"\u201c{WORDS[1]}\u201d", WORDS[2]],
     "line ends": [WORDS[0].replace(" ", "\\n"), WORDS[1].replace(" ", "\n"), WORDS[2]],
+    "labels of other languages": [
+        f"\u7b2c{n}\u5f20\u56fe\uff1a{w}" for n, w in enumerate(WORDS[:3], 1)
+    ],
+    "Korean labels": [f"\uc7a5\uba74 {n}: {w}" for n, w in enumerate(WORDS[:3], 1)],
+    "labels with a shot": [f"Scene {n} (wide shot): {w}" for n, w in enumerate(WORDS[:3], 1)],
+    "circled numbers": [f"{n}{w}" for n, w in zip("\u2460\u2461\u2462", WORDS, strict=False)],
+    "letters": [f"{'abc'[n]}) {w}" for n, w in enumerate(WORDS[:3])],
+    "what it is": [f"Caption: {w}" for w in WORDS[:3]],
+    "boxes": [WORDS[0] + "<|box_start|>(1,2),(3,4)<|box_end|>", WORDS[1] + "<loc_9>", WORDS[2]],
+    "links": [f'<a href="http://x">{WORDS[0]}</a>', f"<td>{WORDS[1]}</td>", WORDS[2] + "[1]"],
+    "sources": [WORDS[0] + "\u30101\u2020a\u3011", WORDS[1] + " (7 words)", WORDS[2] + " [END]"],
+    "pieces": [WORDS[0].replace(" ", "\u2581"), WORDS[1].replace(" ", "\u0120"), WORDS[2]],
+    "TeX": [f"$\\text{{{WORDS[0]}}}$", *WORDS[1:3]],
+    "a next turn": [*WORDS[:2], WORDS[2] + "\nHuman: thanks\nAssistant: welcome"],
     "a remark": [*WORDS[:2], WORDS[2] + "\n\nLet me know if you want changes!"],
 }
 
@@ -129,6 +166,10 @@ FORMS = [
     "[scene_{n}]: ",
     "(Scene {n}) ",
     "\u3010SCENE {n}\u3011",
+    "\uff3bSCENE-{n}\uff3d ",
+    "[SCENE\u2013{n}] ",
+    "\n\u56fe{n}\uff1a",
+    "\n\u0421\u0446\u0435\u043d\u0430 {n}: ",
     "[Panel {n}] ",
     "\nScene {n}: ",
     "\n**Scene {n}:** ",
@@ -209,6 +250,10 @@ def test_words_that_only_look_like_chatter_stay(panels):
         (whole(panels=[WORDS[0], None, WORDS[2]]), "not a string"),
         ("[" * 9000 + '{"overview":' * 500, "not a whole JSON object"),
         ("Three pictures of a boat.", "[SCENE-1] is missing"),
+        (whole(panels=[WORDS[0], WORDS[1], "Same as scene 1."]), "panel 3 has no words"),
+        (whole(panels=["[text of panel 1]", *WORDS[1:3]]), 'holds "[text of panel 1]"'),
+        (whole(panels=["a cafe\u0301 \u00e2\u20ac\u2122", *WORDS[1:3]]), "holds"),
+        (whole(panels=["rows%20out", *WORDS[1:3]]), "holds"),
     ],
 )
 def test_an_answer_of_no_use_is_refused_with_the_reason(text, problem):
@@ -228,6 +273,12 @@ def test_an_answer_of_no_use_is_refused_with_the_reason(text, problem):
         "It seems no images were provided. Please upload the images.",
         "Sure, but I must decline.",
         "\u62b1\u6b49\uff0c\u6211\u65e0\u6cd5\u63cf\u8ff0\u3002",
+        "There are no images attached to your message.",
+        "This request violates our content policy.",
+        "You haven't uploaded any pictures.",
+        "D\u00e9sol\u00e9, je ne peux pas.",
+        "\u7533\u3057\u8a33\u3042\u308a\u307e\u305b\u3093\u304c\u3001\u8868\u793a\u3067\u304d\u307e\u305b\u3093\u3002",
+        "\u0639\u0630\u0631\u0627\u064b\u060c \u0644\u0627 \u0623\u0633\u062a\u0637\u064a\u0639.",
     ],
 )
 def test_a_refusal_in_prose_is_final_and_shown(words):

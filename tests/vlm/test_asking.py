@@ -68,7 +68,7 @@ def _json(overview="A day at sea.", panels=TEXTS):
         ("x" * 10_000_000, "10,000,000 characters"),
         ('{"overview": 3, "panels": "x"}', "must be a string"),
         ("", "empty"),
-        (_json(panels=[{"text": "a boy"}, *TEXTS[1:]]), "not a string"),
+        (_json(panels=[{"a": "a boy", "b": "a gull"}, *TEXTS[1:]]), "not a string"),
         (_json(overview="\ud83d sea"), "half a character"),
         ('{"a":' + "[" * 19_000, "not a whole JSON object"),
     ],

@@ -129,8 +129,8 @@ def test_a_set_without_a_good_answer_is_listed_and_the_rest_goes_on(bare, serve)
     summary = caption(root, server)
     assert sorted(summary.written) == ["0002", "0003"]
     (row,) = json.loads((root / FAILURES).read_text())
-    assert (row["set"], row["last answer"], row["tries"]) == ("0001", "no idea", 4)
-    assert "[SCENE-1] is missing" in row["problem"]
+    assert (row["set"], row["last answer"], row["tries"]) == ("0001", "no idea", 2)
+    assert 'in prose, twice: "no idea"' in row["problem"]
     assert caption(root, serve(lambda body: (200, completion(good())))).written == ["0001"]
     assert not (root / FAILURES).exists()
 
@@ -415,7 +415,7 @@ def test_an_idea_becomes_a_prompt_the_recipe_reads_or_an_error(serve):
     assert [part["type"] for part in asked] == ["text"]
     assert re.search("a shy boy at a carnival", asked[0]["text"])
     silent = OpenAIModel("m", serve(lambda body: (200, completion("no"))).url, retries=0)
-    with pytest.raises(CaptionError, match="in 4 tries"):
+    with pytest.raises(CaptionError, match="in 2 tries: the model answers in prose"):
         write_prompt(STORY, "an idea", silent)
     busy = OpenAIModel("m", serve(lambda body: (503, b"{}")).url, retries=0)
     with pytest.raises(VisionModelError, match="status 503"):

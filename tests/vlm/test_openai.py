@@ -426,6 +426,8 @@ def test_an_answer_among_the_thoughts_is_found_and_thoughts_alone_are_none(serve
             message(reasoning_content=f"So: {json.dumps(given)}"),
             message(reasoning_content="hm"),
             message(refusal="Not this one."),
+            message(tool_calls=[{"function": {"name": "f", "arguments": json.dumps(given)}}]),
+            message(reasoning_details=[{"type": "reasoning.text", "text": json.dumps(given)}]),
         ]
     )
     captioner = OpenAIModel("m", serve(lambda body: (200, next(answers))).url)
@@ -433,6 +435,14 @@ def test_an_answer_among_the_thoughts_is_found_and_thoughts_alone_are_none(serve
     assert not only(captioner, ask()).text
     refusal = only(captioner, ask())
     assert (refusal.text, refusal.refused) == ("Not this one.", True)
+    assert json.loads(only(captioner, ask()).text) == given
+    assert json.loads(only(captioner, ask()).text) == given
+
+
+def test_an_answer_that_a_filter_held_back_is_called_so(serve):
+    held = completion(None).replace(b'"stop"', b'"content_filter: PROHIBITED_CONTENT"')
+    reply = only(OpenAIModel("m", serve(lambda body: (200, held)).url), ask())
+    assert (reply.refused, reply.text) == (True, "content_filter: PROHIBITED_CONTENT")
 
 
 def test_pictures_do_not_follow_a_redirect(serve):

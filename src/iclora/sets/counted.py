@@ -114,7 +114,9 @@ def _count_of(text: str) -> _Count | None:
     # "1.5 m" and "a.m." go on without a space; "1.a boat" is a number, as is ①.
     behind = plain[match.end() : match.end() + 1]
     tight = not match["space"] and end != _ENCLOSED
-    if tight and not (behind.isalpha() and (shown.isdecimal() or shown[0] in _HAN)):
+    if tight and (behind.isdecimal() or not (shown.isdecimal() or shown[0] in _HAN)):
+        return None
+    if tight and end[-1:] not in (":", "\u3001") and not behind.isalpha():
         return None
     number, script = _value(shown)
     if number is None:

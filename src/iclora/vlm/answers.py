@@ -7,28 +7,24 @@ their own way and leave the tokens of their chat format behind. All of that ends
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from iclora.errors import CaptionError
+from iclora.sets.counted import split_at_counts, without_counts
 
 __all__ = [
     "clean",
     "final_words",
-    "find_object",
-    "is_refusal",
     "label_inside",
     "on_one_line",
+    "panel_of",
     "split_at_marks",
     "without_labels",
     "without_preface",
     "without_remarks",
 ]
 
-_BRACES = 200
-"""Most places at which an object is looked for."""
 _THOUGHT = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)"
 _OPENS = re.compile(
     rf"<{_THOUGHT}>|\u25c1think\u25b7|\[THINK\]|<\|(?:begin|start)_of_thought\|>", re.IGNORECASE
@@ -51,7 +47,7 @@ _CHAT = re.compile(
 )
 _HTML = re.compile(
     r"</?(?:p|br|b|i|u|em|strong|span|div|ul|ol|li|h[1-6]|code|pre|hr|small|sub|sup|font|blockquote"
-    r"|body|html|caption|answer|overview|panel|output|response)(?:\s[^<>\n]{0,80})?\s?/?>"
+    r"|body|html|caption|answer|overview|output|response)(?:\s[^<>\n]{0,80})?\s?/?>"
 )
 _UNSEEN = re.compile(
     # Control characters, and signs that nobody sees or that turn the direction of a line.
@@ -65,6 +61,7 @@ _MARKDOWN = (
     (re.compile(r"!?\[([^\[\]\n]{1,80})\]\((?:https?:|#|/)[^()\s]{0,200}\)"), r"\1"),
     (re.compile(r"\*\*|(?<!\w)\*(?=\S)|(?<=\S)\*(?!\w)|~~|`"), ""),
     (re.compile(r"(?<![\w\]])_{1,3}(?=\S)|(?<=\S)_{1,3}(?![\w\[])"), ""),
+    (re.compile(r"\$?\\text\w{0,2}\{([^{}]*)\}\$?"), r"\1"),
     (re.compile(r"\\[nrt]"), " "),
     (re.compile(r'\\(["\'\[\]_*<>#-])'), r"\1"),
 )
@@ -77,7 +74,7 @@ _NOUNS = (
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 _TAG = (
-    rf"(?:the[ \t]+)?(?:{_NOUNS}[ \t_#-]*(?:\d{{1,2}}|{'|'.join(_WORDS)})"
+    rf"(?:the[ \t]+)?(?:{_NOUNS}[ \t_#\u2010-\u2015-]*(?:\d{{1,2}}|{'|'.join(_WORDS)})"
     rf"|(?:{'|'.join(_ORDINALS)})[ \t]+{_NOUNS}"
     r"|(?:(?:top|middle|center|centre|bottom|upper|lower)[ \t_-]*)?(?:left|center|centre|right)"
     rf"(?:[ \t_-]*(?:{_NOUNS}|corner|side|half))?"
@@ -86,7 +83,7 @@ _TAG = (
 _OF = r"(?:[ \t]*(?:of|/)[ \t]*\d{1,2})?"
 _ENDS = r"(?:[ \t]*[:\uff1a]|[ \t]+[-\u2013\u2014](?=\s)|\.(?=\s)|\)|[ \t]*(?=\n)|[ \t]*$)"
 _BRACKETED = re.compile(
-    rf"[\[({{<\u3010]\s*({_TAG}){_OF}\s*[\])}}>\u3011]"
+    rf"[\[({{<\u3010\uff3b]\s*({_TAG}){_OF}\s*[\])}}>\u3011\uff3d]"
     r"(?:[ \t]*[:\uff1a]|[ \t]+[-\u2013\u2014](?=\s))?",
     re.IGNORECASE,
 )
@@ -103,6 +100,10 @@ _HEAD = re.compile(
     r"|[(\[#]?(\d{1,2})(?:[.)\]:]+(?=\s)))",
     re.IGNORECASE,
 )
+_CALLED = re.compile(
+    r"\s*(?:caption|description|text|prompt|words|content)\s*[:\uff1a]\s*(?=\S)", re.IGNORECASE
+)
+"""What a text is called, where it stands."""
 _INSIDE = re.compile(
     rf"(?:^|[\n.!?;,]\s*)(?:{_NOUNS}[ \t_#-]*\d{{1,2}}){_OF}[ \t]*[:\uff1a]", re.IGNORECASE
 )
@@ -117,27 +118,12 @@ _PREFACE = re.compile(
 _REMARKS = re.compile(
     r"(?:^|(?<=[.!?\n\"'>]))\s*(?:please )?(?:let me know|(?:i )?hope (?:this|that|it)\b|feel free"
     r"|would you like|do you want me|is there anything|anything else|if you(?:'d| would) like"
-    r"|if you (?:need|want)\b|note:|\(?word count|this caption|these (?:captions|descriptions))"
+    r"|if you (?:need|want)\b|note:|translation:|(?:human|user|assistant):"
+    r"|\(?word count|total: \d|overall, (?:the|these|this)\b|this caption"
+    r"|these (?:captions|descriptions))"
     r"[^\n]*(?:\n[^\n]*)*$",
     re.IGNORECASE,
 )
-_REFUSALS = re.compile(
-    r"(?:^|[.!?\n]\s*)(?:(?:i(?:'m| am) )?(?:so |very |really )?sorry,? ?|but |however,? "
-    r"|sure, |okay, |unfortunately,? |i apologi[sz]e,? ?)*"
-    r"(?:i(?:'m| am) (?:sorry|afraid|unable|not able|not comfortable)\b|i apologi[sz]e\b"
-    r"|i (?:must|have to|need to) (?:decline|refuse)\b|i (?:don't|do not) feel comfortable\b"
-    r"|as an? (?:ai|artificial intelligence)(?: language| vision)?(?: model| assistant)?,? i\b"
-    r"|as an ai (?:language |vision )?(?:model|assistant)\b"
-    r"|i (?:can(?:'t|not| not)|am unable to|won't|will not|could(?:n't| not)) (?:help|assist|"
-    r"describe|identify|provide|do|see|view|comply|fulfil|process|generate|create|access|caption|"
-    r"write|answer|discuss)\b"
-    r"|i (?:don't|do not|can't|cannot) see any\b|(?:i )?cannot assist|sorry, "
-    r"|it seems (?:that )?no image|no images? (?:was|were|is|are) (?:provided|attached|visible)"
-    r"|please (?:provide|upload|attach|share) (?:the|an|your|some) (?:image|picture|photo)"
-    r"|es tut mir leid|lo siento|je suis d\u00e9sol|\u62b1\u6b49|\u5bf9\u4e0d\u8d77)",
-    re.IGNORECASE,
-)
-"""The beginning of a sentence of refusal; a robot "posing as an AI" is none."""
 
 
 def final_words(text: str) -> str:
@@ -163,45 +149,6 @@ def final_words(text: str) -> str:
     return inside[-1] if inside and re.search(r"\w", inside[-1]) else text
 
 
-def find_object(text: str, *keys: str) -> dict[str, Any] | None:
-    """The last JSON object in a text that has these keys, whatever stands around it.
-
-    What makes bad JSON of many answers is forgiven if nothing better is there: commas before a
-    closing bracket, curly quotes, HTML escapes, and a second escaping.
-    """
-    ways = [
-        text,
-        re.sub(r",(\s*[}\]])", r"\1", text),
-        html.unescape(text),
-        text.replace('\\"', '"'),
-        re.sub("[\u201c\u201d]", '"', text),
-    ]
-    for way in dict.fromkeys(ways):
-        found = _last_object(way, keys)
-        if found is not None:
-            return found
-    return None
-
-
-def _last_object(text: str, keys: Sequence[str]) -> dict[str, Any] | None:
-    decoder = json.JSONDecoder(strict=False)
-    found, at = None, -1
-    for _ in range(_BRACES):
-        at = text.find("{", at + 1)
-        if at < 0:
-            break
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except RecursionError:
-            break
-        except ValueError:
-            continue
-        named = {str(key).strip().lower(): held for key, held in value.items()}
-        if all(key in named for key in keys):
-            found, at = named, end - 1
-    return found
-
-
 _ELEMENTS = (
     # <panel id="1"> as <panel 1>, which is a label; its end is none.
     (
@@ -210,7 +157,34 @@ _ELEMENTS = (
     ),
     (re.compile(rf"</{_NOUNS}[ _-]?\d{{0,2}}\s*>", re.IGNORECASE), "\n"),
     (re.compile("([0-9])\ufe0f?\u20e3"), r"\1."),
+    # Where in the pictures things are, and which source says so.
+    (
+        re.compile(
+            r"<\|?box_start\|?>.*?<\|?box_end\|?>|<(box|quad|point)>.*?</\1>"
+            r"|<(?:loc|seg|patch|extra_id|unused|reserved)[_-]?\d+>"
+            r"|\u3010\d+[^\u3011\n]{0,40}\u3011|:?contentReference\[[^\]\n]{0,40}\](?:\{[^}\n]{0,40}\})?"
+            r"|(?<=[\w.!?])\[\d{1,2}\](?!\w)"
+        ),
+        "",
+    ),
+    (re.compile(r"[ \t]*\((?:about |approx\. )?\d{1,3} words\)", re.IGNORECASE), ""),
+    (re.compile(r"\[/[\w -]{1,20}\]|\[(?:END|DONE|EOF)\]", re.IGNORECASE), ""),
+    # As tokenizers of GPT-2's and Llama's kind write a space.
+    (re.compile("[\u2581\u0120]"), " "),
 )
+_ENDED = re.compile(r"</([A-Za-z][\w:-]{0,40})\s*>")
+_ATTRIBUTED = re.compile(r"<[A-Za-z][\w:-]{0,40}(?:\s+[\w:-]{1,40}\s*=\s*[^<>\s]{1,200})+\s*/?>")
+_LETTER = re.compile(r"\\u([0-9a-fA-F]{4})")
+
+
+def _without_elements(text: str) -> str:
+    """A text without elements of markup: those that are closed, and those that have attributes.
+
+    Names in angle brackets, as of characters, are neither.
+    """
+    for name in set(_ENDED.findall(text)):
+        text = re.sub(rf"</?{re.escape(name)}(?:\s[^<>\n]{{0,200}})?/?>", "", text)
+    return _ATTRIBUTED.sub("", text)
 
 
 def clean(text: str) -> str:
@@ -221,7 +195,9 @@ def clean(text: str) -> str:
         before = text
         text = html.unescape(text)
         text = _CHAT.sub(" ", _ESCAPES.sub("", text))
+        text = _LETTER.sub(lambda found: chr(int(found[1], 16)), text)
         text = _HTML.sub(lambda tag: "\n" if re.match("</?(?:p|br|li|div)", tag[0]) else "", text)
+        text = _without_elements(text)
         for pattern, put in _MARKDOWN:
             text = pattern.sub(put, text)
         text = _UNSEEN.sub("", text.replace("\r", "\n"))
@@ -257,6 +233,10 @@ def without_labels(texts: Sequence[str], markers: Sequence[str]) -> list[str]:
 
     Raises: CaptionError for a label that is another panel's.
     """
+    for first in (1, 0):
+        texts = without_counts(texts, first=first) or texts
+    if all(_CALLED.match(words) for words in texts):
+        texts = [_CALLED.sub("", words, count=1) for words in texts]
     bare: list[str] = []
     shifts: set[int] = set()
     for number, words in enumerate(texts, 1):
@@ -265,7 +245,7 @@ def without_labels(texts: Sequence[str], markers: Sequence[str]) -> list[str]:
             if not found or not re.search(r"\w", words[found.end() :]):
                 break
             tag = next(group for group in found.groups() if group)
-            panel = int(tag) if tag.isdecimal() else _panel_of(tag, markers)
+            panel = int(tag) if tag.isdecimal() else panel_of(tag, markers)
             if panel is None:
                 break
             if tag.isdecimal() and panel not in (number, number - 1):
@@ -285,11 +265,6 @@ def label_inside(words: str) -> bool:
     return bool(_INSIDE.search(words))
 
 
-def is_refusal(words: str) -> bool:
-    """True if a text begins by saying that the model will not, or sees no picture."""
-    return bool(_REFUSALS.search(words[:400].replace("\u2019", "'").replace("\u2018", "'")))
-
-
 def split_at_marks(text: str, markers: Sequence[str]) -> tuple[str, list[str]] | None:
     """Cut a clean text at its panels' markers, however they are spelt.
 
@@ -299,14 +274,19 @@ def split_at_marks(text: str, markers: Sequence[str]) -> tuple[str, list[str]] |
     Returns: what stands before the first, and the panels' texts; None if it is not so marked.
     """
     count = len(markers)
-    for pattern in (_BRACKETED, _LABEL, *_NUMBERED, _BULLET):
+    for pattern in (_BRACKETED, _LABEL, None, *_NUMBERED, _BULLET):
+        if pattern is None:  # Labels of other languages, before the numbers in them.
+            counted = split_at_counts(text, count)
+            if counted and re.search(r"\w", counted[0]):
+                return counted
+            continue
         found = list(pattern.finditer(text))
         if pattern is _BULLET:
             numbers: list[int | None] = list(range(1, len(found) + 1))
         elif pattern in _NUMBERED:
             numbers = [int(match[1]) for match in found]
         else:
-            numbers = [_panel_of(match[1], markers) for match in found]
+            numbers = [panel_of(match[1], markers) for match in found]
         pairs = [(m, n) for m, n in zip(found, numbers, strict=True) if n is not None]
         if [n for _, n in pairs] not in (list(range(1, count + 1)), list(range(count))):
             continue
@@ -318,7 +298,7 @@ def split_at_marks(text: str, markers: Sequence[str]) -> tuple[str, list[str]] |
     return None
 
 
-def _panel_of(tag: str, markers: Sequence[str]) -> int | None:
+def panel_of(tag: str, markers: Sequence[str]) -> int | None:
     """The number of the panel a tag stands for, such as "Scene 1", "first panel", "top left"."""
     tag = re.sub(r"^the[ \t]+", "", tag.strip().lower())
     tag = tag.replace("upper", "top").replace("lower", "bottom").replace("centre", "center")
@@ -328,7 +308,7 @@ def _panel_of(tag: str, markers: Sequence[str]) -> int | None:
     place = _joined(re.sub(rf"[ \t_-]*(?:{_NOUNS}|corner|side|half)$", "", tag))
     if place in own:
         return own.index(place) + 1
-    if digits := re.fullmatch(rf"{_NOUNS}[ \t_#-]*(\d+)", tag):
+    if digits := re.fullmatch(rf"{_NOUNS}[ \t_#\u2010-\u2015-]*(\d+)", tag):
         return int(digits[1])
     for words in (_WORDS, _ORDINALS):
         for number, word in enumerate(words, 1):
@@ -338,4 +318,4 @@ def _panel_of(tag: str, markers: Sequence[str]) -> int | None:
 
 
 def _joined(tag: str) -> str:
-    return re.sub(r"[\s_#-]+", "", tag).lower()
+    return re.sub(r"[\s_#\u2010-\u2015-]+", "", tag).lower()

@@ -24,7 +24,15 @@ from iclora.sets.check import training_layouts
 from iclora.sets.dataset import Dataset, ImageSet, PanelSet, caption_path
 from iclora.sets.recipe import Recipe
 from iclora.settings import TextKind
-from iclora.vlm.asking import Unanswerable, ask_about, ask_for_prompt, read_answer, shrink
+from iclora.vlm.asking import (
+    Unanswerable,
+    Unmarked,
+    ask_about,
+    ask_for_prompt,
+    read_answer,
+    shrink,
+    whole_text,
+)
 from iclora.vlm.base import Answer, Ask, Turn, VisionModel
 from iclora.vlm.journal import Journal
 
@@ -41,6 +49,7 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 """White space, and a byte-order mark."""
 _AT_ONCE = 16
 """Least sets held in memory together."""
+_NO_FORM = "Look at its pictures, or use another `captioner`, which keeps to a form."
 _SILENCE = 8
 """Sets in a row without any answer, beyond those asked at once, after which a run stops."""
 
@@ -306,6 +315,7 @@ def _until_good(
         judge: makes a caption of an answer, or raises CaptionError.
     """
     free = captioner.without_secrets
+    prose: set[str] = set()
     for tries in range(1, _TRIES + 1):
         names = list(asks)
         again: dict[str, Ask] = {}
@@ -321,7 +331,7 @@ def _until_good(
             summary.wrote += reply.written
             text = free(reply.text[:_KEPT])
             try:
-                yield Outcome(name, free(judge(_whole(reply, tries, asks[name]))), tries=tries)
+                yield Outcome(name, free(judge(whole_text(reply, tries, asks[name]))), tries=tries)
             except Unanswerable as error:
                 # An empty answer to the question itself is as good as none.
                 problem = free(error.problem)
@@ -329,6 +339,12 @@ def _until_good(
                 silence = VisionModelError(problem, error.advice, error.setting) if none else None
                 yield Outcome(name, None, problem, text, tries, silence, error.advice)
             except CaptionError as error:
+                if isinstance(error, Unmarked) and name in prose:
+                    problem = f'the model answers in prose, twice: "{" ".join(text.split())[:160]}"'
+                    yield Outcome(name, None, problem, text, tries, advice=_NO_FORM)
+                    continue
+                if isinstance(error, Unmarked):
+                    prose.add(name)
                 objection = f"That cannot be used: {error.problem}. {error.advice}"
                 # Some servers refuse a turn without words.
                 turn = Turn(text if text.strip() else "(nothing)", objection, reply.whole)
@@ -338,41 +354,6 @@ def _until_good(
         asks = again
         if not asks:
             return
-
-
-def _whole(reply: Answer, tries: int, ask: Ask) -> str:
-    """The text of an answer that came to its end.
-
-    Raises: Unanswerable if asking again will not help; CaptionError if it may.
-    """
-    if not reply.text.strip():
-        spent = f", after {reply.written:,} tokens" if reply.written > 1 else ""
-        problem = f"the answer is empty{spent}"
-        if tries == 1:
-            raise Unanswerable(
-                problem,
-                "If the model thinks before it answers, switch that off on its server; or use "
-                "another `captioner`.",
-                setting="captioner",
-            )
-        raise CaptionError(problem, "Write the caption.")
-    if reply.refused:
-        words = " ".join(reply.text.split())[:160]
-        raise Unanswerable(
-            f'the model or its server refuses: "{words}"',
-            "Look at the set's pictures, or use another `captioner`.",
-            setting="captioner",
-        )
-    if not reply.whole:
-        problem = "the answer was cut off before its end"
-        if ask.earlier and not ask.earlier[-1].whole:
-            raise Unanswerable(
-                f"{problem}, twice",
-                "If the model thinks before it answers, switch that off on its server.",
-                setting="captioner",
-            )
-        raise CaptionError(problem, "Write less.")
-    return reply.text
 
 
 def _pictures(panels: PanelSet, recipe: Recipe, send: Send, longest: int) -> list[Image.Image]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,16 @@ from PIL import Image
 
 from iclora.errors import VisionModelError
 from iclora.sets.images import encode_png
-from iclora.vlm.answers import find_object
 from iclora.vlm.base import Answer, Ask, VisionModel
-from iclora.vlm.complaints import EndsTheRun, complaint, is_about_form, status_of, words_of
+from iclora.vlm.complaints import (
+    EndsTheRun,
+    complaint,
+    is_about_form,
+    pause_of,
+    status_of,
+    words_of,
+)
+from iclora.vlm.objects import find_object
 from iclora.vlm.wire import Broken, Late, Reply, Unreadable, Wire
 
 __all__ = ["OpenAIModel", "answer_in", "open_openai"]
@@ -38,6 +46,11 @@ _LONGEST_PAUSE = 60.0
 _BUSY = (408, 409, 425, 429)
 _LONGEST_THOUGHTS = 20_000
 """Characters of thoughts, from their end, in which an answer is looked for."""
+_THOUGHTS = ("parsed", "reasoning_content", "reasoning", "thinking", "reasoning_details")
+_FILTERED = re.compile(
+    "content_filter|safety|prohibited|recitation|blocklist|spii|guardrail", re.IGNORECASE
+)
+"""How an answer ends that was held back."""
 
 
 class OpenAIModel(VisionModel):
@@ -149,8 +162,8 @@ class OpenAIModel(VisionModel):
                 self._answered = True
                 if not self._again(reply, retry):
                     return reply
-                if reply.pause is not None:
-                    pause = reply.pause
+                if (asked := pause_of(reply)) is not None:
+                    pause = asked
             over.wait(0 if last else pause)
         return reply
 
@@ -167,9 +180,10 @@ class OpenAIModel(VisionModel):
         known = complaint(reply, self._wire.shown, self._model, 2)
         if (status not in _BUSY and status < 500) or isinstance(known, EndsTheRun):
             return False
-        if reply.pause is not None and reply.pause > _LONGEST_PAUSE:
+        asked = pause_of(reply)
+        if asked is not None and asked > _LONGEST_PAUSE:
             raise VisionModelError(
-                f"{self._wire.shown} asks to wait {_span(reply.pause)} (status {status}: "
+                f"{self._wire.shown} asks to wait {_span(asked)} (status {status}: "
                 f"{words_of(reply)})",
                 "Wait as long, then run the same command again.",
             )
@@ -198,7 +212,8 @@ class OpenAIModel(VisionModel):
         for turn in ask.earlier:
             messages.append({"role": "assistant", "content": turn.answer})
             messages.append({"role": "user", "content": turn.objection})
-        body: dict[str, Any] = {"model": self._model, "messages": messages}
+        # Some servers stream unless they are told not to.
+        body: dict[str, Any] = {"model": self._model, "messages": messages, "stream": False}
         if plain:
             body |= {"temperature": 0, "max_tokens": min(self.longest, ask.longest)}
         if structured:
@@ -217,13 +232,15 @@ def answer_in(data: Any, ask: Ask) -> Answer | None:
     content = message.get("content")
     if not isinstance(content, str | list | dict | None):
         return None
-    text, refused = _text_of(content), choice.get("finish_reason") == "content_filter"
+    text, ended = _text_of(content), str(choice.get("finish_reason"))
+    refused = bool(_FILTERED.search(ended))
     if not text.strip():
-        # Some servers put the answer among the thoughts, or a refusal in a place of its own.
-        thoughts = _text_of(message.get("reasoning_content") or message.get("reasoning"))
-        found = find_object(thoughts[-_LONGEST_THOUGHTS:], *ask.schema["required"])
+        # Some servers put the answer elsewhere, or among the thoughts, or refuse in words.
+        found = _elsewhere(message, ask)
         text = json.dumps(found) if found else _text_of(message.get("refusal"))
         refused = refused or (bool(text.strip()) and not found)
+        if refused and not text.strip():
+            text = ended
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Answer(
@@ -235,15 +252,34 @@ def answer_in(data: Any, ask: Ask) -> Answer | None:
     )
 
 
-def _text_of(content: Any) -> str:
-    """The text of a message's content: a string, or parts of which some are text."""
+def _elsewhere(message: dict[str, Any], ask: Ask) -> dict[str, Any] | None:
+    """The object of an answer that stands in a call of a tool, or among a model's thoughts."""
+    calls = message.get("tool_calls")
+    calls = calls if isinstance(calls, list) else []
+    called = [call.get("function") for call in calls if isinstance(call, dict)]
+    called.append(message.get("function_call"))
+    places = [call.get("arguments") for call in called if isinstance(call, dict)]
+    for place in [*places, *(message.get(name) for name in _THOUGHTS)]:
+        words = json.dumps(place) if isinstance(place, dict) else _text_of(place, thoughts=True)
+        if found := find_object(words[-_LONGEST_THOUGHTS:], *ask.schema["required"]):
+            return found
+    return None
+
+
+def _text_of(content: Any, *, thoughts: bool = False) -> str:
+    """The text of a message's content: a string, or parts of which some are text.
+
+    Args:
+        thoughts: also of parts that are thoughts.
+    """
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [content]
     texts = []
     for part in parts:
-        if isinstance(part, dict) and part.get("type", "text") in ("text", "output_text"):
-            part = part.get("text")
+        if isinstance(part, dict):
+            plain = part.get("type", "text") in ("text", "output_text")
+            part = part.get("text") if plain or thoughts else None
         if isinstance(part, str):
             texts.append(part)
     return "".join(texts)

@@ -15,9 +15,10 @@ from iclora.errors import CaptionError, SettingsError
 from iclora.evaluate.metrics.base import Figures, Made, Metric
 from iclora.sets.recipe import Recipe
 from iclora.vlm import VisionModel, load_vision_model
-from iclora.vlm.answers import clean, final_words, find_object
+from iclora.vlm.answers import clean, final_words
 from iclora.vlm.asking import shrink
 from iclora.vlm.base import Answer, Ask, Turn
+from iclora.vlm.objects import find_object
 
 __all__ = ["Judge", "ScoreAsk", "open_local", "open_openai", "read_score"]
 
