@@ -64,7 +64,7 @@ def test_a_folder_of_many_sets_does_not_hold_up_who_asks(opened, folder, monkeyp
 def test_words_find_sets_and_pages_leave_none_out(opened, three):
     assert [each["prompt"] for each in listed(opened, q="red")] == ["a red bird", "a red fox"]
     assert [each["prompt"] for each in listed(opened, q="RED fox")] == ["a red fox"]
-    assert listed(opened, q="%") == []
+    assert listed(opened, q="%") == listed(opened, q="_") == listed(opened, q="^") == []
     first = opened.client.get("/api/v1/sets?limit=2").json()
     rest = opened.client.get("/api/v1/sets", params={"limit": 2, "cursor": first["cursor"]}).json()
     assert [each["id"] for each in first["sets"] + rest["sets"]] == three[::-1]
