@@ -166,7 +166,7 @@ def test_guidance_is_u_plus_w_times_c_minus_u_and_1_or_less_makes_one_pass(klein
         guided, free = (klein.velocity(noise(), sigma, t, SIZE, 4.0) for t in (one, two))
         # No text decides the modulation: both passes of a step share it.
         asked, layer = [], klein.denoiser.double_stream_modulation_img.linear
-        monkeypatch.setattr(flux2, "linear", lambda of, x: asked.append(of) or linear(of, x))
+        monkeypatch.setattr(flux2, "linear", lambda of, *x: asked.append(of) or linear(of, *x))
         both = klein.velocity(noise(), sigma, one, SIZE, 4.0, None, two)
         assert sum(of is layer for of in asked) == 1
         torch.testing.assert_close(both, free + 4 * (guided - free), atol=1e-6, rtol=1e-5)

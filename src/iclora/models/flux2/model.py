@@ -14,7 +14,7 @@ from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.flux2.forward import FLUX2, Inputs, flux2_forward
 from iclora.models.flux2.names import flux2_names
 from iclora.models.names import Names
-from iclora.models.passes import placed
+from iclora.models.passes import Levels, placed
 from iclora.models.qwen3 import Qwen3Model
 from iclora.settings import Precision
 
@@ -140,6 +140,7 @@ class KleinModel(Qwen3Model):
     ) -> Tensor:
         sigma = sigma.to(self.device)
         ids = self._position_ids(size, given.references if given else None).to(self.device)
+        seen: dict[tuple[int, ...], Levels] = {}
 
         def one(texts: Sequence[Text]) -> Tensor:
             prompt = self.on_device(texts)["prompt"]
@@ -147,12 +148,14 @@ class KleinModel(Qwen3Model):
             apart = None if texts is unguided else panels
             # In each pass: the second may read what the first one cached.
             part = placed(z, ids, sigma, given, apart)
+            # Both passes share what is made of the same levels.
+            levels = seen.setdefault(part.levels.tokens, part.levels)
             out = flux2_forward(
                 self.denoiser,
                 Inputs(
                     part.z.to(self.dtype),
                     prompt,
-                    part.levels,
+                    levels,
                     None,
                     part.position_ids,
                     apart.lengths if apart else None,
