@@ -238,7 +238,7 @@ class Costs:
                 with _As(self.kernels):
                     return piece.block(*given)
 
-            run = replace(piece, block=block).run
+            run = replace(piece, block=block).run if again else piece.run
             self._shares[key] = _count(lambda x: run(x, shared, again), streams, self.kernels)
         return self._shares[key]
 

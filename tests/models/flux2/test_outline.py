@@ -42,13 +42,16 @@ def outline(size, precision="full"):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The settings alone of a klein of 3 double and 4 single blocks, 128 wide."""
-    folder = tmp_path_factory.mktemp("small-klein") / "base"
+    """The settings alone of a klein of 2 double and 2 single blocks, 128 wide."""
+    return write_small(tmp_path_factory.mktemp("small-klein") / "base")
+
+
+def write_small(folder, double=2, single=2):
     shutil.copytree(SHIPPED["4B"], folder)
     changes = {
         "transformer": {
-            "num_layers": 3,
-            "num_single_layers": 4,
+            "num_layers": double,
+            "num_single_layers": single,
             "num_attention_heads": 2,
             "attention_head_dim": 64,
             "axes_dims_rope": [16, 16, 16, 16],
@@ -108,10 +111,10 @@ class Real:
     ("precision", "dtype", "recompute", "batch"),
     [
         ("full", "bfloat16", 0, Batch(1, 384, 256)),
-        ("full", "float32", 7, Batch(1, 384, 256)),
-        ("int8", "float32", 3, Batch(1, 64, 128)),
-        ("nf4", "bfloat16", 6, Batch(1, 64, 128)),
-        ("full", "float32", 7, Batch(1, 384, 256, given=True, isolated=True)),
+        ("full", "float32", 4, Batch(1, 384, 256)),
+        ("int8", "float32", 1, Batch(1, 64, 128)),
+        ("nf4", "bfloat16", 3, Batch(1, 64, 128)),
+        ("full", "float32", 4, Batch(1, 384, 256, given=True, isolated=True)),
     ],
 )
 def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
@@ -123,20 +126,22 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
     measured = measured_peak(lambda: real.step(batch, recompute))
     costs = counts(small, kind, precision)
     counted = costs.step(batch, recompute) - costs.held
-    print(f"\n{precision} {dtype} {recompute} of 7: {counted / measured - 1:+.1%}")
+    print(f"\n{precision} {dtype} {recompute} of 4: {counted / measured - 1:+.1%}")
     assert counted == pytest.approx(measured, rel=0.05)
 
 
-def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
+def test_flops_are_those_that_torch_counts_in_a_real_pass(tmp_path):
     batch, recompute = Batch(1, 128, 128), 5
-    real = Real(small, torch.float32, "full")
+    # The first block's input needs no gradient, which matters where there are so few blocks.
+    folder = write_small(tmp_path / "base", 3, 4)
+    real = Real(folder, torch.float32, "full")
 
     def adding(_, a, b, out_shape=None, **options):
         return 2 * a[0] * a[1] * b[1]
 
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: adding}) as counter:
         real.step(batch, recompute)
-    counted = counts(small, torch.float32).flops(batch, recompute)
+    counted = counts(folder, torch.float32).flops(batch, recompute)
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
