@@ -252,6 +252,13 @@ def measure(runs: int) -> list[tuple[str, str, str]]:
     return rows
 
 
+def cpu() -> str:
+    """The name of this machine's processor."""
+    said = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"model name\s*:\s*(.*)", said)
+    return found[1] if found else "unknown processor"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
@@ -264,13 +271,13 @@ def main() -> None:
     rows = measure(told.runs)
     lines = ["| what | measured | aim |", "|---|---|---|"]
     table = "\n".join([*lines, *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
-    busy = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    print(f"{table}\n{busy}")
+    busy = f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores of an {cpu()}"
+    print(f"{table}\nload average {busy}")
     if told.write:
         write(
-            f"{MARK}\n\n`python benchmarks/studio_load.py --write`: a browser without a cache for "
-            f"each of {told.runs} runs, medians; {busy}. Pictures and\nthe stream of events are "
-            f"not counted among requests.\n\n{table}\n"
+            f"{MARK}\n\n`python benchmarks/studio_load.py --write`, {time.strftime('%Y-%m-%d')}: a "
+            f"browser without a cache for each of {told.runs} runs, medians; load\naverage {busy}. "
+            f"Pictures and the stream of events are not counted among\nrequests.\n\n{table}\n"
         )
 
 

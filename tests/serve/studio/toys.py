@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import threading
 import time
 from functools import cache
@@ -14,6 +13,7 @@ import uvicorn
 from PIL import Image
 from pydantic import TypeAdapter
 
+from iclora.cli.serving import _listen
 from iclora.files import work_folder
 from iclora.serve.engine import Outcome, WorkerDied
 from iclora.serve.inputs import asks
@@ -139,7 +139,8 @@ class Studio:
         self.start()
 
     def start(self):
-        self.listening = socket.create_server(("127.0.0.1", self.port))
+        # As the command listens: another socket holds each answer back for 40 ms.
+        self.listening = _listen(StudioSettings(port=self.port))
         self.port = self.listening.getsockname()[1]
         settings = with_its_own(StudioSettings(folder=str(self.folder)), "toyland")
         self.server = Server(settings, "toyland", self.engine)
