@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from iclora.adapter import Adapter, attach
-from iclora.errors import AdapterError, CaptionError, SettingsError
+from iclora.errors import AdapterError, CaptionError, ModelError, SettingsError
 from iclora.making.asks import load_adapter_of
 from iclora.making.request import Request
 from iclora.making.sampling import panel_noise
@@ -494,6 +494,23 @@ def test_asks_that_cannot_be_met_are_refused_before_any_of_them_is_made(clean, l
     other = request.model_copy(update={"base_fingerprint": "0" * 64})
     with pytest.raises(SettingsError, match="not those this request was made with"):
         session.make([Ask(request), Ask(other)])
+
+
+@pytest.mark.parametrize("part", ["adapter", "vae"])
+def test_numbers_that_are_not_finite_are_an_error_and_no_black_picture(
+    clean, lora, monkeypatch, part
+):
+    adapter = Adapter.load(lora)
+    if part == "adapter":
+        huge = {name: torch.full_like(value, 1e30) for name, value in adapter.weights.items()}
+        adapter = Adapter(huge, adapter.info)
+    else:
+        # As FLUX.1's VAE does in fp16.
+        broken = torch.full((1, 3, SIZE[1], SIZE[0]), torch.nan)
+        monkeypatch.setattr(type(clean._vae), "decode", lambda *_, **__: (broken,))
+    with pytest.raises((AdapterError, ModelError), match="not finite") as refused:
+        generate(clean, CAPTION, adapter=adapter, **told(steps=1))
+    assert refused.value.setting == ("adapter" if part == "adapter" else "dtype")
 
 
 # -- texts that are read apart ------------------------------------------------------------------

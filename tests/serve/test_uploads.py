@@ -95,6 +95,19 @@ def test_a_zip_with_names_that_lead_out_leaves_nothing_behind(opened, folder):
         assert any(path.is_relative_to(home) for home in homes), path
 
 
+def test_a_zip_of_which_something_would_be_lost_is_refused(opened, folder):
+    packed = io.BytesIO(zipped(a_set()))
+    with zipfile.ZipFile(packed, "a") as archive:
+        link = zipfile.ZipInfo("0002/1.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    upload = begin(opened)
+    send(opened, upload, {"a.zip": packed.getvalue()}, offset=0)
+    answer = finish(opened, upload)
+    assert answer.status_code == 422
+    assert "0002/1.png: it is a link" in answer.json()["problem"]
+
+
 def test_a_zip_that_unpacks_to_too_much_is_refused(opened, folder, monkeypatch):
     monkeypatch.setattr("iclora.serve.uploads._MOST_BYTES", 100_000)
     upload = begin(opened)

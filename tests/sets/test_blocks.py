@@ -54,6 +54,15 @@ def test_an_unwritten_end_and_erased_flash_are_noticed(form, options):
         read_image(data[:half] + b"\xff" * 8192 + data[half + 8192 :], "p")
 
 
+@pytest.mark.parametrize(("quality", "at"), [(80, 0.1), (80, 0.6), (95, 0.3), (50, 0.8)])
+def test_a_flipped_bit_in_a_webp_is_noticed(quality, at):
+    """Its coder has no checksum, but a wrong bit makes it end at another place."""
+    data = bytearray(saved(photo(200, 160, seed=3), "WEBP", quality=quality))
+    data[int(len(data) * at)] ^= 4
+    with pytest.raises(ImageError, match="is damaged"):
+        read_image(bytes(data), "p")
+
+
 def letterboxed(colour):
     page = Image.new("RGB", (300, 240), colour)
     page.paste(photo(300, 150), (0, 45))

@@ -153,6 +153,22 @@ def test_a_second_process_that_composes_into_the_same_folder_is_refused(make_dat
         compose_dataset(dataset, tmp_path / "out")
 
 
+def test_what_a_killed_process_finished_is_taken_and_nothing_else_is(make_dataset, tmp_path):
+    """It may be killed after its last rename, while it still holds its lock."""
+    from iclora.files import digest
+
+    dataset, lock = open_dataset(make_dataset(1)), tmp_path / f".{digest('out')[:12]}.lock"
+    compose_dataset(dataset, tmp_path / "out")
+    lock.touch()
+    compose_dataset(dataset, tmp_path / "out")
+    (tmp_path / "out" / "0001.txt").write_text("by hand")
+    lock.touch()
+    with pytest.raises(DatasetError, match="not an empty folder"):
+        compose_dataset(dataset, tmp_path / "out")
+    assert (tmp_path / "out" / "0001.txt").read_text() == "by hand"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]
+
+
 def test_a_lock_that_a_killed_process_left_behind_locks_nothing(make_dataset, tmp_path):
     from iclora.files import digest
 

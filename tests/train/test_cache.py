@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,8 @@ DAMAGE = {
     "a block of zeros": lambda path: path.write_bytes(path.read_bytes()[:-600] + bytes(600)),
     "NaN": nan,
     "empty": lambda path: path.write_bytes(b""),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
 }
 
 

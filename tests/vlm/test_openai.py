@@ -522,7 +522,14 @@ def test_a_key_in_an_address_is_never_shown(serve, url, is_shown):
     assert captioner.notices == [f"pictures and instructions are sent to {is_shown} (model m)"]
     for secret in ("sk-abcdef123456", "hush-hush"):
         if secret in url:
-            assert captioner.without_secrets(f"x {secret} y") == "x *** y"
+            for spelling in (secret, base64.b64encode(secret.encode()).decode().rstrip("=")):
+                assert captioner.without_secrets(f"x {spelling} y") == "x *** y"
+
+
+def test_a_key_that_a_page_of_markup_repeats_is_not_told(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "<sk>&secret")
+    captioner = OpenAIModel("m", "http://localhost/v1")
+    assert captioner.without_secrets("<p>&lt;sk&gt;&amp;secret</p>") == "<p>***</p>"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.adapter import Adapter
+from iclora.errors import AdapterError, ModelError
 from iclora.making.given import fitting_latents
 from iclora.making.made import Cost, GeneratedSet
 from iclora.making.request import Request
@@ -72,9 +73,11 @@ def paint(
 
     Args:
         texts: what each ask reads.
+    Raises: AdapterError, ModelError for numbers that are not finite, which would be black.
     """
     with _Meter(model.device) as meter:
         drawn = _denoise(model, asks, texts, on_step)
+        _check_finite(drawn, asks[0])
         made = [_decode(model, tokens, ask) for tokens, ask in zip(drawn, asks, strict=True)]
     cost = Cost(meter.seconds / len(asks), meter.memory)
     vae = model.fingerprint("vae")
@@ -83,6 +86,24 @@ def paint(
         GeneratedSet(composite, panels, ask.request.model_copy(update=shared), latents, vae, cost)
         for (composite, panels, latents), ask in zip(made, asks, strict=True)
     ]
+
+
+def _check_finite(latents: Tensor, ask: Ask) -> None:
+    if torch.isfinite(latents).all():
+        return
+    if isinstance(ask.adapter, Adapter):
+        path = ask.adapter.path
+        raise AdapterError(
+            f"with the adapter{f' {path}' if path else ''} the base paints numbers that are not "
+            f"finite; its strength is {ask.request.strength}",
+            "Its weights or its alpha are too large: use less strength, or train it again.",
+            "adapter",
+        )
+    raise ModelError(
+        "the base paints numbers that are not finite",
+        "Use `dtype` bf16 or fp32; if that does not help, download the base again.",
+        "dtype",
+    )
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from iclora.errors import ModelError
+
 __all__ = ["PACK", "fold", "signal_of", "to_pixels", "unfold"]
 
 PACK = 2
@@ -22,7 +24,14 @@ def signal_of(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def to_pixels(signal: Tensor) -> NDArray[np.uint8]:
-    """A VAE's output (3, height, width) as a picture (height, width, 3)."""
+    """A VAE's output (3, height, width) as a picture (height, width, 3).
+
+    Raises: ModelError for numbers that are not finite, which would be black.
+    """
+    if not torch.isfinite(signal).all():
+        raise ModelError(
+            "the base's VAE paints numbers that are not finite", "Use `dtype` fp32.", "dtype"
+        )
     scaled = (signal.float() / 2 + 0.5).clamp(0, 1) * 255
     pixels: NDArray[np.uint8] = scaled.round().byte().permute(1, 2, 0).cpu().numpy()
     return pixels

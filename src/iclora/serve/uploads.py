@@ -151,10 +151,15 @@ class Uploads:
         if len(packed) > 1 or len(list(_all(folder))) > 1:
             raise DatasetError("a zip was sent beside other files", "Send it alone.", "file")
         try:
-            listing, _ = list_files(packed[0])
+            listing, unread = list_files(packed[0])
         except DatasetError as error:
             problem = error.problem.replace(str(packed[0]), "this file")
             raise DatasetError(problem, error.advice, "file") from error
+        if lost := [each for each in unread if each.severity == "error"]:
+            # Once it is unpacked, nobody could tell any more.
+            first = f"{lost[0].subject}: {lost[0].text}"
+            rest = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+            raise DatasetError(f"this zip is not whole: {first}{rest}", lost[0].advice, "file")
         if len(listing) > MOST_FILES:
             raise Refused(413, f"there are more than {MOST_FILES:,} files", "Send two datasets.")
         work, total = folder / "unpacked", 0

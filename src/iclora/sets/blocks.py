@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops
 
-__all__ = ["lost_blocks"]
+__all__ = ["lost_blocks", "went_astray"]
 
 _SECTOR = 512
-_NOISE = random.Random(0).randbytes(16)
+_NOISES = [random.Random(k).randbytes(16) for k in range(3)]
 _ABRUPT = 24
 """Mean difference, in 256 levels, of the line above from the block's black or white."""
 _PACKBITS, _DEFLATE, _JPEG = 32773, (8, 32946), 7
@@ -68,19 +68,39 @@ def _webp_pictures(data: bytes) -> Iterator[tuple[bool, bytes]]:
         at += 8 + size + size % 2
 
 
-def _needs_its_end(data: bytes, part: bytes) -> bool:
+def went_astray(data: bytes, picture: Image.Image) -> str | None:
+    """What is wrong with a WebP of which the last bytes do not matter; None if they do.
+
+    A changed bit makes its decoder read other symbols from there on, of another length in all: more
+    than there is, which libwebp refuses, or less, which it does not.
+
+    Args:
+        data: the file, of one picture.
+        picture: what it was decoded to.
+    """
+    whole = all(_needs_its_end(data, part, picture) for _, part in _webp_pictures(data))
+    return None if whole else "its data go on behind the picture's end"
+
+
+def _needs_its_end(data: bytes, part: bytes, picture: Image.Image | None = None) -> bool:
     """True if noise in place of a picture's last bytes changes it, as of a whole picture."""
-    end = data.index(part) + len(part)
-    seen = []
-    for each in (data, data[: end - len(_NOISE)] + _NOISE + data[end:]):
-        try:
-            with Image.open(io.BytesIO(each), formats=("WEBP",)) as image:
-                seen.append(image.convert("RGB"))
-        except OSError:
-            seen.append(Image.new("RGB", (1, 1)))
-    if seen[0].size != seen[1].size:
-        return True
-    return ImageChops.difference(*seen).getbbox() is not None
+    # Behind the last symbol some coders write a few zeros.
+    end = data.index(part) + len(part) - len(part[-8:]) + len(part[-8:].rstrip(b"\0"))
+    size = min(len(_NOISES[0]), len(part) // 2)
+    before = picture.convert("RGB") if picture else _decoded(data)
+    for noise in _NOISES:
+        after = _decoded(data[: end - size] + noise[:size] + data[end:])
+        if after.size != before.size or ImageChops.difference(before, after).getbbox():
+            return True
+    return False
+
+
+def _decoded(data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
+            return image.convert("RGB")
+    except OSError:
+        return Image.new("RGB", (0, 0))
 
 
 # -- TIFF and BMP -------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from iclora import files
 from iclora.errors import CaptionError, DatasetError
@@ -15,7 +16,7 @@ from iclora.files.locks import alone
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
 from iclora.sets.check import Problem, SetReport, TrainingSet, accept, check_dataset
-from iclora.sets.dataset import LAYOUT_KEY, Dataset, ImageSet
+from iclora.sets.dataset import LAYOUT_KEY, MANIFEST, Dataset, ImageSet
 from iclora.sets.editing import manifest_of
 from iclora.sets.images import write_png
 from iclora.sets.layout import GRID
@@ -52,26 +53,27 @@ def compose_dataset(
     Raises: DatasetError if `out` is not empty or a set cannot be composed, before anything is
         written; StorageError, and nothing is left behind.
     """
-    out, progress = _probed(Path(out)), progress or Progress()
+    # Beside the folder, which is renamed into its place.
+    out, place = _probed(Path(out))
+    progress = progress or Progress()
     notes: list[Problem] = []
     # The smallest usual training size beside it, or every set would count as too small for it.
     sizes = (min(min(RESOLUTIONS), resolution), resolution)
-    # Beside the folder, which is renamed into its place.
-    place = out.with_name(f".{files.digest(out.name)[:12]}.lock")
     with alone(place, out, partial(DatasetError, setting="out")):
         files.clear_leftovers(out.parent, out.name, alone=True)
         reports = list(check_dataset(source, resolutions=sizes, grid=grid))
         if cut_bars:
             source, reports, notes = _without_bars(source, reports, sizes, grid)
         found = accept(source, reports, captions=False)
-        if out.exists():
-            out.rmdir()  # it is empty
-        with files.work_folder(out) as work:
+
+        def write(work: Path) -> None:
             for done, (image_set, checked) in enumerate(zip(source.sets, found, strict=True), 1):
                 layout = checked.layouts[-1]
                 _write_composite(image_set, checked, work)
                 progress("composing", done, len(found), checked.name, layout=layout)
             _write_manifest(work, source.recipe)
+
+        _finish(out, write)
     return [*source.problems, *notes, *(p for report in reports for p in report.problems)]
 
 
@@ -89,23 +91,60 @@ def _without_bars(
     return replace(source, sets=sets), found, list(cut_note(cut))
 
 
-def _probed(out: Path) -> Path:
-    """The real path of the folder to write. Raises: DatasetError, StorageError if it cannot be."""
+def _finish(out: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder, whole or not at all; one that a killed process finished is compared.
+
+    Raises: DatasetError if that is another one; StorageError.
+    """
+    if out.exists() and any(out.iterdir()):
+        with TemporaryDirectory(dir=out.parent, prefix=".") as work:
+            write(Path(work))
+            if _contents(Path(work)) != _contents(out):
+                raise _not_empty(out)
+        return
+    if out.exists():
+        out.rmdir()
+    with files.work_folder(out) as work:
+        write(work)
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """The hash of every file."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): files.digest(p.read_bytes()) for p in found}
+
+
+def _not_empty(out: Path) -> DatasetError:
+    return DatasetError(
+        f"{out} is not an empty folder", "Choose another `out`, a new folder.", setting="out"
+    )
+
+
+def _probed(out: Path) -> tuple[Path, Path]:
+    """The real path of the folder to write, and of its lock.
+
+    A lock that nobody holds was left by a process that was killed, perhaps just after it finished:
+    then the folder may be full.
+
+    Raises: DatasetError, StorageError if it cannot be written.
+    """
     problem = None
     try:
         real = out.resolve()
+        place = real.with_name(f".{files.digest(real.name)[:12]}.lock")
+        finished = place.exists() and (real / MANIFEST).is_file()
         if real == Path.cwd():
             problem = f"{out} is the folder you are in"
         elif real.is_mount():
             problem = f"{out} is a mount point, which cannot be replaced by a finished folder"
-        elif real.exists() and (not real.is_dir() or any(real.iterdir())):
-            problem = f"{out} is not an empty folder"
+        elif real.exists() and (not real.is_dir() or (any(real.iterdir()) and not finished)):
+            raise _not_empty(out)
     except (OSError, RuntimeError, ValueError) as error:
         problem = f"{str(out)!a} cannot be written: {error}"
     if problem:
         raise DatasetError(problem, "Choose another `out`, a new folder.", setting="out")
     files.check_folder(real, "out")
-    return real
+    return real, place
 
 
 def _write_composite(image_set: ImageSet, checked: TrainingSet, out: Path) -> None:

@@ -16,7 +16,7 @@ from iclora.errors import ImageError
 from iclora.files import write_bytes
 from iclora.files.documents import read_bytes
 from iclora.sets.archives import HEAD, container_of
-from iclora.sets.blocks import lost_blocks
+from iclora.sets.blocks import lost_blocks, went_astray
 from iclora.sets.damage import Feed, damage_in_scans, lean_png
 from iclora.sets.kinds import HEIC_ADVICE, decoders, kind_of
 
@@ -184,6 +184,8 @@ def read_image(data: bytes, name: str, background: str = "white") -> Image.Image
         damage = feed.damage() if feed else lost
         if image.format in ("JPEG", "MPO"):
             damage = damage or damage_in_scans(data, image)
+        elif image.format == "WEBP" and frames == 1:
+            damage = damage or went_astray(data, image)
         profile = profile or image.info.get("icc_profile")
         # The picture is ours alone, so that it need not be copied for this.
         ImageOps.exif_transpose(image, in_place=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.errors import RunError
-from iclora.files import clear_leftovers, digest
+from iclora.files import clear_leftovers, digest, set_aside
 from iclora.models.base import DiffusionModel, Text
 from iclora.models.stored import Damaged, read_stored, store
 from iclora.progress import Progress
@@ -205,6 +205,8 @@ def _keep(path: Path, tensors: dict[str, Tensor], what: str) -> None:
                 "Use `dtype` fp32, or leave it out.",
                 setting="dtype",
             )
+    if path.exists() and not path.is_file():
+        set_aside(path)  # A folder, pipe or device would stand in the way.
     # Its name is in it, or two entries that changed places would not be noticed.
     store(path, tensors, {"entry": path.stem})
 

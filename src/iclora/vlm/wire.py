@@ -8,6 +8,7 @@ sees it.
 from __future__ import annotations
 
 import base64
+import html
 import json
 import math
 import os
@@ -270,6 +271,8 @@ def _pattern(secrets: list[str]) -> re.Pattern[str] | None:
     for secret in secrets:
         if len(secret) >= 8 or secret.startswith("sk-"):
             found |= {secret, quote(secret, safe=""), unquote(secret), json.dumps(secret)[1:-1]}
+            packed = base64.b64encode(secret.encode()).decode().rstrip("=")
+            found |= {html.escape(secret), html.escape(secret, quote=False), packed}
     ordered = sorted(found, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)), re.IGNORECASE) if ordered else None
 
