@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import threading
 import tomllib
@@ -16,7 +17,7 @@ from iclora.serve import planning
 from iclora.serve.records import Files, place_of
 from iclora.sets.recipe import load_recipe
 from iclora.train.asked import asked_of
-from tests.serve.conftest import PLANNED, Opened
+from tests.serve.conftest import PLANNED, Opened, picture
 
 CAPTION = "[MOVIE-SHOTS] A day, [SCENE-1] one [SCENE-2] two [SCENE-3] three."
 
@@ -193,6 +194,40 @@ def test_a_runs_state_is_read_from_its_folder(opened, run):
     write_adapter(run / "adapter.safetensors")
     assert state()["state"] == "finished"
     assert [each["id"] for each in opened.client.get("/api/v1/runs").json()["runs"]] == ["RUN"]
+
+
+LONG = b'{"step": 1, "loss": 1' + b"0" * 400 + b"}"
+STRANGE = {
+    "config.toml": (b"train = 3", b"[train]\nsteps = 'many'\ndata = 1", b"\xff", None),
+    "log.jsonl": (b'{"step": 1, "loss": 1e999}', LONG, None),
+    "validation.jsonl": (b'{"step": 1e999, "held out": {"loss": 1}, "trained": {"loss": 1}}', None),
+    ".lock": (None,),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_nobody_of_ours_wrote_in_a_run_is_left_alone(opened, run, name):
+    """None is a pipe, from which reading would never end."""
+    for content in STRANGE[name]:
+        (run / name).unlink(missing_ok=True)
+        if content is None:
+            os.mkfifo(run / name)
+        else:
+            (run / name).write_bytes(content)
+        for place in ("", "/RUN", "/RUN/log"):
+            found = opened.client.get(f"/api/v1/runs{place}")
+            assert found.status_code in (200, 404), (content, place)
+
+
+@pytest.mark.parametrize(
+    "request_json", ["[]", "3", '{"prompt": "a", "recipe": "b", "seeds": [1], "beside": ["x"]}']
+)
+def test_a_request_that_is_none_makes_no_set(opened, folder, request_json):
+    place = folder / "out" / "0001"
+    place.mkdir(parents=True)
+    (place / "composite.png").write_bytes(picture())
+    (place / "request.json").write_text(request_json)
+    assert opened.client.get("/api/v1/sets").json()["sets"] == []
 
 
 def test_a_log_is_read_from_a_step_on_and_a_cut_line_left_out(opened, run):

@@ -54,13 +54,25 @@ def test_an_unwritten_end_and_erased_flash_are_noticed(form, options):
         read_image(data[:half] + b"\xff" * 8192 + data[half + 8192 :], "p")
 
 
-@pytest.mark.parametrize(("quality", "at"), [(80, 0.1), (80, 0.6), (95, 0.3), (50, 0.8)])
-def test_a_flipped_bit_in_a_webp_is_noticed(quality, at):
-    """Its coder has no checksum, but a wrong bit makes it end at another place."""
-    data = bytearray(saved(photo(200, 160, seed=3), "WEBP", quality=quality))
+@pytest.mark.parametrize("form", ["WEBP", "AVIF"])
+@pytest.mark.parametrize(("quality", "at"), [(80, 0.4), (80, 0.6), (95, 0.5)])
+def test_a_flipped_bit_behind_an_arithmetic_coder_is_noticed(form, quality, at):
+    """There is no checksum, but a wrong bit makes the decoder end at another place."""
+    data = bytearray(saved(photo(200, 160, seed=3), form, quality=quality))
     data[int(len(data) * at)] ^= 4
     with pytest.raises(ImageError, match="is damaged"):
         read_image(bytes(data), "p")
+
+
+@pytest.mark.parametrize("form", ["WEBP", "AVIF"])
+def test_what_else_lies_in_a_picture_file_does_not_damage_it(form):
+    layer = photo(200, 160)
+    layer.putalpha(Image.linear_gradient("L").resize(layer.size))
+    exif = Image.Exif()
+    exif[0x010E] = "a fox" * 50
+    for image in (photo(200, 160), layer, letterboxed("black"), Image.new("RGB", (16, 16))):
+        for more in ({}, {"exif": exif}, {"xmp": b"<x/>" * 40}):
+            assert read_image(saved(image, form, **more), "p").size == image.size
 
 
 def letterboxed(colour):

@@ -264,11 +264,13 @@ class Sets:
         """What the index holds of a set; None for what is none."""
         try:
             request = read_json(folder / "request.json", SettingsError, "request")
+            if not isinstance(request, dict):
+                return None
             values = _described(request)
             made = (folder / "request.json").stat().st_mtime_ns
             size = (folder / "composite.png").stat().st_size
-        except (IcloraError, OSError, LookupError, TypeError, ValueError):
-            return None
+        except (IcloraError, OSError, LookupError, TypeError, ValueError, AttributeError):
+            return None  # Somebody else's file of that name.
         job = self._store.rows("SELECT client FROM jobs WHERE id=?", folder.parent.name)
         return (digest(path)[:16], path, made, size, *values, job[0]["client"] if job else "")
 

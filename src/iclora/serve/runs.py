@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from iclora.errors import SettingsError
+from iclora.files.documents import read_toml
 from iclora.files.locks import LOCK
+from iclora.sets.listing import open_regular
 from iclora.train.asked import asked_of
 
 try:
@@ -20,6 +23,9 @@ except ImportError:  # Windows has no such locks: what runs elsewhere is not see
 __all__ = ["is_written", "log_after", "measures_of", "notes_of", "state_of"]
 
 _MOST_ROWS = 5000
+_LARGEST = 2**30
+"""Bytes of a log; a million steps have some hundred million."""
+_LONGEST_LINE = 2**20
 
 
 def is_written(run: Path) -> bool:
@@ -27,7 +33,7 @@ def is_written(run: Path) -> bool:
     if fcntl is None:
         return False
     try:
-        held = os.open(run / LOCK, os.O_RDONLY)
+        held = os.open(run / LOCK, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -44,10 +50,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
     Paths are left out; of the dataset and the recipe the names are told.
     """
-    try:
-        settings = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))["train"]
-    except (OSError, ValueError, KeyError):
-        settings = {}
+    settings = _settings(run)
     last = _last_row(run / "log.jsonl")
     wanted, done = settings.get("steps", 5000), last.get("step", 0)
     if is_written(run):
@@ -62,7 +65,7 @@ def state_of(run: Path) -> dict[str, Any]:
         "steps": wanted,
         "loss": last.get("loss"),
         "settings": shown,
-        "data": Path(settings.get("data", "")).name,
+        "data": Path(settings.get("data") or "").name,
         "recipe": Path(settings.get("recipe") or "").name.removesuffix(".toml") or None,
         "previews": sorted(p.name for p in (run / "previews").glob("*.png")),
         "saved": sorted(p.name for p in (run / "checkpoints").glob("step-*")),
@@ -70,12 +73,23 @@ def state_of(run: Path) -> dict[str, Any]:
     }
 
 
+def _settings(run: Path) -> dict[str, Any]:
+    """What a run was told; without what no run is told, since somebody may have written there."""
+    try:
+        found = read_toml(run / "config.toml", SettingsError, "run file").get("train")
+    except SettingsError:
+        return {}
+    kinds = {"steps": int, "data": str, "recipe": str}
+    told = found if isinstance(found, dict) else {}
+    return {k: v for k, v in told.items() if isinstance(v, kinds.get(k, object))}
+
+
 def log_after(run: Path, step: int) -> list[dict[str, Any]]:
     """Rows of the log of losses behind a step, at most 5,000."""
     found: list[dict[str, Any]] = []
     try:
-        with (run / "log.jsonl").open("rb") as file:
-            for line in file:
+        with open_regular(run / "log.jsonl", _LARGEST) as file:
+            for line in iter(partial(file.readline, _LONGEST_LINE), b""):
                 row = _row(line)
                 if row and row["step"] > step:
                     found.append(row)
@@ -89,7 +103,8 @@ def log_after(run: Path, step: int) -> list[dict[str, Any]]:
 def measures_of(run: Path) -> list[dict[str, Any]]:
     """Losses on held-out sets and on as many that are trained on, by step."""
     try:
-        lines = (run / "validation.jsonl").read_bytes().splitlines()[-_MOST_ROWS:]
+        with open_regular(run / "validation.jsonl", _LARGEST) as file:
+            lines = file.read().splitlines()[-_MOST_ROWS:]
     except OSError:
         return []
     return [row for row in map(_measure, lines) if row]
@@ -118,7 +133,7 @@ def _has_result(run: Path) -> bool:
 def _last_row(log: Path) -> dict[str, Any]:
     """The last whole row of a log, found from its end."""
     try:
-        with log.open("rb") as file:
+        with open_regular(log, _LARGEST) as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 4096))
             lines = file.read().splitlines()
@@ -131,8 +146,8 @@ def _row(line: bytes) -> dict[str, Any]:
     """A step and its loss; nothing for a line that a kill cut short."""
     try:
         row = json.loads(line)
-        known = isinstance(row["step"], int) and isinstance(row["loss"], float | int)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        known = isinstance(row["step"], int) and math.isfinite(row["loss"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return {}
     return row if known else {}
 
@@ -143,7 +158,7 @@ def _measure(line: bytes) -> dict[str, Any]:
         row = json.loads(line)
         losses = {name: float(row[name]["loss"]) for name in ("held out", "trained")}
         step = int(row["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return {}
     if not all(map(math.isfinite, losses.values())):
         return {}

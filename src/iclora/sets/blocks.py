@@ -58,6 +58,11 @@ def _longest(data: bytes) -> int:
 # -- WebP ---------------------------------------------------------------------------------------
 
 
+def _needs_its_end(data: bytes, part: bytes) -> bool:
+    start, picture = data.index(part), _decoded(data)
+    return picture is None or _matters(data, start, start + len(part), picture)
+
+
 def _webp_pictures(data: bytes) -> Iterator[tuple[bool, bytes]]:
     """The data of each picture, and True if they are lossless."""
     at = 12
@@ -68,39 +73,83 @@ def _webp_pictures(data: bytes) -> Iterator[tuple[bool, bytes]]:
         at += 8 + size + size % 2
 
 
+# -- the ends of arithmetic coders --------------------------------------------------------------
+
+
 def went_astray(data: bytes, picture: Image.Image) -> str | None:
-    """What is wrong with a WebP of which the last bytes do not matter; None if they do.
+    """What is wrong with a WebP or AVIF of which the last bytes do not matter; None if they do.
 
     A changed bit makes its decoder read other symbols from there on, of another length in all: more
-    than there is, which libwebp refuses, or less, which it does not.
+    than there is, which libwebp refuses, or less, which no decoder does.
 
     Args:
         data: the file, of one picture.
         picture: what it was decoded to.
     """
-    whole = all(_needs_its_end(data, part, picture) for _, part in _webp_pictures(data))
+    ends = _avif_ends(data) if data[4:8] == b"ftyp" else _webp_ends(data)
+    whole = all(_matters(data, start, end, picture) for start, end in ends)
     return None if whole else "its data go on behind the picture's end"
 
 
-def _needs_its_end(data: bytes, part: bytes, picture: Image.Image | None = None) -> bool:
+def _webp_ends(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the data of each picture begin and end."""
+    for _, part in _webp_pictures(data):
+        start = data.index(part)
+        yield start, start + len(part)
+
+
+def _avif_ends(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the data of all pictures begin and end, if nothing else stands at their end."""
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        end = at + size if size else len(data)
+        if data[at + 4 : at + 8] == b"mdat" and _ends_in_tiles(data[at + 8 : end]):
+            yield at + 8, end
+        at = end if size == 0 or size >= 8 else len(data)
+
+
+def _ends_in_tiles(part: bytes) -> bool:
+    """True for a row of AV1's units, each with its size, of which the last one holds tiles."""
+    at = kind = 0
+    while at < len(part):
+        head, size, shift = part[at], 0, 0
+        if head & 0x81 or not head & 2:  # Text or another picture's container, or no size.
+            return False
+        kind = head >> 3 & 15
+        at += 2 if head & 4 else 1
+        for byte in part[at : at + 4]:
+            size |= (byte & 127) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 128:
+                break
+        at += size
+    return at == len(part) and kind in (4, 6)
+
+
+def _matters(data: bytes, start: int, end: int, picture: Image.Image) -> bool:
     """True if noise in place of a picture's last bytes changes it, as of a whole picture."""
     # Behind the last symbol some coders write a few zeros.
-    end = data.index(part) + len(part) - len(part[-8:]) + len(part[-8:].rstrip(b"\0"))
-    size = min(len(_NOISES[0]), len(part) // 2)
-    before = picture.convert("RGB") if picture else _decoded(data)
+    last = data[end - 8 : end]
+    size = min(len(_NOISES[0]), (end - start) // 2)
+    end -= len(last) - len(last.rstrip(b"\0"))
     for noise in _NOISES:
         after = _decoded(data[: end - size] + noise[:size] + data[end:])
-        if after.size != before.size or ImageChops.difference(before, after).getbbox():
+        if after is None or after.size != picture.size or after.mode != picture.mode:
+            return True
+        pairs = zip(after.split(), picture.split(), strict=True)
+        if any(ImageChops.difference(*pair).getbbox() for pair in pairs):
             return True
     return False
 
 
-def _decoded(data: bytes) -> Image.Image:
+def _decoded(data: bytes) -> Image.Image | None:
     try:
-        with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
-            return image.convert("RGB")
-    except OSError:
-        return Image.new("RGB", (0, 0))
+        with Image.open(io.BytesIO(data), formats=("WEBP", "AVIF")) as image:
+            image.load()
+            return image
+    except Exception:  # Damaged files make decoders raise almost anything.
+        return None
 
 
 # -- TIFF and BMP -------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def read_image(data: bytes, name: str, background: str = "white") -> Image.Image
         damage = feed.damage() if feed else lost
         if image.format in ("JPEG", "MPO"):
             damage = damage or damage_in_scans(data, image)
-        elif image.format == "WEBP" and frames == 1:
+        elif image.format in ("WEBP", "AVIF") and frames == 1:
             damage = damage or went_astray(data, image)
         profile = profile or image.info.get("icc_profile")
         # The picture is ours alone, so that it need not be copied for this.
