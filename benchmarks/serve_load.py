@@ -2,6 +2,7 @@
 
     python benchmarks/serve_load.py start queue web-kills overhead worker-kills soak
     python benchmarks/serve_load.py web-kills --kills 50 --seed 1
+    python benchmarks/serve_load.py ray ray-kills --base toyland      # needs iclora[ray]
 
 Everything runs on loopback in a folder that is removed. `start`, `overhead`, `worker-kills` and
 `soak` run `iclora serve` itself with a base of random weights (`--base`); `queue` and `web-kills`
@@ -45,7 +46,7 @@ class Web:
 
     def __init__(self, folder: Path, *command: str) -> None:
         self.began = time.perf_counter()
-        path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.log = (folder / "log.txt").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -55,7 +56,11 @@ class Web:
             env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
         )
         assert self.process.stdout
-        self.port = int(re.findall(r"([0-9]+)(?= with |$)", self.process.stdout.readline())[-1])
+        line = ""
+        while not line.startswith(("serving", "http")) and not line.strip().isdecimal():
+            line = self.process.stdout.readline()
+            assert line, "it ended"
+        self.port = int(re.findall(r"([0-9]+)(?= with |$)", line)[-1])
         self.token = (folder / ".iclora" / "token").read_text().strip()
         self._mine = threading.local()
         while True:
@@ -109,30 +114,38 @@ class Web:
             time.sleep(0.05)
         return time.perf_counter() - self.began
 
-    def wait_until_done(self) -> None:
+    def wait_until_done(self, every: float = 0.1) -> None:
         while True:
             state = self.ask("GET", "/api/v1/queue")[1]
             if not state["waiting"] and not state["running"]:
                 return
-            time.sleep(0.1)
+            time.sleep(every)
 
     def memory(self, pid: int | None = None) -> float:
         """MB that a process holds now."""
         status = Path(f"/proc/{pid or self.process.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+([0-9]+)", status)[0]) / 1e3
 
-    def workers(self) -> list[int]:
-        """Numbers of the worker processes."""
-        found = []
+    def workers(self, *kinds: str) -> list[int]:
+        """Numbers of the worker processes, or of others that it started, directly or not."""
+        parents: dict[int, int] = {}
+        named: list[int] = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
-                fields = path.read_text().rpartition(")")[2].split()
-                words = (path.parent / "cmdline").read_bytes()
+                pid, fields = int(path.parent.name), path.read_text().rpartition(")")[2].split()
+                words = (path.parent / "cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if int(fields[1]) == self.process.pid and b"iclora.serve.worker" in words:
-                found.append(int(path.parent.name))
-        return found
+            parents[pid] = int(fields[1])
+            if any(kind in words for kind in kinds or ("iclora.serve.worker",)):
+                named.append(pid)
+
+        def is_own(pid: int) -> bool:
+            while pid in parents and pid != self.process.pid:
+                pid = parents[pid]
+            return pid == self.process.pid
+
+        return [pid for pid in named if is_own(pid)]
 
     def end(self, how: int = signal.SIGTERM) -> None:
         self.process.send_signal(how)
@@ -140,8 +153,8 @@ class Web:
         self.log.close()
 
 
-def real(folder: Path, base: str) -> Web:
-    return Web(folder, "iclora", "serve", str(folder), "--base", base, "--port", "0")
+def real(folder: Path, base: str, *more: str) -> Web:
+    return Web(folder, "iclora", "serve", str(folder), "--base", base, "--port", "0", *more)
 
 
 def fake(folder: Path, how: str) -> Web:
@@ -315,10 +328,21 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
 
 def worker_kills(args: argparse.Namespace, folder: Path) -> None:
     """SIGKILL of the worker at random moments while jobs run."""
+    kill_some(args, folder, real(folder, args.base))
+
+
+def ray_kills(args: argparse.Namespace, folder: Path) -> None:
+    """SIGKILL of a Ray replica, its worker or its bridge at random moments while jobs run."""
+    web = real(folder, args.base, "--engine", "ray", "--cpus", "2")
+    kill_some(args, folder, web, "ray::Replica", "iclora.serve.worker", "cluster.bridge")
+
+
+def kill_some(args: argparse.Namespace, folder: Path, web: Web, *kinds: str) -> None:
+    """Kill one process of each kind after the other, each after a further job has ended."""
     draw = random.Random(args.seed)
-    web = real(folder, args.base)
     web.wait_until_ready()
     acknowledged = {}
+    by_kind: dict[str, int] = {}
     kills = 0
 
     def ended() -> int:
@@ -332,11 +356,15 @@ def worker_kills(args: argparse.Namespace, folder: Path) -> None:
         while ended() == done:  # Else one job takes every kill, and is given up after three.
             time.sleep(0.05)
         time.sleep(draw.uniform(0.0, 1.0))
-        for pid in web.workers():
-            os.kill(pid, signal.SIGKILL)
+        kind = kinds[kills % len(kinds)] if kinds else "iclora.serve.worker"
+        if there := web.workers(kind):
+            os.kill(draw.choice(there), signal.SIGKILL)
             kills += 1
-        web.wait_until_ready()
+            by_kind[kind] = by_kind.get(kind, 0) + 1
+        if not kinds:
+            web.wait_until_ready()
     web.wait_until_done()
+    print(", ".join(f"{count} of {kind}" for kind, count in by_kind.items()))
     found = {job["id"]: job for job in web.jobs()}
     seeds = dict(acknowledged.values())
     alone = {}
@@ -345,6 +373,61 @@ def worker_kills(args: argparse.Namespace, folder: Path) -> None:
         alone[seed] = _digest(folder / "out" / job["id"] / "0001")
     web.end()
     report(folder, found, acknowledged, kills, alone.__getitem__)
+
+
+def ray(args: argparse.Namespace, folder: Path) -> None:
+    """Two Ray replicas against one, a thread each; and one request on three ways."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    told = {**TOLD, "steps": args.steps}
+    minutes: dict[int, list[float]] = {1: [], 2: []}
+    made: dict[tuple[int, int, int], str] = {}
+    for number in range(args.rounds):
+        for count in (1, 2):
+            place = folder / f"{number}-{count}"
+            place.mkdir()
+            web = real(place, args.base, "--engine", "ray", "--cpus", str(count))
+            ready = web.wait_until_ready()
+            web.ask("POST", "/api/v1/queue", {"paused": True})
+            jobs = {seed: web.post(**told, seed=seed)[1]["id"] for seed in range(args.jobs)}
+            began = time.time()
+            web.ask("POST", "/api/v1/queue", {"paused": False})
+            web.wait_until_done(1.0)  # Asking takes a share of the cores, too.
+            ended = max(job["ended"] for job in web.jobs())
+            minutes[count].append(args.jobs / (ended - began) * 60)
+            for seed, job in jobs.items():
+                made[number, count, seed] = _digest(place / "out" / job / "0001")
+            if number == 0:
+                held = sum(map(web.memory, web.workers("cluster.bridge"))) / count
+                print(
+                    f"{count} replicas: ready after {ready:.1f} s; the web process holds "
+                    f"{web.memory():.0f} MB, a bridge {held:.0f} MB"
+                )
+            web.end()
+    one, two = (statistics.median(minutes[count]) for count in (1, 2))
+    print(
+        f"sets a minute: one replica {spread(minutes[1], '')}, two {spread(minutes[2], '')}: "
+        f"{two / one:.2f} times; {len(set(made.values()))} different sets of {args.jobs} requests"
+    )
+    words = ["generate", "--base", args.base, "--prompt", PROMPT, "--seed", "0"]
+    words += ["--recipe", TOLD["recipe"], "--size", TOLD["size"], "--steps", str(args.steps)]
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, "-m", "iclora", *words, "--out", str(folder / "line")],
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    local = folder / "local"
+    local.mkdir()
+    web = real(local, args.base)
+    job = web.post(**told, seed=0, wait=60)[1]["id"]
+    web.end()
+    three = {
+        _digest(folder / "line" / "0001"),
+        _digest(local / "out" / job / "0001"),
+        made[0, 1, 0],
+    }
+    print(f"one request by the command line, the API and Ray: {len(three)} different bytes")
 
 
 def soak(args: argparse.Namespace, folder: Path) -> None:
@@ -376,6 +459,8 @@ WHAT: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "overhead": overhead,
     "worker-kills": worker_kills,
     "soak": soak,
+    "ray": ray,
+    "ray-kills": ray_kills,
 }
 
 
@@ -384,7 +469,8 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=WHAT)
     parser.add_argument("--base", default="tiny", help="of what runs `iclora serve` itself")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=20, help="of overhead")
+    parser.add_argument("--jobs", type=int, default=20, help="of overhead and ray")
+    parser.add_argument("--steps", type=int, default=20, help="of a set of ray")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--soak", type=int, default=1000, help="jobs of soak")
     parser.add_argument("--seed", type=int, default=0)

@@ -21,6 +21,7 @@ class FakeEngine:
         self.workers = list(workers)
         self.together = 1
         self.why = None
+        self.gone = set()
         self.orders = []
         self.deaths = 0
         self.pace = 0.0
@@ -41,6 +42,9 @@ class FakeEngine:
 
     def ready(self):
         return self.why
+
+    def able(self, worker):
+        return self.why is None and worker not in self.gone
 
     def loaded(self, worker):
         return self._loaded[worker]

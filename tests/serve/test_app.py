@@ -120,6 +120,15 @@ def test_a_job_waits_for_a_base_that_is_not_loaded_yet(folder):
         assert opened.client.get("/readyz").status_code == 200
 
 
+def test_no_job_is_given_to_a_worker_that_is_gone(folder):
+    engine = FakeEngine(("there", "gone"))
+    engine.gone.add("gone")
+    with Opened(folder, engine) as opened:
+        jobs = [opened.post().json()["id"] for _ in range(4)]
+        assert {opened.ended(job)["status"] for job in jobs} == {"succeeded"}
+    assert engine.loaded("gone") is None
+
+
 def test_a_job_survives_its_workers_death_and_makes_no_set_twice(opened, folder):
     opened.engine.deaths = 2
     job = opened.post(input={"prompt": ["a fox"], "seed": 3}).json()

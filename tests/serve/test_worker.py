@@ -20,7 +20,7 @@ from iclora.serve.children import (
     start_worker,
 )
 from iclora.serve.engine import Order
-from iclora.serve.local import told
+from iclora.serve.keeper import told
 from iclora.serve.work import work
 from iclora.serve.worker import JobConsole
 from tests.conftest import write_dataset

@@ -82,11 +82,11 @@ class Dispatcher:
     def _serve(self, worker: str, runs: Sequence[Job]) -> None:
         for run in runs:  # They are at work, whatever this worker has loaded.
             self._run(worker, [run], begun=True)
-        ready = False
         while not self._stopping.is_set():
+            # A job is not given to a worker that may be gone for long, as with its machine.
+            able = self._engine.able(worker)
             try:
-                ready = ready or self._engine.ready() is None
-                job = self._queue.claim(worker, self._engine.loaded(worker)) if ready else None
+                job = self._queue.claim(worker, self._engine.loaded(worker)) if able else None
             except IcloraError as error:  # A full disk, which somebody may make room on.
                 _log.error("no job can be claimed: %s", error)
                 self._stopping.wait(5)
@@ -97,7 +97,7 @@ class Dispatcher:
             with self._queue.changed:
                 if not self._stopping.is_set():
                     # Loading is asked about again; a job wakes this up at once.
-                    self._queue.changed.wait(1.0 if ready else 0.05)
+                    self._queue.changed.wait(1.0 if able else 0.05)
 
     def _beside(self, worker: str, job: Job) -> list[Job]:
         most = self._engine.together - 1

@@ -114,6 +114,9 @@ class Engine(Protocol):
     def ready(self) -> str | None:
         """None once every worker holds its base, else why not yet."""
 
+    def able(self, worker: str) -> bool:
+        """True if a worker takes a job now: it runs and holds its base."""
+
     def loaded(self, worker: str) -> str | None:
         """The adapters that are warm in a worker, as `adapters_of` says them; None before a job."""
 

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from iclora.errors import IcloraError, SettingsError
-from iclora.serve.children import Child, ended_by, environment_of, start_worker
-from iclora.serve.engine import Order, Outcome, Report, WorkerDied, adapters_of
-from iclora.serve.training import Left, StartTrainee, Training, at_work, start_trainee
+from iclora.errors import SettingsError
+from iclora.serve.children import environment_of, start_worker
+from iclora.serve.engine import Order, Outcome, Report
+from iclora.serve.keeper import How, Keeper, Start
+from iclora.serve.training import StartTrainee, start_trainee
 from iclora.settings import Machine
 
-__all__ = ["PATIENCE", "LocalEngine", "Start", "told"]
-
-Start = Callable[[dict[str, str], Path], Child]
-"""Starts a worker with an environment and a log."""
+__all__ = ["PATIENCE", "LocalEngine"]
 
 PATIENCE = 30.0
 """Seconds a cancelled job has to come to its next step."""
-
-_LONGEST = 30.0
-"""Most seconds between the end of a worker and its next start."""
 _FAILURES = 3
 """Ends of a worker in a row, each before it was ready, after which nothing is hoped for."""
-_LOG = 10 * 2**20
-"""Bytes of a log that is begun again."""
 
 
 class LocalEngine:
@@ -76,8 +60,8 @@ class LocalEngine:
         numbers = (machine or Machine()).model_dump()
         first = {"do": "start", "base": base, "machine": numbers, "warm": list(warm)}
         self._keepers = {
-            name: _Keeper(
-                _How(
+            name: Keeper(
+                How(
                     name,
                     first,
                     environment_of(name, threads),
@@ -99,6 +83,10 @@ class LocalEngine:
         """None once every worker holds its base, else why not yet."""
         said = {name: keeper.not_ready() for name, keeper in self._keepers.items()}
         return next((f"worker {name} {why}" for name, why in said.items() if why), None)
+
+    def able(self, worker: str) -> bool:
+        """True if a worker takes a job now: it runs and holds its base."""
+        return self._keepers[worker].able()
 
     def wait(self, worker: str) -> bool:
         """Wait until a worker can take a job. Returns: False once the engine stops."""
@@ -147,254 +135,3 @@ class LocalEngine:
             keeper.join()
         if self._close:
             self._close()
-
-
-@dataclass(frozen=True)
-class _How:
-    """What a worker is started with."""
-
-    device: str
-    first: dict[str, Any]
-    """The first line it is told."""
-    environment: dict[str, str]
-    log: Path
-    patience: float
-    start: Start
-    start_training: StartTrainee
-
-
-@dataclass
-class _Running:
-    """A job that a worker was given, with those beside it."""
-
-    order: Order
-    said: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
-    cancelled: set[str] = field(default_factory=set)
-    deadline: threading.Timer | None = None
-
-    @property
-    def left(self) -> set[str]:
-        """Its jobs that were not cancelled."""
-        return {order.job for order in self.order.all} - self.cancelled
-
-
-class _Keeper:
-    """Keeps one worker running, in a thread of its own."""
-
-    def __init__(self, how: _How) -> None:
-        self.child: Child | None = None
-        self.loaded: str | None = None
-        self.failures = 0
-        """Ends in a row before it was ready."""
-        self._how = how
-        self._problem: str | None = "is starting"
-        self._state = threading.Condition()
-        self._running: _Running | None = None
-        self._training: Training | None = None
-        self._trains = ""
-        """The job of the run that is followed."""
-        self._up = False
-        self._by: str | None = None
-        """What ended it, as it was said."""
-        self._leaving = False
-        self._alone = threading.Lock()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def not_ready(self) -> str | None:
-        return self._problem
-
-    def wait(self) -> bool:
-        with self._state:
-            self._state.wait_for(lambda: self._up or self._leaving)
-            return not self._leaving
-
-    # -- the process ------------------------------------------------------------------------------
-
-    def _keep(self) -> None:
-        """Start the process, listen until it ends, and start it again."""
-        while not self._leaving:
-            try:
-                ended = self._live()
-            except (OSError, IcloraError) as error:
-                ended = f"not being startable: {error}"
-            with self._state:
-                self.failures = 0 if self._up else self.failures + 1
-                self._up, self.child, self.loaded = False, None, None
-                self._problem = f"was ended by {ended}; its log is {self._how.log}"
-                if self._running:
-                    self._running.said.put({"say": "died", "by": ended})
-                if self.failures:
-                    # Nothing is gained by a process that ends at once, again and again.
-                    pause = min(_LONGEST, 0.1 * 2 ** min(self.failures, 9))
-                    self._state.wait_for(lambda: self._leaving, pause)
-
-    def _live(self) -> str:
-        """One process from its start to its end. Returns: what ended it."""
-        with suppress(OSError):
-            if self._how.log.stat().st_size > _LOG:
-                self._how.log.unlink()
-        child = self._how.start(self._how.environment, self._how.log)
-        with self._state:
-            self.child, self._by = child, None
-            leaving = self._leaving
-        if leaving:
-            _end(child)
-        # A run may still be at work there, and need the memory.
-        busy = self._training is not None or at_work(self._how.log.parent, self._how.device)
-        self._send(child, {**self._how.first, "base": None} if busy else self._how.first)
-        with child.answers:
-            for line in child.answers:
-                self._hear(told(line))
-        status = child.wait()
-        with suppress(OSError):
-            child.commands.close()
-        return self._by or ended_by(status)
-
-    def _hear(self, said: dict[str, Any]) -> None:
-        with self._state:
-            if said["say"] == "ready":
-                self._up, self._problem, self.failures = True, said["problem"], 0
-                self._state.notify_all()
-            elif said["say"] == "waits":
-                self._problem = said["why"]
-            elif said["say"] == "ended":
-                self._by = said["by"]
-            elif self._running and said.get("job") == self._running.order.job:
-                self._running.said.put(said)
-
-    @staticmethod
-    def _send(child: Child, what: dict[str, Any]) -> None:
-        # If it has ended, whoever listens to it hears so.
-        with suppress(OSError, ValueError):
-            child.commands.write(json.dumps(what).encode() + b"\n")
-            child.commands.flush()
-
-    # -- jobs -------------------------------------------------------------------------------------
-
-    def run(self, order: Order, report: Callable[[Report], None]) -> Outcome:
-        if order.kind == "train":
-            return self._train(order, report)
-        running = _Running(order)
-        with self._alone:
-            with self._state:
-                self._state.wait_for(lambda: self._up or self._leaving)
-                if self._leaving or not self.child:
-                    raise WorkerDied("the server's end")
-                self._running = running
-                child = self.child
-            self._send(child, {"do": "run", "order": asdict(order)})
-            try:
-                return self._follow(running, report)
-            finally:
-                with self._state:
-                    self._running = None
-                    if running.deadline:
-                        running.deadline.cancel()
-
-    def _train(self, order: Order, report: Callable[[Report], None]) -> Outcome:
-        training = Training(
-            self._how.log.parent, order, self._how.device, start=self._how.start_training
-        )
-        with self._alone:
-            with self._state:
-                if self._leaving:
-                    raise WorkerDied("the server's end")
-                self._training, self._trains = training, order.job
-                if self.child:
-                    self._send(self.child, {"do": "free"})
-            try:
-                return training.follow(report)
-            except Left:
-                raise WorkerDied("the server's end") from None
-            finally:
-                with self._state:
-                    self._training, self._trains = None, ""
-
-    def _follow(self, running: _Running, report: Callable[[Report], None]) -> Outcome:
-        while True:
-            said = running.said.get()
-            if said["say"] == "report":
-                report(said["report"])
-            elif said["say"] == "outcome":
-                with self._state:
-                    self.loaded = adapters_of(running.order.input)
-                    if not said["sound"]:  # It ends itself; the next job waits for another.
-                        self._up, self._problem = False, "is starting again after a fault"
-                return Outcome.read(said["outcome"])
-            elif not running.left:
-                ended = [Outcome("cancelled") for _ in running.order.all]
-                return replace(ended[0], beside=tuple(ended[1:]))
-            else:
-                raise WorkerDied(said["by"])
-
-    def end_run(self, job: str) -> None:
-        with self._state:
-            training = self._training if self._trains == job else None
-        if training:
-            training.stop(now=True)
-
-    def cancel(self, job: str) -> None:
-        with self._state:
-            training = self._training if self._trains == job else None
-        if training:
-            training.stop()
-            return
-        with self._state:
-            running, child = self._running, self.child
-            if not running or not child or job not in running.left:
-                return
-            running.cancelled.add(job)
-            if not running.left:
-                late = (running, child)
-                running.deadline = threading.Timer(self._how.patience, self._give_up, late)
-                running.deadline.daemon = True
-                running.deadline.start()
-        self._send(child, {"do": "cancel", "job": job})
-
-    def _give_up(self, running: _Running, child: Child) -> None:
-        with self._state:
-            if self._running is running and self.child is child:
-                _end(child)
-
-    # -- the end ----------------------------------------------------------------------------------
-
-    def leave(self) -> None:
-        with self._state:
-            self._leaving = True
-            self._state.notify_all()
-            child, training = self.child, self._training
-        if training:
-            training.leave()
-        if child:  # The end of its commands is the end of a worker.
-            with suppress(OSError, ValueError):
-                child.commands.close()
-
-    def join(self) -> None:
-        if not self._thread.ident:
-            return
-        until = time.monotonic() + 5
-        self._thread.join(5)
-        child = self.child
-        if self._thread.is_alive() and child:
-            _end(child)
-            self._thread.join(max(1, until - time.monotonic()))
-
-
-def told(line: bytes) -> dict[str, Any]:
-    """What a worker says in a line; that it says None in one that is not its own.
-
-    What an installation prints when Python starts comes before the worker can see to it.
-    """
-    try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) and "say" in found else {"say": None}
-
-
-def _end(child: Child) -> None:
-    with suppress(OSError):
-        os.kill(child.pid, signal.SIGKILL)

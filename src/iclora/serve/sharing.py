@@ -30,7 +30,8 @@ from iclora.models.registry import pick_device
 from iclora.progress import Console, Progress
 from iclora.serve.children import start_worker
 from iclora.serve.engine import Order, Report, WorkerDied
-from iclora.serve.local import LocalEngine, Start
+from iclora.serve.keeper import Start
+from iclora.serve.local import LocalEngine
 from iclora.settings import CompleteSettings, EvaluateSettings, GenerateSettings, Settings
 
 __all__ = ["devices_for", "make_shared", "share_evaluation"]

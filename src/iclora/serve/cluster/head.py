@@ -23,7 +23,10 @@ __all__ = ["main"]
 
 _OBJECTS = 80 * 2**20
 """Bytes of Ray's store of objects, near the least it takes: only lines pass."""
-_KEY = "Give this process the cluster's token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+_KEY = (
+    "Give this process the cluster's token, in RAY_AUTH_TOKEN, in the file of RAY_AUTH_TOKEN_PATH, "
+    "or in ~/.ray/auth_token."
+)
 _OPEN = (
     "this Ray cluster takes calls without a token: whoever reaches its ports can run programs there"
 )
@@ -98,12 +101,12 @@ _ASK = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, configure_lo
 
 def _refusal(error: Exception, address: str | None) -> dict[str, str]:
     if isinstance(error, ray.exceptions.AuthenticationError):
-        return {"problem": "there is no token for the Ray cluster", "advice": f"{_KEY}~/.ray."}
+        return {"problem": "there is no token for the Ray cluster", "advice": _KEY}
     first = str(error).partition("\n")[0][:300]
     where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
     return {
         "problem": f"{where} cannot be {'reached' if address else 'started'}: {first}",
-        "advice": f"{_KEY}~/.ray/auth_token; and check the address."
+        "advice": f"{_KEY} And check the address."
         if address
         else "A machine that is very busy may need another try.",
     }
