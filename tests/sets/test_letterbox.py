@@ -32,7 +32,7 @@ def write_sets(root, *sets, form="png"):
         folder = root / f"{number:04d}"
         folder.mkdir(parents=True)
         for k, panel in enumerate(panels, 1):
-            panel.save(folder / f"{k}.{form}", quality=90)
+            panel.save(folder / f"{k}.{form}", quality=90, compress_level=1)
         (folder / "caption.txt").write_text(CAPTION)
     return open_dataset(root, STORY)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from iclora.sets.edges import Edges, Pixels, away_from_ground, ground, is_drawn, sampled
+from iclora.sets.edges import Edges, Pixels, away_from_ground, ground, is_drawn, largest, sampled
 from iclora.sets.frames import find_frame
 
 __all__ = [
@@ -231,7 +231,7 @@ def _thin_gutter(pixels: Pixels, low: int, high: int) -> tuple[int, int] | None:
             away = np.abs(
                 lines[[at - 2, min(last + 1, len(lines) - 1)]] - lines[at:last].mean((0, 1))
             )
-            ends = (away.max(axis=2) > _OTHER).mean(axis=1).min() >= _ENDS
+            ends = (largest(away) > _OTHER).mean(axis=1).min() >= _ENDS
             if ends and (best is None or last - at > best[1] - best[0]):
                 best = start - 2 + at, start - 2 + last
         at = last
@@ -265,7 +265,7 @@ def _sharp_end(pixels: Pixels, end: int, colour: NDArray[np.float32]) -> int:
     if len(behind) < 2:
         return 0
     away = np.abs(behind - colour)
-    other = (away.max(axis=2) > _OTHER).mean(axis=1)
+    other = (largest(away) > _OTHER).mean(axis=1)
     if other.max(initial=0) < _ENDS:
         return 0
     # A straight end is there along the whole line at once; a round one grows.

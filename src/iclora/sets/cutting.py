@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclora.sets.bars import find_gutter, is_page_colour
-from iclora.sets.edges import Pixels, away_from_ground, ground, is_drawn, sampled
+from iclora.sets.edges import Pixels, away_from_ground, ground, is_drawn, largest, sampled
 from iclora.sets.seams import exact_seams, find_seams, shows
 
 __all__ = ["Cut", "cut_apart", "even_ends"]
@@ -163,7 +163,7 @@ def _is_thin(pixels: Pixels, start: int, width: int) -> bool:
         return False
     if not is_even and (own.min() > 0.4 * around or own.max() > 0.75 * around):
         return False
-    away = np.abs(lines[[10, 11, -12, -11]] - ground(band)).max(axis=2)
+    away = largest(np.abs(lines[[10, 11, -12, -11]] - ground(band)))
     shown = (away > 14).mean(axis=1)
     if min(shown[1], shown[2]) < 0.1:  # it goes on
         return False

@@ -8,7 +8,7 @@ from statistics import median_low
 import numpy as np
 from numpy.typing import NDArray
 
-from iclora.sets.edges import Edges, Pixels, sampled
+from iclora.sets.edges import Edges, Pixels, largest, sampled
 
 __all__ = ["agreed_frames", "find_frame", "lines_of"]
 
@@ -43,7 +43,7 @@ def _line(pixels: Pixels) -> tuple[int, NDArray[np.float32]]:
     """Width in px of the line along the first line of pixels, or 0, and its colour."""
     lines = sampled(pixels[: _WIDEST + 3])
     colour = np.median(lines[0], axis=0)
-    away = np.abs(lines - colour).max(axis=2)
+    away = largest(np.abs(lines - colour))
     near = (away < _NEAR).mean(axis=1)
     width = int(np.argmin(near >= 0.8)) if (near < 0.8).any() else len(near)
     if not 1 <= width <= _WIDEST:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from iclora.sets.bars import is_page_colour
-from iclora.sets.edges import Edges, Pixels, away_from_ground, sampled
+from iclora.sets.edges import Edges, Pixels, away_from_ground, largest, sampled
 
 __all__ = [
     "agreed_leftovers",
@@ -144,11 +144,14 @@ def _band(pixels: Pixels) -> tuple[int, Colour] | None:
     Unlike a bar's, its lines need only be far more even than the picture's.
     """
     lines = sampled(pixels[: min(_DEEPEST + 12, len(pixels) // 3)])
-    change = np.abs(np.diff(lines, axis=0)).max(axis=2)
-    middles = np.median(lines, axis=1, keepdims=True)
-    off = away_from_ground(lines).max(axis=2).mean(axis=1)
+    change = largest(np.abs(np.diff(lines, axis=0)))
     ends = (change > 16).mean(axis=1) >= 0.6
-    for depth in np.flatnonzero(ends[: min(_DEEPEST, len(ends) - 6)]) + 1:
+    depths = np.flatnonzero(ends[: min(_DEEPEST, len(ends) - 6)]) + 1
+    if not len(depths):  # as of most pictures
+        return None
+    middles = np.median(lines, axis=1, keepdims=True)
+    off = largest(away_from_ground(lines)).mean(axis=1)
+    for depth in depths:
         behind = float(np.median(off[depth + 1 : depth + 12]))
         if off[:depth].max() > max(8.0, 0.5 * behind) or off[:depth].min() > 16:
             return None
@@ -165,11 +168,11 @@ def _strip(pixels: Pixels) -> int:
     if len(lines) < 12:
         return 0
     rim = lines[:4]
-    even = (np.abs(rim - np.median(rim, axis=1, keepdims=True)).max(axis=2) < 32).mean(axis=1)
+    even = (largest(np.abs(rim - np.median(rim, axis=1, keepdims=True))) < 32).mean(axis=1)
     if even.max() < 0.35:
         return 0
     paper = np.median(np.median(lines[:8], axis=1), axis=0)
-    near = (np.abs(lines - paper).max(axis=2) < 32).mean(axis=1)
+    near = (largest(np.abs(lines - paper)) < 32).mean(axis=1)
     first = int(np.argmax(near[:4] >= 0.35))  # a line may be left, or be blended
     within = near[first:] >= 0.35
     depth = len(within) if within.all() else int(np.argmin(within))
@@ -183,7 +186,7 @@ def _strip(pixels: Pixels) -> int:
     # A bar's colour runs into its outer lines.
     if (np.abs(levels - paper).max(axis=1) < 10).mean() < 0.6:
         return 0
-    strokes = np.diff(np.abs(own - paper).max(axis=2) < 32, axis=1).sum(axis=1)
+    strokes = np.diff(largest(np.abs(own - paper)) < 32, axis=1).sum(axis=1)
     # The letters are lines of their own, with blank ones before the picture.
     return first + depth if (strokes > 12).sum() >= 4 and blank[-4:].any() else 0
 
