@@ -54,11 +54,27 @@ def test_all_settings_of_a_whole_base_pass(request, base):
         ("scaling_factor", "NaN"),
         ("scaling_factor", float("nan")),
         ("model_max_length", "512"),
+        ("rope_theta", 0),
+        ("shift", 0),
+        ("num_train_timesteps", 10**12),
     ],
 )
 def test_what_no_part_can_have_is_named_by_its_key(key, value):
     with pytest.raises(ModelError, match=f"x has .* for {key}, where .* must stand"):
         check_sizes({"_class_name": "X", key: value}, "x")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"axes_dims_rope": [16, 56, 56], "attention_head_dim": 120},
+        {"axes_dims": [32, 48, 48], "dim": 3840, "n_heads": 31},
+        {"base_image_seq_len": 4096, "max_image_seq_len": 4096},
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(config):
+    with pytest.raises(ModelError, match=r"^x has"):
+        check_sizes(config, "x")
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from iclora.errors import ModelError, SettingsError
 from iclora.files import digest
 from iclora.files.documents import read_json
 from iclora.models.base import Compiling, DiffusionModel, Part, Text
+from iclora.models.complete import check_loaded, check_numbers
 from iclora.models.names import Names, linears_of
 from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
@@ -161,22 +160,26 @@ class FolderModel(DiffusionModel):
         if part in self._resting:
             return self._resting[part].to(self.device)
         try:
+            options |= {"use_safetensors": True, "local_files_only": True}
             if issubclass(cls, nn.Module):
                 # Hashed with what is loaded now, whatever becomes of the file.
                 self._loaded[part] = self._hash(part)
-            model = cls.from_pretrained(
-                self.folder / part, use_safetensors=True, local_files_only=True, **options
-            )
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            KeyError,
-            SafetensorError,
-            StrictDataclassError,
-        ) as error:
+                model, said = cls.from_pretrained(
+                    self.folder / part, output_loading_info=True, **options
+                )
+                what, alone = f"{part} of {self.name}", part in self.folders["denoiser"]
+                check_loaded(said, what, alone=alone)
+                if alone:
+                    check_numbers((self.folder / part).glob("*.safetensors"), what)
+            else:
+                model = cls.from_pretrained(self.folder / part, **options)
+        except (ModelError, MemoryError):
+            raise
+        except Exception as error:
+            # Libraries build what a file says, and fail by whatever exception comes of it.
+            why = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"{part} of {self.name} cannot be loaded: {str(error).splitlines()[0]}",
+                f"{part} of {self.name} cannot be loaded: {why}",
                 "Download it again as safetensors; weights in pickle files (.bin, .pt) are never "
                 "opened.",
             ) from error

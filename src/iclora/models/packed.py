@@ -99,6 +99,7 @@ class PackedModel(FolderModel):
 
     @cached_property
     def _scheduler(self) -> Any:
+        self.config("scheduler", "scheduler_config.json")  # Refused, if it is absurd.
         return self.load("scheduler", diffusers.FlowMatchEulerDiscreteScheduler)
 
     def mu(self, tokens: int, steps: int) -> float:  # noqa: ARG002 (families know)

@@ -52,6 +52,9 @@ _RANGES = {
     "max_position_embeddings": 2**22,
     "vocab_size": 2**24,
     "relative_attention_num_buckets": 2**16,
+    "num_train_timesteps": 10**6,
+    "base_image_seq_len": 2**20,
+    "max_image_seq_len": 2**20,
 }
 """The greatest number by key; the least is 1."""
 _LISTS = dict.fromkeys(
@@ -70,6 +73,8 @@ _LISTS = dict.fromkeys(
 _EDGES = ("patch_size", "sample_size", "image_size")
 """Sizes that may be a list of two, rows and columns."""
 _NUMBERS = ("shift_factor", "scaling_factor", "model_max_length", "layer_norm_eps", "rope_theta")
+_POSITIVE = ("shift", "scaling_factor", "rope_theta", "base_shift", "max_shift")
+"""Numbers that others are divided by, or of which a logarithm is taken."""
 _MAY_LACK = (
     "out_channels",
     "decoder_block_out_channels",
@@ -102,15 +107,40 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
             and all(_is_size(each, _WIDTH) for each in value)
         ):
             why = f"a list of 1 to {_LISTS[key]} sizes"
-        elif key in _NUMBERS and not (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        ):
+        elif key in _NUMBERS and not _is_number(value):
             why = "a number"
+        elif key in _POSITIVE and not (_is_number(value) and value > 0):
+            why = "a number above 0"
         if why:
             raise ModelError(
                 f"{source} has {str(value)[:60]!r} for {key}, where {why} must stand",
                 "Download the model again, whole and in diffusers' layout.",
             )
+    _check_together(config, source)
+
+
+def _check_together(config: Mapping[str, Any], source: str) -> None:
+    """Raises: ModelError for numbers that are possible alone and not beside each other."""
+    axes = config.get("axes_dims_rope") or config.get("axes_dims")
+    width, heads = config.get("attention_head_dim"), 1
+    if width is None:
+        width, heads = config.get("dim"), config.get("n_heads") or 1
+    if axes and width and sum(axes) * heads != width:
+        raise ModelError(
+            f"{source} has positions of {sum(axes)} numbers (its axes) for heads of "
+            f"{width / heads:g}",
+            "Download the model again, whole and in diffusers' layout.",
+        )
+    few, many = config.get("base_image_seq_len"), config.get("max_image_seq_len")
+    if few and many and few >= many:
+        raise ModelError(
+            f"{source} has a base_image_seq_len of {few} and a max_image_seq_len of {many}",
+            "Download the model again, whole and in diffusers' layout.",
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_size(value: Any, most: int) -> bool:
