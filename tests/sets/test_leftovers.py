@@ -15,10 +15,9 @@ from iclora.toyland.tasks import TASKS, draw_set
 from tests.conftest import CAPTION
 from tests.sets.test_bars import as_jpeg, on_bars, smooth
 from tests.sets.test_check import problems
-from workshop.bars import make_sheet
+from workshop.bars.sheets import BARE, make_sheet
 
 STACK = Layout.rows(3, 1024, 1536)
-BARE = dict.fromkeys(("gutter", "border", "line", "radius", "strip"), 0)
 
 
 def looked_at(seed, quality=None, **facts):

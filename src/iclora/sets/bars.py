@@ -23,6 +23,7 @@ __all__ = [
     "find_edges",
     "find_gutter",
     "is_bar",
+    "is_one_bar",
     "is_page_colour",
     "opposite",
 ]
@@ -130,6 +131,12 @@ def is_bar(picture: Image, edges: Edges) -> bool:
     return not colours or bool(np.ptp(np.array(colours), axis=0).max() < 16)
 
 
+def is_one_bar(lines: Pixels) -> bool:
+    """True if some lines are all of one colour, but for one at each end that may be blended."""
+    inner = lines[1:-1] if len(lines) > 3 else lines
+    return bool(_is_flat(inner).all() and np.ptp(inner.mean(axis=1), axis=0).max() < 12)
+
+
 def _may_have_bars(picture: Image) -> bool:
     """True if some outermost line of a picture is of one colour; most end in many colours."""
     right, bottom = picture.width - 1, picture.height - 1
@@ -153,7 +160,7 @@ def _at_start(pixels: Pixels) -> int:
     end = _flat_from(pixels[: int(len(pixels) * _MOST) + 3])
     if end < _THINNEST or end > len(pixels) * _MOST:
         return 0
-    edge = _sharp_end(pixels, end, ground(sampled(pixels[:end])))
+    edge = _sharp_end(pixels, end, ground(sampled(pixels[max(0, end - 10) : end])))
     return edge + _hairline(pixels[edge : edge + 4]) if edge else 0
 
 
@@ -251,11 +258,23 @@ def _is_flat(lines: Pixels) -> NDArray[np.bool_]:
 
 
 def _flat_from(pixels: Pixels) -> int:
-    """How many lines from the first are flat and of its colour."""
+    """How many lines from the first are flat and of its colour, or of one that runs to another."""
     flat = _is_flat(pixels)
     means = sampled(pixels).mean(axis=1)
-    same = flat & (np.abs(means - np.median(means[:3], axis=0)).max(axis=1) < 6)
+    same = flat & (np.abs(means - _run(pixels, means)).max(axis=1) < 6)
     return int(np.argmin(same)) if not same.all() else len(same)
+
+
+def _run(pixels: Pixels, means: Pixels) -> Pixels:
+    """The colour of each line as it goes on from the first ones."""
+    first = np.median(means[:3], axis=0)
+    if len(means) < 8:
+        return first[None]
+    slope = (means[6] - means[0]) / 6
+    # A sky has grain, and so has everything else that a camera sees.
+    if np.abs(slope).max() > 3 or away_from_ground(sampled(pixels[:6])).mean() > 0.7:
+        return first[None]
+    return np.asarray(means[0] + slope * np.arange(len(means))[:, None], dtype=np.float32)
 
 
 def _sharp_end(pixels: Pixels, end: int, colour: NDArray[np.float32]) -> int:

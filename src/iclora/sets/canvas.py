@@ -16,6 +16,7 @@ from iclora.sets.edges import Edges, Pixels, is_drawn
 from iclora.sets.frames import agreed_frames, lines_of
 from iclora.sets.layout import Box, Layout
 from iclora.sets.leftovers import agreed_leftovers, blended_edges, find_bands, find_leftovers
+from iclora.sets.regular import are_bars, hidden_bars, judge_cuts
 from iclora.sets.seams import exact_seams, shows
 
 __all__ = ["Panels", "compose", "find_panels", "is_likely", "split"]
@@ -24,6 +25,11 @@ _FRAME = 8
 """Widest frame, px, that all panels of a sheet are taken to have if most show it."""
 _ALIKE = 24
 """Mean difference, in 256 levels, of a bar that compression has blended from its colour."""
+_GUESSED = (
+    "{} of the borders between its panels lie off their usual places, at lines that may be a "
+    "picture's own"
+)
+_DRAWN = "bands of one colour at the ends of its drawings may be bars or their own, and are left"
 _THIN = 2
 """px of a line that is cut off without being certain of it."""
 
@@ -63,6 +69,8 @@ class Panels:
     """Width of the widest bar that was cut off around and between the panels, px."""
     rest: tuple[tuple[str, ...], ...] = ()
     """What may be no picture at each panel's edges, in words."""
+    doubts: tuple[str, ...] = ()
+    """Why the cuts as a whole are not certain, in words."""
 
 
 def find_panels(layout: Layout, composite: Image.Image) -> Panels:
@@ -88,10 +96,10 @@ def find_panels(layout: Layout, composite: Image.Image) -> Panels:
     inner = border.within(pixels)
     if min(inner.shape[:2]) < 8 * layout.panels:
         border, inner = Edges(), pixels
-    boxes, unseen, colours = _cut(layout, inner, _page_colours(pixels, border))
-    trims = _trims(inner, boxes, colours)
+    boxes, unseen, guessed, colours = _cut(layout, inner, _page_colours(pixels, border))
+    trims, alone = _trims(inner, boxes, colours)
     found = [
-        (
+        Box(
             border.left + box.left + trim.left,
             border.top + box.top + trim.top,
             box.width - trim.left - trim.right,
@@ -99,17 +107,32 @@ def find_panels(layout: Layout, composite: Image.Image) -> Panels:
         )
         for box, trim in zip(boxes, trims, strict=True)
     ]
-    gaps = _widest(layout, boxes)
-    bars = max(gaps, *border, *(max(trim) for trim in trims))
+    doubts = [_GUESSED.format(guessed)] if guessed else []
+    known = colours
+    if not _fills(found, width, height):
+        known = [*colours, *_frame_colours(inner, boxes, trims)]
+        found, more = judge_cuts(layout.per_row, found, pixels, known)
+        doubts += more
+        if is_drawn(pixels) and not are_bars(layout.per_row, found, pixels):
+            boxes, unseen, guessed, _ = _cut(layout, pixels, [], barred=False)
+            doubts = [_GUESSED.format(guessed)] if guessed else []
+            return Panels(_rows(layout, boxes), unseen, doubts=(*doubts, _DRAWN))
+    whole = _fills(found, width, height)
     rest = agreed_leftovers(
         [
-            find_leftovers(pixels[top : top + high, left : left + wide], colours)
-            for left, top, wide, high in found
+            find_leftovers(
+                pixels[box.top : box.bottom, box.left : box.right],
+                known,
+                Edges() if whole else bands,
+            )
+            for box, bands in zip(found, alone, strict=True)
         ]
     )
-    if not bars:
-        return Panels(_rows(layout, boxes), unseen, rest=rest)
-    return Panels(Layout.free(found, width, height), unseen, bars, rest)
+    doubts += hidden_bars(layout.per_row, found, pixels)
+    if whole:
+        return Panels(_rows(layout, found), unseen, rest=rest, doubts=tuple(doubts))
+    bars = _widest(layout, found, width, height)
+    return Panels(Layout.free(found, width, height), unseen, bars, rest, tuple(doubts))
 
 
 def _rows(layout: Layout, boxes: Sequence[Box]) -> Layout:
@@ -159,19 +182,21 @@ def _page_colours(pixels: Pixels, border: Edges) -> list[Pixels]:
 
 
 def _cut(
-    layout: Layout, inner: Pixels, page: Sequence[Pixels]
-) -> tuple[list[Box], int, list[Pixels]]:
-    """The boxes of the panels, the seams that are unseen, the colours of bars."""
+    layout: Layout, inner: Pixels, page: Sequence[Pixels], barred: bool = True
+) -> tuple[list[Box], int, int, list[Pixels]]:
+    """The boxes of the panels, the seams that are unseen and those guessed, the colours of bars."""
     ends = [0, *accumulate(layout.per_row)]
     bottoms = [layout.boxes[end - 1].bottom / layout.height for end in ends[1:]]
     ground = page[0] if page else None
-    rows, unseen, colours = cut_apart(inner, bottoms, ground)
+    rows, unseen, guessed, colours = cut_apart(inner, bottoms, ground, barred)
     known = [*page, *colours]
     strips, columns = [inner[top:bottom].transpose(1, 0, 2) for top, bottom in rows], []
     for strip, (start, end) in zip(strips, pairwise(ends), strict=True):
         rights = [box.right / layout.width for box in layout.boxes[start:end]]
-        spans, missed, more = cut_apart(strip, rights, known[0] if known else None)
+        first = known[0] if known else None
+        spans, missed, unsure, more = cut_apart(strip, rights, first, barred)
         unseen += missed
+        guessed += unsure
         known += more
         columns.append(spans)
     columns = _as_in_other_rows(strips, columns, known)
@@ -180,7 +205,7 @@ def _cut(
         for (top, bottom), spans in zip(rows, columns, strict=True)
         for left, right in spans
     ]
-    return boxes, unseen, known
+    return boxes, unseen, guessed, known
 
 
 Spans = list[tuple[int, int]]
@@ -210,9 +235,11 @@ def _as_in_other_rows(
     return found
 
 
-def _trims(inner: Pixels, boxes: Sequence[Box], colours: list[Pixels]) -> list[Edges]:
-    """The bars around single panels, and their frames."""
-    own = []
+def _trims(
+    inner: Pixels, boxes: Sequence[Box], colours: list[Pixels]
+) -> tuple[list[Edges], list[Edges]]:
+    """The bars around single panels, and their frames; bands that may be bars and are left."""
+    own, left = [], []
     for box in boxes:
         panel = inner[box.top : box.bottom, box.left : box.right]
         found = find_edges(panel)
@@ -227,6 +254,9 @@ def _trims(inner: Pixels, boxes: Sequence[Box], colours: list[Pixels]) -> list[E
                 )
             )
         )
+        rest = Edges(*(a - b for a, b in zip(found, own[-1], strict=True)))
+        # A drawing has a floor.
+        left.append(rest._replace(bottom=0) if any(rest) and is_drawn(panel) else rest)
     known = [*colours, *_frame_colours(inner, boxes, own)]
     frames = agreed_frames([each if max(each) <= _FRAME else Edges() for each in own])
     trims = []
@@ -235,7 +265,7 @@ def _trims(inner: Pixels, boxes: Sequence[Box], colours: list[Pixels]) -> list[E
         if not any(each) and any(frame):
             each = lines_of(panel, frame, known)
         trims.append(_with_thin(panel, each, known))
-    return trims
+    return trims, left
 
 
 def _bands(pixels: Pixels, edges: Edges) -> list[Pixels]:
@@ -259,7 +289,7 @@ def _frame_colours(inner: Pixels, boxes: Sequence[Box], trims: Sequence[Edges]) 
 
 def _with_thin(panel: Pixels, trim: Edges, colours: Sequence[Pixels]) -> Edges:
     """A panel's bars, and lines of one or two px that compression has left of them."""
-    for _ in range(2):
+    for _ in range(3):
         found = find_bands(trim.within(panel), colours)
         thin = Edges(*(d * (d <= _THIN) for d in found))
         blended = blended_edges(thin.plus(trim).within(panel), colours)
@@ -269,13 +299,20 @@ def _with_thin(panel: Pixels, trim: Edges, colours: Sequence[Pixels]) -> Edges:
     return trim
 
 
-def _widest(layout: Layout, boxes: Sequence[Box]) -> int:
-    """The widest gap between neighbours, px."""
+def _fills(boxes: Sequence[Box], width: int, height: int) -> bool:
+    """True if panels leave nothing of a sheet out."""
+    return sum(box.width * box.height for box in boxes) == width * height
+
+
+def _widest(layout: Layout, boxes: Sequence[Box], width: int, height: int) -> int:
+    """The widest gap between neighbours, or between a panel and the sheet's end, px."""
     ends = [0, *accumulate(layout.per_row)]
     rows = [boxes[a:b] for a, b in pairwise(ends)]
     down = [low[0].top - high[0].bottom for high, low in pairwise(rows)]
     across = [b.left - a.right for row in rows for a, b in pairwise(row)]
-    return max([0, *down, *across])
+    sides = [w for row in rows for w in (row[0].left, width - row[-1].right)]
+    tops = [b.top for b in rows[0]] + [height - b.bottom for b in rows[-1]]
+    return max([*down, *across, *sides, *tops])
 
 
 def is_likely(layout: Layout, composite: Image.Image, usual: Layout) -> bool:

@@ -304,6 +304,13 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
 
 
 def _judge_bars(panels: Measured) -> Iterator[Problem]:
+    if panels.doubts:
+        yield Problem(
+            panels.name,
+            f"where its panels end is not certain: {'; '.join(panels.doubts)}",
+            "Look at them with `iclora review`; a folder with one file per panel leaves no doubt.",
+            "warning",
+        )
     for number, (edges, pairs) in enumerate(zip(panels.edges, panels.pairs, strict=True), 1):
         if any(edges):
             ways = "`iclora compose` cuts them off, alike in all pictures of a size"

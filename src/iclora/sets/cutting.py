@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from iclora.sets.bars import find_gutter, is_page_colour
+from iclora.sets.bars import find_gutter, is_one_bar, is_page_colour
 from iclora.sets.edges import Pixels, away_from_ground, ground, is_drawn, largest, sampled
-from iclora.sets.seams import exact_seams, find_seams, shows
+from iclora.sets.seams import Seams, exact_seams, find_seams, shows
 
 __all__ = ["Cut", "cut_apart", "even_ends"]
 
@@ -37,12 +37,17 @@ class Cut(NamedTuple):
     """The first line of each, and the one behind its last."""
     unseen: int = 0
     """Seams that do not show, so that their usual place stands."""
+    guessed: int = 0
+    """Seams off their usual place that are not certain."""
     colours: tuple[NDArray[np.float32], ...] = ()
     """Of the gutters."""
 
 
 def cut_apart(
-    pixels: Pixels, ends: Sequence[float], page: NDArray[np.float32] | None = None
+    pixels: Pixels,
+    ends: Sequence[float],
+    page: NDArray[np.float32] | None = None,
+    barred: bool = True,
 ) -> Cut:
     """Cut stacked pictures apart.
 
@@ -50,22 +55,38 @@ def cut_apart(
         pixels: (height, width, 3), the pictures one above the other.
         ends: expected ends as fractions of the height, the last one 1.
         page: colour of the border around them all, if there is one.
+        barred: False to look for no gutters.
     """
     length, ends = len(pixels), even_ends(ends)
     if len(ends) == 1:
         return Cut([(0, length)])
-    gutters = _regular(pixels, len(ends)) or _believed(pixels, _gutters(pixels, ends), ends, page)
+    gutters: Gutters = {}
+    if barred:
+        gutters = _find_gutters(pixels, ends, page)
     colours = tuple(_colour(pixels, *gutter) for gutter in gutters.values())
     if len(gutters) == len(ends) - 1:
-        seams, missed = [*(gutters[number][0] for number in sorted(gutters)), length], 0
+        own = [gutters[number][0] for number in sorted(gutters)]
+        seams, missed, guessed = Seams([*own, length], 0, 0)
     elif not gutters and (exact := exact_seams(pixels, ends)):
-        seams, missed = exact, 0
+        seams, missed, guessed = Seams(exact, 0, 0)
     else:
-        seams, missed = find_seams(pixels, ends)
+        seams, missed, guessed = find_seams(pixels, ends)
     starts = [0, *seams[:-1]]
     for number, (first, behind) in gutters.items():
         seams[number], starts[number + 1] = first, behind
-    return Cut(list(zip(starts, seams, strict=True)), missed, colours)
+    # Between gutters the places of pictures that have none are no usual ones.
+    unsure = 0 if gutters else guessed
+    return Cut(list(zip(starts, seams, strict=True)), missed, unsure, colours)
+
+
+def _find_gutters(
+    pixels: Pixels, ends: Sequence[float], page: NDArray[np.float32] | None
+) -> Gutters:
+    return (
+        _regular(pixels, len(ends))
+        or _believed(pixels, _gutters(pixels, ends), ends, page)
+        or _half_seen(pixels, len(ends))
+    )
 
 
 def even_ends(ends: Sequence[float]) -> list[float]:
@@ -112,6 +133,9 @@ def _believed(
         pieces = [b[0] - a[1] for a, b in pairwise(bounds)]
         if alike and np.ptp(pieces) <= max(2, 0.015 * length):
             return gutters
+        # A page's colour may run to another one from gutter to gutter.
+        if len(gutters) > 1 and np.ptp(widths) <= 2 and np.ptp(pieces) <= 1:
+            return gutters
     if exact_seams(pixels, ends):
         return {}
     if page is not None and np.abs(colours - page).max() < _SAME:
@@ -144,6 +168,30 @@ def _regular(pixels: Pixels, count: int) -> Gutters:
     return {}
 
 
+def _half_seen(pixels: Pixels, count: int) -> Gutters:
+    """Gutters just where pieces of one size put them, of which one end alone shows.
+
+    The picture at the other end begins in the gutter's colour.
+    """
+    length = len(pixels)
+    if is_drawn(pixels):
+        return {}
+    for width in range(2 * _REGULAR, 2, -1):
+        size, rest = divmod(length - (count - 1) * width, count)
+        if rest or size < _SMALLEST:
+            continue
+        starts = [k * size + (k - 1) * width for k in range(1, count)]
+        bands = [sampled(pixels[at : at + width]) for at in starts]
+        if all(
+            (shows(pixels, at) or shows(pixels, at + width)) and is_one_bar(band)
+            for at, band in zip(starts, bands, strict=True)
+        ):
+            colours = np.array([np.median(band.reshape(-1, 3), axis=0) for band in bands])
+            if np.ptp(colours, axis=0).max() < _SAME:
+                return {number: (at, at + width) for number, at in enumerate(starts)}
+    return {}
+
+
 def _is_thin(pixels: Pixels, start: int, width: int) -> bool:
     """True if these lines are of one colour, and those around them are of others."""
     lines = sampled(pixels[start - 12 : start + width + 12])
@@ -152,9 +200,15 @@ def _is_thin(pixels: Pixels, start: int, width: int) -> bool:
     away = away_from_ground(lines)
     off = away.mean(axis=1).max(axis=1)
     own = off[12 : 12 + width]
-    around = min(np.median(off[:9]), np.median(off[-9:]))
-    # The middle line is the least blended one; the outer ones may be by a half.
-    is_even = own.min() <= 7 and own.max() <= max(7.0, 0.7 * around)
+    above, below = float(np.median(off[:9])), float(np.median(off[-9:]))
+    around = min(above, below)
+    # The middle line is the least blended one; the outer ones may be by a half, each with the
+    # picture on its side.
+    half = (width + 1) // 2
+    is_even = own.min() <= 7 and (
+        own[:half].max() <= max(7.0, 0.7 * around, 0.3 * above)
+        and own[width - half :].max() <= max(7.0, 0.7 * around, 0.3 * below)
+    )
     # Lines that are not blended are of the very same colour.
     if np.ptp(middles, axis=0).max() > (_SAME if own.max() <= 7 else 3 * _SAME):
         return False

@@ -69,6 +69,8 @@ class PanelSet:
     """Width of the widest bar around or between panels of a composite that was cut off, px."""
     rest: tuple[tuple[str, ...], ...] = ()
     """What may be no picture at each panel's edges, in words."""
+    doubts: tuple[str, ...] = ()
+    """Why the cuts of a composite are not certain, in words."""
 
     @property
     def sizes(self) -> list[Size]:
@@ -112,7 +114,9 @@ class ImageSet:
             layout = found or _recorded_layout(data, picture, recipe)
             seen = Panels(layout) if layout else find_panels(recipe.canvas, picture)
             panels = tuple(split(seen.layout, picture))
-            return PanelSet(self.name, panels, seen.layout, seen.unseen, seen.bars, seen.rest)
+            return PanelSet(
+                self.name, panels, seen.layout, seen.unseen, seen.bars, seen.rest, seen.doubts
+            )
         # Before any is decoded: a folder of many large pictures is no set.
         self._check_count(recipe)
         return PanelSet(self.name, tuple(self.panel(number) for number in range(len(self.images))))
@@ -138,7 +142,15 @@ class ImageSet:
             sizes = tuple(panels.sizes)
             seen = panels.unseen_seams, panels.bars
             lost = self.images if any(BLANK in panel.info for panel in panels.panels) else ()
-            return Measured(self.name, sizes, panels.found, *seen, blank=lost, rest=panels.rest)
+            return Measured(
+                self.name,
+                sizes,
+                panels.found,
+                *seen,
+                blank=lost,
+                rest=panels.rest,
+                doubts=panels.doubts,
+            )
         self._check_count(recipe)
         found: list[tuple[Size, Edges, Edges, tuple[str, ...]]] = []
         blank: list[str] = []
@@ -231,6 +243,8 @@ class Measured:
     """Transparent pictures of which nothing shows on the background."""
     rest: tuple[tuple[str, ...], ...] = ()
     """What may be no picture at each panel's edges, in words."""
+    doubts: tuple[str, ...] = ()
+    """Why the cuts of a composite are not certain, in words."""
 
     @property
     def area(self) -> int:

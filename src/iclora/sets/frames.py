@@ -8,7 +8,7 @@ from statistics import median_low
 import numpy as np
 from numpy.typing import NDArray
 
-from iclora.sets.edges import Edges, Pixels, largest, sampled
+from iclora.sets.edges import Edges, Pixels, ground, largest, sampled
 
 __all__ = ["agreed_frames", "find_frame", "lines_of"]
 
@@ -27,32 +27,35 @@ def find_frame(pixels: Pixels) -> Edges:
     """
     if min(pixels.shape[:2]) < 4 * _WIDEST:
         return Edges()
-    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-    if np.ptp(corners, axis=0).max() > 2 * _ALIKE:
-        return Edges()
     across = pixels.transpose(1, 0, 2)
     sides = [_line(each) for each in (across, pixels, across[::-1], pixels[::-1])]
-    colours = np.array([colour for _, colour in sides])
     widths = [width for width, _ in sides]
     if min(widths) < 1 or max(widths) - min(widths) > 1:
         return Edges()
-    return Edges(*widths) if np.ptp(colours, axis=0).max() < _ALIKE else Edges()
+    # One colour, or one that runs to another, but not at the corners.
+    left, top, right, bottom = (colours for _, colours in sides)
+    meeting = ((left[0], top[0]), (top[1], right[0]), (left[1], bottom[0]), (bottom[1], right[1]))
+    off = max(float(np.abs(one - other).max()) for one, other in meeting)
+    return Edges(*widths) if off < _ALIKE else Edges()
 
 
 def _line(pixels: Pixels) -> tuple[int, NDArray[np.float32]]:
-    """Width in px of the line along the first line of pixels, or 0, and its colour."""
+    """Width in px of the line along the first one of pixels, or 0; its colours at both ends."""
     lines = sampled(pixels[: _WIDEST + 3])
-    colour = np.median(lines[0], axis=0)
+    colour = np.median(lines[0], axis=0)[None]
+    if (np.abs(lines[0] - colour).max(axis=1) < _NEAR).mean() < 0.8:
+        colour = ground(lines[:1])
+    ends = colour[[0, -1]]
     away = largest(np.abs(lines - colour))
     near = (away < _NEAR).mean(axis=1)
     width = int(np.argmin(near >= 0.8)) if (near < 0.8).any() else len(near)
     if not 1 <= width <= _WIDEST:
-        return 0, colour
+        return 0, ends
     # The line behind it may be blended with it.
     if near[width : width + 2].min() > 0.4:
-        return 0, colour
+        return 0, ends
     off = away.mean(axis=1)
-    return width + bool(off[width] < 0.6 * off[width + 1]), colour
+    return width + bool(off[width] < 0.6 * off[width + 1]), ends
 
 
 def agreed_frames(found: Sequence[Edges]) -> list[Edges]:

@@ -32,26 +32,55 @@ _SMALLEST = 48
 """Side of a picture, px, below which nothing is looked for."""
 _STRIP = 0.3
 """Share of a picture's height that a strip of text takes at most."""
+_NONE = Edges()
+_LETTERS = 30
+"""Ends of strokes that a line through text crosses at least."""
 Colour = NDArray[np.float32]
 
 
-def find_leftovers(pixels: Pixels, page: Sequence[Colour] = ()) -> list[str]:
+def find_leftovers(pixels: Pixels, page: Sequence[Colour] = (), alone: Edges = _NONE) -> list[str]:
     """Name what may be no picture at the edges of one.
 
     Args:
         pixels: (height, width, 3), of a panel as it is trained.
         page: colours of the bars that were cut off around it.
+        alone: bands at single sides that may be bars of another colour.
     """
     if min(pixels.shape[:2]) < _SMALLEST:
         return []
-    bands = find_bands(pixels, page)._asdict()
+    bands = Edges(*map(max, find_bands(pixels, page), alone))._asdict()
     found = [f"a band of {depth} px at its {side}" for side, depth in bands.items() if depth]
     for side, lines in (("top", pixels), ("bottom", pixels[::-1])):
         if not bands[side] and (depth := _strip(lines)):
             found.append(f"a strip with text at its {side} ({depth} px)")
-    if not found and _round_corners(pixels, page):
+    if page:
+        soft = _soft_edges(pixels, page)._asdict()
+        found += [
+            f"a blended band of {depth} px at its {side}"
+            for side, depth in soft.items()
+            if depth > 1 and not bands[side]
+        ]
+    if not any("strip" in each for each in found) and _round_corners(pixels, page):
         found.append("round corners")
     return found
+
+
+def _soft_edges(pixels: Pixels, page: Sequence[Colour]) -> Edges:
+    """How many lines, px, are far nearer to a bar's colour, and more even, than those behind."""
+    across = pixels.transpose(1, 0, 2)
+    depths = []
+    for lines in (across, pixels, across[::-1], pixels[::-1]):
+        near = sampled(lines[:16])
+        even = away_from_ground(near).mean(axis=(1, 2))
+        is_even = even[:6] < 0.7 * np.median(even[8:])
+        deepest = 0
+        for colour in page:
+            off = np.abs(near - colour).mean(axis=(1, 2))
+            inner = float(np.median(off[8:]))
+            soft = is_even & (off[:6] < 0.6 * inner) & (inner > 20)
+            deepest = max(deepest, 0 if soft.all() else int(np.argmin(soft)))
+        depths.append(deepest)
+    return Edges(*depths)
 
 
 def find_in_file(picture: Image) -> list[str]:
@@ -172,23 +201,39 @@ def _strip(pixels: Pixels) -> int:
     if even.max() < 0.35:
         return 0
     paper = np.median(np.median(lines[:8], axis=1), axis=0)
-    near = (largest(np.abs(lines - paper)) < 32).mean(axis=1)
+    is_near = largest(np.abs(lines - paper)) < 32
+    near = is_near.mean(axis=1)
     first = int(np.argmax(near[:4] >= 0.35))  # a line may be left, or be blended
     within = near[first:] >= 0.35
     depth = len(within) if within.all() else int(np.argmin(within))
-    own = lines[first : first + depth]
-    blank = near[first : first + depth] > 0.9
+    strokes = np.diff(is_near[first:], axis=1).sum(axis=1)
+    blank = near[first:] > 0.9
     behind = near[first + depth : first + depth + 2]
-    if depth < 10 or not len(behind) or behind.min() > 0.2 or blank.sum() < 3:
+    if depth < 10 or not len(behind) or behind.min() > 0.2:
+        # Where the picture goes on in the paper's colour, its text alone tells a strip.
+        found = _text(strokes, blank)
+        return first + found if found else 0
+    blank, strokes = blank[:depth], strokes[:depth]
+    if blank.sum() < 3:
         return 0
     # Paper is of one colour, as a sky is not.
-    levels = np.median(own[blank], axis=1)
+    levels = np.median(lines[first : first + depth][blank], axis=1)
     # A bar's colour runs into its outer lines.
     if (np.abs(levels - paper).max(axis=1) < 10).mean() < 0.6:
         return 0
-    strokes = np.diff(largest(np.abs(own - paper)) < 32, axis=1).sum(axis=1)
     # The letters are lines of their own, with blank ones before the picture.
     return first + depth if (strokes > 12).sum() >= 4 and blank[-4:].any() else 0
+
+
+def _text(strokes: NDArray[np.intp], blank: NDArray[np.bool_]) -> int:
+    """Depth in px at which a line of text ends, with paper before and behind it; 0 for none."""
+    ink = np.flatnonzero(strokes > _LETTERS)
+    if not len(ink) or ink[0] > _DEEPEST or not blank[: max(1, ink[0] - 3)].all():
+        return 0
+    gaps = np.flatnonzero(np.diff(ink) > 2)
+    last = int(ink[gaps[0]] if len(gaps) else ink[-1])
+    behind = blank[last + 1 : last + 8]
+    return last + 4 if 5 <= last - ink[0] + 1 <= 24 and behind[-4:].all() and len(behind) > 4 else 0
 
 
 def _round_corners(pixels: Pixels, page: Sequence[Colour]) -> bool:
@@ -196,6 +241,8 @@ def _round_corners(pixels: Pixels, page: Sequence[Colour]) -> bool:
     corners = (pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1])
     tips = np.array([corner[0, 0] for corner in corners])
     tip = np.median(tips, axis=0)
+    if page and sum(map(_is_cut_round, corners)) >= 3:
+        return True
     if np.abs(tips - tip).max(axis=1).mean() > 40:
         return False
     is_page = any(_same(tip, c) for c in page)
@@ -206,6 +253,16 @@ def _round_corners(pixels: Pixels, page: Sequence[Colour]) -> bool:
         return bool(diagonal[0] < 40 and diagonal[2:12].max() > 40 and inner.max() > 30)
 
     return sum(map(is_round, corners)) >= (3 if is_page else 4)
+
+
+def _is_cut_round(corner: Pixels) -> bool:
+    """True if a corner's tip is even, and ends at once."""
+    tip = corner[(0, 0, 1, 1), (0, 1, 0, 1)]
+    diagonal = corner[range(24), range(24)]
+    steps = np.abs(diagonal[2:] - diagonal[:-2]).max(axis=1)
+    first = int(np.argmax(steps > 40)) if (steps > 40).any() else 24
+    inner = np.abs(corner[(0, 1, 22, 23), (22, 23, 0, 1)] - tip[0]).max(axis=1)
+    return bool(np.ptp(tip, axis=0).max() < 12 and first < 8 and inner.max() > 30)
 
 
 def told_leftovers(found: Iterable[Sequence[str]]) -> str:

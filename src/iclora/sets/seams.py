@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["exact_seams", "find_seams", "shows"]
+from iclora.sets.edges import is_drawn
+
+__all__ = ["Seams", "exact_seams", "find_seams", "shows"]
 
 _BLANK = 4.0
 """Change between the lines of a ground of one colour, in 256 levels."""
+
+_CLEAR, _CLEAR_DRAWN = 0.7, 0.8
+"""Share of a line that has to break, for a seam off its usual place to be certain."""
 
 _SORTING = (
     *((0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (1, 2), (5, 6)),
@@ -37,14 +43,25 @@ def exact_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> list[int]
     return [*found, len(pixels)]
 
 
-def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list[int], int]:
-    """Find the ends of stacked panels, in px, and count the seams that do not show.
+class Seams(NamedTuple):
+    """The ends of stacked panels."""
+
+    ends: list[int]
+    """In px, the last one the canvas's."""
+    missed: int
+    """Seams that do not show, so that their usual place stands."""
+    guessed: int
+    """Seams off their usual place at lines that are not clear enough to be certain."""
+
+
+def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> Seams:
+    """Find the ends of stacked panels.
 
     Args:
         pixels: (height, width, 3).
         ends: expected ends as fractions of the height, the last one 1.
     """
-    height = pixels.shape[0]
+    height, drawn = pixels.shape[0], is_drawn(pixels)
     # Some 500 samples across the canvas judge a line as well as all of them do.
     pixels = pixels[:, :: max(1, pixels.shape[1] // 500)]
     change = np.abs(np.diff(pixels, axis=0)).mean(axis=2)
@@ -54,7 +71,7 @@ def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list
     broken = (change > 2 * around + 6).mean(axis=1)
     score = change.mean(axis=1) * broken
     seams: list[int] = []
-    missed = 0
+    missed = guessed = 0
     for start, end, following in zip([0.0, *ends], ends[:-1], ends[1:], strict=False):
         expected = round(end * height)
         reach = max(1, int(min(end - start, following - end) * height * 0.25))
@@ -63,13 +80,19 @@ def find_seams(pixels: NDArray[np.float32], ends: Sequence[float]) -> tuple[list
         # A mild pull towards the expected place decides between near equals.
         pulled = [score[y - 1] * math.exp(-(((y - expected) / (2 * reach)) ** 2)) for y in window]
         best = int(np.argmax(pulled))
+        place = window[best]
+        clear = float(broken[place - 1])
         # A fifth of the line must break, or it is part of a picture. Where a ground of one colour
         # runs through the usual place, the seam may lie in it, and must break far more elsewhere.
         blank = change[expected - 2 : expected + 1].max(initial=0.0) < _BLANK
-        found = broken[window[best] - 1] >= (0.5 if blank else 0.2)
-        seams.append(window[best] if found else expected)
+        found = clear >= (0.5 if blank else 0.2)
+        # Pictures have lines of their own, drawings such that run all through them.
+        certain = abs(place - end * height) <= 1 or clear >= (_CLEAR_DRAWN if drawn else _CLEAR)
+        found = found and (certain or not drawn)
+        seams.append(place if found else expected)
         missed += not found
-    return [*seams, height], missed
+        guessed += found and not certain
+    return Seams([*seams, height], missed, guessed)
 
 
 def _median(eight: list[NDArray[np.float32]]) -> NDArray[np.float32]:
