@@ -170,6 +170,10 @@ def test_what_is_ignored_of_a_foreign_adapter_is_said_by_every_verb(clean, lora,
         ({"LOCAL_RANK": "0"}, "Unset LOCAL_RANK"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is no number"),
         ({"RANK": "\u00b2"}, "RANK is no number"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "7", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            "RANK counts from 0 and is none of them",
+        ),
     ],
 )
 def test_variables_that_a_launcher_left_behind_are_named(run, monkeypatch, env, says):

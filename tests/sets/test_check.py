@@ -205,6 +205,30 @@ def test_words_that_the_base_cannot_read_are_warned_of_with_their_share(make_dat
     assert 20 < share <= 100
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("**a boat**", 'holds "**"'),
+        ("&lt;Ana&gt; waves", 'holds "&lt;"'),
+        ("<b>a boat</b>", 'holds "</b>"'),
+        ("a boat<|im_end|>", 'holds "<|"'),
+        ("a (boat:1.3)", 'holds "(boat:1.3)"'),
+        ("a boat <lora:x:1>", 'holds "<lora:x:1>"'),
+        ("it\u00e2\u20ac\u2122s a boat", "holds"),
+        ("\u017c\u00f3\u0142ta \u0142\u00f3d\u017a", "tokenizer"),
+        ("m\u1ed9t chi\u1ebfc thuy\u1ec1n", "tokenizer"),
+        ("<Ana> waves \u2013 it\u2019s a caf\u00e9, \U0001d41a \uff22", None),
+    ],
+)
+def test_what_nobody_means_as_words_of_a_caption_is_warned_of(make_dataset, words, says):
+    root = make_dataset(sets=1)
+    text = f"[MOVIE-SHOTS] {words} [SCENE-1] {words} [SCENE-2] {words} [SCENE-3] {words}"
+    (root / "0001" / "caption.txt").write_text(text, encoding="utf-8")
+    found = [p.text for p in problems(open_dataset(root)) if p.caption]
+    assert len(found) == (says is not None)
+    assert all(says in text for text in found)
+
+
 def test_a_caption_may_be_longer_than_the_budget_if_each_panel_reads_its_own(make_dataset, tiny):
     root = make_dataset(sets=1)
     long = CAPTION.replace("then", "then " + "and on " * 140).replace(

@@ -149,12 +149,19 @@ def _check_launcher() -> None:
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     lacking = [name for name in needed if not os.environ.get(name)]
     shared = found.get("WORLD_SIZE", "1") != "1" or "LOCAL_RANK" in found
-    if not wrong and not (shared and lacking):
+    odd = not wrong and not int(found.get("RANK", "0")) < int(found.get("WORLD_SIZE", "1"))
+    if not wrong and not odd and not (shared and lacking):
         return
     stand = " and ".join(f"{name}={value}" for name, value in found.items())
     raise RunError(
         f"{stand} in the environment say that several processes share this run, but "
-        + (f"{wrong[0]} is no number" if wrong else f"{' and '.join(lacking)} say not where"),
+        + (
+            f"{wrong[0]} is no number"
+            if wrong
+            else "RANK counts from 0 and is none of them"
+            if odd
+            else f"{' and '.join(lacking)} say not where"
+        ),
         f"Unset {' '.join(found)}, or start the run by `accelerate launch`.",
     )
 

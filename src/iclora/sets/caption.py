@@ -173,7 +173,8 @@ def unknown_note(text: str, unknown: Callable[[str], float] | None) -> str:
 
     Args:
         unknown: the share of a text's letters that the base's tokenizer does not know; without it
-            letters that are not Latin are counted, of which FLUX.1's know hardly any.
+            letters beyond those of four Latin languages are counted, of which FLUX.1's knows hardly
+            any.
     """
     share = unknown(text) if unknown else _foreign_share(text)
     if share < 0.03:
@@ -181,15 +182,20 @@ def unknown_note(text: str, unknown: Callable[[str], float] | None) -> str:
     percent = f"{max(1, round(100 * share))}% of its letters"
     if unknown is None:
         return (
-            f"{percent} are not Latin, and FLUX.1's tokenizer knows hardly any others; name the "
+            f"{percent} are not of English, French, German or Romanian, and FLUX.1's tokenizer "
+            "knows hardly any others; name the "
             "`base` to count those that it cannot read"
         )
     return f"the base's tokenizer cannot read {percent}, which all look alike"
 
 
+_ROMANIAN_AND_FRENCH = "\u0103\u0219\u021b\u015f\u0163\u0153"
+
+
 def _foreign_share(text: str) -> float:
-    letters = [sign for sign in text if sign.isalpha()]
-    foreign = [s for s in letters if not s.isascii() and "LATIN" not in unicodedata.name(s, "")]
+    # T5 reads wide and bold letters as plain ones; of Latin it knows those of four languages.
+    letters = [sign for sign in unicodedata.normalize("NFKC", text) if sign.isalpha()]
+    foreign = [s for s in letters if s > "\u00ff" and s.lower() not in _ROMANIAN_AND_FRENCH]
     return len(foreign) / max(1, len(letters))
 
 

@@ -27,7 +27,8 @@ from iclora.sets.edges import Edges
 from iclora.sets.layout import GRID, MOST_STRETCH, Layout, Size
 from iclora.sets.leftovers import told_leftovers
 from iclora.sets.recipe import Recipe
-from iclora.settings import RESOLUTIONS, TextKind
+from iclora.sets.residue import residue_in
+from iclora.settings import RESOLUTIONS, TextKind, foreign_words
 
 __all__ = [
     "Problem",
@@ -113,7 +114,7 @@ def check_dataset(
             of more words than `limit` is known to be too long: every word is at least one token.
         limit: tokens the base reads.
         unknown: share of a text's letters that the base's tokenizer does not know; without it
-            letters that are not Latin are warned of.
+            letters that FLUX.1's hardly knows are warned of.
         resolutions: training resolutions (side of a square of the same area, px).
         upscale: True if sets are enlarged to them.
         grid: token edge of the base, px.
@@ -126,10 +127,7 @@ def check_dataset(
         words, tokens = _judge_caption(
             dataset.recipe, image_set, _Budget(count_tokens, limit, text), problems
         )
-        note = unknown_note(words, unknown) if words else ""
-        if note:
-            advice = "Write captions in a language that the base knows; FLUX.1 reads English best."
-            problems.append(Problem(image_set.name, note, advice, "warning", caption=True))
+        problems += _judge_words(image_set.name, words, unknown)
         pictures: list[Problem] = []
         found, pairs = None, tuple[Edges, ...]()
         try:
@@ -231,6 +229,19 @@ def _judge_caption(
             )
         )
     return text, tokens
+
+
+def _judge_words(
+    name: str, words: str, unknown: Callable[[str], float] | None
+) -> Iterator[Problem]:
+    """Warnings of words that a base cannot read, or would learn though nobody means them."""
+    if note := unknown_note(words, unknown):
+        advice = "Write captions in a language that the base knows; FLUX.1 reads English best."
+        yield Problem(name, note, advice, "warning", caption=True)
+    if left := residue_in(words) or foreign_words(words):
+        note = f'its caption holds "{left}", which would be learnt as words'
+        advice = "Leave out what markup, models and other tools write around words."
+        yield Problem(name, note, advice, "warning", caption=True)
 
 
 def twin(name: str, other: str) -> Problem:
