@@ -237,6 +237,23 @@ def test_a_server_that_goes_down_in_order_takes_no_attempt(queue):
     assert queue.claim("w").attempt == 1
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["input='{'", "settings='[]'", "result='3'", "error='x'", "status='odd'", "input='[[[[['"],
+)
+def test_a_damaged_record_of_a_job_costs_that_job_alone(folder, queue, damage):
+    one, other = put(queue), put(queue)
+    with queue._store.change() as db:
+        db.execute(f"UPDATE jobs SET {damage} WHERE id=?", (one.id,))
+    _stores.pop().close()
+    again = opened(folder)
+    found = {each.id: again.get(each.id) for each in (one, other)}
+    assert found[one.id].status == "failed"
+    assert "damaged" in found[one.id].error["problem"]
+    assert found[other.id].status == "queued"
+    assert again.claim("cpu").id == other.id
+
+
 def test_a_pause_holds_over_a_restart(folder, queue):
     put(queue)
     queue.pause(True)

@@ -53,6 +53,20 @@ CREATE TABLE marks (
 """
 
 
+_SET_ASIDE = """
+UPDATE jobs SET status='failed', input='{}', settings='{}', result=NULL, owner='',
+    ended=coalesce(ended, created), error='{"code": "Damaged", "problem":
+    "its record in the server''s database is damaged", "advice": "Ask for it again.",
+    "setting": null}'
+WHERE status NOT IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')
+    OR CASE WHEN json_valid(input) AND json_valid(settings) AND json_valid(coalesce(result, '{}'))
+    AND json_valid(coalesce(error, '{}')) THEN json_type(input) != 'object'
+    OR json_type(settings) != 'object' OR json_type(coalesce(result, '{}')) != 'object'
+    OR json_type(coalesce(error, '{}')) != 'object' ELSE 1 END
+"""
+"""One job's damage costs that job alone."""
+
+
 class Store:
     """A SQLite file that several threads share.
 
@@ -91,6 +105,8 @@ class Store:
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={_VERSION}; COMMIT;"
             )
+
+        self._db.execute(_SET_ASIDE)
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:

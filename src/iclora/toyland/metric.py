@@ -92,8 +92,13 @@ class Toyland(Metric):
 
 
 def open_toyland(model: str, device: str, url: str | None) -> Toyland:
-    """For `iclora.evaluate.metrics.registry.METRICS`, by an entry point."""
-    del model, device, url
+    """For `iclora.evaluate.metrics.registry.METRICS`, by an entry point.
+
+    Raises: SettingsError for a model, which this metric does not have.
+    """
+    del device, url
+    if model:
+        raise SettingsError(f'there is no metric "toyland:{model}"', "Use toyland.", "metric")
     return Toyland()
 
 
