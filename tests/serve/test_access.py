@@ -1,6 +1,7 @@
 """The table of attacks: each row is refused, and each is a test."""
 
 import hashlib
+import os
 import stat
 
 import pytest
@@ -282,6 +283,16 @@ def test_the_token_is_readable_by_its_owner_alone_and_stays(folder):
     Access(ServeSettings(), folder)
     assert (folder / "token").read_text() == token
     assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 50, "é".encode() * 50, b"\0" * 50, None])
+def test_a_token_that_is_none_is_refused_and_a_pipe_is_not_waited_for(folder, content):
+    if content is None:
+        os.mkfifo(folder / "token")
+    else:
+        (folder / "token").write_bytes(content)
+    with pytest.raises(SettingsError, match="token"):
+        Access(ServeSettings(), folder)
 
 
 @pytest.mark.parametrize("text", ["", "ana", "ana short", "ana " + "0" * 64 + "\nana " + "1" * 64])

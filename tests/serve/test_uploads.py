@@ -74,7 +74,7 @@ def test_what_is_no_dataset_is_refused_and_can_be_finished_another_way(opened, f
 
 
 UNSAFE = ("../x.png", "/etc/x.png", "a/../../x.png", "a\\..\\x.png", ".ssh/x.png", "c:x.png")
-OF_NO_USE = ("x.exe", "a" * 200, "a//b.png", "a/b/c/d/e/f/g/h/i.png", "")
+OF_NO_USE = ("x.exe", "a" * 200, "a//b.png", "a\u202egnp.png", "a/b/c/d/e/f/g/h/i.png", "")
 
 
 def test_names_that_lead_out_or_are_of_no_use_are_refused(opened, folder):

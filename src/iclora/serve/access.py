@@ -217,10 +217,11 @@ def _own_token(path: Path) -> str:
             temporary.replace(path)
         if os.name != "nt" and path.stat().st_mode & 0o077:
             path.chmod(0o600)
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        failed = error if isinstance(error, OSError) else OSError(0, "it is no text")
-        raise storage_error(path, failed) from error
+    except OSError as error:
+        raise storage_error(path, error) from error
+    token = read_words(path, SettingsError, "token").strip()
+    if not token.isascii() or not token.isprintable():
+        raise SettingsError(f"the token in {path} is no text of ASCII", "Remove the file.")
     if len(token) < 32:
         raise SettingsError(
             f"the token in {path} is short enough to be guessed", "Remove the file."

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from iclora import files
 from iclora.errors import DatasetError
+from iclora.files.visible import visible
 from iclora.serve.catalog import Catalog
 from iclora.serve.jobs import Busy
 from iclora.serve.problems import Refused
@@ -217,7 +218,10 @@ def _safe(name: str, *, known: bool = True) -> PurePosixPath:
     path = PurePosixPath(name)
     parts = name.split("/")
     unsafe = len(parts) > 8 or any(
-        not _PART.fullmatch(part) or part.startswith(".") or part.endswith((" ", "."))
+        not _PART.fullmatch(part)
+        or visible(part) != part
+        or part.startswith(".")
+        or part.endswith((" ", "."))
         for part in parts
     )
     if unsafe or path.is_absolute():
