@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iclora.sets.bars import find_edges, opposite
+from iclora.sets.collect.cut_text import cut_text
 from iclora.sets.collect.likeness import same_picture, unlike
 from iclora.sets.collect.picture import Look
 from iclora.sets.layout import Size
@@ -42,6 +43,10 @@ class Quality:
     score: float
     """1 for nothing to say; each reason multiplies it."""
     reasons: tuple[str, ...] = ()
+
+    def less(self, factor: float, *reasons: str) -> Quality:
+        """With more reasons, which lower the score by a factor together."""
+        return Quality(round(self.score * factor, 3), self.reasons + reasons)
 
 
 def judge(recipe: Recipe, panels: Sequence[Image.Image], looks: Sequence[Look]) -> Quality:
@@ -103,6 +108,8 @@ def _of_panel(panel: Image.Image, box: Size) -> list[tuple[str, float]]:
         found.append(("blurred or enlarged", max(0.3, 0.9 * (fine / _LEAST_FINE) ** 2)))
     if blockiness(grey) > _BLOCKS:
         found.append(("with blocks of strong compression", 0.6))
+    if sides := cut_text(panel):
+        found.append((f"with text cut at the {' and '.join(sides)}", 0.6))
     return found
 
 

@@ -19,6 +19,7 @@ from iclora.progress import Progress
 from iclora.sets.canvas import find_panels, split
 from iclora.sets.collect.choosing import spread_out, without_twins
 from iclora.sets.collect.looks import Looks
+from iclora.sets.collect.marks import marked_sets
 from iclora.sets.collect.picture import Found, Look
 from iclora.sets.collect.provenance import Pool, write_origins
 from iclora.sets.collect.quality import Quality, judge
@@ -34,6 +35,8 @@ __all__ = ["Collected", "collect"]
 
 _BATCH = 8
 """Sets that are judged between two looks at whether the collection is to stop."""
+_MARKED = 0.4
+"""What a mark makes of a score: it is learnt with the pictures."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def _collect(
             setting="sources",
         )
     scored = _judged(recipe, seen, pool, problems.append, progress)
+    scored = _marked(scored, progress)
     kept = _chosen(scored, settings.keep, notes.append)
     names = _write(pool.out, kept, progress)
     write_origins(pool.out, {name: kept[i][::2] for i, name in enumerate(names)})
@@ -155,6 +159,15 @@ def _quality(recipe: Recipe, known: Mapping[str, Quality], seen: Seen) -> Qualit
     except IcloraError as error:
         return error
     return judge(recipe, panels, looks)
+
+
+def _marked(scored: Sequence[Scored], progress: Progress) -> list[Scored]:
+    """The same, with a word on those whose pictures bear their source's mark."""
+    told = marked_sets([each[:2] for each in scored], progress)
+    return [
+        (found, looks, quality.less(_MARKED, *told[i]) if i in told else quality)
+        for i, (found, looks, quality) in enumerate(scored)
+    ]
 
 
 def _chosen(
