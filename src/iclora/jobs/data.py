@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclora.errors import SettingsError
 from iclora.jobs.opening import Opener
 from iclora.progress import Console, Progress
 from iclora.sets.check import Problem, SetReport, check_dataset
@@ -21,10 +22,20 @@ from iclora.settings import (
 )
 
 if TYPE_CHECKING:
+    from iclora.sets.collect.likeness import Seer
     from iclora.sets.collect.run import Collected
     from iclora.vlm.caption import Summary
 
-__all__ = ["Checked", "caption", "check", "collect", "compose", "prompt", "token_budget"]
+__all__ = [
+    "Checked",
+    "caption",
+    "check",
+    "collect",
+    "compose",
+    "open_seer",
+    "prompt",
+    "token_budget",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ def collect(settings: CollectSettings, progress: Progress) -> tuple[Collected, P
     from iclora.sets.collect.run import collect as gather
     from iclora.sets.review import write_review
 
-    done = gather(settings, progress)
+    seer = open_seer(settings.likeness) if settings.likeness else None
+    done = gather(settings, progress, seer)
     if not settings.review:
         return done, None
     page = done.out.with_name(f"{done.out.name}-review.html")
@@ -79,6 +91,34 @@ def collect(settings: CollectSettings, progress: Progress) -> tuple[Collected, P
         progress("checking", number, len(dataset.sets), report.name)
     write_review(dataset, reports, page)
     return done, page
+
+
+_ONE_SUBJECT = {"dino": 0.45, "clip": 0.2}
+"""1 less the cosine of two pictures of one subject, on average, at most. For real photographs of
+one subject DreamBooth (arXiv 2208.12242, table 1) has cosines of 0.774 and 0.885."""
+
+
+def open_seer(name: str) -> Seer:
+    """What compares pictures by a model.
+
+    Args:
+        name: "dino:MODEL" or "clip:MODEL", MODEL a folder or a hub id.
+    Raises: SettingsError, ModelError.
+    """
+    from iclora.evaluate.metrics.likeness import Likeness
+    from iclora.evaluate.metrics.registry import load_metric
+    from iclora.jobs.opening import quiet_loading
+    from iclora.sets.collect.likeness import Seer
+
+    kind, _, source = name.partition(":")
+    if kind not in _ONE_SUBJECT or not source:
+        raise SettingsError(
+            f'"{name}" does not compare pictures', "Use dino:MODEL or clip:MODEL.", "likeness"
+        )
+    quiet_loading()
+    model = load_metric(name)
+    assert isinstance(model, Likeness)
+    return Seer(model.pictures, _ONE_SUBJECT[kind])
 
 
 def compose(

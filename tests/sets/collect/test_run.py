@@ -7,11 +7,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from iclora.errors import DatasetError
 from iclora.progress import Cancelled, Progress
+from iclora.sets.collect.likeness import Seer
 from iclora.sets.collect.run import collect
 from iclora.sets.dataset import open_dataset
 from iclora.settings import CollectSettings
@@ -148,6 +150,34 @@ def test_a_collection_into_its_own_source_does_not_read_itself(pairs, tmp_path):
     with pytest.raises(Cancelled):
         collect(told(source, source / "sets"), progress)
     assert collect(told(source, source / "sets")).found == 8
+
+
+def test_families_and_what_is_kept_follow_a_model_instead_of_colours(tmp_path):
+    """It sees here what colours do not tell: where a picture is bright."""
+    bright = Image.linear_gradient("L")
+    kinds = [bright, bright.rotate(90), bright.rotate(180)]
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        grey = kinds[number % 3].point(lambda tone, off=number: max(0, tone - 4 * off))
+        grey.convert("RGB").save(tmp_path / "in" / f"{'qwerty'[number]}.png")
+
+    def embed(pictures):
+        corners = [np.asarray(p.convert("L").resize((2, 2)), float).ravel() for p in pictures]
+        rows = np.array([c - c.mean() for c in corners])
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    def collected(name, seer, **more):
+        collect(told(tmp_path / "in", tmp_path / name, by="likeness", **more), None, seer)
+        return [
+            {"qwerty".index(panel["file"][-5]) % 3 for panel in row["panels"]}
+            for row in rows(tmp_path / name)
+        ]
+
+    seer = Seer(embed, 0.2)
+    assert sorted(map(len, collected("seen", seer, likeness="dino:x"))) == [1, 1, 1]
+    assert max(map(len, collected("colours", None))) > 1
+    kept = collected("kept", seer, likeness="dino:x", keep=2)
+    assert sorted(map(sorted, kept)) in ([[0], [2]], [[0], [1]], [[1], [2]])
 
 
 def test_a_folder_that_holds_something_else_is_refused(pairs, tmp_path):

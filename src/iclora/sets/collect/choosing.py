@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iclora.sets.collect.likeness import near_duplicates, root_shares
 from iclora.sets.collect.picture import Look
@@ -44,18 +45,26 @@ def without_twins(sets: Sequence[Sequence[Look]], scores: Sequence[float]) -> di
     return left
 
 
-def spread_out(sets: Sequence[Sequence[Look]], scores: Sequence[float], keep: int) -> list[int]:
+def spread_out(
+    sets: Sequence[Sequence[Look]],
+    scores: Sequence[float],
+    keep: int,
+    rows: NDArray[np.float32] | None = None,
+) -> list[int]:
     """The best sets that are also diverse: each next one is the best times the furthest away.
 
     Args:
         sets: the looks of each set's pictures.
+        rows: what a model sees in each set, (sets, channels); by default their looks are compared.
     Returns: indices of at most `keep` sets, in the order in which they were chosen.
     """
     if not sets:
         return []
-    looks = np.array(
-        [np.mean([_features(look) for look in found], axis=0) for found in sets], dtype=np.float32
-    )
+    if rows is None:
+        means = [np.mean([_features(look) for look in found], axis=0) for found in sets]
+        looks = np.array(means, dtype=np.float32)
+    else:
+        looks = rows
     worth = np.asarray(scores, dtype=np.float64)
     first = int(worth.argmax())
     chosen = [first]

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from iclora.sets.collect.picture import Look
 
-__all__ = ["all_unlike", "families", "near_duplicates", "root_shares", "same_picture", "unlike"]
+__all__ = [
+    "Seer",
+    "all_unlike",
+    "families",
+    "grouped",
+    "near_duplicates",
+    "root_shares",
+    "same_picture",
+    "unlike",
+]
 
 _BITS = 8
 """Bits of 64 in which the hashes of one picture, scaled and compressed, differ at most; 2 do."""
@@ -21,6 +32,16 @@ _WORST = 12.0
 _LEVELS = 8
 """Of each channel, of the colours that are counted."""
 _CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Seer:
+    """A model that sees how alike pictures are; whoever may import torch opens it."""
+
+    embed: Callable[[Sequence[Image.Image]], NDArray[np.float32]]
+    """Of RGB pictures, a row of length 1 each: (count, channels)."""
+    most: float
+    """1 less the cosine of two pictures of one subject, on average, at most."""
 
 
 def same_picture(one: Look, other: Look, times: float = 1) -> bool:
@@ -98,11 +119,17 @@ def families(looks: Sequence[Look], most: float = 0.22) -> list[list[int]]:
 
     Returns: indices of each group, in order, larger groups and earlier ones first.
     """
-    away = all_unlike(looks).astype(np.float64)
+    return grouped(all_unlike(looks), most)
+
+
+def grouped(unlikeness: NDArray[np.float32], most: float) -> list[list[int]]:
+    """`families` of pictures whose differences are known: (n, n)."""
+    away = unlikeness.astype(np.float64)
+    count = len(away)
     np.fill_diagonal(away, np.inf)
-    members: dict[int, list[int]] = {i: [i] for i in range(len(looks))}
-    nearest = away.argmin(axis=1) if len(looks) else np.zeros(0, dtype=np.intp)
-    least = away[np.arange(len(looks)), nearest] if len(looks) else np.zeros(0)
+    members: dict[int, list[int]] = {i: [i] for i in range(count)}
+    nearest = away.argmin(axis=1) if count else np.zeros(0, dtype=np.intp)
+    least = away[np.arange(count), nearest] if count else np.zeros(0)
     while len(members) > 1:
         one = int(least.argmin())
         if not least[one] < most:

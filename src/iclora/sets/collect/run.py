@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import tomli_w
+from numpy.typing import NDArray
 
 from iclora import files
 from iclora.errors import DatasetError, IcloraError
@@ -18,6 +20,7 @@ from iclora.files.locks import alone
 from iclora.progress import Progress
 from iclora.sets.canvas import find_panels, split
 from iclora.sets.collect.choosing import spread_out, without_twins
+from iclora.sets.collect.likeness import Seer
 from iclora.sets.collect.looks import Looks
 from iclora.sets.collect.marks import marked_sets
 from iclora.sets.collect.picture import Found, Look
@@ -54,11 +57,15 @@ class Collected:
     """What came of each source."""
 
 
-def collect(settings: CollectSettings, progress: Progress | None = None) -> Collected:
+def collect(
+    settings: CollectSettings, progress: Progress | None = None, seer: Seer | None = None
+) -> Collected:
     """Make image sets of what people have, and write them into a folder.
 
     A collection that was stopped goes on when it is called with the same settings.
 
+    Args:
+        seer: compares pictures, opened as the settings' `likeness` says.
     Raises: IcloraError if nothing can be collected; Cancelled.
     """
     progress = progress or Progress()
@@ -72,18 +79,20 @@ def collect(settings: CollectSettings, progress: Progress | None = None) -> Coll
             there = len((out / ORIGINS).read_text(encoding="utf-8").splitlines())
             note = f"{out} holds this collection already, ended; remove it to collect again"
             return Collected(out, there, there, (), (note,))
-        return _collect(settings, recipe, pool, progress)
+        return _collect(settings, recipe, pool, progress, seer)
 
 
 def _told(settings: CollectSettings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude={"out", "recipe", "review"})
+    told = settings.model_dump(mode="json", exclude={"out", "recipe", "review"})
+    # Collections of before it was a setting go on.
+    return told if settings.likeness else {k: v for k, v in told.items() if k != "likeness"}
 
 
 def _collect(
-    settings: CollectSettings, recipe: Recipe, pool: Pool, progress: Progress
+    settings: CollectSettings, recipe: Recipe, pool: Pool, progress: Progress, seer: Seer | None
 ) -> Collected:
     problems: list[Problem] = []
-    looks = Looks(problems.append, progress)
+    looks = Looks(problems.append, progress, seer)
     notes: list[str] = []
     how = settings.by, settings.pages
     want = Wanted(recipe, *how, looks, problems.append, notes.append, pool, progress)
@@ -101,7 +110,7 @@ def _collect(
         )
     scored = _judged(recipe, seen, pool, problems.append, progress)
     scored = _marked(scored, progress)
-    kept = _chosen(scored, settings.keep, notes.append)
+    kept = _chosen(scored, settings.keep, looks, notes.append)
     names = _write(pool.out, kept, progress)
     write_origins(pool.out, {name: kept[i][::2] for i, name in enumerate(names)})
     _write_manifest(pool.out, recipe)
@@ -171,7 +180,7 @@ def _marked(scored: Sequence[Scored], progress: Progress) -> list[Scored]:
 
 
 def _chosen(
-    scored: Sequence[Scored], keep: int | None, note: Callable[[str], None]
+    scored: Sequence[Scored], keep: int | None, seen: Looks, note: Callable[[str], None]
 ) -> list[Scored]:
     """Without twins, and of the rest the best that are diverse; in the order of their sources."""
     twins = without_twins([looks for _, looks, _ in scored], [q.score for *_, q in scored])
@@ -181,8 +190,17 @@ def _chosen(
     rest = [each for number, each in enumerate(scored) if number not in twins]
     if keep is None or len(rest) <= keep:
         return rest
-    order = spread_out([looks for _, looks, _ in rest], [q.score for *_, q in rest], keep)
+    rows = _rows(rest, seen) if seen.seer else None
+    order = spread_out([looks for _, looks, _ in rest], [q.score for *_, q in rest], keep, rows)
     return [rest[number] for number in sorted(order)]
+
+
+def _rows(scored: Sequence[Scored], seen: Looks) -> NDArray[np.float32]:
+    """What the model sees in each set: the mean of its pictures', (sets, channels)."""
+    found = iter(seen.embedded([picture for each, *_ in scored for picture in each.pictures]))
+    own = [[next(found) for _ in each.pictures] for each, *_ in scored]
+    # All were opened when they were judged.
+    return np.array([np.mean([r for r in rows if r is not None], axis=0) for rows in own])
 
 
 def _write(out: Path, kept: Sequence[Scored], progress: Progress) -> list[str]:

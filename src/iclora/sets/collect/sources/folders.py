@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from iclora.errors import IcloraError
 from iclora.files import natural_key
 from iclora.sets.canvas import find_panels
 from iclora.sets.caption import has_markers
-from iclora.sets.collect.likeness import families, near_duplicates
+from iclora.sets.collect.likeness import families, grouped, near_duplicates
 from iclora.sets.collect.picture import Found, Look, Origin, Picture
 from iclora.sets.collect.sources.naming import sets_by_name
 from iclora.sets.collect.sources.rows import sets_by_rows
@@ -223,9 +225,8 @@ def _by_likeness(
     found: list[Found] = []
     rest: list[str] = []
     for start in range(0, len(seen), _MOST_ALIKE):
-        portion = seen[start : start + _MOST_ALIKE]
-        looks: list[Look] = [look for _, look in portion]
-        for number, family in enumerate(families(looks), 1):
+        portion, found_alike = _alike(seen[start : start + _MOST_ALIKE], want)
+        for number, family in enumerate(found_alike, 1):
             scene = f"{source}, family {start + number}"
             whole = len(family) // want.panels * want.panels
             for first in range(0, whole, want.panels):
@@ -233,6 +234,19 @@ def _by_likeness(
                 found.append(Found(tuple(portion[i][0] for i in chosen), scene, "by likeness"))
             rest += [portion[i][0].origin.name for i in family[whole:]]
     return found, rest
+
+
+def _alike(
+    seen: Sequence[tuple[Picture, Look]], want: Wanted
+) -> tuple[Sequence[tuple[Picture, Look]], list[list[int]]]:
+    """The pictures that can be compared, and their families, by the model if there is one."""
+    if want.looks.seer is None:
+        return seen, families([look for _, look in seen])
+    rows = want.looks.embedded([picture for picture, _ in seen])
+    seen = [pair for pair, row in zip(seen, rows, strict=True) if row is not None]
+    known = np.array([row for row in rows if row is not None], dtype=np.float32)
+    away = 1 - known @ known.T if len(known) else np.zeros((0, 0), dtype=np.float32)
+    return seen, grouped(away, want.looks.seer.most)
 
 
 def loose_pictures(source: str, pictures: Sequence[Picture], want: Wanted) -> list[Found]:
