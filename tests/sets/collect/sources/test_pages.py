@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from iclora.sets.collect.sources import read_source
+from tests.conftest import picture
 from workshop.collecting.decks import deck_pages, png, write_pdf, write_pptx
 
 
@@ -76,6 +77,15 @@ def test_pictures_of_a_pptx_come_in_the_order_of_its_slides_and_a_bomb_is_named(
     (problem,) = wanted.problems
     assert "decompression bomb" in problem.text
     assert "image4.png" in problem.subject
+
+
+def test_slides_that_only_an_office_program_draws_are_named_with_the_way_out(want, tmp_path):
+    write_pptx(tmp_path / "deck.pptx", [[], [png(picture(96, 96))], []], order=(1, 2, 3))
+    wanted = want("ppt-template")
+    read_source(str(tmp_path / "deck.pptx"), wanted)
+    problem = wanted.problems[0]
+    assert "2 of its 3 slides hold no picture (1, 3)" in problem.text
+    assert "PDF" in problem.advice
 
 
 def test_pictures_in_pages_are_taken_at_their_own_size(want, tmp_path):

@@ -1,5 +1,6 @@
 """Published data sets: parquet tables, webdataset's tars, ai-toolkit's and kohya's folders."""
 
+import gzip
 import importlib
 import io
 import tarfile
@@ -63,9 +64,10 @@ def test_tables_without_pictures_and_damaged_ones_are_named(parquet, want, tmp_p
     assert len([p for p in wanted.problems if "parquet" in p.subject]) == 2
 
 
-def test_a_tar_is_read_in_place_and_names_that_lead_out_are_refused(want, tmp_path):
-    path = tmp_path / "shard-000.tar"
-    with tarfile.open(path, "w") as archive:
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.xz"])
+def test_a_tar_is_read_and_names_that_lead_out_are_refused(ending, want, tmp_path):
+    path = tmp_path / f"shard-000.{ending}"
+    with tarfile.open(path, f"w:{ending[4:]}") as archive:
         members = {
             f"{i:03d}.{role}.png": PICTURES[2 * i + j]
             for i in range(3)
@@ -83,7 +85,7 @@ def test_a_tar_is_read_in_place_and_names_that_lead_out_are_refused(want, tmp_pa
     found = read_source(str(path), wanted)
     assert bytes_of(found) == [PICTURES[2 * i : 2 * i + 2] for i in range(3)]
     assert found[0].pictures[1].words == "in snow"
-    assert sorted(p.subject.split(".tar/")[1] for p in wanted.problems) == [
+    assert sorted(p.subject.split(f".{ending}/")[1] for p in wanted.problems) == [
         "../escape.png",
         "/root.png",
         "000.input.png",
@@ -140,6 +142,20 @@ def test_what_a_source_holds_and_nobody_reads_is_named(want, tmp_path):
         "1_after.txt",
         "metadata.csv",
     }
+
+
+def test_a_compressed_archive_that_grows_as_a_bomb_does_or_is_damaged_is_refused(want, tmp_path):
+    bomb, cut, none = (tmp_path / f"{name}.tar.gz" for name in ("bomb", "cut", "none"))
+    piece = gzip.compress(bytes(2**24))
+    bomb.write_bytes(piece * 5)  # A thousandth of what it becomes, 80 MB.
+    cut.write_bytes(piece[:-100])
+    none.write_bytes(b"no archive")
+    wanted = want("sandstorm-effect")
+    assert read_source(str(tmp_path), wanted) == []
+    told = {p.subject.rsplit("/", 1)[-1]: p.text for p in wanted.problems}
+    assert "100 times its size" in told["bomb.tar.gz"]
+    assert "cannot be unpacked" in told["cut.tar.gz"]
+    assert "cannot be unpacked" in told["none.tar.gz"]
 
 
 def test_control_folders_are_the_first_panel_and_their_captions_go_along(want, tmp_path):

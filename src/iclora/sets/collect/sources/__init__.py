@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from iclora.errors import IcloraError
@@ -10,7 +11,7 @@ from iclora.sets.collect.picture import Found
 from iclora.sets.collect.sources.folders import read_folder
 from iclora.sets.collect.sources.pages import read_pdf, read_pptx
 from iclora.sets.collect.sources.tables import read_parquet
-from iclora.sets.collect.sources.tars import list_tar
+from iclora.sets.collect.sources.tars import COMPRESSED, inflate, list_tar
 from iclora.sets.collect.sources.video import VIDEO_SUFFIXES, read_video
 from iclora.sets.collect.sources.wanted import Wanted
 from iclora.sets.listing import Files, Problem, list_files
@@ -85,15 +86,23 @@ def _reader(name: str) -> Reader | None:
 
 
 def _read_tar(source: str, path: Path, want: Wanted) -> list[Found]:
-    listing, problems = list_tar(path)
+    listing, problems = list_tar(path, source)
     for problem in problems:
         want.tell(problem)
     return read_folder(source, listing, want)
 
 
+def _read_compressed(source: str, path: Path, want: Wanted) -> list[Found]:
+    about = path.stat()
+    key = ("tar", str(path.resolve()), str(about.st_size), str(about.st_mtime_ns))
+    folder = want.pool.folder(*key, make=partial(inflate, path))
+    return _read_tar(source, folder / "data.tar", want)
+
+
 _WORDS = (".txt", ".caption", ".json", ".jsonl", ".csv", ".toml")
 _READERS: dict[str, Reader] = {
     ".tar": _read_tar,
+    **dict.fromkeys(COMPRESSED, _read_compressed),
     ".pdf": read_pdf,
     ".pptx": read_pptx,
     ".parquet": read_parquet,

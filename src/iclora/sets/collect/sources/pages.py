@@ -234,7 +234,9 @@ def read_pptx(source: str, path: Path, want: Wanted) -> list[Found]:
         )
     pictures: list[Picture] = []
     seen: set[str] = set()
-    for number, slide in enumerate(_slide_names(listing), 1):
+    slides = _slide_names(listing)
+    _tell_drawn(source, [_media_of(listing, slide) for slide in slides], want)
+    for number, slide in enumerate(slides, 1):
         for media in _media_of(listing, slide):
             if media in seen:
                 continue
@@ -256,6 +258,21 @@ def read_pptx(source: str, path: Path, want: Wanted) -> list[Found]:
             if min(size) >= _LEAST_SIDE:
                 pictures.append(picture)
     return loose_pictures(source, pictures, want)
+
+
+def _tell_drawn(source: str, media: Sequence[Sequence[str]], want: Wanted) -> None:
+    drawn = [number for number, own in enumerate(media, 1) if not own]
+    if drawn:
+        shown = ", ".join(map(str, drawn[:6])) + ", ..." * (len(drawn) > 6)
+        want.tell(
+            Problem(
+                source,
+                f"{len(drawn)} of its {len(media)} slides hold no picture ({shown}): their shapes "
+                "and words are drawn by an office program alone",
+                "Export it as PDF and collect that.",
+                "warning",
+            )
+        )
 
 
 def _slide_names(listing: Files) -> list[str]:

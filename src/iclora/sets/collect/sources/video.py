@@ -56,6 +56,8 @@ _BACK = 3
 _PNG_LEVEL = 1
 """Frames are many; level 4 saves a fifth of their size and takes three times as long."""
 
+_HDR = {16: "PQ", 18: "HLG"}
+"""Transfer functions of ITU-T H.273."""
 _SHOTS = "shots.json"
 
 
@@ -75,6 +77,16 @@ def read_video(source: str, path: Path, want: Wanted) -> list[Found]:
                 f"it cannot be read beyond {told['seconds']:.1f} s ({told['damage']}); the shots "
                 "before are used",
                 "Copy or export it again.",
+                "warning",
+            )
+        )
+    if told["hdr"]:
+        want.tell(
+            Problem(
+                source,
+                f"it is HDR ({told['hdr']}), and its brightness is taken as that of other videos, "
+                "so its pictures look pale or dark",
+                "Convert it to SDR (BT.709) first.",
                 "warning",
             )
         )
@@ -174,7 +186,7 @@ def _extract(path: Path, progress: Progress, folder: Path) -> None:
                 )
             if last is not None:
                 last.result()
-            damage, seconds = film.damage, film.seconds
+            damage, seconds, hdr = film.damage, film.seconds, film.hdr
     except (av.error.FFmpegError, OSError) as error:
         raise DatasetError(
             f"video {path} cannot be read: {error}", "Copy or export it again."
@@ -186,7 +198,7 @@ def _extract(path: Path, progress: Progress, folder: Path) -> None:
         )
     for row, look in zip(rows, seen, strict=True):
         row["look"] = look.to_json()
-    told = {"shots": rows, "damage": damage, "seconds": seconds}
+    told = {"shots": rows, "damage": damage, "seconds": seconds, "hdr": hdr}
     write_text(folder / _SHOTS, json.dumps(told))
 
 
@@ -217,6 +229,8 @@ class _Film:
         self.damage = ""
         """What ended the reading before the video's end; empty if nothing did."""
         self.seconds = 0.0
+        self.hdr = _HDR.get(int(self._stream.codec_context.color_trc), "")
+        """The kind of HDR; empty for none."""
         width, height = self._stream.width, self._stream.height
         if not 0 < width <= _LARGEST or not 0 < height <= _LARGEST:
             raise DatasetError(
