@@ -3,11 +3,12 @@
 import io
 import random
 
+import numpy as np
 import pytest
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from iclora.sets.collect.picture import glance
-from iclora.sets.collect.quality import judge
+from iclora.sets.collect.quality import fineness, judge
 from iclora.sets.recipe import Recipe, load_recipe
 
 RECIPE = Recipe.model_validate(
@@ -61,6 +62,18 @@ def test_every_defect_lowers_the_score_and_is_named(panels, spoil, word):
     quality = judged([panels[0], spoil(panels[1])])
     assert [reason for reason in quality.reasons if word in reason and "panel 2" in reason]
     assert quality.score < 0.95
+
+
+def test_a_page_that_is_empty_in_most_places_is_not_blurred():
+    page = Image.new("RGB", (880, 660), "white")
+    pen = ImageDraw.Draw(page)
+    for shade in range(10):  # soft shadows have more of their detail at a coarse scale
+        pen.rectangle((60 + shade, 280 + shade, 820 - shade, 340 - shade), (120 + 13 * shade,) * 3)
+    pen.text((330, 300), "A plan for the year", "black", ImageFont.load_default(22))
+    pen.text((390, 400), "by Ana", "black", ImageFont.load_default(14))
+    assert fineness(np.asarray(page.convert("L"), dtype=np.float32)) > 0.5
+    soft = page.filter(ImageFilter.GaussianBlur(3))
+    assert fineness(np.asarray(soft.convert("L"), dtype=np.float32)) < 0.38
 
 
 def test_panels_that_are_all_the_same_or_strangers_are_named(panels):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from iclora.errors import DatasetError
 from iclora.progress import Cancelled, Progress
@@ -159,7 +159,9 @@ def test_families_and_what_is_kept_follow_a_model_instead_of_colours(tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(6):
         grey = kinds[number % 3].point(lambda tone, off=number: max(0, tone - 4 * off))
-        grey.convert("RGB").save(tmp_path / "in" / f"{'qwerty'[number]}.png")
+        ImageOps.colorize(grey, "#200000", "#ffd0a0").save(
+            tmp_path / "in" / f"{'qwerty'[number]}.png"
+        )
 
     def embed(pictures):
         corners = [np.asarray(p.convert("L").resize((2, 2)), float).ravel() for p in pictures]
@@ -176,6 +178,12 @@ def test_families_and_what_is_kept_follow_a_model_instead_of_colours(tmp_path):
     seer = Seer(embed, 0.2)
     assert sorted(map(len, collected("seen", seer, likeness="dino:x"))) == [1, 1, 1]
     assert max(map(len, collected("colours", None))) > 1
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    for file in (tmp_path / "in").iterdir():
+        Image.open(file).convert("L").save(grey / file.name)
+    with pytest.raises(DatasetError, match="6 without colour"):
+        collect(told(grey, tmp_path / "none", by="likeness"))
     kept = collected("kept", seer, likeness="dino:x", keep=2)
     assert sorted(map(sorted, kept)) in ([[0], [2]], [[0], [1]], [[1], [2]])
 

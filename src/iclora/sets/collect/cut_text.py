@@ -98,7 +98,8 @@ def _runs_out(grey: Grey) -> bool:
             letters = _runs(line.any(axis=0))
             gaps = [b[0] - a[1] for a, b in pairwise(letters)]
             first = letters[: next((i + 1 for i, gap in enumerate(gaps) if gap > 1.5 * tall), None)]
-            if first and _is_text(line[:, : first[-1][1]], first, tall):
+            # A wide thing at the edge is a box that hides the line's end.
+            if letters[0][1] <= 2 * tall and _is_text(line[:, : first[-1][1]], first, tall):
                 return True
     return False
 

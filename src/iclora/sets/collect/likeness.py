@@ -17,6 +17,7 @@ __all__ = [
     "all_unlike",
     "families",
     "grouped",
+    "is_grey",
     "near_duplicates",
     "root_shares",
     "same_picture",
@@ -31,6 +32,8 @@ _WORST = 12.0
 """And for the tone that differs most: a small thing that moved changes few tones a lot."""
 _LEVELS = 8
 """Of each channel, of the colours that are counted."""
+_GREY = 10
+"""Difference of the channels of a tone that is a colour, in 256 levels."""
 _CHUNK = 512
 
 
@@ -109,6 +112,11 @@ def root_shares(look: Look) -> NDArray[np.float32]:
         shares += np.bincount(bins, weights=weights, minlength=len(shares))
     found: NDArray[np.float32] = np.sqrt(shares / len(tones)).astype(np.float32)
     return found
+
+
+def is_grey(look: Look) -> bool:
+    """True if a picture has no colours to be compared by."""
+    return bool(np.ptp(look.tones.astype(np.int16), axis=2).max() < _GREY)
 
 
 def families(looks: Sequence[Look], most: float = 0.22) -> list[list[int]]:

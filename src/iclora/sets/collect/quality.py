@@ -28,6 +28,11 @@ _SMALLEST = 128
 _BLOCKS = 1.5
 """Steps on JPEG's grid of 8 px against those beside it, both across and down, from which blocks
 show: quality 75 has 1.1, quality 20 has 2."""
+_SHARPEST = 0.9
+"""Quantile of a picture's detail: skies and out-of-focus grounds are smooth in the sharpest one."""
+_BUSY = 1.0
+"""Detail of a block that shows something, in 256 levels."""
+_LEAST_BUSY = 0.02
 _STRIP = 64
 """Rows that are looked at at a time, so that they stay in the processor's cache."""
 _FLAT = 6.0
@@ -121,21 +126,24 @@ def fineness(grey: NDArray[np.float32]) -> float:
     levels = [grey]
     while len(levels) < 3 and min(levels[-1].shape) >= 2 * _SMALLEST:
         levels.append(_halved(levels[-1]))
-    details = [_detail(level) for level in levels]
+    blocks = [_detail(level) for level in levels]
+    # Of a page that is empty in most places, what is drawn on it counts.
+    busy = float((blocks[-1] > _BUSY).mean()) if blocks[-1].size else 1.0
+    share = 1 - (1 - _SHARPEST) * (1 if busy > 0.5 else max(busy, _LEAST_BUSY))
+    details = [float(np.quantile(each, share)) if each.size else 0.0 for each in blocks]
     return min((a / b for a, b in pairwise(details) if b > 0.1), default=1.0)
 
 
-def _detail(grey: NDArray[np.float32]) -> float:
-    """Mean size of the Laplacian where there is most of it: skies and out-of-focus grounds are
-    smooth in the sharpest picture."""
+def _detail(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean size of the Laplacian in blocks of 8x8 px: (rows // 8, columns // 8)."""
     if min(grey.shape) < 16:
-        return 0.0
+        return np.zeros((0, 0), dtype=np.float32)
     rows, columns = ((side - 2) // 8 * 8 for side in grey.shape)
     means = [
         _laplacian_of(grey[start : min(start + _STRIP, rows) + 2, : columns + 2])
         for start in range(0, rows, _STRIP)
     ]
-    return float(np.quantile(np.concatenate(means), 0.9))
+    return np.concatenate(means)
 
 
 def _laplacian_of(grey: NDArray[np.float32]) -> NDArray[np.float32]:

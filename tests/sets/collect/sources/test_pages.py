@@ -35,6 +35,16 @@ def test_slides_are_sets_in_order_with_the_title_first_and_the_closing_last(deck
     assert 0.97 < width * height / (box[0] * box[1]) < 1.03
 
 
+def test_pages_of_text_on_one_layout_are_no_steps_of_each_other(want, tmp_path):
+    """As in most decks: the same white ground, head and foot, other words."""
+    foot = ((0.8, 0.1, 0.1), (40, 30, 880, 4))
+    words = [lines for lines, _, kind in deck_pages(3, 9) if kind == "content"][:8]
+    write_pdf(tmp_path / "deck.pdf", [(lines, [foot]) for lines in words])
+    wanted = want("ppt-template")
+    assert len(read_source(str(tmp_path / "deck.pdf"), wanted)) == 2
+    assert "0 are empty or built up" in wanted.notes[0]
+
+
 def test_hostile_documents_are_refused_by_name_and_the_rest_goes_on(deck, want, tmp_path):
     path, _ = deck
     one = deck_pages(2, 1)[1][:2]

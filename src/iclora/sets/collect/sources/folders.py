@@ -14,7 +14,7 @@ from iclora.errors import IcloraError
 from iclora.files import natural_key
 from iclora.sets.canvas import find_panels
 from iclora.sets.caption import has_markers
-from iclora.sets.collect.likeness import families, grouped, near_duplicates
+from iclora.sets.collect.likeness import families, grouped, is_grey, near_duplicates
 from iclora.sets.collect.picture import Found, Look, Origin, Picture
 from iclora.sets.collect.sources.naming import sets_by_name
 from iclora.sets.collect.sources.rows import sets_by_rows
@@ -221,11 +221,13 @@ def _by_likeness(
     twins = {other for _, other in near_duplicates([look for _, look in seen])}
     seen = [pair for number, pair in enumerate(seen) if number not in twins]
     if twins:
-        want.note(f"{source}: {len(twins)} pictures are near-duplicates of others and left out")
+        many = "pictures are near-duplicates of others" if len(twins) > 1 else "picture is a copy"
+        want.note(f"{source}: {len(twins)} {many} and left out")
     found: list[Found] = []
     rest: list[str] = []
     for start in range(0, len(seen), _MOST_ALIKE):
-        portion, found_alike = _alike(seen[start : start + _MOST_ALIKE], want)
+        portion, found_alike, alone = _alike(source, seen[start : start + _MOST_ALIKE], want)
+        rest += [picture.origin.name for picture in alone]
         for number, family in enumerate(found_alike, 1):
             scene = f"{source}, family {start + number}"
             whole = len(family) // want.panels * want.panels
@@ -237,16 +239,32 @@ def _by_likeness(
 
 
 def _alike(
-    seen: Sequence[tuple[Picture, Look]], want: Wanted
-) -> tuple[Sequence[tuple[Picture, Look]], list[list[int]]]:
-    """The pictures that can be compared, and their families, by the model if there is one."""
+    source: str, seen: Sequence[tuple[Picture, Look]], want: Wanted
+) -> tuple[Sequence[tuple[Picture, Look]], list[list[int]], list[Picture]]:
+    """The pictures that can be compared, their families, and those that cannot.
+
+    Colours are compared, or what the model sees if there is one.
+    """
     if want.looks.seer is None:
-        return seen, families([look for _, look in seen])
+        coloured = [pair for pair in seen if not is_grey(pair[1])]
+        grey = [picture for picture, look in seen if is_grey(look)]
+        if grey:
+            first = PurePosixPath(grey[0].origin.file).name
+            want.tell(
+                Problem(
+                    source,
+                    f"{len(grey)} without colour, such as {first}, found no family: greys tell "
+                    "little of what a picture shows",
+                    "Go by name or order, or choose a model as `likeness`.",
+                    "warning",
+                )
+            )
+        return coloured, families([look for _, look in coloured]), grey
     rows = want.looks.embedded([picture for picture, _ in seen])
     seen = [pair for pair, row in zip(seen, rows, strict=True) if row is not None]
     known = np.array([row for row in rows if row is not None], dtype=np.float32)
     away = 1 - known @ known.T if len(known) else np.zeros((0, 0), dtype=np.float32)
-    return seen, grouped(away, want.looks.seer.most)
+    return seen, grouped(away, want.looks.seer.most), []
 
 
 def loose_pictures(source: str, pictures: Sequence[Picture], want: Wanted) -> list[Found]:

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from iclora.errors import DatasetError, IcloraError
 from iclora.files import natural_key, write_text
 from iclora.progress import Progress
-from iclora.sets.collect.likeness import same_picture
 from iclora.sets.collect.picture import Found, Look, Origin, Picture
 from iclora.sets.collect.sources.extras import needed
 from iclora.sets.collect.sources.folders import loose_pictures
@@ -41,8 +42,12 @@ _CLOSING = re.compile(
 )
 _EMPTY = 12
 """Least difference between the darkest and the brightest tone of a page with something on it."""
-_BUILT = 3
-"""Times the difference of a copy up to which a page shows nearly what the next one shows."""
+_BUILT = 0.9
+"""Share of what is on a page that the next one shows as well if it is built up further."""
+_INK = 32
+"""Difference from the page's ground, and of two pages, that shows, in 256 levels."""
+_COMPARED = 512
+"""Longer side at which pages are compared, px."""
 _PAGES = "pages.json"
 _PNG_LEVEL = 1
 
@@ -57,7 +62,7 @@ def read_pdf(source: str, path: Path, want: Wanted) -> list[Found]:
     size = _wanted_size(want)
     key = (want.pages, str(size), str(path.resolve()), str(about.st_size), str(about.st_mtime_ns))
     make = partial(_extract, path, want.pages == "pictures", size, want.progress)
-    folder = want.pool.folder("pdf", *key, make=make)
+    folder = want.pool.folder("pages", *key, make=make)
     told = json.loads((folder / _PAGES).read_text(encoding="utf-8"))
     for text in told["refused"]:
         want.tell(Problem(source, text, "Export that page again, or leave it out."))
@@ -73,7 +78,7 @@ def read_pdf(source: str, path: Path, want: Wanted) -> list[Found]:
         return loose_pictures(source, pictures, want)
     looks = want.looks.of_all(pictures)
     known = [
-        _Page(picture, look, str(row["text"]), int(row["words"]))
+        _Page(picture, look, str(row["text"]), int(row["words"]), bool(row.get("built")))
         for picture, look, row in zip(pictures, looks, rows, strict=True)
         if look is not None
     ]
@@ -92,6 +97,8 @@ class _Page:
     text: str
     """How it begins."""
     words: int
+    built: bool
+    """True if the next page shows all of it, and maybe more."""
 
 
 def _slides(source: str, pages: Sequence[_Page], want: Wanted) -> list[Found]:
@@ -102,11 +109,7 @@ def _slides(source: str, pages: Sequence[_Page], want: Wanted) -> list[Found]:
     next one shows.
     """
     shown = [p for p in pages if int(p.look.tones.max()) - int(p.look.tones.min()) >= _EMPTY]
-    built = [
-        page
-        for page, after in zip(shown, [*shown[1:], None], strict=True)
-        if after is None or not same_picture(page.look, after.look, _BUILT)
-    ]
+    built = [page for page in shown if not page.built]
     title = built[:1] if built and 0 < built[0].words <= _FEW_WORDS else []
     rest = built[len(title) :]
     closing = rest[-1:] if rest and _is_closing(rest[-1]) else []
@@ -140,6 +143,7 @@ def _extract(path: Path, embedded: bool, size: Size, progress: Progress, folder:
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
     document = _opened(pdfium, path)
+    before: tuple[int, Any] = (-2, None)
     try:
         for number in range(len(document)):
             progress("reading pages", number + 1, len(document))
@@ -151,6 +155,10 @@ def _extract(path: Path, embedded: bool, size: Size, progress: Progress, folder:
                     row: dict[str, Any] = {"file": name, "page": number + 1}
                     picture.save(folder / name, compress_level=_PNG_LEVEL)
                     rows.append(row | ({"picture": at} if embedded else _told(page)))
+                    if not embedded:
+                        if before[0] == number - 1 and _shows_more(before[1], picture):
+                            rows[-2]["built"] = True
+                        before = number, picture
             except (pdfium.PdfiumError, IcloraError, MemoryError, ValueError) as error:
                 why = error.problem if isinstance(error, IcloraError) else str(error)
                 refused.append(f"page {number + 1} is not read: {why}")
@@ -188,6 +196,21 @@ def _drawn(pdfium: Any, page: Any, size: Size) -> Any:
     scale = (size[0] * size[1] / (width * height)) ** 0.5
     scale = min(scale, _MOST_SIDE / max(width, height))
     return page.render(scale=scale, may_draw_forms=False).to_pil().convert("RGB")
+
+
+def _shows_more(page: Any, after: Any) -> bool:
+    """True if a page shows what the one before shows, in the same places."""
+    if page.size != after.size:
+        return False
+    small = []
+    for picture in (page, after):
+        grey = picture.convert("L")
+        grey.thumbnail((_COMPARED, _COMPARED))
+        small.append(np.asarray(grey, dtype=np.int16))
+    one, other = small
+    ink = np.abs(one - np.median(one)) > _INK
+    same = np.abs(one - other)[ink] <= _INK
+    return bool(ink.any() and same.mean() >= _BUILT)
 
 
 def _told(page: Any) -> dict[str, Any]:
