@@ -136,8 +136,8 @@ def open_regular(path: Path, most: int = _LARGEST_FILE) -> IO[bytes]:
     return file
 
 
-def list_files(path: Path) -> tuple[Files, list[Problem]]:
-    """List the files of a folder or zip archive, without what systems leave in them.
+def list_files(path: Path, *, deck: bool = False) -> tuple[Files, list[Problem]]:
+    """List the files of a folder, zip archive or (if `deck`) PPTX, without what systems leave.
 
     Returns: the files, and what could not be listed.
     Raises: DatasetError if there is neither, or if the archive is damaged or unsafe.
@@ -145,7 +145,7 @@ def list_files(path: Path) -> tuple[Files, list[Problem]]:
     problems: list[Problem] = []
     try:
         if path.is_file():
-            found = _list_zip(path, problems)
+            found = _list_zip(path, problems, deck)
         elif path.is_dir():
             real = path.resolve()
             walk = _walk(path, "", (real,), (real,), problems)
@@ -334,10 +334,11 @@ class _Place(io.RawIOBase):
         return data
 
 
-def _list_zip(path: Path, problems: list[Problem]) -> list[tuple[str, Callable[[], IO[bytes]]]]:
-    deck = container_of(path.name, b"")
-    if deck and deck.name == "deck":  # A zip archive of drawings and pictures, and no sets.
-        raise _no_zip(path, ValueError(deck.name))
+def _list_zip(
+    path: Path, problems: list[Problem], deck: bool
+) -> list[tuple[str, Callable[[], IO[bytes]]]]:
+    if not deck and (known := container_of(path.name, b"")) and known.name == "deck":
+        raise _no_zip(path, ValueError("deck"))
     try:
         # Its directory is read once, for it grows with its members, and each of them is opened.
         archive = zipfile.ZipFile(_Place(path))

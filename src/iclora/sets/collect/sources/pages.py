@@ -245,7 +245,7 @@ def read_pptx(source: str, path: Path, want: Wanted) -> list[Found]:
 
     Raises: DatasetError for what is no such file.
     """
-    listing, problems = list_files(path)
+    listing, problems = list_files(path, deck=True)
     for problem in problems:
         want.tell(problem)
     if not any(name.startswith("ppt/") for name in listing):
