@@ -6,7 +6,7 @@ import { Field, read, schemaIn, written } from "./forms.js";
 import { bind } from "./keys.js";
 import { kept } from "./kept.js";
 import { listen } from "./live.js";
-import { Picture, plain, Progress, Wrong } from "./parts.js";
+import { Icon, Picture, plain, Progress, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
 import { OneRun } from "./run.js";
 import { forms, jobs, know, needForm, recipes } from "./state.js";
@@ -267,7 +267,7 @@ function Row({ run }) {
   const picture = run.previews.filter((name) => /^step-\d+-1\.png$/.test(name)).at(-1);
   const job = jobs.value.find((each) => each.id === run.job);
   const now = job?.progress?.stage === "training" ? job.progress.done : run.step;
-  return html`<li class="row"><a class="thumb" href=${`#/train/${run.id}`} tabindex="-1" aria-hidden="true">${picture && html`<${Picture} src=${url(`runs/${run.id}/previews/${picture}`)} alt="" />`}</a>
+  return html`<li class="row"><a class="thumb" href=${`#/train/${run.id}`} tabindex="-1" aria-hidden="true">${picture ? html`<${Picture} src=${url(`runs/${run.id}/previews/${picture}`)} alt="" />` : html`<${Icon} name="play" />`}</a>
     <div class="what"><p><a href=${`#/train/${run.id}`}><b>${run.id.replace(/^runs~/, "")}</b></a></p>
       <p class="quiet">${SAID[run.state]} · step ${now} of ${run.steps}${run.loss == null ? "" : ` · loss ${run.loss.toFixed(3)}`}</p></div>
   </li>`;
