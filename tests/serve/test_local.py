@@ -57,7 +57,10 @@ def test_a_worker_makes_the_bytes_of_the_command_line(engine, lora, tmp_path):
     assert {"type": "preview", "path": str(tmp_path / "b" / "0001" / "composite.png")} in said
     # The second attempt of a job finds what the first one made.
     before = contents(tmp_path / "b"), (tmp_path / "b" / "0001").stat().st_mtime_ns
+    half = tmp_path / "b" / ".0002-0123456789ab.tmp"
+    half.mkdir()
     assert engine.run("cpu", wanted, said.append) == outcome
+    assert not half.exists()
     assert before == (contents(tmp_path / "b"), (tmp_path / "b" / "0001").stat().st_mtime_ns)
 
 

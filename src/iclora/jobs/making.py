@@ -109,7 +109,7 @@ class _Shelf:
         self, planned: Planned, console: Console, places: Mapping[int, Path] | None, own: bool
     ) -> None:
         self._settings, self._console, self._places = planned.settings, console, places
-        clear_leftovers(Path(planned.settings.out))
+        clear_leftovers(Path(planned.settings.out), alone=own)
         self._found: dict[int, Path] = {}
         if places is not None:
             self._found = {n: folder for n, folder in places.items() if folder.exists()}
