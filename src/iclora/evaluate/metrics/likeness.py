@@ -172,10 +172,13 @@ class Clip(Likeness):
         self._read: dict[str, bool] = {}
 
     def _open(self, source: str) -> tuple[Any, Any]:
-        model = _load(transformers.CLIPModel, source)
-        if model.config.model_type != "clip":
-            raise _unlike(source, f"it is a {model.config.model_type}, not a CLIP")
-        return model, _load_processor(source)
+        # Before it is opened: the weights of another kind would be drawn at random, for seconds.
+        config = _named(
+            source, lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        )
+        if config.model_type != "clip":
+            raise _unlike(source, f"it is a {config.model_type}, not a CLIP")
+        return _load(transformers.CLIPModel, source), _load_processor(source)
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
         found: Tensor = self._model.get_image_features(pixel_values=pixel_values).pooler_output
