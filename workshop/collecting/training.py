@@ -1,0 +1,205 @@
+"""From a film to an adapter: is what `iclora collect` cuts out as good as sets made by hand?
+
+    python -m workshop.collecting.training FOLDER
+
+A film of toyland, each scene three or four shots of one character in one place, goes through
+`collect`, `caption` with toyland's captioner, `compose` and `train`; an adapter is tuned likewise
+on as many sets of the same scenes that are drawn, as somebody who had the originals would have cut
+them. Both adapters make sets of held-out prompts, and toyland's judge reads these. Without an
+adapter no set of the base shows one character (docs/toyland.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import tomli_w
+from PIL import Image
+
+from iclora.adapter import Adapter
+from iclora.cli.main import main as iclora
+from iclora.evaluate.setup import Arm
+from iclora.files import write_text
+from iclora.models import load_model
+from iclora.sets.images import write_png
+from iclora.settings import SampleSettings
+from iclora.toyland.drawing.characters import draw_character
+from iclora.toyland.drawing.pen import SCALE, SIZE
+from iclora.toyland.judge import agreement, read
+from iclora.toyland.measuring import measure_arms, prompt_cases
+from iclora.toyland.tasks import TASKS, held_out
+from iclora.toyland.tuning import tune
+from iclora.toyland.world import draw_traits
+
+__all__ = ["draw_scenes", "run", "write_story"]
+
+_TASK = TASKS["film-storyboard"]
+_FPS = 24
+_SIDE, _BAR = 256, 96
+"""Of a picture in the film, and of the black at both its sides, px."""
+Scene = list[tuple[dict[str, str], int]]
+"""The traits and the seed of each shot."""
+
+
+def draw_scenes(count: int) -> list[Scene]:
+    """Scenes of one character in one place, none of whose looks are held out for judging."""
+    scenes: list[Scene] = []
+    rng = random.Random("a film to train on")
+    while len(scenes) < count:
+        own = draw_traits(rng, "character") | {"style": "flat", "weather": "clear"}
+        if held_out(own, _TASK.relation):
+            continue
+        views = {(own["position"], own["pose"])}
+        wanted = rng.choice((3, 4))
+        while len(views) < wanted:
+            more = draw_traits(rng, "character")
+            views.add((more["position"], more["pose"]))
+        shots = [own | {"position": a, "pose": b} for a, b in sorted(views)]
+        rng.shuffle(shots)
+        scenes.append([(shot, rng.randrange(2**31)) for shot in shots])
+    return scenes
+
+
+def write_story(path: Path, scenes: list[Scene]) -> None:
+    """Encode a film: cuts within scenes, cuts, fades and dissolves between them, black at both
+    sides, grain, and a camera that drifts."""
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(_FPS))
+        stream.width, stream.height, stream.pix_fmt = _SIDE + 2 * _BAR, _SIDE, "yuv420p"
+        stream.options = {"crf": "20", "preset": "veryfast"}
+        for pixels in _frames(scenes):
+            grain = noise.normal(0, 2, (_SIDE // 2, _SIDE // 2, 1)).repeat(2, 0).repeat(2, 1)
+            shown = np.pad(pixels + grain, ((0, 0), (_BAR, _BAR), (0, 0)))
+            rgb = shown.round().clip(0, 255).astype(np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def _frames(scenes: list[Scene]) -> Iterator[np.ndarray[Any, Any]]:
+    rng = random.Random("cameras")
+    before = np.zeros((_SIDE, _SIDE, 3))
+    for number, scene in enumerate(scenes):
+        kind = "cut" if number == 0 else rng.choice(("cut", "fade", "dissolve"))
+        for place, (traits, seed) in enumerate(scene):
+            whole = draw_character(traits, random.Random(seed))
+            drift, length = rng.choice((0, 0, 4)), rng.randrange(36, 60)
+
+            def view(frame: float, whole: Image.Image = whole, drift: int = drift) -> Any:
+                off = drift * min(1.0, frame / 36)
+                box = (off, 0, whole.width - 4 + off, whole.height - 4)
+                small = whole.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box)
+                return np.asarray(small, dtype=np.float64)
+
+            if place == 0 and kind != "cut":
+                first, black = view(0), np.zeros_like(before)
+                legs = (
+                    ((before, first),) if kind == "dissolve" else ((before, black), (black, first))
+                )
+                for one, other in legs:
+                    for step in range(1, 10):
+                        yield one + (other - one) * step / 10
+            for frame in range(length):
+                before = view(frame)
+                yield before
+
+
+def _write_by_hand(folder: Path, scenes: list[Scene]) -> None:
+    """The scenes' first three shots as they were drawn, a folder a set."""
+    _write_recipe(folder)
+    for number, scene in enumerate(scenes, 1):
+        for panel, (traits, seed) in enumerate(scene[:3], 1):
+            drawn = draw_character(traits, random.Random(seed)).reduce(SCALE)
+            write_png(folder / f"{number:04d}" / f"{panel}.png", drawn)
+
+
+def _is_of_one(folder: Path) -> bool:
+    """True if a set's pictures show one character, as toyland's judge reads them."""
+    panels = [Image.open(folder / f"{n}.png").convert("RGB") for n in (1, 2, 3)]
+    small = [panel.resize((SIZE, SIZE), Image.Resampling.BOX) for panel in panels]
+    return all(agreement([read(each, "character") for each in small], _TASK.relation).values())
+
+
+def _write_recipe(folder: Path) -> Path:
+    path = folder / "storyboard.toml"
+    told = _TASK.small_recipe.model_dump(mode="json", exclude_defaults=True)
+    write_text(path, tomli_w.dumps(told))
+    write_text(folder / "iclora.toml", tomli_w.dumps({"recipe": path.name}))
+    return path
+
+
+def run(
+    out: Path, count: int = 40, steps: int = 75, prompts: int = 8, seeds: int = 3
+) -> dict[str, Any]:
+    """Figures of an adapter of hand-made sets and of one of collected sets."""
+    scenes = draw_scenes(count)
+    film, collected, by_hand = out / "film.mp4", out / "collected", out / "by-hand"
+    recipe = _write_recipe(out / "recipe")
+    if not film.exists():
+        write_story(film, scenes)
+    told = ["collect", str(film), "--recipe", str(recipe), "--out", str(collected / "sets")]
+    iclora([*told, "--no-review"])
+    found = [json.loads(x) for x in (collected / "sets/sets.jsonl").read_text().splitlines()]
+    alike = [
+        _is_of_one(collected / "sets" / each["set"])
+        for each in found
+        if (collected / "sets" / each["set"]).exists()
+    ]
+    if not by_hand.exists():
+        _write_by_hand(by_hand / "sets", scenes[: len(found)])
+    arms, seconds, captioned = [], {}, {}
+    model = load_model("toyland", device="cpu", dtype="bf16")
+    for place in (by_hand, collected):
+        iclora(["caption", str(place / "sets"), "--captioner", "toyland"])
+        for each in (place / "sets").glob("[0-9]*"):
+            if not (each / "caption.txt").exists():  # The captioner could not tell what they show.
+                shutil.rmtree(each)
+        captioned[place.name] = len(list((place / "sets").glob("[0-9]*")))
+        adapter = place / "adapter.safetensors"
+        if not adapter.exists():
+            for part in ("data", "run"):  # of a run that was stopped
+                shutil.rmtree(place / part, ignore_errors=True)
+            made, seconds[place.name] = tune(model, _TASK, place, steps=steps)
+            made.save(adapter)
+        arms.append(Arm(place.name, Adapter.load(adapter)))
+    cases = prompt_cases(_TASK, prompts, seeds)
+    sampling = SampleSettings(steps=20)
+    _, table = measure_arms(model, _TASK, arms, cases, out / "made", sampling)
+    figures = {
+        row.name: {arm.name: asdict(e) for arm in arms if (e := row.estimate(arm.name))}
+        for row in table.rows.values()
+        if row.name.startswith(("toyland same", "toyland stated", "toyland diversity"))
+    }
+    return {
+        "scenes": count,
+        "sets": len(found),
+        "of one": sum(alike),
+        "captioned": captioned,
+        "seconds": seconds,
+        **figures,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=75)
+    args = parser.parse_args()
+    print(json.dumps(run(args.folder, args.scenes, args.steps), indent=2))
+
+
+if __name__ == "__main__":
+    main()
