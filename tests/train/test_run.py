@@ -223,6 +223,9 @@ def test_a_folder_with_a_run_is_not_trained_into_again(clean, config, tmp_path):
     (tmp_path / "other" / "x").write_text("x")
     with pytest.raises(RunError, match="not an empty folder"):
         train(config("other"), clean)
+    inside = config("other").model_copy(update={"out": f"{config('x').data}/run"})
+    with pytest.raises(RunError, match="lies inside the dataset"):
+        train(inside, clean)
 
 
 def test_the_same_command_goes_on_with_a_run_that_was_stopped_and_another_does_not(

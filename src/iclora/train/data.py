@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from iclora.errors import DatasetError, SettingsError
+from iclora.errors import DatasetError, RunError, SettingsError
+from iclora.files import check_folder
 from iclora.models.base import DiffusionModel
 from iclora.sets.check import TrainingSet, accept, check_dataset
 from iclora.sets.dataset import Dataset, open_dataset
 from iclora.settings import TrainSettings
 from iclora.train.validation import hold_out
 
-__all__ = ["RunData", "check_base", "find_data", "unread_by_base"]
+__all__ = ["RunData", "check_base", "check_place", "find_data", "unread_by_base"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,22 @@ def check_base(settings: TrainSettings, model: DiffusionModel) -> None:
             "Train on the base it was distilled from; such adapters run on it. To train on it all "
             "the same, set `distilled`.",
             setting="base",
+        )
+
+
+def check_place(settings: TrainSettings) -> None:
+    """Refuse a folder that cannot be written, or lies in the dataset.
+
+    Raises: StorageError, RunError.
+    """
+    check_folder(settings.out, "out")
+    out, data = Path(settings.out).resolve(), Path(settings.data).resolve()
+    if out != data and data.is_dir() and out.is_relative_to(data):
+        raise RunError(
+            f"{settings.out} lies inside the dataset {settings.data}: previews and plots would be "
+            "taken for its pictures when the run is resumed",
+            "Choose another `out`; the folder of a run that is there can be moved.",
+            setting="out",
         )
 
 

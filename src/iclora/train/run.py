@@ -19,7 +19,7 @@ from typing import Any
 from iclora.adapter import AdapterInfo
 from iclora.adapter.export import shared_name
 from iclora.errors import RunError, SettingsError
-from iclora.files import check_folder, is_leftover, write_text
+from iclora.files import is_leftover, write_text
 from iclora.files.locks import LOCK, alone
 from iclora.models.base import DiffusionModel
 from iclora.models.passes import COMPILED_SHAPES
@@ -28,7 +28,7 @@ from iclora.sets.check import typical_layout
 from iclora.sets.recipe import Recipe, recipe_names
 from iclora.settings import TrainSettings, about, read_settings
 from iclora.train.cache import Encoded, EncodedSet, encode
-from iclora.train.data import RunData, check_base, find_data
+from iclora.train.data import RunData, check_base, check_place, find_data
 from iclora.train.folder import RunFolder
 from iclora.train.launcher import unheeded
 from iclora.train.loop import Loop, Preview, interruptible
@@ -109,8 +109,8 @@ def train(
     check_base(settings, model)
     if settings.targets == "full":
         check_whole(settings, model, warn)
+    check_place(settings)
     folder = Path(settings.out)
-    check_folder(folder, "out")
     with _alone(folder) if workers.main else nullcontext():
         if not resume and _holds_it(settings, model):
             resume = True
