@@ -33,6 +33,9 @@ _PLAIN = {
     "list_type": 'must be a list, such as ["a", "b"]',
     "dict_type": "must be a table of names and values",
     "mapping_type": "must be a table of names and values",
+    "model_type": "must be a table of names and values",
+    "model_attributes_type": "must be a table of names and values",
+    "string_pattern_mismatch": 'must be of the form {pattern}, not "{input}"',
     "literal_error": 'must be {expected}, not "{input}"',
     "missing": "must be given",
 }
