@@ -26,8 +26,8 @@ _FRAME = 8
 _ALIKE = 24
 """Mean difference, in 256 levels, of a bar that compression has blended from its colour."""
 _GUESSED = (
-    "{} of the borders between its panels lie off their usual places, at lines that may be a "
-    "picture's own"
+    "{} of the borders between its panels lie off their usual places, or beside bands, that may be "
+    "a picture's own"
 )
 _DRAWN = "bands of one colour at the ends of its drawings may be bars or their own, and are left"
 _THIN = 2

@@ -38,7 +38,7 @@ class Cut(NamedTuple):
     unseen: int = 0
     """Seams that do not show, so that their usual place stands."""
     guessed: int = 0
-    """Seams off their usual place that are not certain."""
+    """Seams that are not certain: off their usual place, or beside a band that may be a gutter."""
     colours: tuple[NDArray[np.float32], ...] = ()
     """Of the gutters."""
 
@@ -61,8 +61,15 @@ def cut_apart(
     if len(ends) == 1:
         return Cut([(0, length)])
     gutters: Gutters = {}
+    doubted = 0
     if barred:
-        gutters = _find_gutters(pixels, ends, page)
+        seen = _gutters(pixels, ends)
+        gutters = (
+            _regular(pixels, len(ends))
+            or _believed(pixels, seen, ends, page)
+            or _half_seen(pixels, len(ends))
+        )
+        doubted = 0 if gutters else len(seen)
     colours = tuple(_colour(pixels, *gutter) for gutter in gutters.values())
     if len(gutters) == len(ends) - 1:
         own = [gutters[number][0] for number in sorted(gutters)]
@@ -71,22 +78,13 @@ def cut_apart(
         seams, missed, guessed = Seams(exact, 0, 0)
     else:
         seams, missed, guessed = find_seams(pixels, ends)
+        guessed = max(guessed, doubted)
     starts = [0, *seams[:-1]]
     for number, (first, behind) in gutters.items():
         seams[number], starts[number + 1] = first, behind
     # Between gutters the places of pictures that have none are no usual ones.
     unsure = 0 if gutters else guessed
     return Cut(list(zip(starts, seams, strict=True)), missed, unsure, colours)
-
-
-def _find_gutters(
-    pixels: Pixels, ends: Sequence[float], page: NDArray[np.float32] | None
-) -> Gutters:
-    return (
-        _regular(pixels, len(ends))
-        or _believed(pixels, _gutters(pixels, ends), ends, page)
-        or _half_seen(pixels, len(ends))
-    )
 
 
 def even_ends(ends: Sequence[float]) -> list[float]:

@@ -286,11 +286,18 @@ def _holds(axis: _Axis, places: Sequence[Span], colours: Sequence[Pixels]) -> bo
     """True if all lines that would be cut off besides those that are cut already are a bar's."""
     for piece in axis.pieces:
         start, end = places[piece.place]
-        for low, high in ((piece.start, start - _NEAR), (end + _NEAR, piece.end)):
-            if high > low:
-                lines = sampled(axis.pixels[low:high, piece.low : piece.high])
-                if not _is_bar(lines, colours):
-                    return False
+        across = sampled(axis.pixels[:, piece.low : piece.high])
+        # What lies beside it and is cut off already tells the bar's colour there.
+        for low, high, beside in (
+            (piece.start, start - _NEAR, across[max(0, piece.start - 2) : piece.start]),
+            (end + _NEAR, piece.end, across[piece.end : piece.end + 2]),
+        ):
+            if high <= low:
+                continue
+            lines = across[low:high]
+            off = np.abs(lines.mean(axis=(0, 1)) - beside.mean(axis=(0, 1))) if len(beside) else 0
+            if not _is_bar(lines, colours, bool(np.max(off) < 2 * _ALIKE)):
+                return False
     return True
 
 
@@ -312,9 +319,15 @@ def _ends_show(axis: _Axis, places: Sequence[Span]) -> bool:
     return True
 
 
-def _is_bar(lines: Pixels, colours: Sequence[Pixels]) -> bool:
-    """True if each of some lines has a bar's colour, or is of one colour; the outer ones nearly."""
-    off = away_from_ground(lines).mean(axis=(1, 2)) * (_ALIKE / _EVEN)
+def _is_bar(lines: Pixels, colours: Sequence[Pixels], running: bool) -> bool:
+    """True if each of some lines has a bar's colour; the outer ones nearly.
+
+    Args:
+        running: True if it may also be any one colour, as of a page whose colour runs to another.
+    """
+    off = np.full(len(lines), np.inf)
+    if running:
+        off = away_from_ground(lines).mean(axis=(1, 2)) * (_ALIKE / _EVEN)
     for colour in colours:
         off = np.minimum(off, np.abs(lines - colour).mean(axis=(1, 2)))
     blended = min(2, (len(off) - 1) // 2)
