@@ -492,6 +492,8 @@ def test_a_bias_of_zero_is_ignored_with_a_word(tmp_path):
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"peft_type": "VERA"}, "VERA"),
         ({"modules_to_save": ["proj_out"]}, "whole modules"),
+        ({"r": 1000, "lora_alpha": 16}, "says rank 1000 for"),
+        ({"r": 1000, "rank_pattern": {"to_q": 999}}, "says rank 999 for"),
         ({"lora_alpha": True}, "no number"),
         ({"lora_alpha": float("nan")}, "the number nan"),
         ({"lora_alpha": 10**350}, "not finite"),

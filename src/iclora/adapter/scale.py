@@ -2,8 +2,8 @@
 
 An update is scale * B @ A. Tools write the scale in four places, of which one counts for each
 module, in this order: its ".alpha" tensor; the header's `lora_adapter_metadata` (diffusers);
-`adapter_config.json` beside the file (PEFT); none, which means alpha = rank. The rank is always
-that of the stored A, whatever a configuration says.
+`adapter_config.json` beside the file (PEFT); none, which means alpha = rank. The rank is that of
+the stored A; a configuration that says another one is not this file's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from iclora.errors import AdapterError
 from iclora.files.documents import parse_json
 
 __all__ = ["PeftConfig", "alpha_of", "peft_config"]
+
+T = TypeVar("T")
 
 HEADER = "lora_adapter_metadata"
 
@@ -63,25 +65,44 @@ class PeftConfig:
     """Alphas of modules whose name ends as a pattern says; they win over `alpha`."""
     rslora: bool = False
     """True if the scale is alpha / sqrt(rank) instead of alpha / rank."""
+    rank: float | None = None
+    """The rank of every module, if the configuration says one, but for `ranks`."""
+    ranks: Mapping[re.Pattern[str], float] = field(default_factory=dict)
+    """Ranks by patterns, as those of alphas."""
     spent: list[float] = field(default_factory=lambda: [0.0], compare=False)
     """Seconds that matching has taken so far."""
 
     def scale(self, module: str, rank: int) -> float:
-        """The scale of one module. Raises: AdapterError if its patterns cannot be matched."""
-        alpha = self.alpha
-        for pattern, value in self.patterns.items():
+        """The scale of one module.
+
+        Raises: AdapterError if its patterns cannot be matched, or if its rank is another.
+        """
+        said = self._of(module, self.ranks, self.rank)
+        if said is not None and said != rank:
+            raise AdapterError(
+                f"{self.source} says rank {said:g} for {module}, and its tensors have "
+                f"rank {rank}, so its strength is unknown",
+                "Copy the adapter again with the configuration that belongs to it.",
+            )
+        alpha = self._of(module, self.patterns, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def _of(
+        self, module: str, patterns: Mapping[re.Pattern[str], float], otherwise: T
+    ) -> float | T:
+        """The number that the first pattern to match gives a module."""
+        for pattern, value in patterns.items():
             began = time.monotonic()
             found = pattern.match(module)
             self.spent[0] += time.monotonic() - began
             if self.spent[0] > _SECONDS:
                 raise AdapterError(
-                    f"the alpha_pattern in {self.source} takes too long to match",
+                    f"the patterns in {self.source} take too long to match",
                     "Write the modules' names there in full.",
                 )
             if found:
-                alpha = value
-                break
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+                return value
+        return otherwise
 
 
 def alpha_of(tensor: Tensor, rank: int, module: str, path: str) -> float:
@@ -143,38 +164,46 @@ def _checked(found: Mapping[str, Any], source: str) -> PeftConfig:
             "Convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion).",
         )
     alpha = found.get(_TYPES[kind], _DEFAULT)
-    patterns = found.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        _damaged(source, "its alpha_pattern is no table")
+    # The rank of a LoHa or LoKr is not that of the LoRA it becomes.
+    rank = found.get("r") if kind == "LORA" else None
     return PeftConfig(
         source,
         _number(alpha, source),
-        {_pattern(key, source): _number(value, source) for key, value in patterns.items()},
+        _patterns(found, "alpha_pattern", source),
         found.get("use_rslora") is True,
+        None if rank is None else _number(rank, source),
+        _patterns(found, "rank_pattern", source) if kind == "LORA" else {},
     )
 
 
-def _pattern(text: str, source: str) -> re.Pattern[str]:
+def _patterns(found: Mapping[str, Any], name: str, source: str) -> dict[re.Pattern[str], float]:
+    patterns = found.get(name) or {}
+    if not isinstance(patterns, dict):
+        _damaged(source, f"its {name} is no table")
+    return {_pattern(key, name, source): _number(v, source) for key, v in patterns.items()}
+
+
+def _pattern(text: str, name: str, source: str) -> re.Pattern[str]:
     """PEFT's rule: the end of a module's name, from a dot on, or all of it."""
     # Each repetition and each choice multiplies what a match can cost.
     open_ends = re.findall(r"(?<!\\)(?:[*+{(]|(?<!\()\?)", text)
     if len(open_ends) > 3 or len(text) > 300 or re.search(r"\)[*+{]", text):
-        _damaged(source, f"its alpha_pattern {text[:80]!r} repeats too much")
+        _damaged(source, f"its {name} {text[:80]!r} repeats too much")
     try:
         return re.compile(rf"(.*\.)?({text})$")
     except (re.error, RecursionError, OverflowError) as error:
-        _damaged(source, f"its alpha_pattern {text[:80]!r} is no regular expression ({error})")
+        _damaged(source, f"its {name} {text[:80]!r} is no regular expression ({error})")
 
 
 def _number(value: object, source: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _damaged(source, f"an alpha is {str(value)[:40]!r}, no number")
+        _damaged(source, f"{str(value)[:40]!r} is no number")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        _damaged(source, "an alpha is not finite")
+        _damaged(source, "a number is not finite")
     return number
 
 
