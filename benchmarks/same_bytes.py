@@ -71,34 +71,12 @@ def make_all(source: Path, place: Path) -> None:
     shutil.rmtree(last) if last.is_dir() else last.unlink()
     run(source, place, "train", "--resume", "resumed")
     adapter = ["--adapter", "joint/adapter.safetensors"]
-    run(
-        source,
-        place,
-        "generate",
-        *MAKE,
-        *adapter,
-        "--prompt",
-        PROMPT,
-        "--count",
-        "2",
-        "--out",
-        "made",
-    )
+    made = ["--prompt", PROMPT, "--count", "2", "--out", "made"]
+    run(source, place, "generate", *MAKE, *adapter, *made)
     given = ["--known", "1=made/0001/panel-1.png", "--prompt", PROMPT]
     for mode, words in MODES.items():
-        run(
-            source,
-            place,
-            "complete",
-            *MAKE,
-            *adapter,
-            *given,
-            "--mode",
-            mode,
-            *words,
-            "--out",
-            mode,
-        )
+        more = [*given, "--mode", mode, *words, "--out", mode]
+        run(source, place, "complete", *MAKE, *adapter, *more)
     run(source, place, "reroll", "made/0001", "--panel", "2", "--out", "reroll", "--device", "cpu")
     run(source, place, "extend", "story.txt", *MAKE, *adapter, "--out", "extended")
     words = ["--data", "data", "--metric", "toyland", "--out", "evaluated"]
