@@ -28,9 +28,13 @@ def find_frame(pixels: Pixels) -> Edges:
     if min(pixels.shape[:2]) < 4 * _WIDEST:
         return Edges()
     across = pixels.transpose(1, 0, 2)
-    sides = [_line(each) for each in (across, pixels, across[::-1], pixels[::-1])]
+    sides = []
+    for each in (across, pixels, across[::-1], pixels[::-1]):
+        sides.append(_line(each))
+        if not sides[-1][0]:  # as of most pictures
+            return Edges()
     widths = [width for width, _ in sides]
-    if min(widths) < 1 or max(widths) - min(widths) > 1:
+    if max(widths) - min(widths) > 1:
         return Edges()
     # One colour, or one that runs to another, but not at the corners.
     left, top, right, bottom = (colours for _, colours in sides)
