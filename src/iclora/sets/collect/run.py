@@ -76,6 +76,7 @@ def collect(
     with alone(place, out, partial(DatasetError, setting="out")):
         pool = Pool(out, {"recipe": recipe.model_dump(mode="json"), **_told(settings)})
         if pool.done:
+            pool.finish()  # It may have been killed before all was freed.
             there = len((out / ORIGINS).read_text(encoding="utf-8").splitlines())
             note = f"{out} holds this collection already, ended; remove it to collect again"
             return Collected(out, there, there, (), (note,))
