@@ -30,12 +30,18 @@ def panels(dataset):
     return {s.name: s.load(dataset.recipe) for s in dataset.sets}
 
 
-def test_ten_sets_of_three_panels_are_found_without_a_complaint(dataset):
+def is_told_line(problem):
+    """The one thing there is to say: set 0001 has a black line of 2 px, its film's own edge."""
+    return problem.subject == "0001" and "between rows 2 and 3, and would be" in problem.text
+
+
+def test_ten_sets_of_three_panels_are_found_with_no_complaint_but_of_a_black_line(dataset):
     assert [s.name for s in dataset.sets] == [f"{i:04d}" for i in range(1, 11)]
     assert dataset.problems == ()
     for report in check_dataset(dataset, resolutions=RESOLUTIONS):
         assert len(report.sizes) == 3
-        assert report.problems == ()
+        assert len(report.problems) == (report.name == "0001")
+        assert all(map(is_told_line, report.problems))
 
 
 def test_every_caption_parses_to_three_panels_and_renders_back_byte_for_byte(dataset, official):
@@ -92,7 +98,7 @@ def test_the_seams_are_where_the_eye_sees_them(panels):
 def test_it_trains_generates_and_completes_on_the_tiny_base(clean, dataset, tmp_path):
     # Six sets: each is completed from another subset of given panels.
     six = replace(dataset, sets=dataset.sets[:6])
-    assert compose_dataset(six, tmp_path / "data", resolution=544) == []
+    assert all(map(is_told_line, compose_dataset(six, tmp_path / "data", resolution=544)))
     config = read_settings(
         TrainSettings,
         None,
