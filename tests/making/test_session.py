@@ -321,9 +321,9 @@ def loads(monkeypatch):
             names.append(name)
             others = [other for other, ref in alive.items() if other != name and ref() is not None]
             assert not others, f"{name} is loaded beside {others}"
-            part = load(*args, **settings)
+            part, info = load(*args, **settings)
             alive[name] = weakref.ref(part)
-            return part
+            return part, info
 
         monkeypatch.setattr(kind, "from_pretrained", watched)
 

@@ -73,7 +73,7 @@ class CollectSettings(Settings):
     as a sheet of joined panels, or auto for what fits"""
     pages: Paging = "drawn"
     """take a deck's pages, or the pictures that lie in it; slides of a PPTX cannot be drawn"""
-    likeness: ModelName | None = setting(None, example="dino:models/dinov2-small")
+    likeness: ModelName | None = setting(None, metavar="MODEL", example="dino:models/dinov2-small")
     """compare pictures by a model, dino:MODEL or clip:MODEL (a folder in transformers' layout, or a
     hub id), for families and for what is kept; by default their colours tell"""
     keep: Count | None = None
