@@ -43,6 +43,11 @@ def panel_order(names: Sequence[str], markers: Sequence[str]) -> tuple[list[str]
         markers: of the recipe, such as "[TOP-LEFT]".
     Returns: the names in order; False if only the alphabet says so, and not by single letters.
     """
+    bare = [name.rpartition("/")[2].partition(".")[0] for name in names]
+    if all(stem.isascii() and stem.isdigit() for stem in bare) and not any(
+        marker.strip("[]").isdigit() for marker in markers
+    ):
+        return sorted(names, key=natural_key), True  # As nearly all sets are, and at once.
     stems = {name: _words(PurePosixPath(name).stem) for name in names}
     by_marker = {name: _marker_of(words, markers) for name, words in stems.items()}
     if None not in by_marker.values() and len(set(by_marker.values())) == len(names):
