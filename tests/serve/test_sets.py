@@ -70,6 +70,27 @@ def test_words_find_sets_and_pages_leave_none_out(opened, three):
     assert [each["id"] for each in first["sets"] + rest["sets"]] == three[::-1]
 
 
+def test_sets_are_those_of_a_recipe_or_of_an_adapter_by_its_id(opened, folder):
+    run = folder / "runs" / "fox"
+    files = {
+        "plain": None,
+        "last": run / "adapter.safetensors",
+        "best": run / "adapter-best.safetensors",
+        "step": run / "checkpoints" / "step-000250" / "adapter.safetensors",
+        "file": folder / "adapters" / "fox-two.safetensors",
+    }
+    for number, (words, file) in enumerate(files.items(), 1):
+        told = {"prompt": [words], "seed": number, "adapter": [str(file)] if file else []}
+        make_set(folder / "out" / f"{number:04d}", told)
+    found = {
+        name: [each["prompt"] for each in listed(opened, adapter=name)]
+        for name in ("runs~fox", "runs~fox@best", "runs~fox@250", "fox-two", "fo")
+    }
+    assert list(found.values()) == [["last"], ["best"], ["step"], ["file"], []]
+    assert len(listed(opened, recipe="none")) == len(files)
+    assert listed(opened, recipe="film-storyboard") == []
+
+
 def test_the_index_is_rebuilt_from_the_folders(folder):
     with Opened(folder) as opened:
         made = opened.post(headers={"Prefer": "wait=5"}).json()["result"]["sets"]

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from iclora.errors import AdapterError, DatasetError, IcloraError, RecipeError, RunError
+from iclora.files import digest
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 
@@ -75,6 +76,7 @@ class Catalog:
         self.home = self.folder / ".iclora"
         self._further = [Path(path) for path in adapters]
         self._read: dict[Path, tuple[int, AdapterFile]] = {}
+        self._hashed: dict[Path, tuple[int, str]] = {}
 
     def hide(self, text: str) -> str:
         """A text without the places on this machine where things lie: names are enough."""
@@ -117,6 +119,19 @@ class Catalog:
             files.setdefault(re.sub(r"[^A-Za-z0-9._-]", "-", name) or "adapter", path)
         found = {name: self._adapter(name, path) for name, path in files.items() if path.is_file()}
         return {name: each for name, each in found.items() if each}
+
+    def adapters_of(self, sha256: str) -> dict[str, AdapterFile]:
+        """The adapters whose file has this hash, as requests hold it; files may be large."""
+        return {n: each for n, each in self.adapters().items() if self._hash(each) == sha256}
+
+    def _hash(self, adapter: AdapterFile) -> str:
+        try:
+            stamp = adapter.path.stat().st_mtime_ns
+            if self._hashed.get(adapter.path, (0, ""))[0] != stamp:
+                self._hashed[adapter.path] = stamp, digest(adapter.path.read_bytes())
+            return self._hashed[adapter.path][1]
+        except OSError:
+            return ""
 
     def recipes(self) -> dict[str, Recipe]:
         """Recipes by name; a file that is none is left out."""

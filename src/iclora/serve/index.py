@@ -178,6 +178,8 @@ class Sets:
         client: str,
         words: str = "",
         *,
+        recipe: str = "",
+        adapter: str = "",
         starred: bool = False,
         trashed: bool = False,
         after: str | None = None,
@@ -188,6 +190,7 @@ class Sets:
         Args:
             client: whose jobs made them; empty for all.
             words: that prompt, recipe, adapter, seed or note hold, each of them.
+            recipe, adapter: only those with this recipe, with this adapter by its id.
             after: the `cursor_of` the last one of the page before.
         """
         tests = [f"trashed IS {'NOT ' * trashed}NULL"]
@@ -197,6 +200,12 @@ class Sets:
             values.append(client)
         if starred:
             tests.append("star=1")
+        if recipe:
+            tests.append("recipe=?")
+            values.append(recipe)
+        if adapter:
+            tests.append("INSTR('+' || adapter || '+', ?)")
+            values.append(f"+{adapter.rpartition('~')[2]}+")
         for word in words.split()[:20]:
             tests.append(f"({' OR '.join(_HOLDS)})")
             pattern = "%" + re.sub(r"([%_^])", r"^\1", word) + "%"
@@ -300,7 +309,7 @@ def _described(request: Mapping[str, Any]) -> tuple[str, str, str, str, int]:
     """Prompt, recipe, adapters, seed and number of panels of a request."""
     files = [request.get("adapter"), *(each.get("file") for each in request.get("beside") or ())]
     names = [Path(file) for file in files if file]
-    called = [path.parent.name if path.stem == "adapter" else path.stem for path in names]
+    called = [_called(path) for path in names]
     seeds = request["seeds"]
     return (
         str(request["prompt"]),
@@ -309,6 +318,16 @@ def _described(request: Mapping[str, Any]) -> tuple[str, str, str, str, int]:
         str(seeds[0]),
         len(seeds),
     )
+
+
+def _called(path: Path) -> str:
+    """An adapter's file as the catalog's ids end: RUN, RUN@best, RUN@STEP, or the file's name."""
+    if path.stem == "adapter" and path.parent.parent.name == "checkpoints":
+        step = path.parent.name.removeprefix("step-").lstrip("0") or "0"
+        return f"{path.parent.parent.parent.name}@{step}"
+    if path.stem in ("adapter", "adapter-best"):
+        return path.parent.name + "@best" * (path.stem == "adapter-best")
+    return path.stem
 
 
 def _folders(place: Path) -> list[Path]:

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from iclora.errors import SettingsError
+from iclora.files import digest
 from iclora.sets.images import write_png
+from iclora.sets.recipe import load_recipe
 from tests.serve.studio.conftest import PHONE, interrupt, until
+from tests.serve.studio.toywork import write_adapter
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -451,7 +454,13 @@ def test_a_picture_of_ours_that_is_dropped_opens_its_request_with_its_seeds(tab,
     page = tab().open()
     made = make_one(page, "A swan – at noon;")
     request = studio.server.sets.get(made).path / "request.json"
-    text = {"iclora:request": request.read_text()}
+    # Files pass from machine to machine: what an adapter was called says nothing, its hash does.
+    adapter = studio.folder / "adapters" / "swans.safetensors"
+    adapter.parent.mkdir(exist_ok=True)
+    write_adapter(adapter, load_recipe(studio.folder / "recipes" / "toyland-storyboard.toml"))
+    used = {"adapter": "adapter.safetensors", "adapter_sha256": digest(adapter.read_bytes())}
+    told = json.loads(request.read_text()) | used | {"strength": 0.7}
+    text = {"iclora:request": json.dumps(told)}
     write_png(studio.folder / "ours.png", Image.new("RGB", (64, 192)), text)
     held = (studio.folder / "ours.png").read_bytes()
     page = tab().open("queue")
@@ -460,12 +469,20 @@ def test_a_picture_of_ours_that_is_dropped_opens_its_request_with_its_seeds(tab,
     )
     expect(page.get_by_label("All panels")).to_have_value("A swan – at noon;")
     interrupt(page, studio)
+    expect(page.get_by_label("Adapter")).to_have_value(re.compile("swans"))
     expect(page.get_by_text("Seeds are those of the picture")).to_be_visible()
     button(page, "Make the set").click()
     expect(page.get_by_role("img", name="Scene 1, made")).to_be_visible()
     seeds = json.loads(request.read_text())["seeds"]
     told = studio.engine.orders[-1].input["panel_seeds"]
     assert [told[str(n)] for n in (1, 2, 3)] == seeds
+    assert studio.engine.orders[-1].input["adapter"] == [str(adapter)]
+    assert studio.engine.orders[-1].input["strength"] == 0.7
+    adapter.unlink()
+    page.evaluate(
+        DROPPED.replace(".sets", "footer"), [["ours.png", base64.b64encode(held).decode()]]
+    )
+    expect(page.get_by_text("adapter.safetensors is not in this folder")).to_be_visible()
     page.evaluate(DROPPED.replace(".sets", "footer"), [["other.png", "aGk="]])
     expect(page.get_by_text("Only a picture that iclora has made")).to_be_visible()
 

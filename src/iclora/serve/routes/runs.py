@@ -232,9 +232,21 @@ def resume_run(
     return show(server, server.queue.submit(new)[0])
 
 
+class AdapterQuery(Strict):
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+    """only those with this hash, which requests hold"""
+
+
 @router.get("/adapters", response_model=Adapters)
-def list_adapters(server: Here) -> dict[str, Any]:
+def get_adapters(server: Here, query: Annotated[AdapterQuery, Query()]) -> dict[str, Any]:
     """Adapters that jobs may name: those of runs, and files."""
+    return list_adapters(server, query.sha256)
+
+
+def list_adapters(server: Server, sha256: str | None = None) -> dict[str, Any]:
+    """All adapters as clients see them, or those with a hash."""
+    catalog = server.catalog
+    found = catalog.adapters() if sha256 is None else catalog.adapters_of(sha256)
     return {
         "adapters": [
             {
@@ -246,7 +258,7 @@ def list_adapters(server: Here) -> dict[str, Any]:
                 "panels": each.layout.panels if each.layout else None,
                 "about": each.about,
             }
-            for each in server.catalog.adapters().values()
+            for each in found.values()
         ]
     }
 

@@ -58,6 +58,10 @@ class SetPage(BaseModel):
 class SetQuery(Strict):
     q: Annotated[str, Field(max_length=500)] = ""
     """words that prompt, recipe, adapter, seed or note hold"""
+    recipe: Annotated[str, Field(max_length=201)] = ""
+    """name of the recipe"""
+    adapter: Annotated[str, Field(max_length=201)] = ""
+    """id of an adapter, alone or with others"""
     starred: bool = False
     trashed: bool = False
     cursor: Annotated[str | None, Field(max_length=60)] = None
@@ -87,6 +91,8 @@ def list_sets(server: Here, client: Who, query: Annotated[SetQuery, Query()]) ->
     found = server.sets.page(
         client,
         query.q,
+        recipe=query.recipe,
+        adapter=query.adapter,
         starred=query.starred,
         trashed=query.trashed,
         after=query.cursor,

@@ -18,9 +18,8 @@ let turn = 0;
 let lists = 0;
 
 const address = (/** @type {URLSearchParams} */ query) => {
-  const words = ["q", "recipe", "adapter"].map((name) => query.get(name) ?? "").filter(Boolean).join(" ");
   const told = new URLSearchParams({ limit: "60" });
-  if (words) told.set("q", words);
+  for (const name of ["q", "recipe", "adapter"]) if (query.get(name)) told.set(name, query.get(name) ?? "");
   if (query.get("star")) told.set("starred", "true");
   if (query.get("trash")) told.set("trashed", "true");
   return told.toString();

@@ -1,9 +1,9 @@
 // @ts-check
 // A picture of ours that is dropped opens what it was made of in Make.
+import { get } from "./api.js";
 import { fill } from "./draft.js";
 import { draftOf } from "./making.js";
 import { go } from "./route.js";
-import { adapters } from "./state.js";
 import { note } from "./undo.js";
 
 const LONGEST = 2 ** 20;
@@ -45,14 +45,18 @@ export async function openPicture(file) {
   } catch {
     return false;
   }
-  const files = (request.adapters ?? []).map((/** @type {any} */ each) => String(each.file ?? "").replace(/^.*[/\\]/, "").replace(/\.safetensors$/, ""));
-  const adapter = adapters.value.find((each) => files.includes(each.id.replace(/^.*~/, "")))?.id ?? "";
-  const { values, ...more } = draftOf("", request, { input: { adapter: adapter ? [adapter] : [] } });
+  // What its adapters were called elsewhere says nothing here; their hashes do.
+  const used = [{ file: request.adapter, sha256: request.adapter_sha256, strength: request.strength }, ...(request.beside ?? [])].filter((each) => each.sha256);
+  const here = await Promise.all(used.map(async (each) => (await get(`adapters?sha256=${each.sha256}`)).adapters[0]?.id));
+  const missing = used.find((_, n) => !here[n]);
+  const { values, ...more } = draftOf("", request, { input: { adapter: missing ? [] : here.slice(0, 1) } });
+  if (used.length && !missing && used[0].strength !== 1) values.strength = String(used[0].strength);
   // Panels have seeds of 32 bits each, made of the seed of the set.
   const seeds = Object.fromEntries((request.seeds ?? []).map((/** @type {number} */ seed, /** @type {number} */ n) => [n + 1, seed]));
   fill(request.prompt, "The request of this picture is opened", { ...more, values, seeds });
   const given = Object.keys(request.given ?? {});
-  if (files.length && !adapter) note(`Its adapter ${files[0]} is not in this folder; the base alone is chosen`);
+  if (missing) note(`Its adapter ${String(missing.file ?? "").replace(/^.*[/\\]/, "")} is not in this folder; the base alone is chosen`);
+  else if (used.length > 1) note(`It was made with ${used.length} adapters; the first one is chosen`);
   else if (given.length) note(`Give panel ${given.join(", ")} its picture again: it is not in this file`);
   go("make");
   return true;
