@@ -288,7 +288,7 @@ def report(
         f"{kills} kills under load: {len(ids)} acknowledged jobs, {len(ids - found.keys())} lost, "
         f"{len(found) - len(ids)} more than asked for, {doubled} with two sets, {differ} not as "
         f"undisturbed; {states.count('succeeded')} succeeded, {states.count('failed')} given up "
-        f"after three attempts, {again} tried again, {leftovers} half-written files left"
+        f"after five attempts, {again} tried again, {leftovers} half-written files left"
     )
 
 
@@ -353,7 +353,7 @@ def kill_some(args: argparse.Namespace, folder: Path, web: Web, *kinds: str) -> 
         for seed in range(len(acknowledged), len(acknowledged) + 4):
             acknowledged[f"key-{seed}"] = web.post(f"key-{seed}", seed=seed, **TOLD)[1]["id"], seed
         done = ended()
-        while ended() == done:  # Else one job takes every kill, and is given up after three.
+        while ended() == done:  # Else one job takes every kill, and is given up after five.
             time.sleep(0.05)
         time.sleep(draw.uniform(0.0, 1.0))
         kind = kinds[kills % len(kinds)] if kinds else "iclora.serve.worker"
