@@ -161,6 +161,12 @@ def test_jobs_of_one_batch_give_the_sets_they_give_alone_but_for_rounding(engine
         assert np.abs(pixels[0] - pixels[1]).max() <= 1
     # A second attempt finds what the first one made.
     assert engine.run("cpu", wanted, print).all[:2] == (first, second)
+    # Jobs of several sets fill no larger batches: the setting is what the memory holds.
+    many = together(tmp_path / "many", count=2, steps=1)
+    many = replace(many, beside=many.beside[:1])
+    assert [each.status for each in engine.run("cpu", many, print).all] == 2 * ["succeeded"]
+    requests = sorted((tmp_path / "many").glob("*/*/request.json"))
+    assert [Request.read(path).together for path in requests] == 4 * [2]
 
 
 def test_a_batch_goes_on_for_those_that_were_not_cancelled(engine, tmp_path):

@@ -148,6 +148,8 @@ def make_together(
 ) -> list[list[Path] | IcloraError]:
     """Make what several were told to, those that are alike in one batch.
 
+    A batch has at most as many sets as there are of them, however many each asks for.
+
     Args:
         several: settings whose folder `out` is theirs alone, on one base.
         progress: of the whole.
@@ -171,7 +173,7 @@ def make_together(
     assert len(models) <= 1, "jobs of one batch have one base"
     for model in models.values():
         asks = [ask for _, _, ask in wanted]
-        for number, made in opener.session(model, progress).make(asks, together=len(asks) or 1):
+        for number, made in opener.session(model, progress).make(asks, together=len(several)):
             at, wish, _ = wanted[number]
             shelves[at].keep(wish, made)
     return [
