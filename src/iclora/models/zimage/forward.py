@@ -106,6 +106,7 @@ class _Pass(Pass):
     fill: int
     """Tokens that fill up the canvas."""
     attends: Attends
+    levels: Levels
 
 
 def embed(
@@ -132,6 +133,7 @@ def embed(
         text=txt.shape[1],
         fill=fill,
         attends=attends,
+        levels=levels,
     )
     return (both,), shared
 
@@ -178,7 +180,7 @@ def _text(block: Any, both: Tensor, shared: _Pass) -> Streams:
     """A refiner of the text alone, which knows no noise level."""
     txt, rest = torch.split(both, [shared.text, both.shape[1] - shared.text], 1)
     rotary = _part(shared.rotary, slice(shared.text))
-    txt = _block(block, txt, shared, shared.attends.text, None, rotary, (shared.text,))
+    txt = _block(block, txt, shared, shared.attends.text, (), rotary, (shared.text,))
     return (torch.cat([txt, rest], 1),)
 
 
@@ -186,14 +188,16 @@ def _image(block: Any, both: Tensor, shared: _Pass) -> Streams:
     """A refiner of the image alone."""
     txt, img = torch.split(both, [shared.text, both.shape[1] - shared.text], 1)
     rotary = _part(shared.rotary, slice(shared.text, None))
-    img = _block(block, img, shared, shared.attends.image, shared.temb, rotary, shared.tokens)
+    mods = _modulations(block, shared)
+    img = _block(block, img, shared, shared.attends.image, mods, rotary, shared.tokens)
     return (torch.cat([txt, img], 1),)
 
 
 def _joint(block: Any, both: Tensor, shared: _Pass) -> Streams:
     """Text and image with the same weights; the text takes the first level."""
     tokens = with_text(shared.tokens, shared.text)
-    out = _block(block, both, shared, shared.attend, shared.temb, shared.rotary, tokens)
+    mods = _modulations(block, shared)
+    out = _block(block, both, shared, shared.attend, mods, shared.rotary, tokens)
     return (out,)
 
 
@@ -207,14 +211,14 @@ def _block(
     x: Tensor,
     shared: Pass,
     attend: Attend,
-    temb: Tensor | None,
+    mods: tuple[_Modulation, ...],
     rotary: Rotary,
     tokens: tuple[int, ...],
 ) -> Tensor:
     before, after = _before, _after
     if shared.compiled:
         before, after = compiled(before), compiled(after)
-    qkv, mods = before(block, x, temb, rotary, tokens)
+    qkv = before(block, x, mods, rotary, tokens)
     return after(block, x, attend(*qkv), mods, tokens)
 
 
@@ -225,19 +229,25 @@ class _Modulation(NamedTuple):
     gate: Tensor
 
 
+def _modulations(block: Any, shared: _Pass) -> tuple[_Modulation, ...]:
+    """Those of attention and MLP: of the levels alone, so that both passes of a step share them."""
+
+    def make() -> tuple[_Modulation, ...]:
+        parts = linear(block.adaLN_modulation[0], shared.temb).chunk(4, -1)
+        return tuple(_Modulation(parts[i], parts[i + 1].tanh()) for i in (0, 2))
+
+    return shared.levels.once(f"modulation of {id(block)}", make)
+
+
 def _before(
-    block: Any, x: Tensor, temb: Tensor | None, rotary: Rotary, tokens: tuple[int, ...]
-) -> tuple[list[Tensor], tuple[_Modulation, ...]]:
-    """Queries, keys and values; the modulations of attention and MLP, if the block has any."""
+    block: Any, x: Tensor, mods: tuple[_Modulation, ...], rotary: Rotary, tokens: tuple[int, ...]
+) -> list[Tensor]:
+    """Queries, keys and values."""
     attn = block.attention
-    mods: tuple[_Modulation, ...] = ()
-    if temb is not None:
-        parts = linear(block.adaLN_modulation[0], temb).chunk(4, -1)
-        mods = tuple(_Modulation(parts[i], parts[i + 1].tanh()) for i in (0, 2))
     read = _read(x, block.attention_norm1, mods[:1], tokens)
     qkv = linears((attn.to_q, attn.to_k, attn.to_v), read)
     qkv = heads(qkv, attn.norm_q, attn.norm_k, rotary, block.head_dim)
-    return [y.transpose(1, 2) for y in qkv], mods
+    return [y.transpose(1, 2) for y in qkv]
 
 
 def _after(

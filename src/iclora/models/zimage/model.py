@@ -16,7 +16,7 @@ from iclora.models.attention import Attend, alone, attention_to, pick_attention
 from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.latents import PACK
 from iclora.models.names import Names
-from iclora.models.passes import placed
+from iclora.models.passes import Levels, placed
 from iclora.models.qwen3 import Qwen3Model
 from iclora.models.zimage.forward import FILLED, ZIMAGE, Attends, Inputs, zimage_forward
 from iclora.models.zimage.names import zimage_names
@@ -139,6 +139,7 @@ class ZImageModel(Qwen3Model):
         # The frame is where the longest text ends, in both passes: they may share cached keys.
         ids = self._position_ids(size, 1 + max(*lengths, *free, 0)).to(self.device)
         fill = -z.shape[1] % FILLED
+        seen: dict[tuple[int, ...], Levels] = {}
 
         def one(texts: Sequence[Text]) -> Tensor:
             text = self.on_device(texts)
@@ -146,13 +147,15 @@ class ZImageModel(Qwen3Model):
             apart, own = (None, free) if texts is unguided else (panels, lengths)
             # In each pass: the second may read what the first one cached.
             part = placed(z, ids, sigma, given, apart)
+            # Both passes share what is made of the same levels.
+            levels = seen.setdefault(part.levels.tokens, part.levels)
             out = zimage_forward(
                 self.denoiser,
                 Inputs(
                     _turned(part.z, PACK**2).to(self.dtype),
                     text["prompt"],
                     text["real"],
-                    part.levels,
+                    levels,
                     part.position_ids,
                     own,
                     fill,
