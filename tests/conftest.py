@@ -177,6 +177,12 @@ def zimage():
 
 
 @pytest.fixture(scope="session")
+def krea():
+    """The tiny random Krea 2, float32 on the CPU. A test leaves no adapter in it."""
+    return resting("tiny-krea")
+
+
+@pytest.fixture(scope="session")
 def toyland():
     """The small base that ships, float32 on the CPU. A test leaves no adapter in it."""
     return resting("toyland")

@@ -23,6 +23,7 @@ __all__ = [
     "attention_to",
     "blockwise",
     "by_parts",
+    "grouped",
     "isolated",
     "parts_of",
     "pick_attention",
@@ -56,6 +57,19 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, first: SDPBackend | None = None) -> 
         with sdpa_kernel([first, *rest], set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
+
+
+def grouped(attend: Attend) -> Attend:
+    """Attention whose keys and values have fewer heads than its queries: each serves several.
+
+    They are repeated here, innermost, so that what is cached of them is not.
+    """
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        each = q.shape[1] // k.shape[1]
+        return attend(q, k.repeat_interleave(each, 1), v.repeat_interleave(each, 1))
+
+    return run
 
 
 def attention_to(

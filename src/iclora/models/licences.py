@@ -38,6 +38,14 @@ LICENCES: dict[str, Licence] = {
     **{
         base: Licence(
             "other",
+            "krea-2-community-license",
+            f"https://huggingface.co/{base}/blob/main/LICENSE.pdf",
+        )
+        for base in ("krea/Krea-2-Raw", "krea/Krea-2-Turbo")
+    },
+    **{
+        base: Licence(
+            "other",
             "flux-non-commercial-license",
             f"https://huggingface.co/{base}/blob/main/LICENSE.md",
         )

@@ -27,7 +27,7 @@ from iclora.models.network import Network
 from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
 from iclora.models.quantize import quantize
-from iclora.models.qwen3 import Qwen3Model
+from iclora.models.qwen import QwenModel
 from iclora.settings import Precision
 from iclora.settings.registry import Registry
 
@@ -38,7 +38,7 @@ __all__ = [
     "FolderOutline",
     "Outline",
     "Piece",
-    "Qwen3Outline",
+    "QwenOutline",
     "Reads",
     "Streams",
     "built",
@@ -136,6 +136,7 @@ OUTLINES: Registry[Callable[[Any, torch.dtype, Precision], Outline]] = Registry(
         "flux": "iclora.models.flux.outline:FluxOutline",
         "flux2": "iclora.models.flux2.outline:KleinOutline",
         "zimage": "iclora.models.zimage.outline:ZImageOutline",
+        "krea2": "iclora.models.krea2.outline:Krea2Outline",
     },
 )
 """The outline of each family, by `DiffusionModel.family`."""
@@ -290,23 +291,25 @@ class FolderOutline(ABC):
 
     def encode_pixels(self, width: int, height: int) -> None:
         vae: Any = self.vae
-        pixels = torch.empty(1, 3, height, width, device=META)
+        frame = (1,) * self.model.frames
+        pixels = torch.empty(1, 3, *frame, height, width, device=META)
         vae.encode(pixels.to(self.model.dtype)).latent_dist.mode()
 
     def decode_pixels(self, width: int, height: int) -> None:
         vae: Any = self.vae
         model, across = self.model, PACK
         cells = (height // model.grid * across, width // model.grid * across)
-        vae.decode(self.empty(1, model.channels // across**2, *cells), return_dict=False)
+        frame = (1,) * model.frames
+        vae.decode(self.empty(1, model.channels // across**2, *frame, *cells), return_dict=False)
 
     @abstractmethod
     def read_text(self) -> None: ...
 
 
-class Qwen3Outline(FolderOutline):
-    """An outline of a base whose texts a Qwen3 reads."""
+class QwenOutline(FolderOutline):
+    """An outline of a base whose texts a Qwen reads."""
 
-    model: Qwen3Model
+    model: QwenModel
 
     @cached_property
     def text_encoders(self) -> tuple[nn.Module, ...]:
@@ -315,7 +318,7 @@ class Qwen3Outline(FolderOutline):
     def read_text(self) -> None:
         (qwen,) = self.text_encoders
         # Texts are padded to the same length before they are encoded.
-        n = self.model.max_text_tokens
+        n = self.model.max_text_tokens + self.model.unread
         tokens = torch.empty(1, n, device=META, dtype=torch.long)
         # As it is made of the padding: what it hides does not matter to what is counted.
         mask = torch.empty(1, 1, n, n, device=META, dtype=torch.bool)

@@ -1,13 +1,13 @@
 """A base whose latents are packed 2x2 into tokens and that samples by Euler steps of a flow.
 
-What FLUX.1, FLUX.2 and Z-Image have in common beside their layout on disk: a VAE of diffusers, the
-token grid, and diffusers' scheduler of flow matching with its shift.
+What FLUX.1, FLUX.2, Z-Image and Krea 2 have in common beside their layout on disk: a VAE of
+diffusers, the token grid, and diffusers' scheduler of flow matching with its shift.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.base import Text
+from iclora.models.base import Given, Panels, Text
 from iclora.models.folder import FolderModel
 from iclora.models.latents import PACK, fold, signal_of, to_pixels, unfold
+from iclora.models.passes import Levels, Placed, placed
 
 __all__ = ["PackedModel"]
 
@@ -40,6 +41,8 @@ class PackedModel(FolderModel):
     """What somebody should take whose base is none."""
     vae_class: ClassVar[str] = "AutoencoderKL"
     """The VAE's class in diffusers."""
+    frames: ClassVar[bool] = False
+    """True if the VAE reads and paints films: a picture is one of one frame."""
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -86,14 +89,54 @@ class PackedModel(FolderModel):
     @torch.no_grad()
     def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
         image = signal_of(pixels).to(self.device, self.dtype)
-        tokens = fold(self._vae.encode(image).latent_dist.mode().float())
+        image = image[:, :, None] if self.frames else image
+        latents = self._vae.encode(image).latent_dist.mode().float()
+        tokens = fold(latents[:, :, 0] if self.frames else latents)
         return self.normalised(tokens).cpu()
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, width: int, height: int) -> NDArray[np.uint8]:  # noqa: ARG002
         whole = self.unnormalised(tokens.to(self.device, torch.float32))
         latents = unfold(whole, width // self.grid).to(self.dtype)
-        return to_pixels(self._vae.decode(latents, return_dict=False)[0][0])
+        latents = latents[:, :, None] if self.frames else latents
+        painted = self._vae.decode(latents, return_dict=False)[0][0]
+        return to_pixels(painted[:, 0] if self.frames else painted)
+
+    # -- passes ---------------------------------------------------------------------------------
+
+    def in_passes(
+        self,
+        run: Callable[[dict[str, Tensor], Placed, Panels | None], Tensor],
+        z: Tensor,
+        position_ids: Tensor,
+        sigma: Tensor,
+        texts: Sequence[Text],
+        guidance: float,
+        given: Given | None,
+        unguided: Sequence[Text] | None,
+        panels: Panels | None,
+    ) -> Tensor:
+        """The velocity of a base with two passes; see `DiffusionModel.velocity`.
+
+        Args:
+            run: the network's velocity in float32, from the texts of a pass on the device, the
+                tokens it computes, and the panels that read texts of their own in it.
+            position_ids: (n, axes), on the device.
+        """
+        sigma = sigma.to(self.device)
+        seen: dict[tuple[int, ...], Levels] = {}
+
+        def one(texts: Sequence[Text]) -> Tensor:
+            # The unguided pass reads one text for all panels, as the base was trained to.
+            apart = None if texts is unguided else panels
+            # In each pass: the second may read what the first one cached.
+            part = placed(z, position_ids, sigma, given, apart)
+            # Both passes share what is made of the same levels.
+            levels = seen.setdefault(part.levels.tokens, part.levels)
+            text = self.on_device(texts)
+            return part.back(run(text, part._replace(levels=levels), apart))
+
+        return self.by_two_passes(one, texts, guidance, unguided)
 
     # -- schedule -------------------------------------------------------------------------------
 

@@ -6,94 +6,40 @@ template lets the model think, and in what becomes of the padding.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
-from iclora.models.base import Part
-from iclora.models.packed import PackedModel
+from iclora.models.qwen import QwenModel, without_end
 from iclora.sets.caption import check_budget
-from iclora.settings import Precision
 
 __all__ = ["Qwen3Model"]
 
 
-class Qwen3Model(PackedModel):
+class Qwen3Model(QwenModel):
     """A base with one text encoder, a Qwen3, and one tokenizer with a chat template."""
 
+    reader = "Qwen3"
     thinking: ClassVar[bool]
     """The template's own switch."""
-    max_text_tokens = 512
-    folders = {  # noqa: RUF012
-        "text": ("text_encoder", "tokenizer"),
-        "vae": ("vae",),
-        "denoiser": ("transformer",),
-    }
-    held = {"text": ("_encoder",), "vae": ("_vae",), "denoiser": ("denoiser",)}  # noqa: RUF012
-
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        precision: Precision = "full",
-    ) -> None:
-        super().__init__(folder, name, device, dtype, precision)
-        # Qwen's own tokenizer takes far more; a small base may have been trained on less.
-        if (folder / "tokenizer" / "tokenizer_config.json").is_file():
-            tokenizer = self.config("tokenizer", "tokenizer_config.json")
-            longest = int(tokenizer.get("model_max_length") or self.max_text_tokens)
-            self.max_text_tokens = min(self.max_text_tokens, longest)
-
-    @property
-    @abstractmethod
-    def text_layers(self) -> tuple[int, ...]:
-        """Numbers of the hidden states that are the text; 0 is the embedding."""
 
     # -- parts ----------------------------------------------------------------------------------
 
     @cached_property
     def _encoder(self) -> Any:
-        config = self._encoder_config()
+        config = self.encoder_config(transformers.Qwen3Config.from_dict)
         model = self.load("text_encoder", transformers.Qwen3Model, config=config, dtype=self.dtype)
-        return _without_end(model)
+        return without_end(model)
 
     def new_encoder(self) -> nn.Module:
-        """The part of the text encoder that is read, its weights not loaded."""
-        return _without_end(transformers.Qwen3Model(self._encoder_config()))
+        config = self.encoder_config(transformers.Qwen3Config.from_dict)
+        return without_end(transformers.Qwen3Model(config))
 
-    def _encoder_config(self) -> Any:
-        """The text encoder's settings, without what is behind the last layer that is read."""
-        settings, last = self.config("text_encoder"), self.text_layers[-1]
-        try:
-            config = transformers.Qwen3Config.from_dict(settings)
-        except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
-            raise ModelError(
-                f"text_encoder/config.json of {self.name} describes no Qwen3 ({error!r})",
-                self.advice,
-            ) from error
-        if config.num_hidden_layers < last:
-            raise ModelError(
-                f"the text encoder of {self.name} has {config.num_hidden_layers} layers, and "
-                f"{self.title} reads number {last}",
-                self.advice,
-            )
-        config.num_hidden_layers = last
-        config.layer_types = config.layer_types[:last]
-        return config
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        tokenizer = self.load("tokenizer", transformers.Qwen2TokenizerFast)
+    def check_tokenizer(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template:
             raise ModelError(
                 f"the tokenizer of {self.name} has no chat template, which says how {self.title} "
@@ -101,11 +47,6 @@ class Qwen3Model(PackedModel):
                 "Download the model again, with tokenizer/chat_template.jinja or the template in "
                 "tokenizer_config.json.",
             )
-        return tokenizer
-
-    def beside(self, part: Part) -> Iterator[str]:
-        if part == "text":
-            yield f"{self.max_text_tokens} {self.text_layers}"
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -145,10 +86,3 @@ class Qwen3Model(PackedModel):
             ).hidden_states
         found = torch.cat([states[number][0] for number in self.text_layers], -1)
         return found.to(self.dtype), read.attention_mask[0].bool()
-
-
-def _without_end(decoder: Any) -> nn.Module:
-    """A decoder cut short: the norm at its end is that of the whole one's last layer."""
-    assert isinstance(decoder, nn.Module)
-    decoder.norm = nn.Identity()
-    return decoder

@@ -44,6 +44,7 @@ FAMILIES: Registry[Family] = Registry(
         "FluxPipeline": "iclora.models.flux.model:FluxModel",
         "Flux2KleinPipeline": "iclora.models.flux2.model:KleinModel",
         "ZImagePipeline": "iclora.models.zimage.model:ZImageModel",
+        "Krea2Pipeline": "iclora.models.krea2.model:Krea2Model",
     },
 )
 """A base family by the pipeline class that a model_index.json names."""
@@ -55,6 +56,7 @@ BASES: Registry[Callable[[], Path]] = Registry(
         "tiny": "iclora.models.tiny:tiny_folder",
         "tiny-klein": "iclora.models.flux2.tiny:tiny_klein_folder",
         "tiny-zimage": "iclora.models.zimage.tiny:tiny_zimage_folder",
+        "tiny-krea": "iclora.models.krea2.tiny:tiny_krea_folder",
     },
 )
 """Bases that need no download: a name, and what finds or makes its folder."""

@@ -14,7 +14,7 @@ from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.flux2.forward import FLUX2, Inputs, flux2_forward
 from iclora.models.flux2.names import flux2_names
 from iclora.models.names import Names
-from iclora.models.passes import Levels, placed
+from iclora.models.passes import Placed
 from iclora.models.qwen3 import Qwen3Model
 from iclora.settings import Precision
 
@@ -138,24 +138,16 @@ class KleinModel(Qwen3Model):
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
     ) -> Tensor:
-        sigma = sigma.to(self.device)
         ids = self._position_ids(size, given.references if given else None).to(self.device)
-        seen: dict[tuple[int, ...], Levels] = {}
 
-        def one(texts: Sequence[Text]) -> Tensor:
-            prompt = self.on_device(texts)["prompt"]
-            # The unguided pass reads one text for all panels, as the base was trained to.
-            apart = None if texts is unguided else panels
-            # In each pass: the second may read what the first one cached.
-            part = placed(z, ids, sigma, given, apart)
-            # Both passes share what is made of the same levels.
-            levels = seen.setdefault(part.levels.tokens, part.levels)
-            out = flux2_forward(
+        def run(text: dict[str, Tensor], part: Placed, apart: Panels | None) -> Tensor:
+            prompt = text["prompt"]
+            return flux2_forward(
                 self.denoiser,
                 Inputs(
                     part.z.to(self.dtype),
                     prompt,
-                    levels,
+                    part.levels,
                     None,
                     part.position_ids,
                     apart.lengths if apart else None,
@@ -163,10 +155,9 @@ class KleinModel(Qwen3Model):
                 recompute=self.recompute,
                 attend=attention_to(given, prompt.shape[1], self.device, apart, part.order),
                 shapes=self.compiling(),
-            )
-            return part.back(out.float())
+            ).float()
 
-        return self.by_two_passes(one, texts, guidance, unguided)
+        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels)
 
     @property
     def blocks(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from iclora.models.flux2.forward import FLUX2, Inputs, embed
-from iclora.models.outline import META, Qwen3Outline, Reads
+from iclora.models.outline import META, QwenOutline, Reads
 from iclora.models.passes import Levels, Pass, Streams
 
 __all__ = ["KleinOutline"]
@@ -19,7 +19,7 @@ __all__ = ["KleinOutline"]
 _OUTLINES = Path(str(files("iclora"))) / "models" / "flux2" / "outlines"
 
 
-class KleinOutline(Qwen3Outline):
+class KleinOutline(QwenOutline):
     """FLUX.2 klein's denoiser with one block of each kind, and its encoders."""
 
     network = FLUX2

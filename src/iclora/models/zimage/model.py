@@ -16,7 +16,7 @@ from iclora.models.attention import Attend, alone, attention_to, pick_attention
 from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.latents import PACK
 from iclora.models.names import Names
-from iclora.models.passes import Levels, placed
+from iclora.models.passes import Placed
 from iclora.models.qwen3 import Qwen3Model
 from iclora.models.zimage.forward import FILLED, ZIMAGE, Attends, Inputs, zimage_forward
 from iclora.models.zimage.names import zimage_names
@@ -133,29 +133,21 @@ class ZImageModel(Qwen3Model):
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
     ) -> Tensor:
-        sigma = sigma.to(self.device)
         lengths = panels.lengths if panels else (self.text_tokens(texts[0]),)
         free = (self.text_tokens(unguided[0]),) if unguided else ()
         # The frame is where the longest text ends, in both passes: they may share cached keys.
         ids = self._position_ids(size, 1 + max(*lengths, *free, 0)).to(self.device)
         fill = -z.shape[1] % FILLED
-        seen: dict[tuple[int, ...], Levels] = {}
 
-        def one(texts: Sequence[Text]) -> Tensor:
-            text = self.on_device(texts)
-            # The unguided pass reads one text for all panels, as the base was trained to.
-            apart, own = (None, free) if texts is unguided else (panels, lengths)
-            # In each pass: the second may read what the first one cached.
-            part = placed(z, ids, sigma, given, apart)
-            # Both passes share what is made of the same levels.
-            levels = seen.setdefault(part.levels.tokens, part.levels)
+        def run(text: dict[str, Tensor], part: Placed, apart: Panels | None) -> Tensor:
+            own = apart.lengths if apart else (text["prompt"].shape[1],)
             out = zimage_forward(
                 self.denoiser,
                 Inputs(
                     _turned(part.z, PACK**2).to(self.dtype),
                     text["prompt"],
                     text["real"],
-                    levels,
+                    part.levels,
                     part.position_ids,
                     own,
                     fill,
@@ -165,9 +157,9 @@ class ZImageModel(Qwen3Model):
                 shapes=self.compiling(),
             )
             # It gives x0 - eps.
-            return part.back(-_turned(out.float(), self.channels // PACK**2))
+            return -_turned(out.float(), self.channels // PACK**2)
 
-        return self.by_two_passes(one, texts, guidance, unguided)
+        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels)
 
     @property
     def blocks(self) -> int:

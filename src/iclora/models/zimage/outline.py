@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from iclora.models.outline import META, Qwen3Outline, Reads
+from iclora.models.outline import META, QwenOutline, Reads
 from iclora.models.passes import Levels, Pass, Streams
 from iclora.models.zimage.forward import FILLED, ZIMAGE, Inputs, embed
 from iclora.models.zimage.model import attends_of
@@ -20,7 +20,7 @@ __all__ = ["ZImageOutline"]
 _BASE = Path(str(files("iclora"))) / "models" / "zimage" / "outlines" / "Z-Image"
 
 
-class ZImageOutline(Qwen3Outline):
+class ZImageOutline(QwenOutline):
     """Z-Image's denoiser with one block of each kind, and its encoders."""
 
     network = ZIMAGE

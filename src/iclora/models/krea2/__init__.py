@@ -1,0 +1,1 @@
+"""The Krea 2 family."""
