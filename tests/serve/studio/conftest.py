@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from urllib.parse import urlparse
 
 import pytest
 
@@ -58,6 +59,18 @@ def until(page, holds):
     raise AssertionError("it did not come to that")
 
 
+def hand(page, target, *paths):
+    """Files or folders of this machine are dropped, as a hand does it, on what a locator finds."""
+    target.scroll_into_view_if_needed()
+    box = target.bounding_box()
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+    session.detach()
+
+
 def interrupt(page, studio):
     """The server is stopped and started again, and the page loaded anew."""
     studio.stop()
@@ -66,12 +79,32 @@ def interrupt(page, studio):
     page.wait_for_selector("footer")
 
 
+def watch(context):
+    """What the pages of a browser's context ask for elsewhere, or do against their policy."""
+    found = []
+
+    def heard(request):
+        address = urlparse(request.url)
+        if address.hostname != "127.0.0.1" and address.scheme != "blob":
+            found.append(request.url)
+
+    def said(message):
+        if "Content Security Policy" in message.text or "TrustedHTML" in message.text:
+            found.append(message.text)
+
+    context.on("request", heard)
+    context.on("console", said)
+    context.on("dialog", lambda dialog: (found.append(dialog.message), dialog.dismiss()))
+    return found
+
+
 class Watched:
     """A tab, and what it asked for."""
 
     def __init__(self, context, studio, once=True):
         self.studio, self.context, self.once = studio, context, once
         context.set_default_timeout(15_000)
+        self.elsewhere = watch(context)
         self.page = context.new_page()
         self.asked, self.errors = [], []
         self.page.on("request", lambda request: self.asked.append(request.url))
@@ -126,6 +159,7 @@ def tab(browser, studio, request):
             each.page.emulate_media(color_scheme="light")
             each.page.keyboard.press("Escape")
         assert each.errors == []
+        assert each.elsewhere == []
     studio.engine.failure = None
     studio.engine.steps = threading.Semaphore(10**6)
     studio.engine.go.set()

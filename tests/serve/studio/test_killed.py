@@ -15,7 +15,7 @@ import pytest
 
 from iclora.serve.store import Store
 from iclora.serve.studio.toys import draw_toy_sets, write_toy_sets
-from tests.serve.studio.conftest import WIDE
+from tests.serve.studio.conftest import WIDE, watch
 from tests.serve.studio.test_flows import button
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -81,6 +81,7 @@ class Desk:
             args=["--no-sandbox", "--disable-gpu"],
         )  # fmt: skip
         self.context.set_default_timeout(300_000)
+        self.elsewhere = watch(self.context)
         page = self.context.pages[0]
         page.goto(self.link)
         page.wait_for_selector("footer")
@@ -158,6 +159,7 @@ def test_a_queue_a_run_and_a_caption_that_are_killed_at_one_moment_lose_nothing(
     assert made == 4
 
     desk.start()
+    assert desk.elsewhere == []
     page = desk.open(playwright, WRITTEN)
     field = page.get_by_label("[SCENE-2]", exact=True)
     expect(field).not_to_have_value("")
@@ -175,6 +177,7 @@ def test_a_queue_a_run_and_a_caption_that_are_killed_at_one_moment_lose_nothing(
     assert [len(list(each.glob("0*"))) for each in desk.folder.glob("out/*")] == [1] * 20
     page.evaluate("location.hash = '#/gallery'")
     expect(page.locator(".card")).to_have_count(20)
+    assert desk.elsewhere == []
 
 
 def queue(desk, page, count):

@@ -99,6 +99,7 @@ def paint(folder, told, number=0):
             "layout": canvas, "seeds": [start * 10 + n for n in range(len(canvas["boxes"]))],
             "steps": told.get("steps", 20), "guidance": 3.5, "mode": told.get("mode", "sdedit"),
             "given": {str(n): {"file": f"panel-{n}.png"} for n in given},
+            "adapter": (told.get("adapter") or [None])[0],
         }  # fmt: skip
     boxes = request["layout"]["boxes"]
     whole = Image.new("RGB", (request["layout"]["width"], request["layout"]["height"]), "white")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import time
 import tomllib
 from pathlib import Path
 
@@ -21,6 +20,16 @@ from iclora.sets.recipe import load_recipe
 from iclora.train.asked import asked_of, forget
 
 __all__ = ["WORK", "write_adapter"]
+
+
+def waited(engine, order):
+    """None once a step may be taken; how the job ends if it is cancelled meanwhile."""
+    while not engine.steps.acquire(timeout=0.01):
+        if order.job in engine.cancelled:
+            return Outcome("cancelled")
+        if engine.stopped:
+            raise WorkerDied("SIGTERM")
+    return None
 
 
 def train(engine, order, report, drawing):
@@ -75,11 +84,8 @@ def extend(engine, order, report, drawing):
         new = [n for n in window.images if not (out / f"{n:02d}.png").exists()]
         if not new:
             continue
-        while not engine.steps.acquire(timeout=0.01):
-            if order.job in engine.cancelled:
-                return Outcome("cancelled")
-            if engine.stopped:
-                raise WorkerDied("SIGTERM")
+        if ended := waited(engine, order):
+            return ended
         out.mkdir(parents=True, exist_ok=True)
         for n in new:
             drawing(3, 1 + n % 3, told["seed"] % 1000 + n).save(out / f"{n:02d}.png")
@@ -90,7 +96,7 @@ def extend(engine, order, report, drawing):
 
 
 def evaluate(engine, order, report, drawing):
-    """Sets of two arms or more, and their figures."""
+    """Sets of two arms or more, each of which takes a step, and their figures."""
     told, out = order.input, Path(order.folder)
     arms = ["base", *(text.partition("=")[0] for text in told.get("adapter", ()))]
     cases = len(told["prompt"]) * told.get("seeds", 1)
@@ -98,6 +104,10 @@ def evaluate(engine, order, report, drawing):
     for at, arm in enumerate(arms):
         for number in range(cases):
             place = out / arm.replace("~", "-") / f"{number + 1:04d}"
+            if (place / "composite.png").exists():  # Made before the server was stopped.
+                continue
+            if ended := waited(engine, order):
+                return ended
             place.mkdir(parents=True, exist_ok=True)
             drawing(3, 1, 10 * at + number).save(place / "composite.png")
             said = {"stage": "making", "done": number + 1, "total": cases, "eta_s": 1.0}
@@ -113,10 +123,11 @@ def evaluate(engine, order, report, drawing):
 
 
 def prompt(engine, order, report, drawing):
-    """The recipe's example with the idea as its overview."""
+    """The idea behind each of the recipe's markers, after a step."""
     recipe = load_recipe(order.input["recipe"])
     words = " ".join(f"{marker} {order.input['idea']}" for marker in recipe.markers)
-    time.sleep(engine.pause)
+    if ended := waited(engine, order):
+        return ended
     return Outcome("succeeded", {"prompt": f"{recipe.prefix} {order.input['idea']} {words}"})
 
 

@@ -57,23 +57,43 @@ export async function call(method, path, body, headers = {}) {
   const all = { ...headers };
   if (token()) all.Authorization = `Bearer ${token()}`;
   if (body !== undefined && !form) all["Content-Type"] = "application/json";
-  let answer;
+  const sent = body === undefined ? undefined : form ? body : JSON.stringify(body);
+  const answer = await reached(fetch(url(path), { method, headers: all, body: /** @type {any} */ (sent) }));
+  if (answer.status === 401) access.value = "no";
+  if (!answer.ok) throw await refusal(answer);
+  access.value = "yes";
+  // A server that goes down may cut an answer short.
+  return answer.status === 204 ? null : reached(answer.json());
+}
+
+/**
+ * What comes over the network, or why it does not.
+ * @template T
+ * @param {Promise<T>} coming
+ * @returns {Promise<T>}
+ */
+async function reached(coming) {
   try {
-    const sent = body === undefined ? undefined : form ? body : JSON.stringify(body);
-    answer = await fetch(url(path), { method, headers: all, body: /** @type {any} */ (sent) });
+    return await coming;
   } catch {
     throw new Problem(0, {
       problem: "the server does not answer",
       advice: "What you wrote is kept; this works again as soon as the server does.",
     });
   }
-  if (answer.status === 401) access.value = "no";
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => ({ problem: `the server said ${answer.status}` }));
-    throw new Problem(answer.status, said);
-  }
-  access.value = "yes";
-  return answer.status === 204 ? null : answer.json();
+}
+
+/** @param {Response} answer that is no success */
+async function refusal(answer) {
+  const said = await answer.json().catch(() => ({ problem: `the server said ${answer.status}` }));
+  return new Problem(answer.status, said);
+}
+
+/** A picture that the server has. @param {string} address its whole address @returns {Promise<Blob>} */
+export async function pictureAt(address) {
+  const answer = await reached(fetch(address));
+  if (!answer.ok) throw await refusal(answer);
+  return reached(answer.blob());
 }
 
 export const get = (/** @type {string} */ path) => call("GET", path);

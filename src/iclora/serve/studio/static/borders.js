@@ -2,7 +2,7 @@
 // Borders of a composite that are moved by hand, where no seam was found or a wrong one.
 import { call, get, Problem } from "./api.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
-import { at, edit, matching, picture } from "./data.js";
+import { asKnown, at, edit, picture } from "./data.js";
 import { Picture, Wrong } from "./parts.js";
 
 const GRID = 16;
@@ -142,7 +142,7 @@ export function Borders({ dataset, one, close, after }) {
     setBusy(true);
     setError(null);
     try {
-      const done = await edit(dataset.id, `Borders of ${one.name} are moved`, () => call("PUT", `${path}/boxes`, { boxes }, matching(one.stamp)), after);
+      const done = await edit(dataset.id, `Borders of ${one.name} are moved`, () => call("PUT", `${path}/boxes`, { boxes }, asKnown(one)), after);
       if (done) close();
     } finally {
       setBusy(false);

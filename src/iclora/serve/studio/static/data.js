@@ -87,11 +87,13 @@ export async function openDataset(id) {
     if (mine !== turn) return;
     dataset.value = { id, form: page.form, problems: page.problems, sets };
     refused.value = null;
-    await look(id, mine);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     if (mine === turn && error.status !== 0) refused.value = error;
+    return;
   }
+  // Whoever has changed a set need not wait until every other one is looked at.
+  look(id, mine).catch(quiet);
 }
 
 /** Have every set looked at, a few at a time. @param {string} id @param {number} mine */
@@ -126,6 +128,23 @@ export const needsLook = (one) => !one.caption || (findings.value[one.name]?.pro
  * @param {string} id @param {string} said @param {() => Promise<{edit: string}>} work @param {() => any} after
  */
 export const edit = (id, said, work, after) => attempt(() => doing(async () => {
+  // One after the other: each is about the files as the one before has left them.
+  const before = editing;
+  let end = () => {};
+  editing = new Promise((resolve) => (end = () => resolve(undefined)));
+  await before;
+  try {
+    return await change(id, said, work, after);
+  } finally {
+    end();
+  }
+}));
+
+/** The change that is under way. @type {Promise<void>} */
+let editing = Promise.resolve();
+
+/** @type {typeof edit} */
+async function change(id, said, work, after) {
   const { edit: number } = await work();
   done(said, async () => {
     await call("POST", `${at(id)}/edits/${number}/undo`);
@@ -133,7 +152,10 @@ export const edit = (id, said, work, after) => attempt(() => doing(async () => {
   });
   await after();
   return number;
-}));
+}
+
+/** The files of a set as the server last told them, to be changed only if they are still so. @param {ImageSet} one */
+export const asKnown = (one) => matching(dataset.value?.sets.find((each) => each.name === one.name)?.stamp ?? one.stamp);
 
 export const matching = (/** @type {string} */ tag) => ({ "If-Match": tag.startsWith('"') ? tag : `"${tag}"` });
 

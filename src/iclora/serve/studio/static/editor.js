@@ -4,7 +4,7 @@ import { call, get, post, Problem, sendPicture } from "./api.js";
 import { html, signal, useEffect, useMemo, useRef, useState } from "./lib.js";
 import { Borders } from "./borders.js";
 import { Caption } from "./caption.js";
-import { at, called, captioners, captioning, edit, know as knowSet, matching, openDataset, picture, place, shown } from "./data.js";
+import { asKnown, at, called, captioners, captioning, edit, know as knowSet, openDataset, picture, place, shown } from "./data.js";
 import { bind } from "./keys.js";
 import { Area, attempt, Icon, Picture, plain, Progress, Prompt, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
@@ -72,7 +72,7 @@ function Stage({ dataset, one, after, up }) {
   const borders = one.composite && !zip && query.get("view") === "borders";
   const turn = (/** @type {string} */ view) => refine({ ...Object.fromEntries(query), view });
   const found = one.problems.filter((each) => !each.caption);
-  const leave = () => edit(id, `Set ${one.name} is left out`, () => call("DELETE", at(id, one.name), undefined, matching(one.stamp)), async () => {
+  const leave = () => edit(id, `Set ${one.name} is left out`, () => call("DELETE", at(id, one.name), undefined, asKnown(one)), async () => {
     up();
     await after();
   });
@@ -110,7 +110,7 @@ function Panels({ dataset, one, after, still }) {
   const { id, form } = dataset;
   const canvas = one.canvas;
   const change = (/** @type {any} */ body, /** @type {string} */ said) =>
-    edit(id, said, () => post(`${at(id, one.name)}/panels`, body, matching(one.stamp)), after);
+    edit(id, said, () => post(`${at(id, one.name)}/panels`, body, asKnown(one)), after);
   const count = canvas ? canvas.boxes.length : one.images.length;
   const slots = Array.from({ length: count }, (_, n) => n + 1);
   const tools = { dataset, one, change, count, still };
@@ -145,7 +145,7 @@ function Slot({ n, count, dataset, one, change, still, style, children }) {
   const [over, setOver] = useState(false);
   const marker = dataset.form.markers[n - 1];
   const label = marker ? spoken(marker) : `Panel ${n}`;
-  const swap = (/** @type {number} */ other) => other >= 1 && other <= count && other !== n && change({ do: "swap", panel: n, other }, `Panels ${n} and ${other} have changed places`);
+  const swap = (/** @type {number} */ other) => other >= 1 && other <= count && other !== n && change({ do: "swap", panel: n, other }, `Panels ${Math.min(n, other)} and ${Math.max(n, other)} have changed places`);
   const out = () => change({ do: "leave_out", panel: n }, `Panel ${n} is left out`);
   const keyed = (/** @type {KeyboardEvent} */ event) => {
     if (event.target !== event.currentTarget || still) return;

@@ -1,6 +1,6 @@
 // @ts-check
 // Made sets that are marked to be compared, and where panels are sent on to.
-import { place, sendPicture, url } from "./api.js";
+import { pictureAt, place, sendPicture, url } from "./api.js";
 import { signal } from "./lib.js";
 import { attempt } from "./parts.js";
 import { go } from "./route.js";
@@ -33,8 +33,8 @@ export const sendToStory = (set, panels, from) => attempt(async () => {
   await tell.restore();
   const sent = [];
   for (const panel of panels) {
-    const answer = await fetch(url(`sets/${set}/panels/${panel}.png`));
-    const { sha256 } = await sendPicture(new File([await answer.blob()], "panel.png", { type: "image/png" }));
+    const picture = await pictureAt(url(`sets/${set}/panels/${panel}.png`));
+    const { sha256 } = await sendPicture(new File([picture], "panel.png", { type: "image/png" }));
     sent.push({ ...tell.blank(from.panels[panel - 1] ?? ""), sha: sha256 });
   }
   // Read last: a story that is made fills its lines meanwhile.

@@ -1,6 +1,6 @@
 // @ts-check
 // One made set: its panels, how it was made, where it is from, and what can be done with it.
-import { get, post, Problem, url } from "./api.js";
+import { get, pictureAt, post, Problem, url } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
 import { bind } from "./keys.js";
 import { fill } from "./draft.js";
@@ -103,19 +103,18 @@ function Facts({ one, request, origin }) {
 
 /** Make the same set again, and say whether it is the same. @param {{id: string}} props */
 function Again({ id }) {
-  const [job, setJob] = useState("");
   const [verdict, setVerdict] = useState("");
-  const now = jobs.value.find((each) => each.id === job);
+  // The newest one that asked for this set, so that a page that was reloaded meanwhile says it, too.
+  const now = jobs.value.filter((each) => each.kind === "generate" && each.input.request === id).sort((a, b) => b.created - a.created)[0];
   const made = now?.result?.sets?.[0];
   useEffect(() => {
-    if (now?.status === "succeeded" && made) compare(id, made).then(setVerdict);
-  }, [now?.status, made]);
-  const begin = () => attempt(async () => {
     setVerdict("");
-    const posted = await post(`sets/${id}/reproduce`);
-    know(posted);
-    setJob(posted.id);
-  });
+    if (now?.status === "succeeded" && made) compare(id, made).then(setVerdict, (error) => {
+      // What was made may be gone since.
+      if (!(error instanceof Problem)) throw error;
+    });
+  }, [now?.status, made]);
+  const begin = () => attempt(async () => know(await post(`sets/${id}/reproduce`)));
   return html`<button type="button" onClick=${begin} disabled=${Boolean(now && now.ended === null)}><${Icon} name="again" /> Make again</button>
     <span class="verdict" role="status">${now && now.ended === null && html`<${Progress} job=${now} />`}
       ${verdict && html`${verdict} <a href=${`#/gallery/${made}`}>See it</a>`}</span>
@@ -132,7 +131,7 @@ async function compare(one, other) {
 }
 
 async function pixels(/** @type {string} */ id) {
-  const picture = await createImageBitmap(await (await fetch(url(`sets/${id}/composite.png`))).blob(), { colorSpaceConversion: "none" });
+  const picture = await createImageBitmap(await pictureAt(url(`sets/${id}/composite.png`)), { colorSpaceConversion: "none" });
   const drawn = new OffscreenCanvas(picture.width, picture.height).getContext("2d");
   if (!drawn) throw new Error("no canvas");
   drawn.drawImage(picture, 0, 0);

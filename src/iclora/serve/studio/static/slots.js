@@ -1,6 +1,6 @@
 // @ts-check
 // The recipe's layout drawn to scale: each panel is a slot.
-import { Problem, sendPicture, url } from "./api.js";
+import { pictureAt, Problem, sendPicture, url } from "./api.js";
 import { html, signal, useEffect } from "./lib.js";
 import { change, draft, wrong } from "./draft.js";
 import { attempt, Icon, Picture, plain, Wrong } from "./parts.js";
@@ -49,8 +49,8 @@ function takeAway(panel) {
 /** Use a made panel's picture as given. @param {string} set @param {number} panel */
 export async function useAsGiven(set, panel) {
   await attempt(async () => {
-    const answer = await fetch(url(`sets/${set}/panels/${panel}.png`));
-    await give(panel, new File([await answer.blob()], `panel-${panel}.png`, { type: "image/png" }));
+    const picture = await pictureAt(url(`sets/${set}/panels/${panel}.png`));
+    await give(panel, new File([picture], `panel-${panel}.png`, { type: "image/png" }));
   });
 }
 

@@ -1,6 +1,6 @@
 // @ts-check
 // Story: a line an image. An image that is there stays; one that is not is made beside the others.
-import { get, post, Problem, sendPicture, url } from "./api.js";
+import { get, pictureAt, post, Problem, sendPicture, url } from "./api.js";
 import { html, signal, useEffect, useRef } from "./lib.js";
 import { Field, read } from "./forms.js";
 import { bind } from "./keys.js";
@@ -81,9 +81,10 @@ async function look() {
 /** The hash of a line's picture, which is sent if a job made it. @param {Line} line */
 async function hashOf(line) {
   if (line.sha) return line.sha;
-  const answer = await fetch(pictureOf(line));
-  if (!answer.ok) throw new Problem(answer.status, { problem: "a picture of this story is gone", advice: "Make it again." });
-  return (await sendPicture(new File([await answer.blob()], "image.png", { type: "image/png" }))).sha256;
+  const picture = await pictureAt(pictureOf(line)).catch((error) => {
+    throw error.status === 404 ? new Problem(404, { problem: "a picture of this story is gone", advice: "Make it again." }) : error;
+  });
+  return (await sendPicture(new File([picture], "image.png", { type: "image/png" }))).sha256;
 }
 
 /** Make what is not there. */
