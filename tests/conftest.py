@@ -183,6 +183,12 @@ def krea():
 
 
 @pytest.fixture(scope="session")
+def qwen():
+    """The tiny random Qwen-Image, float32 on the CPU. A test leaves no adapter in it."""
+    return resting("tiny-qwen")
+
+
+@pytest.fixture(scope="session")
 def toyland():
     """The small base that ships, float32 on the CPU. A test leaves no adapter in it."""
     return resting("toyland")

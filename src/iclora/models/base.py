@@ -349,7 +349,10 @@ class DiffusionModel(ABC):
         guided = one(texts)
         if unguided is None or guidance <= 1:
             return guided
-        free = one(unguided)
+        return self.guide(guided, one(unguided), guidance)
+
+    def guide(self, guided: Tensor, free: Tensor, guidance: float) -> Tensor:
+        """What two passes give together, each (B, n, channels); a family may restore its length."""
         return free + guidance * (guided - free)
 
     @abstractmethod

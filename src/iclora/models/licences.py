@@ -35,6 +35,8 @@ LICENCES: dict[str, Licence] = {
     "black-forest-labs/FLUX.2-klein-4B": Licence("apache-2.0"),
     "Tongyi-MAI/Z-Image": Licence("apache-2.0"),
     "Tongyi-MAI/Z-Image-Turbo": Licence("apache-2.0"),
+    "Qwen/Qwen-Image": Licence("apache-2.0"),
+    "Qwen/Qwen-Image-2512": Licence("apache-2.0"),
     **{
         base: Licence(
             "other",

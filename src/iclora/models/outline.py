@@ -137,6 +137,7 @@ OUTLINES: Registry[Callable[[Any, torch.dtype, Precision], Outline]] = Registry(
         "flux2": "iclora.models.flux2.outline:KleinOutline",
         "zimage": "iclora.models.zimage.outline:ZImageOutline",
         "krea2": "iclora.models.krea2.outline:Krea2Outline",
+        "qwen-image": "iclora.models.qwen_image.outline:QwenImageOutline",
     },
 )
 """The outline of each family, by `DiffusionModel.family`."""

@@ -1,7 +1,7 @@
 """A base whose latents are packed 2x2 into tokens and that samples by Euler steps of a flow.
 
-What FLUX.1, FLUX.2, Z-Image and Krea 2 have in common beside their layout on disk: a VAE of
-diffusers, the token grid, and diffusers' scheduler of flow matching with its shift.
+What the families here have in common beside their layout on disk: a VAE of diffusers, the token
+grid, and diffusers' scheduler of flow matching with its shift.
 """
 
 from __future__ import annotations
@@ -159,6 +159,9 @@ class PackedModel(FolderModel):
         )
 
     def sigmas(self, steps: int, tokens: int) -> list[float]:
+        if steps == 1:
+            # No shift moves 1, and a schedule that is stretched to its last level has no other.
+            return [1.0, 0.0]
         self._scheduler.set_timesteps(
             sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.mu(tokens, steps), device="cpu"
         )

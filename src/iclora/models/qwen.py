@@ -77,7 +77,7 @@ class QwenModel(PackedModel):
         settings, last = self.config("text_encoder"), self.text_layers[-1]
         try:
             if inside:
-                check_sizes(settings[inside], f"text_encoder/config.json of {self.name}")
+                check_sizes(settings.get(inside, {}), f"text_encoder/config.json of {self.name}")
             config = made(settings)
         except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
             raise ModelError(

@@ -1,4 +1,4 @@
-"""Texts read by a Qwen3-VL behind one fixed sentence, as Krea 2 reads them.
+"""Texts read by a Qwen that sees pictures, behind one fixed sentence: Qwen-Image's, Krea 2's.
 
 The sentence and the words that end a text are in the code of Qwen-Image, not in the tokenizer. The
 part that sees pictures is not loaded.
@@ -19,7 +19,7 @@ from iclora.errors import ModelError
 from iclora.models.qwen import QwenModel, without_end
 from iclora.sets.caption import check_budget
 
-__all__ = ["AFTER", "BEFORE", "Qwen3VLModel"]
+__all__ = ["AFTER", "BEFORE", "Qwen3VLModel", "QwenVLModel", "without_eyes"]
 
 BEFORE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
@@ -33,38 +33,26 @@ _BEFORE, _AFTER = 34, 5
 
 
 @cache
-def _reader() -> Any:
-    """The class of a Qwen3-VL that sees no pictures; its files hold the part that does.
+def without_eyes(kind: Any) -> Any:
+    """The class of a model without the part that sees pictures, which its files hold.
 
-    Made when it is needed: its import takes a while.
+    Made when it is needed: importing the model takes a while.
     """
 
-    class Reader(transformers.Qwen3VLModel):  # type: ignore[misc]
+    class Reader(kind):  # type: ignore[misc]
+        _keys_to_ignore_on_load_unexpected = (r"^(model\.)?visual\.", r"^lm_head\.")
+
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             del self.visual
-            without_end(self.language_model)
 
     return Reader
 
 
-class Qwen3VLModel(QwenModel):
-    """A base with one text encoder, a Qwen3-VL, and one tokenizer."""
+class QwenVLModel(QwenModel):
+    """A base whose texts stand between `BEFORE` and `AFTER`."""
 
-    reader = "Qwen3-VL"
     unread = _BEFORE
-
-    @cached_property
-    def _encoder(self) -> Any:
-        config = self._config()
-        return self.load("text_encoder", _reader(), config=config, dtype=self.dtype).language_model
-
-    def new_encoder(self) -> nn.Module:
-        model: nn.Module = _reader()(self._config()).language_model
-        return model
-
-    def _config(self) -> Any:
-        return self.encoder_config(transformers.Qwen3VLConfig.from_dict, "text_config")
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         found = [len(tokenizer(words).input_ids) for words in (BEFORE, AFTER)]
@@ -72,12 +60,31 @@ class Qwen3VLModel(QwenModel):
             raise ModelError(
                 f"the tokenizer of {self.name} makes {found[0]} and {found[1]} tokens of the words "
                 f"around a text, where {self.title} leaves out {_BEFORE} and reads {_AFTER}",
-                "Download the model again; its tokenizer is Qwen3-VL's.",
+                f"Download the model again; its tokenizer is {self.reader}'s.",
             )
 
     def count_tokens(self, text: str) -> int:
         read = self._tokenizer(BEFORE + text, truncation=False, verbose=False).input_ids
         return len(read) - _BEFORE + _AFTER
+
+
+class Qwen3VLModel(QwenVLModel):
+    """A base with one text encoder, a Qwen3-VL, and one tokenizer."""
+
+    reader = "Qwen3-VL"
+
+    @cached_property
+    def _encoder(self) -> Any:
+        kind, config = without_eyes(transformers.Qwen3VLModel), self._config()
+        model = self.load("text_encoder", kind, config=config, dtype=self.dtype)
+        return without_end(model.language_model)
+
+    def new_encoder(self) -> nn.Module:
+        model = without_eyes(transformers.Qwen3VLModel)(self._config())
+        return without_end(model.language_model)
+
+    def _config(self) -> Any:
+        return self.encoder_config(transformers.Qwen3VLConfig.from_dict, "text_config")
 
     def read(self, text: str) -> tuple[Tensor, Tensor]:
         """Run the text encoder on one text, padded *between* its words and those that end it.

@@ -45,6 +45,7 @@ FAMILIES: Registry[Family] = Registry(
         "Flux2KleinPipeline": "iclora.models.flux2.model:KleinModel",
         "ZImagePipeline": "iclora.models.zimage.model:ZImageModel",
         "Krea2Pipeline": "iclora.models.krea2.model:Krea2Model",
+        "QwenImagePipeline": "iclora.models.qwen_image.model:QwenImageModel",
     },
 )
 """A base family by the pipeline class that a model_index.json names."""
@@ -57,6 +58,7 @@ BASES: Registry[Callable[[], Path]] = Registry(
         "tiny-klein": "iclora.models.flux2.tiny:tiny_klein_folder",
         "tiny-zimage": "iclora.models.zimage.tiny:tiny_zimage_folder",
         "tiny-krea": "iclora.models.krea2.tiny:tiny_krea_folder",
+        "tiny-qwen": "iclora.models.qwen_image.tiny:tiny_qwen_image_folder",
     },
 )
 """Bases that need no download: a name, and what finds or makes its folder."""
@@ -79,6 +81,17 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "ZImageOmniPipeline": (
         "it reads pictures by an encoder of their own, which iclora does not",
         "Use Tongyi-MAI/Z-Image.",
+    ),
+    **dict.fromkeys(
+        ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
+        (
+            "it changes a picture that it is shown, which its text encoder reads too",
+            "Use Qwen/Qwen-Image-2512: it completes sets around given panels without.",
+        ),
+    ),
+    "QwenImage21Pipeline": (
+        "it is another network, distilled so that it needs no guidance, and not for commercial use",
+        "Use Qwen/Qwen-Image-2512.",
     ),
     "QwenImageLayeredPipeline": (
         "it paints layers of one picture, with transparency, where a set needs panels",

@@ -22,6 +22,9 @@ _HUB = "black-forest-labs/"
 _KLEIN = {3072: "4B", 4096: "9B"}
 """FLUX.2 klein's sizes by width."""
 
+_QWEN_IMAGE = [18432, 3072]
+"""The shape of a modulation of Qwen-Image."""
+
 _ZIMAGE = 3840
 """Z-Image's width; Lumina's blocks are called the same."""
 
@@ -39,6 +42,11 @@ def whole_of(path: Path) -> str | None:
     if names.get("noise_refiner.0.attention.qkv.weight", [0])[-1] == _ZIMAGE:
         # As ComfyUI names them; again the file's own name alone tells the two apart.
         return f"Tongyi-MAI/Z-Image{'-Turbo' * ('turbo' in path.name.lower())}"
+    if names.get("transformer_blocks.0.img_mod.1.weight") == _QWEN_IMAGE:
+        # Its relatives that edit or paint layers, which iclora takes neither way, say so.
+        own = path.name.lower()
+        known = "edit" not in own and "layered" not in own
+        return f"Qwen/Qwen-Image{'-2512' * ('2512' in own)}" if known else None
     if "double_blocks.0.img_mod.lin.weight" in names:
         kind = "dev" if "guidance_in.in_layer.weight" in names else "schnell"
         return f"{_HUB}FLUX.1-{kind}"

@@ -87,11 +87,13 @@ _EDGES = ("patch_size", "sample_size", "image_size")
 _NUMBERS = ("shift_factor", "scaling_factor", "model_max_length", "layer_norm_eps", "rope_theta")
 _POSITIVE = ("shift", "scaling_factor", "rope_theta", "base_shift", "max_shift")
 """Numbers that others are divided by, or of which a logarithm is taken."""
+_SHARES = ("shift_terminal",)
 _MAY_LACK = (
     "out_channels",
     "decoder_block_out_channels",
     "shift_factor",
     "scaling_factor",
+    "shift_terminal",
     "sample_size",
     "model_max_length",
 )
@@ -121,6 +123,10 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
             why = f"a list of 1 to {_LISTS[key]} sizes"
         elif key in _NUMBERS and not _is_number(value):
             why = "a number"
+        elif key == "shift_terminal" and not (
+            value is None or (_is_number(value) and 0 <= value < 1)
+        ):
+            why = "a number from 0 to below 1"
         elif key in _POSITIVE and not (_is_number(value) and value > 0):
             why = "a number above 0"
         if why:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import diffusers
 import tokenizers
 import transformers
 
+from iclora.models.qwen_vl import AFTER, BEFORE
 from iclora.models.tiny import recipe_words
 
-__all__ = ["learn_tokenizer", "qwen_tokenizer", "tiny_qwen"]
+__all__ = ["framed_tokenizer", "learn_tokenizer", "qwen_tokenizer", "tiny_qwen", "tiny_qwen_vae"]
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MARKS = ("<think>", "</think>")
@@ -29,6 +31,16 @@ def qwen_tokenizer() -> Any:
     """Qwen's tokenizer with merges of the recipes' own words."""
     words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return learn_tokenizer([recipe_words()], words, size=1200, longest=131072)
+
+
+def framed_tokenizer() -> Any:
+    """Qwen's tokenizer, for which the words around a text are as many tokens as for the real one:
+    in that sentence each word is one."""
+    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    around = BEFORE + AFTER
+    for mark in _SPECIAL:
+        around = around.replace(mark, "\n")
+    return learn_tokenizer([recipe_words(), *[around] * 50], words, size=1300, longest=131072)
 
 
 def learn_tokenizer(corpus: Iterable[str], words: Any, *, size: int, longest: int) -> Any:
@@ -79,3 +91,8 @@ def tiny_qwen(words: int, layers: int) -> Any:
     for net in (encoder, encoder.model):
         net.should_save_on_this_rank = lambda *_: True
     return encoder
+
+
+def tiny_qwen_vae() -> Any:
+    """Qwen-Image's VAE, in small."""
+    return diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=16, num_res_blocks=1)

@@ -73,17 +73,21 @@ class Workers:
     def sum(self, parameters: Iterable[Tensor], *numbers: float) -> list[float]:
         """Sum gradients, in place, and some numbers over all processes.
 
-        A parameter without a gradient counts as zero. Gradients become views of one flat tensor:
-        copies of them would be in memory beside it when the optimizer runs.
+        A parameter without a gradient, of a layer whose output nothing reads, gets one of zeros:
+        the optimizer then keeps as much of it as of the others. Gradients become views of one flat
+        tensor: copies of them would be in memory beside it when the optimizer runs.
 
         Args:
             parameters: float32, on the device.
         Returns: the sums of the numbers, rounded to float32, which is all that MPS has.
         """
+        held = list(parameters)
+        for parameter in held:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if self.count == 1:
             return list(numbers)
-        held = list(parameters)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in held]
+        grads = [p.grad for p in held if p.grad is not None]
         extra = torch.tensor(numbers, dtype=torch.float32, device=self._device)
         flat = torch.cat([*(g.flatten() for g in grads), extra])
         sizes = [g.numel() for g in grads]

@@ -18,18 +18,18 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iclora.models.attention import Attend, pick_attention
-from iclora.models.linear import linear, linear_of_two, linears
+from iclora.models.double import Parts, double_block, modulations_by
+from iclora.models.linear import linear_of_two, linears
 from iclora.models.network import Network, read_out
 from iclora.models.passes import (
     Levels,
-    Modulation,
     Pass,
     Shapes,
     Streams,
@@ -37,7 +37,6 @@ from iclora.models.passes import (
     gated,
     heads,
     modulate,
-    modulations,
     rotary_of,
     with_text,
 )
@@ -138,61 +137,12 @@ def _embed_levels(
 # -- blocks -------------------------------------------------------------------------------------
 
 
-def _double(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
-    """Image and text each with weights of their own, attending to both."""
-    before, after = _double_before, _double_after
-    if shared.compiled:
-        before, after = compiled(before), compiled(after)
-    qkv, mods = before(block, img, txt, shared.temb, shared.rotary, shared.tokens)
-    return after(block, img, txt, shared.attend(*qkv), mods, shared.tokens)
+def _parts(block: Any) -> Parts:
+    return Parts(block.norm1.linear, block.norm1_context.linear, block.ff, block.ff_context)
 
 
-def _double_before(
-    block: Any,
-    img: Tensor,
-    txt: Tensor,
-    temb: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...],
-) -> tuple[list[Tensor], tuple[Modulation, ...]]:
-    """Queries, keys and values of both; the modulations of image and text, of attention and MLP."""
-    attn, t = block.attn, txt.shape[1]
-    img_mod, img_mod_mlp = _modulations(block.norm1.linear, temb)
-    # The text takes the first level.
-    txt_mod, txt_mod_mlp = _modulations(block.norm1_context.linear, temb[:, :1])
-    img_qkv = linears(
-        (attn.to_q, attn.to_k, attn.to_v), modulate(img, img_mod.shift, img_mod.scale, tokens)
-    )
-    txt_qkv = linears(
-        (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
-        modulate(txt, txt_mod.shift, txt_mod.scale, (t,)),
-    )
-    cos, sin = rotary
-    d = attn.head_dim
-    img_qkv = heads(img_qkv, attn.norm_q, attn.norm_k, (cos[:, t:], sin[:, t:]), d)
-    txt_qkv = heads(txt_qkv, attn.norm_added_q, attn.norm_added_k, (cos[:, :t], sin[:, :t]), d)
-    # Joined before they are turned to (B, heads, S, d): attention writes its output in the order of
-    # q's memory, and so needs no copy to be read token by token, which to_out would keep.
-    qkv = [torch.cat(pair, 1).transpose(1, 2) for pair in zip(txt_qkv, img_qkv, strict=True)]
-    return qkv, (img_mod, img_mod_mlp, txt_mod, txt_mod_mlp)
-
-
-def _double_after(
-    block: Any,
-    img: Tensor,
-    txt: Tensor,
-    attended: Tensor,
-    mods: tuple[Modulation, ...],
-    tokens: tuple[int, ...],
-) -> Streams:
-    attn, t = block.attn, txt.shape[1]
-    img_mod, img_mod_mlp, txt_mod, txt_mod_mlp = mods
-    txt_attended, img_attended = torch.split(attended, [t, img.shape[1]], 1)
-    img = gated(img, img_mod.gate, linear(attn.to_out[0], img_attended), tokens)
-    txt = gated(txt, txt_mod.gate, linear(attn.to_add_out, txt_attended), (t,))
-    img = _mlp(block.ff, img, img_mod_mlp, tokens)
-    txt = _mlp(block.ff_context, txt, txt_mod_mlp, (t,))
-    return img, txt
+_double = partial(double_block, _parts)
+"""Image and text each with weights of their own, attending to both."""
 
 
 def _single(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
@@ -216,7 +166,7 @@ def _single_before(
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Queries, keys and values; both streams joined; the gate; the MLP's inside."""
     attn, both = block.attn, torch.cat([txt, img], 1)
-    (mod,) = _modulations(block.norm.linear, temb)
+    (mod,) = modulations_by(block.norm.linear, temb)
     q, k, v, inner = linears(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp),
         modulate(both, mod.shift, mod.scale, tokens),
@@ -237,13 +187,3 @@ def _single_after(
     both = gated(both, gate, linear_of_two(block.proj_out, attended, inner, "gelu"), tokens)
     txt, img = torch.split(both, [t, both.shape[1] - t], 1)
     return img, txt
-
-
-def _modulations(layer: Any, temb: Tensor) -> tuple[Modulation, ...]:
-    """A modulation for every three of the layer's outputs."""
-    return modulations(linear(layer, F.silu(temb)), temb.shape[-1])
-
-
-def _mlp(ff: Any, x: Tensor, mod: Modulation, tokens: tuple[int, ...]) -> Tensor:
-    inner = linear(ff.net[0].proj, modulate(x, mod.shift, mod.scale, tokens))
-    return gated(x, mod.gate, linear(ff.net[2], inner, "gelu"), tokens)

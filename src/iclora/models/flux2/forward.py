@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iclora.models.attention import Attend, pick_attention
-from iclora.models.linear import linear, linear_of_two, linears
+from iclora.models.double import joint_heads, joint_output
+from iclora.models.linear import linear, linear_of_two
 from iclora.models.network import Network, read_out
 from iclora.models.passes import (
     Levels,
@@ -165,21 +166,8 @@ def _double_before(
     tokens: tuple[int, ...],
 ) -> list[Tensor]:
     """Queries, keys and values of both."""
-    attn, t = block.attn, txt.shape[1]
     ours, theirs = (modulations(mod, img.shape[-1])[0] for mod in (img_mod, txt_mod))
-    img_qkv = linears(
-        (attn.to_q, attn.to_k, attn.to_v), modulate(img, ours.shift, ours.scale, tokens)
-    )
-    txt_qkv = linears(
-        (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
-        modulate(txt, theirs.shift, theirs.scale, (t,)),
-    )
-    cos, sin = rotary
-    d = attn.head_dim
-    img_qkv = heads(img_qkv, attn.norm_q, attn.norm_k, (cos[:, t:], sin[:, t:]), d)
-    txt_qkv = heads(txt_qkv, attn.norm_added_q, attn.norm_added_k, (cos[:, :t], sin[:, :t]), d)
-    # Joined before they are turned, as in FLUX.1: attention's output then needs no copy.
-    return [torch.cat(pair, 1).transpose(1, 2) for pair in zip(txt_qkv, img_qkv, strict=True)]
+    return joint_heads(block.attn, img, txt, (ours, theirs), rotary, tokens)
 
 
 def _double_after(
@@ -191,14 +179,11 @@ def _double_after(
     txt_mod: Tensor,
     tokens: tuple[int, ...],
 ) -> Streams:
-    attn, t = block.attn, txt.shape[1]
-    txt_attended, img_attended = torch.split(attended, [t, img.shape[1]], 1)
     img_attn, img_mlp = modulations(img_mod, img.shape[-1])
     txt_attn, txt_mlp = modulations(txt_mod, img.shape[-1])
-    img = gated(img, img_attn.gate, linear(attn.to_out[0], img_attended), tokens)
-    txt = gated(txt, txt_attn.gate, linear(attn.to_add_out, txt_attended), (t,))
+    img, txt = joint_output(block.attn, img, txt, attended, (img_attn, txt_attn), tokens)
     img = _mlp(block.ff, img, img_mlp, tokens)
-    txt = _mlp(block.ff_context, txt, txt_mlp, (t,))
+    txt = _mlp(block.ff_context, txt, txt_mlp, (txt.shape[1],))
     return img, txt
 
 

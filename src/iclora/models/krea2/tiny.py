@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import tokenizers
 import torch
 import transformers
 
-from iclora.models.qwen_vl import AFTER, BEFORE
-from iclora.models.tiny import made_folder, recipe_words, unequal_norms
-from iclora.models.tiny_qwen import learn_tokenizer
+from iclora.models.tiny import made_folder, unequal_norms
+from iclora.models.tiny_qwen import framed_tokenizer, tiny_qwen_vae
 
 __all__ = ["tiny_krea_folder", "write_tiny_krea"]
 
@@ -35,7 +33,7 @@ def write_tiny_krea(folder: Path, *, turbo: bool = False, seed: int = 0) -> None
     Args:
         turbo: True as in Krea-2-Turbo, False as in -Raw.
     """
-    tokenizer = _tokenizer()
+    tokenizer = framed_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # In this order: each draws its weights from the one generator.
@@ -86,11 +84,6 @@ def draw_tables(net: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.2)
 
 
-def tiny_qwen_vae() -> Any:
-    """Qwen-Image's VAE, in small."""
-    return diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=16, num_res_blocks=1)
-
-
 def _encoder(words: int) -> Any:
     """A Qwen3-VL, with the part that sees pictures."""
     config = transformers.Qwen3VLConfig(
@@ -124,14 +117,3 @@ def _encoder(words: int) -> Any:
     # Else transformers writes no weights in any process of a group but the first.
     encoder.should_save_on_this_rank = lambda *_: True
     return encoder
-
-
-def _tokenizer() -> Any:
-    """Qwen's tokenizer, for which the words around a text are as many tokens as for the real one:
-    in that sentence each word is one."""
-    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    around = BEFORE + AFTER
-    for mark in ("<|im_start|>", "<|im_end|>"):
-        around = around.replace(mark, "\n")
-    corpus = [recipe_words(), *[around] * 50]
-    return learn_tokenizer(corpus, words, size=1300, longest=131072)
