@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from train_step import SCRIPT_TARGETS, TEXT, Arm, Work, adapters, build, dev_size, proxy, step
 
-from iclora.models.attention import attention_to
+from iclora.models.attention import attention_to, blockwise, pick_attention
 from iclora.models.base import Panels
 from iclora.models.flux.forward import flux_forward
 from iclora.models.passes import placed
@@ -55,7 +55,14 @@ def ours(net: Any, work: Work, rows: int, columns: int) -> Tensor:
             part.levels,
             torch.ones_like(work.sigma[of]),
             part.position_ids,
-            attend=attention_to(None, prompt.shape[1], prompt.device, panels, part.order),
+            attend=attention_to(
+                None,
+                prompt.shape[1],
+                prompt.device,
+                panels,
+                part.order,
+                attend=pick_attention(prompt.device, on_cpu=blockwise),
+            ),
         )
         loss = work.loss(part.back(v), of)
         loss.backward()

@@ -86,7 +86,7 @@ def test_reading_apart_is_the_pass_with_a_mask(model, texts, monkeypatch, boost)
     ours = velocity(model, text, panels, given)
     whole = velocity(model, text, None, given)
     module = __import__(type(model).__module__, fromlist=["attention_to"])
-    monkeypatch.setattr(module, "attention_to", lambda *_: masked(panels, given))
+    monkeypatch.setattr(module, "attention_to", lambda *_, **__: masked(panels, given))
     # In the canvas's own order; the positions of texts are still those of several.
     monkeypatch.setattr(Panels, "order", None)
     theirs = velocity(model, text, replace(panels), given)

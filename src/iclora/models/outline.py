@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from iclora.errors import ModelError
 from iclora.models import flow
-from iclora.models.attention import Attend, attention_to
+from iclora.models.attention import Attend, attention_to, shortest
 from iclora.models.base import DiffusionModel, Given, Panels
 from iclora.models.latents import PACK
 from iclora.models.network import Network
@@ -109,6 +109,10 @@ class Outline(Protocol):
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]: ...
+
+    @property
+    def on_cpu(self) -> Attend:
+        """Attention as its passes compute it on a CPU."""
 
     def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Pass]:
         """Make the input of the first block, and what all blocks share."""
@@ -237,6 +241,10 @@ class FolderOutline(ABC):
         net = self.model.denoiser
         modules = (module for _, module in self.network.modules(net))
         return tuple(map(Piece, counts, modules, self.network.blocks(net)))
+
+    @property
+    def on_cpu(self) -> Attend:
+        return shortest
 
     @property
     def text_tokens(self) -> int:

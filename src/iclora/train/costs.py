@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from iclora.adapter import attach
-from iclora.models.attention import Attend, blockwise
+from iclora.models.attention import Attend
 from iclora.models.outline import META, Batch, Outline, Streams, loss
 from iclora.models.passes import Pass
 from iclora.models.quantize import Frozen
@@ -31,7 +31,10 @@ Kernels = Literal["cuda", "cpu"]
 """Whose attention and norms are counted."""
 
 
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention
+_FLASH = {
+    "cuda": torch.ops.aten._scaled_dot_product_flash_attention,
+    "cpu": torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+}
 
 
 class _As(TorchFunctionMode):
@@ -44,7 +47,8 @@ class _As(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is nn.functional.scaled_dot_product_attention:
-            return _flash(*args[:3])
+            q, k, v = args[:3]
+            return _flash(q, k, v, self.kernels)
         if func is nn.functional.rms_norm and self.kernels == "cuda":
             return _RmsNorm.apply(args[0])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
@@ -67,14 +71,14 @@ class _RmsNorm(torch.autograd.Function):
         return torch.empty_like(ctx.saved_tensors[0])
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels) -> Tensor:
     """Attention that keeps q, k, v, its output and a number a row, as all fused kernels do."""
-    out: Tensor = _FLASH(q, k, v)[0]
+    out: Tensor = _FLASH[kernels](q, k, v)[0]
     return out
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _flash(q, k, v).transpose(1, 2).flatten(2)
+    return _flash(q, k, v, "cuda").transpose(1, 2).flatten(2)
 
 
 # -- one block ----------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ class Costs:
 
     def __init__(self, outline: Outline, settings: TrainSettings, kernels: Kernels) -> None:
         self.outline, self.settings, self.kernels = outline, settings, kernels
-        self._attend: Attend = blockwise if kernels == "cpu" else _fused
+        self._attend: Attend = outline.on_cpu if kernels == "cpu" else _fused
         self._shares: dict[tuple[Batch, int, bool], Share] = {}
         self._ends: dict[Batch, tuple[int, Share]] = {}
         self._begun: dict[Batch, tuple[Streams, Pass]] = {}

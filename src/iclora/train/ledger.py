@@ -110,13 +110,23 @@ _FIRST = object()
 """The tensor that the operation was given first, and changes in place."""
 
 
+_aten = torch.ops.aten
+_AS_MANY = {
+    _aten.addmm_: _aten.addmm,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        _aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""Operations that torch's counter has no entry for, by those that compute as much."""
+
+
 def _answer(func: Any, args: Any, kwargs: Any, out: Any) -> _Answer:
     packet = func._overloadpacket
-    # Torch's own counter has no entry for the product that adds in place.
-    packet = torch.ops.aten.addmm if packet is torch.ops.aten.addmm_ else packet
+    counted = _AS_MANY.get(packet, packet)
     flops = 0
-    if packet in flop_registry:
-        flops = flop_registry[packet](*args, **kwargs, out_val=out)
+    if counted in flop_registry:
+        flops = flop_registry[counted](*args, **kwargs, out_val=out)
     given = list(_tensors((args, *kwargs.values())))
     made = list(_tensors(out))
     theirs = {id(x.untyped_storage()) for x in given}

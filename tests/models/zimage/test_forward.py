@@ -182,7 +182,7 @@ def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
     whole = ours(net, given)
     torch.testing.assert_close(ours(net, moved), whole[:, order], atol=1e-5, rtol=1e-5)
     same = given._replace(levels=Levels(SIGMA[:, None].expand(-1, 3), (5, 12, N - 17)))
-    torch.testing.assert_close(ours(net, same), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(net, same), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_only_distances_between_text_and_frame_matter():

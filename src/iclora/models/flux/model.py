@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
-from iclora.models.attention import attention_to
+from iclora.models.attention import attention_to, blockwise, pick_attention
 from iclora.models.base import Given, Panels, Part, Sampling, Text
 from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.flux.names import flux_names
@@ -175,7 +175,12 @@ class FluxModel(PackedModel):
                 part.position_ids,
                 recompute=self.recompute,
                 attend=attention_to(
-                    given, text["prompt"].shape[1], self.device, panels, part.order
+                    given,
+                    text["prompt"].shape[1],
+                    self.device,
+                    panels,
+                    part.order,
+                    attend=pick_attention(self.device, on_cpu=blockwise),
                 ),
                 shapes=self.compiling(),
             )

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from iclora.models.attention import Attend, blockwise
 from iclora.models.flux.forward import FLUX, Inputs, embed
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import META, FolderOutline, Reads
@@ -46,6 +47,10 @@ class FluxOutline(FolderOutline):
             torch.empty(n, 3, device=META),
         )
         return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
+
+    @property
+    def on_cpu(self) -> Attend:
+        return blockwise
 
     @cached_property
     def text_encoders(self) -> tuple[nn.Module, ...]:

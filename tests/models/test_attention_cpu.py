@@ -1,0 +1,44 @@
+"""Attention on a CPU, against dense float64 formulas."""
+
+import pytest
+import torch
+
+from iclora.models import attention_cpu
+from iclora.models.attention_cpu import blockwise, fused, headwise, shortest
+
+WAYS = (fused, headwise, blockwise)
+
+
+def dense(q, k, v):
+    scores = q.double() @ k.double().mT / q.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ v.double()).transpose(1, 2).flatten(2)
+
+
+def gradients(attend, qkv, weights):
+    leaves = [t.detach().clone().requires_grad_() for t in qkv]
+    out = attend(*leaves)
+    (out * weights).sum().backward()
+    return [out, *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("attend", WAYS)
+@pytest.mark.parametrize("queries", [5, 800])
+def test_every_way_is_softmax_and_its_gradient(attend, queries):
+    """Also where there are fewer queries than keys, and where heads lie beside each other."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 16).transpose(1, 2) for n in (queries, 31, 31))
+    weights = torch.randn(2, queries, 48)
+    ours = gradients(attend, (q, k, v), weights)
+    theirs = gradients(dense, (q, k, v), weights)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other.to(one.dtype), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "way"),
+    [("float32", 4, "fused"), ("bfloat16", 2048, "headwise"), ("bfloat16", 2047, "blockwise")],
+)
+def test_the_way_depends_on_type_and_keys(kind, keys, way, monkeypatch):
+    monkeypatch.setattr(attention_cpu, way, lambda *_: way)
+    q, k = (torch.empty(1, 1, n, 8, dtype=getattr(torch, kind)) for n in (1, keys))
+    assert shortest(q, k, k) == way
