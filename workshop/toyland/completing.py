@@ -27,6 +27,7 @@ from iclora.files import write_text
 from iclora.models import DiffusionModel, load_model, passes
 from iclora.models.base import Given
 from iclora.models.flux import model as flux
+from iclora.models.flux2 import model as flux2
 from iclora.sets.images import write_png
 from iclora.settings import Mode, SampleSettings
 from iclora.toyland.measuring import given_cases, means, measure_arms, pictures, prompt_cases
@@ -58,8 +59,10 @@ ARMS: dict[str, _Way] = {
     "dual adapter + clean, resample 1": ("dual", "clean", {"resample": 1}),
     "dual adapter + clean, cached": ("isolated", "clean", {}),
     "dual adapter + clean, isolated texts": ("texts", "clean", {}),
+    "base + reference": ("", "reference", {}),
+    "adapter + reference": ("paper", "reference", {}),
 }
-"""Ways to complete sets."""
+"""Ways to complete sets; those by reference need a base that reads references."""
 
 MAKING: dict[str, _Way] = {
     "base": ("", None, {}),
@@ -79,22 +82,29 @@ _SEEDS = 3
 
 @contextmanager
 def given_axis() -> Iterator[None]:
-    """Put given tokens at 1 of the first axis of FLUX.1's position ids, at their rows and columns.
+    """Put given tokens on an axis of their own, at their rows and columns.
 
-    That axis is 0 everywhere in FLUX.1, and the one on which FLUX.2 tells its references apart.
-    An experiment, so not an option of iclora; it has not been measured yet.
+    In FLUX.2 at 10 of the axis that counts pictures, where its first reference stands; in FLUX.1
+    at 1 of the first axis of position ids, which is 0 everywhere. An experiment, so not an option
+    of iclora.
     """
 
-    def apart(z: Tensor, ids: Tensor, sigma: Tensor, given: Given | None, panels: Any) -> Any:
-        found = passes.placed(z, ids, sigma, given, panels)
-        if given is None or not given.clean or given.cache:
-            return found
-        # Given tokens stand last.
-        moved = found.position_ids.clone()
-        moved[..., -given.count :, 0] = 1
-        return found._replace(position_ids=moved)
+    def moving(to: float) -> Any:
+        def apart(z: Tensor, ids: Tensor, sigma: Tensor, given: Given | None, panels: Any) -> Any:
+            found = passes.placed(z, ids, sigma, given, panels)
+            if given is None or not given.clean or given.cache:
+                return found
+            # Given tokens stand last.
+            moved = found.position_ids.clone()
+            moved[..., -given.count :, 0] = to
+            return found._replace(position_ids=moved)
 
-    with mock.patch.object(flux, "placed", apart):
+        return apart
+
+    of_flux, of_flux2 = (
+        mock.patch.object(module, "placed", moving(to)) for module, to in ((flux, 1), (flux2, 10))
+    )
+    with of_flux, of_flux2:
         yield
 
 
@@ -157,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures")
+    parser.add_argument("--base", default="toyland", help="the base to measure")
     parser.add_argument("--task", action="append", choices=list(TASKS), required=True)
     parser.add_argument("--arm", action="append", choices=[*ARMS, *MAKING], help="by default all")
     parser.add_argument("--count", type=int, default=200, help="completions an arm")
@@ -176,8 +187,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _measure(task: Task, args: argparse.Namespace) -> str:
-    out, model = args.out / task.recipe, load_model("toyland", dtype=args.dtype)
-    wanted = args.arm or [*ARMS, *MAKING]
+    out, model = args.out / task.recipe, load_model(args.base, dtype=args.dtype)
+    reads = model.reads_references
+    wanted = args.arm or [
+        name for name, (_, mode, _) in (ARMS | MAKING).items() if reads or mode != "reference"
+    ]
     adapters: dict[str, Adapter | None] = {"": None}
     for arm in wanted:
         kind = (ARMS | MAKING)[arm][0]

@@ -8,6 +8,7 @@ import torch
 from iclora.evaluate.figures import Table
 from iclora.models.base import Given
 from iclora.models.flux import model as flux
+from iclora.models.flux2 import model as flux2
 from workshop.toyland import completing
 from workshop.toyland.completing import ARMS, MAKING, table
 
@@ -34,18 +35,19 @@ def test_an_arm_is_compared_with_sdedit_set_by_set():
     assert rows["dual adapter + clean"][4].strip() == "100%"
 
 
-def test_given_tokens_move_along_the_first_axis_alone():
+@pytest.mark.parametrize(("module", "to"), [(flux, 1), (flux2, 10)])
+def test_given_tokens_move_along_the_first_axis_alone(module, to):
     ids = torch.tensor([[0, row, column] for row in (0, 1) for column in range(4)]).float()
     z, sigma = ids[None], torch.ones(1)
     given = Given(torch.tensor([True, False, False, True] * 2), clean=True)
-    before = flux.placed(z, ids, sigma, given, None)
+    before = module.placed(z, ids, sigma, given, None)
     with completing.given_axis():
-        after = flux.placed(z, ids, sigma, given, None)
-        assert torch.equal(flux.placed(z, ids, sigma, None, None).position_ids, ids)
-    assert after.position_ids[:, 0].tolist() == [0] * 4 + [1] * 4
+        after = module.placed(z, ids, sigma, given, None)
+        assert torch.equal(module.placed(z, ids, sigma, None, None).position_ids, ids)
+    assert after.position_ids[:, 0].tolist() == [0] * 4 + [to] * 4
     assert torch.equal(after.position_ids[:, 1:], before.position_ids[:, 1:])
     assert torch.equal(after.z, before.z)
-    assert torch.equal(flux.placed(z, ids, sigma, given, None).position_ids, before.position_ids)
+    assert torch.equal(module.placed(z, ids, sigma, given, None).position_ids, before.position_ids)
 
 
 def test_arms_have_names_of_their_own():
