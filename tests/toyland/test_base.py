@@ -10,9 +10,15 @@ import pytest
 from iclora.evaluate.setup import Arm
 from iclora.making.made import GeneratedSet
 from iclora.making.session import complete, generate
+from iclora.models import load_model
 from iclora.settings import SampleSettings
+from iclora.toyland.judge import read
 from iclora.toyland.measuring import given_cases, measure_arms, prompt_cases
+from iclora.toyland.shipped import klein_folder
 from iclora.toyland.tasks import TASKS, draw_set
+from workshop.toyland.figures import full_cases, unrelated
+
+WANTED = ("kind", "colour", "scene")
 
 
 def test_base_and_captioner_together_weigh_at_most_40_mb_and_hold_no_pickle():
@@ -21,6 +27,24 @@ def test_base_and_captioner_together_weigh_at_most_40_mb_and_hold_no_pickle():
     found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in found) <= 40 * 2**20
     assert {path.suffix for path in found} <= {".json", ".safetensors", ".txt", ".model", ".jinja"}
+
+
+def test_the_base_in_kleins_layout_weighs_at_most_15_mb_and_holds_no_pickle():
+    found = [path for path in klein_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in found) <= 15e6
+    assert {path.suffix for path in found} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_the_base_in_kleins_layout_paints_a_storyboard_as_it_is_told():
+    """Of panels that have nothing to do with each other, so that words alone decide."""
+    task = TASKS["film-storyboard"]
+    model, case = load_model(str(klein_folder()), device="cpu"), full_cases(task, 1)[0]
+    assert (model.family, model.grid, model.channels) == ("flux2", 8, 32)
+    canvas, _ = unrelated(task, random.Random(f"full {task.recipe} 0"))
+    made = generate(model, case.prompt, recipe=task.small_recipe, seed=case.seed, steps=10)
+    for panel, told in zip(made.panels, canvas.panels, strict=True):
+        seen = read(panel, task.topic)
+        assert {t: seen[t] for t in WANTED} == {t: told.traits[t] for t in WANTED}
 
 
 def test_toyland_is_a_flux_of_8_px_tokens_with_a_guidance_embedding(toyland):

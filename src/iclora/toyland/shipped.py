@@ -1,4 +1,4 @@
-"""What ships with iclora: the small base and the captioner, registered by entry points.
+"""What ships with iclora: two small bases and the captioner, registered by entry points.
 
 Nothing heavy is loaded before they are asked for.
 """
@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from iclora.vlm import VisionModel
 
-__all__ = ["base_folder", "captioner_folder", "open_captioner"]
+__all__ = ["base_folder", "captioner_folder", "klein_folder", "open_captioner"]
 
 
 def base_folder() -> Path:
     """The base's folder, in diffusers' layout; see docs/toyland.md."""
     return _weights("toyland-base")
+
+
+def klein_folder() -> Path:
+    """The folder of a base in the layout of FLUX.2-klein-base-4B, of the same world."""
+    return _weights("toyland-klein-base")
 
 
 def captioner_folder() -> Path:
