@@ -16,6 +16,7 @@ from iclora.serve.children import (
     ended_by,
     environment_of,
     gpu_memory,
+    gpus,
     own_device,
     start_worker,
 )
@@ -74,13 +75,17 @@ def test_gpus_are_counted_without_torch(tmp_path, monkeypatch):
     driver = tmp_path / "nvidia-smi"
     driver.write_text(
         "#!/bin/sh\ncase $1 in -L) echo 'GPU 0: A (UUID: x)'; echo 'GPU 1: B (UUID: y)';;\n"
-        "*) echo '0, 1024'; echo '1, 3';; esac\n"
+        "*) echo '0, A, 1024, 2048, 37'; echo '1, B, 3, 4, [N/A]';; esac\n"
     )
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert count_gpus() == 2
     assert gpu_memory() == {"0": 2**30, "1": 3 * 2**20}
+    assert [(gpu.name, gpu.total, gpu.load) for gpu in gpus()] == [
+        ("A", 2**31, 0.37),
+        ("B", 2**22, None),
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert count_gpus() == 1
     monkeypatch.setenv("PATH", str(tmp_path / "none"))

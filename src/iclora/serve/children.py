@@ -18,9 +18,12 @@ from typing import IO, Any, BinaryIO
 
 __all__ = [
     "Child",
+    "Gpu",
     "count_gpus",
     "ended_by",
     "environment_of",
+    "gpu_memory",
+    "gpus",
     "own_device",
     "own_pipes",
     "start_module",
@@ -153,16 +156,42 @@ def count_gpus() -> int:
     return min(there, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
 
 
-def gpu_memory() -> dict[str, int]:
-    """Bytes in use on each NVIDIA GPU, by its number; none if there is no driver."""
-    asked = ("query-gpu=index,memory.used", "format=csv,noheader,nounits")
+@dataclass(frozen=True)
+class Gpu:
+    """What an NVIDIA GPU does at the moment."""
+
+    index: str
+    name: str
+    used: int
+    """bytes"""
+    total: int
+    """bytes"""
+    load: float | None
+    """share of the time that it computed; None if the driver does not tell"""
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs of this machine; none if there is no driver."""
+    asked = (
+        "query-gpu=index,name,memory.used,memory.total,utilization.gpu",
+        "format=csv,noheader,nounits",
+    )
     query = ["nvidia-smi", *(f"{'-' * 2}{word}" for word in asked)]
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout  # noqa: S603
-        pairs = [line.split(",") for line in told.splitlines() if line.strip()]
-        return {index.strip(): int(used) * 2**20 for index, used in pairs}
+        found = []
+        for line in filter(str.strip, told.splitlines()):
+            index, name, used, total, load = (part.strip() for part in line.split(","))
+            share = int(load) / 100 if load.isdigit() else None  # MIG: "[N/A]"
+            found.append(Gpu(index, name, int(used) * 2**20, int(total) * 2**20, share))
+        return found
     except (OSError, subprocess.SubprocessError, ValueError):
-        return {}
+        return []
+
+
+def gpu_memory() -> dict[str, int]:
+    """Bytes in use on each NVIDIA GPU, by its number; none if there is no driver."""
+    return {gpu.index: gpu.used for gpu in gpus()}
 
 
 def ended_by(status: int) -> str:

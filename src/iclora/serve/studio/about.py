@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from iclora.serve.children import gpus
 from iclora.serve.inputs import INPUTS
 from iclora.serve.jobs import NoSuchJob
+from iclora.serve.lineage import family
 from iclora.serve.problems import Refused
 from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.server import Here, Who
@@ -20,8 +26,23 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/api/v1", tags=["studio"], responses=PROBLEMS)
 
+_FRESH = 3.0
+"""Seconds for which what a device does is remembered."""
 _ENOUGH = 10
 """Sets of which one can be spared, to be measured on."""
+
+
+class Device(BaseModel):
+    """What jobs run on, as it is at the moment."""
+
+    name: str
+    """CPU, or what the card is called"""
+    used: int
+    """bytes of memory"""
+    total: int
+    """bytes"""
+    load: float | None
+    """share of its time, or of its cores, that is taken; null if nobody tells"""
 
 
 class Machine(BaseModel):
@@ -30,11 +51,35 @@ class Machine(BaseModel):
     base: str
     workers: list[str]
     """devices, such as cpu or cuda:0"""
+    devices: list[Device]
+    """GPUs, or the CPU where jobs run on it"""
     waits_for: str | None
     """why no job can run yet; null once every worker holds its base"""
     disk_free: int
     """bytes"""
     disk_total: int
+
+
+@lru_cache(maxsize=4)
+def _devices(workers: tuple[str, ...], _moment: int) -> list[dict[str, Any]]:
+    """What jobs run on; asked for once in a while, for however many pages."""
+    cards = gpus() if any(each.startswith("cuda") for each in workers) else []
+    if cards:
+        return [{name: getattr(gpu, name) for name in Device.model_fields} for gpu in cards]
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    load = min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return [{"name": "CPU", "used": total - _free(page), "total": total, "load": load}]
+
+
+def _free(page: int) -> int:
+    """Bytes of memory that programs could have."""
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = dict(line.split(":", 1) for line in told)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return page * os.sysconf("SC_AVPHYS_PAGES")
 
 
 class Origin(BaseModel):
@@ -59,6 +104,7 @@ def machine(server: Here) -> dict[str, Any]:
     return {
         "base": server.base,
         "workers": list(server.engine.workers),
+        "devices": _devices(tuple(server.engine.workers), int(time.monotonic() / _FRESH)),
         "waits_for": server.engine.ready(),
         "disk_free": disk.free,
         "disk_total": disk.total,
@@ -136,3 +182,40 @@ def origin(server: Here, client: Who, name: str) -> dict[str, Any]:
         "made_of": told.get("set") if again else None,
         "panels": list(told.get("panel") or ()) if again else [],
     }
+
+
+class Related(BaseModel):
+    """A set of the same family."""
+
+    id: str
+    source: str | None
+    """id of the set that it was made of"""
+    whole: bool
+    """made again as a whole, which should give the same pixels"""
+    panels: list[int]
+    """those that were made again"""
+    relation: str
+    """self, ancestor, descendant, or beside"""
+    there: bool
+    """false if it is on the disk no more"""
+    trashed: bool
+
+
+class Lineage(BaseModel):
+    sets: list[Related]
+    """the oldest first"""
+
+
+@router.get("/sets/{name}/lineage", response_model=Lineage)
+def lineage(server: Here, client: Who, name: str) -> dict[str, Any]:
+    """All that a set was made of, and all that was made of those."""
+    server.sets.get(name, client)
+    found = []
+    for each in family(server.store, name, client):
+        try:
+            trashed, there = server.sets.get(each.id, client).trashed, True
+        except Refused:
+            trashed, there = False, False
+        said = {key: getattr(each, key) for key in ("id", "source", "whole", "panels", "relation")}
+        found.append(said | {"there": there, "trashed": trashed})
+    return {"sets": found}

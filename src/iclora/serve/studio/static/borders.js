@@ -3,6 +3,7 @@
 import { call, get, Problem } from "./api.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
 import { asKnown, at, edit, picture } from "./data.js";
+import { by as keyed } from "./keys.js";
 import { Picture, Wrong } from "./parts.js";
 
 const GRID = 16;
@@ -110,7 +111,7 @@ export function Borders({ dataset, one, close, after }) {
   // On a composite that lies on the token grid, so do its borders; elsewhere they are where the pictures end.
   const step = [...size, ...seen.boxes.flat()].every((edge) => edge % GRID === 0) ? GRID : 1;
   const move = (/** @type {Border} */ border, /** @type {number} */ to) => setBoxes(moved(boxes, size, border, to));
-  const keyed = (/** @type {KeyboardEvent} */ event, /** @type {Border} */ border) => {
+  const moves = (/** @type {KeyboardEvent} */ event, /** @type {Border} */ border) => {
     const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     if (!by) return;
     event.preventDefault();
@@ -154,14 +155,14 @@ export function Borders({ dataset, one, close, after }) {
       ${boxes.map((box, n) => html`<div class="piece" key=${n} style=${{ left: percent(box[0], 0), top: percent(box[1], 1), width: percent(box[2], 0), height: percent(box[3], 1) }}><b>${n + 1}</b></div>`)}
       ${borders.map((border, n) => html`<div key=${n} class=${`handle ${border.axis ? "flat" : "tall"}`} role="slider" tabindex="0" aria-label=${border.name}
         aria-orientation=${border.axis ? "vertical" : "horizontal"} aria-valuemin="0" aria-valuemax=${size[border.axis]} aria-valuenow=${place(boxes, border)} aria-valuetext=${`${place(boxes, border)} px`}
-        style=${span(boxes, border, percent)} onKeyDown=${(/** @type {any} */ event) => keyed(event, border)} onPointerDown=${(/** @type {any} */ event) => grab(event, border)}></div>`)}
+        style=${span(boxes, border, percent)} onKeyDown=${(/** @type {any} */ event) => moves(event, border)} onPointerDown=${(/** @type {any} */ event) => grab(event, border)}></div>`)}
     </div>
     <p class="quiet size">${size[0]} × ${size[1]} px${seen.unseen ? html`<span>${seen.unseen} ${seen.unseen === 1 ? "border does" : "borders do"} not show</span>` : ""}
       <span>${step > 1 ? `arrows move by ${step} px, with Shift by 1` : "arrows move by 1 px"}</span></p>
     <${Wrong} error=${error} />
-    <div class="buttons"><button type="button" class="main" disabled=${same || busy} onClick=${save}>Cut here</button>
-      <button type="button" disabled=${same} onClick=${() => setBoxes(seen.boxes)}>As it was</button>
-      <button type="button" onClick=${close}>Close</button></div>`;
+    <div class="buttons"><button type="button" class="main" disabled=${same || busy} ...${keyed("one", "cut")} onClick=${save}>Cut here</button>
+      <button type="button" disabled=${same} ...${keyed("one", "was")} onClick=${() => setBoxes(seen.boxes)}>As it was</button>
+      <button type="button" ...${keyed("one", "borders", "Close")} onClick=${close}>Close</button></div>`;
 }
 
 /** Where a handle lies along its border. @param {number[][]} boxes @param {Border} border @param {(part: number, axis: 0 | 1) => string} percent */

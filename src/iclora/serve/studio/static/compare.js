@@ -1,16 +1,16 @@
 // @ts-check
 // Compare: arms side by side on the same prompts and seeds, with figures and intervals; or made sets.
 import { get, post, Problem, url } from "./api.js";
-import { computed, html, signal, useEffect } from "./lib.js";
+import { computed, html, signal, useEffect, useState } from "./lib.js";
 import { Field, read } from "./forms.js";
-import { bind } from "./keys.js";
+import { by, useKeys } from "./keys.js";
 import { kept } from "./kept.js";
 import { listen } from "./live.js";
 import { marks, setMarks } from "./marks.js";
 import { Pair } from "./pair.js";
-import { attempt, Icon, Picture, plain, Progress, Prompt, Wrong } from "./parts.js";
+import { attempt, Icon, Picture, plain, Progress, Prompt, trouble, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
-import { adapters, called, jobs, know, needForm, offers, recipeOf, recipes, usualSeconds } from "./state.js";
+import { adapters, called, jobs, know, needForm, offers, recipeOf, recipes, setsChanged, usualSeconds } from "./state.js";
 import { ago, lasting } from "./words.js";
 
 /** @typedef {import("./state.js").Job} Job */
@@ -28,6 +28,7 @@ const wrong = signal(/** @type {Record<string, Problem>} */ ({}));
 export function Compare() {
   const { id, query } = route.value;
   const sets = query.get("sets");
+  const of = query.get("of");
   useEffect(() => {
     Promise.all([get("datasets"), needForm("evaluate"), store.restore()]).then(([found]) => {
       datasets.value = found.datasets;
@@ -36,9 +37,12 @@ export function Compare() {
       ready.value = true;
     }, (error) => {
       if (!(error instanceof Problem)) throw error;
+      trouble.value = error;
     });
   }, []);
+  useKeys("compare");
   if (id) return html`<${Result} id=${id} key=${id} />`;
+  if (of) return html`<${Versions} of=${of} panel=${Math.max(1, Number(query.get("panel")) || 1)} key=${of} />`;
   if (sets) return html`<${Sets} ids=${sets.split(",").slice(0, 9)} />`;
   if (!ready.value) return html`<p class="quiet compare" role="status">Looking</p>`;
   return html`<div class="compare train"><section class="new" aria-label="A new comparison"><h1>Compare</h1><${Ask} /></section><${Past} /></div>`;
@@ -75,7 +79,6 @@ async function begin() {
 function Ask() {
   const now = draft.value;
   const recipe = recipeOf(now.recipe);
-  useEffect(() => bind({ "Ctrl+Enter": () => void begin() }), []);
   useEffect(() => {
     const own = recipes.value.find((each) => each.name === "toyland-storyboard");
     if (!recipe && recipes.value.length) store.change({ recipe: (own ?? recipeOf("film-storyboard") ?? recipes.value[0]).name });
@@ -102,7 +105,7 @@ function Ask() {
         ${recipes.value.map((one) => html`<option>${one.name}</option>`)}</select><${Wrong} error=${wrong.value.recipe} /></div>
     </div>
     ${!now.data && html`<div class="field">
-      ${!now.prompts && recipe && html`<p class="offer">One joint prompt a line.<button type="button" onClick=${() => store.change({ prompts: recipe.example.replace(/\s*\n\s*/g, " ") }, "The example is filled in")}>Take the example</button></p>`}
+      ${!now.prompts && recipe && html`<p class="offer">One joint prompt a line.<button type="button" ...${by("compare", "example")} onClick=${() => store.change({ prompts: recipe.example.replace(/\s*\n\s*/g, " ") }, "The example is filled in")}>Take the example</button></p>`}
       <label for="compare-prompts">Joint prompts</label>
       <textarea class="tall" id="compare-prompts" rows="5" value=${now.prompts} aria-invalid=${Boolean(wrong.value.prompt)} onInput=${(/** @type {any} */ event) => { const { prompt: _, ...others } = wrong.value; wrong.value = others; store.change({ prompts: event.currentTarget.value }); }}></textarea>
       <${Wrong} error=${wrong.value.prompt} /></div>`}
@@ -111,7 +114,7 @@ function Ask() {
       ${metrics.value.map((name) => html`<label key=${name}><input type="checkbox" checked=${measured.includes(name)} onChange=${() => store.change({ metrics: toggle(measured, name) })} /> ${name}</label>`)}
       <${Wrong} error=${wrong.value.metric} /></fieldset>`}
     <div class="start">${rest.map(([name, error]) => html`<${Wrong} key=${name} error=${error} />`)}
-      <div class="buttons"><button class="main" title="Ctrl+Enter">Compare</button>
+      <div class="buttons"><button class="main" ...${by("compare", "start")}>Compare</button>
         ${count > 0 && !now.data && html`<span class="quiet">${count} sets${each === null ? "" : `, about ${lasting(each * count)}`}${lines().length < 20 ? "; intervals over fewer than 20 prompts are too narrow" : ""}</span>`}</div></div>
   </form>`;
 }
@@ -120,7 +123,7 @@ function Past() {
   const past = jobs.value.filter((job) => job.kind === "evaluate").sort((a, b) => b.created - a.created).slice(0, 20);
   return html`<section class="runs" aria-label="Comparisons"><h2>Comparisons</h2>
     ${!past.length && html`<p class="quiet">What you compare is listed here. Two made sets are compared from the gallery: mark them with x.</p>`}
-    ${marks.value.length > 0 && html`<p><a class="button" href=${`#/compare?sets=${marks.value.join(",")}`}>Marked sets (${marks.value.length})</a></p>`}
+    ${marks.value.length > 0 && html`<p><a class="button" ...${by("compare", "marked")} href=${`#/compare?sets=${marks.value.join(",")}`}>Marked sets (${marks.value.length})</a></p>`}
     <ul class="rows">${past.map((job) => html`<li class="row bare-row" key=${job.id}><div class="what"><p><a href=${`#/compare/${job.id}`}><b>${armsOf(job).map(called).join(", ")}</b></a></p>
       <p>${job.ended === null ? html`<${Progress} job=${job} />` : html`<span class="quiet">${job.input.prompt?.length ? `${job.input.prompt.length} prompt${job.input.prompt.length > 1 ? "s" : ""}` : job.input.data} · ${job.status}, ${ago(job.ended)}</span>`}</p></div></li>`)}</ul>
   </section>`;
@@ -141,9 +144,9 @@ function Result({ id }) {
   return html`<article class="compare">
     <nav class="steps"><a class="button bare" href="#/compare"><${Icon} name="back" /> Compare</a></nav>
     <h1>${arms.map(called).join(" · ")}</h1>
-    ${live.ended === null && html`<p class="buttons"><${Progress} job=${live} /><button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${id}/cancel`)))}>Stop</button></p>`}
+    ${live.ended === null && html`<p class="buttons"><${Progress} job=${live} /><button type="button" ...${by("compare", "stop")} onClick=${() => attempt(async () => know(await post(`jobs/${id}/cancel`)))}>Stop</button></p>`}
     <${Wrong} error=${live.error} />
-    ${(live.status === "cancelled" || live.status === "failed") && html`<p><button type="button" class="main" onClick=${() => attempt(async () => know(await post(`jobs/${id}/retry`)))}>Go on</button> <span class="quiet">sets that are made are kept</span></p>`}
+    ${(live.status === "cancelled" || live.status === "failed") && html`<p><button type="button" class="main" ...${by("compare", "resume")} onClick=${() => attempt(async () => know(await post(`jobs/${id}/retry`)))}>Go on</button> <span class="quiet">sets that are made are kept</span></p>`}
     <${Cases} id=${id} job=${live} arms=${arms} files=${files} />
     ${table && html`<${Figures} table=${table} arms=${arms} />`}
     ${files.includes("report.html") && html`<p class="help"><a href=${url(`jobs/${id}/files/report.html`)} target="_blank" rel="noopener">The report as one page</a></p>`}
@@ -214,7 +217,6 @@ function Cases({ id, job, arms, files }) {
   const left = arms.includes(query.get("left") ?? "") ? /** @type {string} */ (query.get("left")) : arms[0];
   const right = arms.includes(query.get("right") ?? "") ? /** @type {string} */ (query.get("right")) : arms[1] ?? arms[0];
   const show = (/** @type {Record<string, string>} */ more) => refine({ case: String(at), left, right, ...more });
-  useEffect(() => bind({ j: () => show({ case: String(Math.min(at + 1, cases.length - 1)) }), k: () => show({ case: String(Math.max(0, at - 1)) }) }), [at, cases.length, left, right]);
   if (!cases.length) return job.ended === null ? html`<p class="quiet">Sets are shown here as they are made.</p>` : null;
   const n = cases[at];
   const seeds = job.input.seeds ?? 1;
@@ -224,8 +226,8 @@ function Cases({ id, job, arms, files }) {
   const pick = (/** @type {string} */ side, /** @type {string} */ value) => html`<label><span class="unseen">${side === "left" ? "Left" : "Right"} arm</span><select value=${value} onChange=${(/** @type {any} */ event) => show({ [side]: event.currentTarget.value })}>${arms.map((arm) => html`<option value=${arm}>${called(arm)}</option>`)}</select></label>`;
   return html`<section class="cases" aria-label="Sets">
     <div class="two"><div class="buttons"><b>${about(n)}</b>
-        <button type="button" class="bare" aria-label="Set before (k)" disabled=${at === 0} onClick=${() => show({ case: String(at - 1) })}><${Icon} name="back" /></button>
-        <button type="button" class="bare" aria-label="Next set (j)" disabled=${at === cases.length - 1} onClick=${() => show({ case: String(at + 1) })}><${Icon} name="next" /></button>
+        <button type="button" class="bare" aria-label="Set before (k)" ...${by("compare", "before")} disabled=${at === 0} onClick=${() => show({ case: String(at - 1) })}><${Icon} name="back" /></button>
+        <button type="button" class="bare" aria-label="Next set (j)" ...${by("compare", "next")} disabled=${at === cases.length - 1} onClick=${() => show({ case: String(at + 1) })}><${Icon} name="next" /></button>
         ${arms.length > 2 && html`${pick("left", left)}${pick("right", right)}`}</div>
       ${there.has(path(left, n)) && there.has(path(right, n))
         ? html`<${Pair} about=${about(n)} left=${{ src: address(left, n), name: called(left) }} right=${{ src: address(right, n), name: called(right) }} />`
@@ -236,6 +238,42 @@ function Cases({ id, job, arms, files }) {
   </section>`;
 }
 
+/** A panel beside the same panel of all sets that are related. @param {{of: string, panel: number}} props */
+function Versions({ of, panel }) {
+  const [all, setAll] = useState(/** @type {import("./set.js").Relative[] | null} */ (null));
+  const [gone, setGone] = useState(/** @type {Problem | null} */ (null));
+  useEffect(() => {
+    get(`sets/${of}/lineage`).then(({ sets }) => setAll(versionsOf(sets, panel)), setGone);
+  }, [of, panel, setsChanged.value]);
+  const { query } = route.value;
+  const other = (/** @type {string} */ name) => all?.find((each) => each.id === query.get(name))?.id;
+  // What it was made of, or else the last one that is not this.
+  const mine = all?.find((each) => each.id === of)?.id ?? all?.at(-1)?.id ?? "";
+  const right = other("right") ?? mine;
+  const left = other("left") ?? all?.filter((each) => each.id !== right).at(-1)?.id ?? "";
+  const show = (/** @type {Record<string, string>} */ more) => refine({ of, panel: String(panel), left, right, ...more });
+  const step = (/** @type {number} */ by) => {
+    const to = all?.filter((each) => each.id !== right) ?? [];
+    const at = to[to.findIndex((each) => each.id === left) + by];
+    if (at) show({ left: at.id });
+  };
+  useKeys("compare", { next: () => step(1), before: () => step(-1) });
+  const address = (/** @type {string} */ id) => url(`sets/${id}/panels/${panel}.png`);
+  const named = (/** @type {string} */ id) => `version ${(all?.findIndex((each) => each.id === id) ?? 0) + 1}${id === of ? ", the one shown" : ""}`;
+  if (gone) return html`<div class="nothing compare"><h2>This set is gone</h2><${Wrong} error=${gone} /><a class="button" href="#/gallery">To the gallery</a></div>`;
+  if (!all) return html`<p class="quiet compare" role="status">Looking</p>`;
+  if (all.length < 2) return html`<div class="nothing compare"><h2>Panel ${panel} has no other version yet</h2><p class="quiet">Make it again in Make, then compare the two.</p><a class="button main" href="#/make">To Make</a></div>`;
+  return html`<article class="compare"><nav class="steps"><a class="button bare" href="#/make"><${Icon} name="back" /> Make</a></nav>
+    <div class="head"><h1>Panel ${panel}</h1><p class="quiet">${all.length} versions, the oldest first</p></div>
+    <section class="cases" aria-label="Versions"><div class="two"><${Pair} about=${`Panel ${panel}`} left=${{ src: address(left), name: named(left) }} right=${{ src: address(right), name: named(right) }} />
+      <p class="help"><a href=${`#/gallery/${left}`}>left in the gallery</a> · <a href=${`#/gallery/${right}`}>right in the gallery</a></p></div>
+      <ol class="all">${all.map(({ id }) => html`<li key=${id}><button type="button" aria-pressed=${id === left} aria-label=${`${named(id)} on the left`} onClick=${() => show({ left: id })}><${Picture} src=${address(id)} alt="" /></button></li>`)}</ol></section>
+  </article>`;
+}
+
+/** Sets of a family whose panel is their own: kept or given again, it is that of their source. @param {import("./set.js").Relative[]} family @param {number} panel */
+const versionsOf = (family, panel) => family.filter((each) => each.there && !each.trashed && (!each.source || each.whole || each.panels.includes(panel)));
+
 /** Made sets beside each other. @param {{ids: string[]}} props */
 function Sets({ ids }) {
   const known = ids.filter((id) => /^[0-9a-f]{16}$/.test(id));
@@ -243,13 +281,18 @@ function Sets({ ids }) {
   const right = route.value.query.get("right") ?? known.at(-1) ?? known[0];
   const show = (/** @type {Record<string, string>} */ more) => refine({ sets: ids.join(","), left, right, ...more });
   const side = (/** @type {string} */ id) => ({ src: url(`sets/${id}/composite.png`), name: `set ${known.indexOf(id) + 1}` });
+  const step = (/** @type {number} */ by) => {
+    const to = known[known.indexOf(right) + by];
+    if (to) show({ right: to });
+  };
+  useKeys("compare", { next: () => step(1), before: () => step(-1) });
   const clear = () => {
     setMarks([]);
     go("gallery");
   };
   if (known.length < 2) return html`<div class="nothing compare"><h2>One set is marked</h2><p class="quiet">Mark another in the gallery with x, or by Compare beside a set.</p><a class="button main" href="#/gallery">To the gallery</a></div>`;
   return html`<article class="compare"><nav class="steps"><a class="button bare" href="#/gallery"><${Icon} name="back" /> Gallery</a></nav>
-    <div class="buttons"><h1>Marked sets</h1><button type="button" onClick=${clear}>Unmark all</button></div>
+    <div class="buttons"><h1>Marked sets</h1><button type="button" ...${by("compare", "unmark")} onClick=${clear}>Unmark all</button></div>
     <section class="cases" aria-label="Sets"><div class="two"><${Pair} about="Made set" left=${side(left)} right=${side(right)} />
       <p class="help"><a href=${`#/gallery/${left}`}>left in the gallery</a> · <a href=${`#/gallery/${right}`}>right in the gallery</a></p></div>
       <ol class="all">${known.map((id, n) => html`<li key=${id}><button type="button" aria-pressed=${id === right} aria-label=${`Set ${n + 1} on the right`} onClick=${() => show({ right: id })}><${Picture} src=${url(`sets/${id}/thumb.webp`)} alt="" /></button></li>`)}</ol></section>

@@ -5,8 +5,8 @@ import { html, signal, useEffect, useMemo, useRef, useState } from "./lib.js";
 import { Borders } from "./borders.js";
 import { Caption } from "./caption.js";
 import { asKnown, at, called, captioners, captioning, edit, know as knowSet, openDataset, picture, place, shown } from "./data.js";
-import { bind } from "./keys.js";
-import { Area, attempt, Icon, Picture, plain, Progress, Prompt, Wrong } from "./parts.js";
+import { by, useKeys } from "./keys.js";
+import { Area, attempt, Icon, Picture, plain, Progress, Prompt, trouble, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
 import { jobs, know } from "./state.js";
 import { done } from "./undo.js";
@@ -32,6 +32,7 @@ export function Editor({ dataset, name }) {
   }, (error) => void (error.status === 404 && setMissing(error)));
   // The list is asked for again whenever files may have changed.
   useEffect(() => void load(), [known?.etag, known?.stamp]);
+  useEffect(() => void (unsent.value = {}), [name]);
   const tail = query.toString() && `?${query}`;
   const rows = shown(dataset, query);
   const all = rows.some((each) => each.name === name) ? rows : dataset.sets;
@@ -40,10 +41,10 @@ export function Editor({ dataset, name }) {
   const up = place(id) + tail;
   if (missing) return html`<div class="nothing"><h2>This set is not there</h2><${Wrong} error=${missing} /><a class="button" href=${`#/${up}`}>To its dataset</a></div>`;
   if (!one) return html`<p class="quiet" role="status">Looking</p>`;
-  const beside = (/** @type {number} */ by, /** @type {string} */ label, /** @type {string} */ icon) => html`<button type="button" class="bare" aria-label=${label} disabled=${!all[here + by]} onClick=${() => step(by)}><${Icon} name=${icon} /></button>`;
+  const beside = (/** @type {number} */ way, /** @type {string} */ label, /** @type {string} */ icon) => html`<button type="button" class="bare" aria-label=${label} data-does=${way > 0 ? "one next" : "one before"} disabled=${!all[here + way]} onClick=${() => step(way)}><${Icon} name=${icon} /></button>`;
   const tall = one.canvas && one.canvas.height > one.canvas.width;
   return html`<article class=${`one editor ${tall ? "tall" : ""}`}>
-    <${Keys} step=${step} up=${() => go(up)} />
+    <${Keys} up=${() => go(up)} />
     <nav class="steps wide" aria-label="Sets"><a class="button bare" href=${`#/${up}`}><${Icon} name="back" /> ${called(id)}</a>
       <h1>${name}</h1>
       <span class="quiet beside">${here + 1} of ${all.length} ${beside(-1, "Set before (k)", "back")}${beside(1, "Next set (j)", "next")}</span></nav>
@@ -52,13 +53,10 @@ export function Editor({ dataset, name }) {
   </article>`;
 }
 
-/** @param {{step: (by: number) => void, up: () => void}} props */
-function Keys({ step, up }) {
-  useEffect(() => {
-    const fields = Object.fromEntries([..."123456789"].map((key) => [key, () => document.getElementById(`words-${key}`)?.focus()]));
-    return bind({ ...fields, 0: () => document.getElementById("words-0")?.focus(), j: () => step(1), k: () => step(-1),
-      c: () => /** @type {HTMLElement | null} */ (document.querySelector(".caption-again"))?.click(), Escape: up });
-  });
+/** @param {{up: () => void}} props */
+function Keys({ up }) {
+  useKeys("one", { words: (n) => document.getElementById(`words-${n}`)?.focus() });
+  useKeys("all", { close: () => { if (trouble.value) trouble.value = null; else up(); } });
   return null;
 }
 
@@ -83,8 +81,8 @@ function Stage({ dataset, one, after, up }) {
       : "It has no canvas yet, so it cannot be trained on."}</p>
     ${found.map((each) => html`<${Said} each=${each} key=${each.text} />`)}
     ${!zip && html`<div class="buttons">
-      ${one.composite && html`<button type="button" onClick=${() => turn("borders")}>Move borders</button>`}
-      <button type="button" onClick=${leave}><${Icon} name="trash" /> Leave this set out</button></div>`}
+      ${one.composite && html`<button type="button" ...${by("one", "borders")} onClick=${() => turn("borders")}>Move borders</button>`}
+      <button type="button" ...${by("one", "leave")} onClick=${leave}><${Icon} name="trash" /> Leave this set out</button></div>`}
     ${zip && html`<p class="help">A zip is only read. Unpack it, or drop it on this page, to change its sets.</p>`}`;
 }
 
@@ -125,16 +123,23 @@ function Panels({ dataset, one, after, still }) {
     ${missing > 0 && html`<li><${Add} n=${count + 1} change=${change} /></li>`}</ol>`;
 }
 
+/** Pictures that were refused, by panel. */
+const unsent = signal(/** @type {Record<number, Problem>} */ ({}));
+
 /** Put a picture into a panel's place. @param {number} n @param {Blob | undefined} file @param {(body: any, said: string) => any} change */
-const replace = (n, file, change) => file && attempt(async () => {
-  const { sha256 } = await sendPicture(file);
-  await change({ do: "replace", panel: n, picture: sha256 }, `Panel ${n} has another picture`);
-});
+const replace = (n, file, change) => {
+  const { [n]: _, ...others } = unsent.value;
+  unsent.value = others;
+  return file && attempt(async () => {
+    const { sha256 } = await sendPicture(file);
+    await change({ do: "replace", panel: n, picture: sha256 }, `Panel ${n} has another picture`);
+  }, (problem) => (unsent.value = { ...unsent.value, [n]: problem }));
+};
 
 /** @param {{n: number, change: (body: any, said: string) => any}} props */
 const Add = ({ n, change }) => html`<label class="button">
   <input type="file" accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose a picture for panel ${n}`} onChange=${(/** @type {any} */ event) => replace(n, event.currentTarget.files[0], change)} />
-  <${Icon} name="picture" /> Add panel ${n}</label>`;
+  <${Icon} name="picture" /> Add panel ${n}</label><${Wrong} error=${unsent.value[n]} />`;
 
 /**
  * One panel: what can be done with its picture.
@@ -150,7 +155,7 @@ function Slot({ n, count, dataset, one, change, still, style, children }) {
   const keyed = (/** @type {KeyboardEvent} */ event) => {
     if (event.target !== event.currentTarget || still) return;
     /** @type {Record<string, () => void>} */
-    const keys = { "Shift+ArrowLeft": () => swap(n - 1), "Shift+ArrowUp": () => swap(n - 1), "Shift+ArrowRight": () => swap(n + 1), "Shift+ArrowDown": () => swap(n + 1), Delete: out, Enter: () => document.getElementById(`words-${n}`)?.focus() };
+    const keys = { "Shift+ArrowLeft": () => swap(n - 1), "Shift+ArrowUp": () => swap(n - 1), "Shift+ArrowRight": () => swap(n + 1), "Shift+ArrowDown": () => swap(n + 1), Enter: () => document.getElementById(`words-${n}`)?.focus() };
     const work = keys[`${event.shiftKey ? "Shift+" : ""}${event.key}`];
     if (!work) return;
     event.preventDefault();
@@ -171,17 +176,18 @@ function Slot({ n, count, dataset, one, change, still, style, children }) {
     draggable: true, onDragStart: (/** @type {DragEvent} */ event) => event.dataTransfer?.setData("text/panel", String(n)),
     onDragOver: (/** @type {DragEvent} */ event) => { event.preventDefault(); setOver(true); }, onDragLeave: () => setOver(false), onDrop: drop,
   };
-  return html`<div class=${`slot full ${over ? "over" : ""} ${current.value === n ? "current" : ""}`} style=${style} data-panel=${n} id=${`panel-${n}`} tabindex="0" role="group" aria-label=${`${label}, panel ${n}`}
+  return html`<div class=${`slot full ${over ? "over" : ""} ${current.value === n ? "current" : ""}`} style=${style} data-panel=${n} id=${`panel-${n}`} data-acts tabindex="0" role="group" aria-label=${`${label}, panel ${n}`}
     onKeyDown=${keyed} ...${hands}>
     ${children}
     <div class="tag"><b>${n}</b> <span>${label}</span></div>
     ${!still && html`<div class="tools">
-      <button type="button" title="Earlier (Shift ←)" aria-label=${`Panel ${n} earlier`} disabled=${n === 1} onClick=${() => swap(n - 1)}><${Icon} name="back" /></button>
-      <button type="button" title="Later (Shift →)" aria-label=${`Panel ${n} later`} disabled=${n === count} onClick=${() => swap(n + 1)}><${Icon} name="next" /></button>
-      <label class="button" title="Another picture"><input type="file" accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose another picture for panel ${n}`}
+      <button type="button" title=${by("one", "earlier").title} aria-label=${`Panel ${n} earlier`} disabled=${n === 1} onClick=${() => swap(n - 1)}><${Icon} name="back" /></button>
+      <button type="button" title=${by("one", "later").title} aria-label=${`Panel ${n} later`} disabled=${n === count} onClick=${() => swap(n + 1)}><${Icon} name="next" /></button>
+      <label class="button" title=${by("one", "choose").title}><input type="file" ...${by("one", "choose")} accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose another picture for panel ${n}`}
         onChange=${(/** @type {any} */ event) => replace(n, event.currentTarget.files[0], change)} /><${Icon} name="picture" /></label>
-      ${count > 2 && html`<button type="button" title="Leave it out (Del)" aria-label=${`Leave panel ${n} out`} onClick=${out}><${Icon} name="close" /></button>`}
+      ${count > 2 && html`<button type="button" ...${by("one", "out")} aria-label=${`Leave panel ${n} out`} onClick=${out}><${Icon} name="close" /></button>`}
     </div>`}
+    <${Wrong} error=${unsent.value[n]} />
   </div>`;
 }
 
@@ -244,9 +250,9 @@ function Meter({ tokens: { tokens, limit, exact } }) {
 const Conflict = ({ caption, theirs }) => html`<div class="conflict" role="alert">
   <p><strong>The file was changed meanwhile.</strong> Nothing is lost: choose which words stay.</p>
   <div class="versions"><section aria-label="Yours"><h3>Yours</h3><p class="prompt"><${Prompt} text=${caption.text.value} /></p>
-      <button type="button" class="main" onClick=${() => caption.keepMine()}>Keep mine</button></section>
+      <button type="button" class="main" ...${by("one", "mine")} onClick=${() => caption.keepMine()}>Keep mine</button></section>
     <section aria-label="On the disk"><h3>On the disk</h3><p class="prompt"><${Prompt} text=${theirs || "(no words)"} /></p>
-      <button type="button" onClick=${() => attempt(() => caption.takeTheirs())}>Take the one on the disk</button></section></div>
+      <button type="button" ...${by("one", "theirs")} onClick=${() => attempt(() => caption.takeTheirs())}>Take the one on the disk</button></section></div>
 </div>`;
 
 /** Have a captioner write. @param {{dataset: Dataset, one: One, caption: Caption, load: () => Promise<One | void>}} props */
@@ -276,11 +282,11 @@ function Again({ dataset, one, caption, load }) {
   });
   if (!all.length) return html`<p class="help">No captioner is offered: start the studio with one, such as openai:MODEL.</p>`;
   return html`<div class="start"><div class="buttons">
-      <button type="button" class=${`caption-again ${one.caption ? "" : "main"}`} title="c" disabled=${Boolean(job && job.ended === null)} onClick=${begin}>${one.caption ? "Caption this set again" : "Caption this set"}</button>
+      <button type="button" class=${`caption-again ${one.caption ? "" : "main"}`} ...${by("one", "caption")} disabled=${Boolean(job && job.ended === null)} onClick=${begin}>${one.caption ? "Caption this set again" : "Caption this set"}</button>
       ${all.length > 1 ? html`<label><span class="unseen">Captioner</span><select value=${who || all[0]} onChange=${(/** @type {any} */ event) => setWho(event.currentTarget.value)}>${all.map((each) => html`<option>${each}</option>`)}</select></label>`
         : html`<span class="quiet">by ${all[0]}</span>`}
     </div>
-    <div class="following" aria-live="polite">${job && job.ended === null && html`<${Progress} job=${job} /><button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button>`}</div>
+    <div class="following" aria-live="polite">${job && job.ended === null && html`<${Progress} job=${job} /><button type="button" ...${by("one", "stop")} onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button>`}</div>
     ${job && job.id === id && html`<${Wrong} error=${job.error} />`}
     ${failed && html`<${Wrong} error=${failed} />`}
   </div>`;

@@ -2,7 +2,7 @@
 // Gallery: made sets, the newest first.
 import { url } from "./api.js";
 import { html, useEffect, useRef } from "./lib.js";
-import { bind } from "./keys.js";
+import { by, step, useKeys } from "./keys.js";
 import { beside, cursor, found, load, more, restore, star, trash } from "./made.js";
 import { mark, marks } from "./marks.js";
 import { Icon, Picture } from "./parts.js";
@@ -27,29 +27,14 @@ function List() {
   const trashed = Boolean(query.get("trash"));
   const filtered = [...query.keys()].some((name) => name !== "trash");
   const set = (/** @type {string} */ name, /** @type {string} */ value) => refine({ ...values, [name]: value });
-  useEffect(() => {
-    const focused = () => document.activeElement?.closest("[data-set]")?.getAttribute("data-set");
-    const one = () => found.value?.find((each) => each.id === focused());
-    const step = (/** @type {number} */ by) => {
-      const id = focused();
-      const to = id ? beside(id, by) : found.value?.[0];
-      if (to) /** @type {any} */ (document.querySelector(`[data-set="${to.id}"] a`))?.focus();
-    };
-    return bind({
-      j: () => step(1),
-      k: () => step(-1),
-      "/": () => field.current?.focus(),
-      s: () => void (one() && star(/** @type {MadeSet} */ (one()))),
-      x: () => void (one() && mark(/** @type {MadeSet} */ (one()).id)),
-      Delete: () => {
-        const now = one();
-        if (!now) return;
-        const next = beside(now.id, 1) ?? beside(now.id, -1);
-        trash(now, () => next && /** @type {any} */ (document.querySelector(`[data-set="${next.id}"] a`))?.focus());
-      },
-      Escape: () => field.current?.blur(),
-    });
-  }, []);
+  const out = () => {
+    const id = document.activeElement?.closest("[data-set]")?.getAttribute("data-set");
+    const now = found.value?.find((each) => each.id === id);
+    if (!now || now.trashed) return;
+    const next = beside(now.id, 1) ?? beside(now.id, -1);
+    trash(now, () => next && /** @type {any} */ (document.querySelector(`[data-set="${next.id}"] a`))?.focus());
+  };
+  useKeys("gallery", { next: () => step("[data-set]", 1, "a"), before: () => step("[data-set]", -1, "a"), search: () => field.current?.focus(), out });
   const sets = found.value;
   return html`<div class="gallery">
     <search class="filters">
@@ -60,10 +45,10 @@ function List() {
         <option value="">every recipe</option>${recipes.value.map((each) => html`<option>${each.name}</option>`)}</select></label>
       ${adapters.value.length > 0 && html`<label><span class="unseen">Adapter</span><select value=${query.get("adapter") ?? ""} onChange=${(/** @type {any} */ event) => set("adapter", event.currentTarget.value)}>
         <option value="">every adapter</option>${adapters.value.map((each) => html`<option>${each.id}</option>`)}</select></label>`}
-      <button type="button" aria-pressed=${Boolean(query.get("star"))} onClick=${() => set("star", query.get("star") ? "" : "1")}><${Icon} name="star" /> Starred</button>
-      <button type="button" aria-pressed=${trashed} onClick=${() => set("trash", trashed ? "" : "1")}><${Icon} name="trash" /> Trash</button>
-      ${marks.value.length > 0 && html`<a class="button" href=${`#/compare?sets=${marks.value.join(",")}`}>Compare ${marks.value.length} marked</a>
-        <a class="button" href=${url(`sets.zip?${marks.value.map((id) => `id=${id}`).join("&")}`)} download><${Icon} name="down" /> Zip of ${marks.value.length}</a>`}
+      <button type="button" aria-pressed=${Boolean(query.get("star"))} ...${by("gallery", "starred")} onClick=${() => set("star", query.get("star") ? "" : "1")}><${Icon} name="star" /> Starred</button>
+      <button type="button" aria-pressed=${trashed} ...${by("gallery", "trash")} onClick=${() => set("trash", trashed ? "" : "1")}><${Icon} name="trash" /> Trash</button>
+      ${marks.value.length > 0 && html`<a class="button" ...${by("gallery", "compare")} href=${`#/compare?sets=${marks.value.join(",")}`}>Compare ${marks.value.length} marked</a>
+        <a class="button" ...${by("gallery", "zip")} href=${url(`sets.zip?${marks.value.map((id) => `id=${id}`).join("&")}`)} download><${Icon} name="down" /> Zip of ${marks.value.length}</a>`}
     </search>
     ${sets === null
       ? html`<p class="quiet" role="status">Looking</p>`
@@ -98,12 +83,12 @@ function End() {
 function Card({ one }) {
   const query = route.value.query.toString();
   const marked = marks.value.includes(one.id);
-  return html`<li class=${`card ${marked ? "marked" : ""}`} data-set=${one.id}>
+  return html`<li class=${`card ${marked ? "marked" : ""}`} data-set=${one.id} data-acts>
     <a href=${`#/gallery/${one.id}${query && `?${query}`}`}><${Picture} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
     <div class="caption"><p>${unmarked(one.prompt)}</p><p class="quiet">${one.recipe} · ${ago(one.made)}</p></div>
     ${one.trashed
-      ? html`<button type="button" class="corner" onClick=${() => restore(one)}>Bring back</button>`
-      : html`<button type="button" class=${`corner star ${one.star ? "on" : ""}`} aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>`}
-    ${!one.trashed && html`<button type="button" class=${`corner left ${marked ? "on" : ""}`} aria-pressed=${marked} aria-label="Mark to compare" title="Mark to compare (x)" onClick=${() => mark(one.id)}><${Icon} name="pair" /></button>`}
+      ? html`<button type="button" class="corner" ...${by("gallery", "restore")} onClick=${() => restore(one)}>Bring back</button>`
+      : html`<button type="button" class=${`corner star ${one.star ? "on" : ""}`} aria-pressed=${one.star} aria-label="Star" ...${by("gallery", "star")} onClick=${() => star(one)}><${Icon} name="star" /></button>`}
+    ${!one.trashed && html`<button type="button" class=${`corner left ${marked ? "on" : ""}`} aria-pressed=${marked} aria-label="Mark to compare" ...${by("gallery", "mark")} onClick=${() => mark(one.id)}><${Icon} name="pair" /></button>`}
   </li>`;
 }

@@ -3,6 +3,7 @@
 import { post, Problem } from "./api.js";
 import { html, signal, useEffect } from "./lib.js";
 import { change, draft, fill } from "./draft.js";
+import { by } from "./keys.js";
 import { attempt, Progress, Wrong } from "./parts.js";
 import { jobs, know, offers } from "./state.js";
 
@@ -46,7 +47,7 @@ export function Idea({ recipe }) {
         onInput=${(/** @type {any} */ event) => { wrong.value = null; change({ idea: event.currentTarget.value }); }} />
       ${all.length > 1 && html`<select aria-label="Who writes" value=${writer.value} onChange=${(/** @type {any} */ event) => (writer.value = event.currentTarget.value)}>${all.map((name) => html`<option>${name}</option>`)}</select>`}
       <button disabled=${Boolean(live)}>Write the words</button></div></div>
-    ${live && html`<div class="following"><${Progress} job=${job} /><button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button></div>`}
+    ${live && html`<div class="following"><${Progress} job=${job} /><button type="button" ...${by("make", "stop")} onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button></div>`}
     <${Wrong} error=${wrong.value} id="idea-wrong" />
   </form>`;
 }

@@ -3,6 +3,7 @@
 // after, so neither a reload nor another machine loses it.
 import { call, get, place, Problem } from "./api.js";
 import { signal } from "./lib.js";
+import { trouble } from "./parts.js";
 import { done } from "./undo.js";
 
 /**
@@ -37,6 +38,7 @@ export function kept(name, empty) {
       if (!(error instanceof Problem)) throw error;
       // It is in the browser, and goes with the next change or as soon as the server is back.
       if (error.status === 0 || error.status >= 500) soon(3000);
+      else trouble.value = error;
     } finally {
       sending = false;
     }

@@ -4,11 +4,11 @@ import { access, giveToken, openSession, takeToken } from "./api.js";
 import { Compare } from "./compare.js";
 import { restore } from "./draft.js";
 import { Gallery } from "./gallery.js";
-import { bind, KEYS, listed } from "./keys.js";
+import { by, KEYS, listed, spelled, useKeys } from "./keys.js";
 import { effect, html, render, signal, useEffect } from "./lib.js";
 import { connection } from "./live.js";
 import { Make } from "./make.js";
-import { openDropped } from "./opened.js";
+import { openDropped, OpenPicture } from "./opened.js";
 import { Dialog, Icon, plain, trouble, Undo, Wrong } from "./parts.js";
 import { Queue } from "./queue.js";
 import { route } from "./route.js";
@@ -36,7 +36,7 @@ function Page() {
   const screen = route.value.screen in SCREENS ? route.value.screen : "make";
   const [name, Screen] = SCREENS[screen];
   useEffect(() => void (document.title = `${name} · iclora studio`), [name]);
-  useEffect(() => bind({ ".": () => void pause(), Escape: () => (trouble.value = null) }), []);
+  useKeys("all", { pause: () => void pause(), close: () => { if (trouble.value) trouble.value = null; else if (document.activeElement instanceof HTMLElement) document.activeElement.blur(); }, list: () => (listed.value = true) });
   if (access.value === "no") return html`<${Enter} />`;
   return html`
     <a class="unseen skip" href="#main" onClick=${(/** @type {Event} */ event) => { event.preventDefault(); document.getElementById("main")?.focus(); }}>To the content</a>
@@ -44,13 +44,14 @@ function Page() {
       <a class="brand" href="#/make"><img src=${new URL("icon.svg", import.meta.url).href} alt="" /> iclora</a>
       <nav aria-label="Screens">${Object.entries(SCREENS).map(([to, [label]]) => html`<a href=${`#/${to}`} aria-current=${to === screen ? "page" : undefined}>${label}</a>`)}</nav>
       <span class="ends">
-        <button type="button" class="bare" aria-label=${dark() ? "Light colours" : "Dark colours"} onClick=${() => (theme.value = dark() ? "light" : "dark")}><${Icon} name=${dark() ? "sun" : "moon"} /></button>
+        <${OpenPicture} />
+        <button type="button" class="bare" aria-label=${dark() ? "Light colours" : "Dark colours"} ...${by("all", "colours")} onClick=${() => (theme.value = dark() ? "light" : "dark")}><${Icon} name=${dark() ? "sun" : "moon"} /></button>
         <button type="button" class="bare" aria-label="Keys (?)" onClick=${() => (listed.value = true)}>?</button>
       </span>
     </header>
     <${Banner} />
     <main id="main" tabindex="-1">
-      <${Wrong} error=${trouble.value} />
+      <${Wrong} error=${trouble.value} onClose=${() => (trouble.value = null)} />
       ${loaded.value ? html`<${Screen} />` : html`<p class="quiet" role="status">${failed.value ? plain(failed.value.problem) : "Opening"}</p>`}
     </main>
     <${Foot} />
@@ -71,17 +72,26 @@ function Foot() {
     <a href="#/queue"><span class=${`lamp ${now.paused ? "paused" : now.running ? "busy" : ""}`} aria-hidden="true"></span>
       ${parts.join(", ") || (loaded.value ? "Nothing waits" : "")}${now.paused ? " · paused" : ""}</a>
     <${Undo} />
-    ${here && html`<span class="grow cut" hidden=${past.value !== null}>${here.base} on ${here.workers.join(", ")}${here.waits_for ? ` · ${here.waits_for}` : ""}</span>
-      <span class=${here.disk_free < 5e9 ? "low" : ""}>${size(here.disk_free)} free</span>`}
+    ${here && html`<span class="grow cut" hidden=${past.value !== null} title=${here.waits_for ?? ""}>${here.base}${here.waits_for ? ` · ${here.waits_for}` : ""}</span>
+      ${here.devices.map((/** @type {any} */ each, /** @type {number} */ n) => html`<${Device} key=${n} of=${each} number=${here.devices.length > 1 ? n : null} />`)}
+      <span class=${here.disk_free < 5e9 ? "low" : ""} title="Free on the disk of this folder"><span class="what-of">Disk</span> ${size(here.disk_free)} free</span>`}
   </footer>`;
+}
+
+/** What a GPU, or the CPU, does: its load and its memory. @param {{of: {name: string, used: number, total: number, load: number | null}, number: number | null}} props */
+function Device({ of: { name, used, total, load }, number }) {
+  const short = name === "CPU" ? name : `GPU${number === null ? "" : ` ${number}`}`;
+  const share = load === null ? "" : ` ${Math.round(100 * load)}%`;
+  return html`<span class="device" title=${`${name}: ${load === null ? "" : `${Math.round(100 * load)}% busy, `}${size(used)} of ${size(total)} of memory in use`}>${short}${share}
+    <meter min="0" max=${total} value=${used} aria-label=${`memory of ${short}`}></meter> ${(used / 1e9).toFixed(used < 1e10 ? 1 : 0)}<span class="what-of"> of ${size(total)}</span></span>`;
 }
 
 const size = (/** @type {number} */ bytes) => (bytes < 1e12 ? `${(bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0)} GB` : `${(bytes / 1e12).toFixed(1)} TB`);
 
 function KeyList() {
   return html`<div class="steps"><h2>Keys</h2><button type="button" class="bare" aria-label="Close" onClick=${() => (listed.value = false)}><${Icon} name="close" /></button></div>
-    ${KEYS.map(([where, keys]) => html`<h3>${where}</h3>
-    <dl class="keys">${/** @type {string[][]} */ (keys).map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>`)}`;
+    ${Object.values(KEYS).map(({ named, keys }) => html`<section key=${named}><h3>${named}</h3>
+    <dl class="keys">${Object.values(keys).map(([key, what]) => html`<div key=${key}><dt><kbd>${spelled(key)}</kbd></dt><dd>${what}</dd></div>`)}</dl></section>`)}`;
 }
 
 /** What is shown without a token. */

@@ -1,17 +1,16 @@
 // @ts-check
 // Make: the recipe's layout with its panels as slots, words beside it, and what comes of them.
-import { post, url } from "./api.js";
+import { post, Problem, url } from "./api.js";
 import { html, useEffect } from "./lib.js";
 import { change, draft, fill, prompt, write, wrong } from "./draft.js";
 import { Setting, schemaOf } from "./forms.js";
-import { bind } from "./keys.js";
-import { follow, followed, givenIn, know_request, last, left, look, make, makeOthers, preview, reroll, show, shownRequest, wordsOf } from "./making.js";
+import { by, press, useKeys } from "./keys.js";
+import { follow, followed, givenIn, know_request, last, left, look, make, makeOthers, preview, show, shownRequest, wordsOf } from "./making.js";
 import { Idea } from "./idea.js";
 import { compareWith, sendToStory } from "./marks.js";
 import { Area, attempt, Picture, plain, Progress, Wrong } from "./parts.js";
-import { current, focusSlot, Slots, toggleKeep } from "./slots.js";
+import { current, focusSlot, Slots } from "./slots.js";
 import { adapters, called, know, recipeOf, recipes, usualSeconds } from "./state.js";
-import { note } from "./undo.js";
 import { join, lasting, split, spoken } from "./words.js";
 
 /** @typedef {import("./state.js").Recipe} Recipe */
@@ -35,23 +34,19 @@ export function Make() {
     const timer = setTimeout(look, 350);
     return () => clearTimeout(timer);
   }, [prompt(now), now.recipe, now.adapter, now.values.size, JSON.stringify(now.given)]);
-  useEffect(() => {
-    const slots = Object.fromEntries([..."123456789"].map((key) => [key, () => focusSlot(Number(key))]));
-    return bind({
-      ...slots,
-      "Ctrl+Enter": () => void make(),
-      "Ctrl+Shift+Enter": () => void make(true),
-      r: () => void reroll([current.value]),
-      p: () => toggleKeep(current.value),
-      Enter: (event) => {
-        if (!(event.target instanceof HTMLElement) || !event.target.matches("[data-panel]")) {
-          if (event.target instanceof HTMLElement) event.target.click();
-          return;
-        }
-        document.getElementById(now.way === "text" ? "words" : `words-${current.value}`)?.focus();
-      },
-    });
-  }, [now.way]);
+  // Of the panel that had the focus last.
+  const slot = (/** @type {string} */ does) => () => void press(`make ${does}`, document.getElementById(`slot-${current.value}`));
+  const made = (/** @type {number} */ step) => {
+    const to = now.made[now.made.indexOf(now.shown) + step];
+    if (to) show(to);
+  };
+  useKeys("make", {
+    panel: focusSlot, first: () => void make(true),
+    words: () => document.getElementById(now.way === "text" ? "words" : `words-${current.value}`)?.focus(),
+    ...Object.fromEntries(["again", "keep", "use", "tell", "versions", "choose", "away", "request"].map((does) => [does, slot(does)])),
+    next: () => made(1), before: () => made(-1), way: () => swap(now.way === "text" ? "panels" : "text"),
+    idea: () => document.getElementById("idea")?.focus(),
+  });
   if (!recipe) return html`<p class="quiet">There is no recipe yet.</p>`;
   const seen = shownRequest.value;
   const given = givenIn(seen);
@@ -116,6 +111,13 @@ function reworded(/** @type {Recipe} */ recipe, /** @type {Recipe} */ other) {
   return parts ? { text: join(other, parts.overview, parts.panels) } : {};
 }
 
+/** Write by panel or as one text. @param {"panels" | "text"} way */
+function swap(way) {
+  if (write(way)) return;
+  const problem = "these words do not have the recipe's markers in order, so they stay one text";
+  wrong.value = { ...wrong.value, prompt: new Problem(422, { problem, advice: "Write each of the markers below once, in their order." }) };
+}
+
 /** The joint prompt. @param {{recipe: Recipe}} props */
 function Words({ recipe }) {
   const now = draft.value;
@@ -126,18 +128,15 @@ function Words({ recipe }) {
     change(values);
   };
   const empty = !prompt(now);
-  const swap = (/** @type {"panels" | "text"} */ way) => {
-    if (!write(way)) note("These words do not have the recipe's markers in order, so they stay one text");
-  };
   return html`<fieldset class="words">
     <legend>Words</legend>
     <div class="switch" role="group" aria-label="How the words are written">
-      ${/** @type {const} */ (["panels", "text"]).map((way) => html`<button type="button" aria-pressed=${now.way === way} onClick=${() => swap(way)}>
+      ${/** @type {const} */ (["panels", "text"]).map((way) => html`<button type="button" aria-pressed=${now.way === way} title=${by("make", "way").title} onClick=${() => swap(way)}>
         ${way === "panels" ? "By panel" : "As one text"}</button>`)}
     </div>
     <${Idea} recipe=${recipe} />
     ${empty && html`<p class="offer">Not sure how to begin?
-      <button type="button" onClick=${() => fill(recipe.example, "The example is filled in")}>Take the example</button></p>`}
+      <button type="button" ...${by("make", "example")} onClick=${() => fill(recipe.example, "The example is filled in")}>Take the example</button></p>`}
     ${now.way === "panels"
       ? html`<div class="field"><label for="words-0">All panels</label>
             <${Area} id="words-0" value=${now.overview} invalid=${Boolean(error)} describedby="words-wrong"
@@ -181,7 +180,7 @@ function Start({ seen }) {
   return html`<div class="start">
     ${given && html`<${Wrong} error=${given} />`}
     ${rest.map(([name, error]) => html`<${Wrong} key=${name} error=${error} />`)}
-    ${last.value && Object.keys(wrong.value).length > 0 && html`<p><button type="button" onClick=${() => attempt(async () => {
+    ${last.value && Object.keys(wrong.value).length > 0 && html`<p><button type="button" ...${by("make", "retry")} onClick=${() => attempt(async () => {
       const job = await post(`jobs/${last.value}/retry`);
       last.value = "";
       wrong.value = {};
@@ -189,8 +188,8 @@ function Start({ seen }) {
       change({ follow: job.id });
     })}>Try it again</button></p>`}
     <div class="buttons">
-      ${kept > 0 && others > 0 && html`<button type="button" class="main" onClick=${makeOthers}>Make the other ${others === 1 ? "panel" : `${others} panels`} again</button>`}
-      <button type="button" class=${kept > 0 ? "" : "main"} onClick=${() => make()} title="Ctrl+Enter">
+      ${kept > 0 && others > 0 && html`<button type="button" class="main" ...${by("make", "others")} onClick=${makeOthers}>Make the other ${others === 1 ? "panel" : `${others} panels`} again</button>`}
+      <button type="button" class=${kept > 0 ? "" : "main"} onClick=${() => make()} ...${by("make", "make")}>
         ${Object.keys(now.given).length ? (seen ? "Complete it another way" : "Complete the set") : count > 1 ? `Make ${count} sets` : seen ? "Make another set" : "Make the set"}</button>
       <span class="quiet">${each === null ? "How long it takes is known after the first" : `takes ${each * count < 1 ? "" : "about "}${lasting(each * count)}`}</span>
     </div>
@@ -203,7 +202,7 @@ function Following() {
   const job = followed.value;
   return html`<div class="following" aria-live="polite">
     ${job && job.ended === null && html`<${Progress} job=${job} />
-      <button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button>`}
+      <button type="button" ...${by("make", "stop")} onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button>`}
   </div>`;
 }
 
@@ -214,7 +213,7 @@ function Numbers() {
   const opened = Object.keys(draft.value.seeds).length > 0;
   return html`<div class="numbers">
     ${opened && html`<p class="offer">Seeds are those of the picture that was opened
-      <button type="button" onClick=${() => change({ seeds: {} }, "New seeds are drawn")}>Draw new ones</button></p>`}
+      <button type="button" ...${by("make", "seeds")} onClick=${() => change({ seeds: {} }, "New seeds are drawn")}>Draw new ones</button></p>`}
     <div class="pair">
       <${Setting} name="seed" empty="drawn each time" />
       <${Setting} name="steps" />
@@ -233,9 +232,9 @@ function Below({ canvas }) {
   return html`<div class="below">
     <p class="quiet size"><span>${canvas.width} × ${canvas.height} px</span>
       ${canvas.set && html`<a href=${`#/gallery/${canvas.set}`}>this set in the gallery</a>
-        <button type="button" class="link" onClick=${() => compareWith(canvas.set)}>compare</button>
-        <button type="button" class="link" onClick=${() => shownRequest.value && sendToStory(canvas.set, canvas.boxes.map((_, n) => n + 1), { ...wordsOf(canvas.set, shownRequest.value, {}), adapter: now.adapter })}>to the story</button>
-        <button type="button" class="link" onClick=${() => show("")}>back to the slots</button>`}</p>
+        <button type="button" class="link" ...${by("make", "compare")} onClick=${() => compareWith(canvas.set)}>compare</button>
+        <button type="button" class="link" ...${by("make", "tellAll")} onClick=${() => shownRequest.value && sendToStory(canvas.set, canvas.boxes.map((_, n) => n + 1), { ...wordsOf(canvas.set, shownRequest.value, {}), adapter: now.adapter })}>to the story</button>
+        <button type="button" class="link" ...${by("make", "slots")} onClick=${() => show("")}>back to the slots</button>`}</p>
     ${now.made.length > 0 && html`<div class="strip" role="group" aria-label="Made here">
       ${now.made.map((id) => html`<button type="button" key=${id} aria-pressed=${id === now.shown} aria-label=${`Show set ${id.slice(0, 6)}`} onClick=${() => show(id)}>
         <${Picture} src=${url(`sets/${id}/thumb.webp`)} alt="" /></button>`)}

@@ -1,10 +1,12 @@
 // @ts-check
 // A picture of ours that is dropped opens what it was made of in Make.
-import { get } from "./api.js";
-import { fill } from "./draft.js";
+import { get, Problem } from "./api.js";
+import { fill, wrong } from "./draft.js";
+import { by } from "./keys.js";
+import { html } from "./lib.js";
 import { draftOf } from "./making.js";
+import { attempt, Icon, trouble } from "./parts.js";
 import { go } from "./route.js";
-import { note } from "./undo.js";
 
 const LONGEST = 2 ** 20;
 
@@ -34,17 +36,22 @@ async function textOf(file, key) {
   return null;
 }
 
+/** What a picture says that it was made of; null if it is none of ours. @param {Blob} file @returns {Promise<any>} */
+export async function requestOf(file) {
+  const text = await textOf(file, "iclora:request");
+  if (!text) return null;
+  try {
+    const request = JSON.parse(text);
+    return typeof request.prompt === "string" && Array.isArray(request.layout?.boxes) ? request : null;
+  } catch {
+    return null;
+  }
+}
+
 /** Open what a picture was made of in Make; false if it is none of ours. @param {Blob} file @returns {Promise<boolean>} */
 export async function openPicture(file) {
-  const text = await textOf(file, "iclora:request");
-  if (!text) return false;
-  let request;
-  try {
-    request = JSON.parse(text);
-    if (typeof request.prompt !== "string" || !Array.isArray(request.layout?.boxes)) return false;
-  } catch {
-    return false;
-  }
+  const request = await requestOf(file);
+  if (!request) return false;
   // What its adapters were called elsewhere says nothing here; their hashes do.
   const used = [{ file: request.adapter, sha256: request.adapter_sha256, strength: request.strength }, ...(request.beside ?? [])].filter((each) => each.sha256);
   const here = await Promise.all(used.map(async (each) => (await get(`adapters?sha256=${each.sha256}`)).adapters[0]?.id));
@@ -54,16 +61,41 @@ export async function openPicture(file) {
   // Panels have seeds of 32 bits each, made of the seed of the set.
   const seeds = Object.fromEntries((request.seeds ?? []).map((/** @type {number} */ seed, /** @type {number} */ n) => [n + 1, seed]));
   fill(request.prompt, "The request of this picture is opened", { ...more, values, seeds });
-  const given = Object.keys(request.given ?? {});
-  if (missing) note(`Its adapter ${String(missing.file ?? "").replace(/^.*[/\\]/, "")} is not in this folder; the base alone is chosen`);
-  else if (used.length > 1) note(`It was made with ${used.length} adapters; the first one is chosen`);
-  else if (given.length) note(`Give panel ${given.join(", ")} its picture again: it is not in this file`);
+  wrong.value = lacking(request, used, missing);
   go("make");
   return true;
 }
 
+/**
+ * What a request names and this folder does not hold, at the fields that it concerns.
+ * @param {any} request @param {any[]} used adapters @param {any} missing the first that is not here
+ */
+function lacking(request, used, missing) {
+  /** @type {Record<string, Problem>} */
+  const found = {};
+  const say = (/** @type {string} */ where, /** @type {string} */ problem, /** @type {string} */ advice) => (found[where] = new Problem(422, { problem, advice }));
+  if (missing) say("adapter", `its adapter ${String(missing.file ?? "").replace(/^.*[/\\]/, "")} is not in this folder`, "The base alone is chosen; put the adapter into the folder, then open the picture again.");
+  else if (used.length > 1) say("adapter", `it was made with ${used.length} adapters`, "The first one is chosen: this page takes one.");
+  const given = Object.entries(request.given ?? {}).filter(([, each]) => !(/** @type {any} */ (each).latents));
+  for (const [panel] of given) say(`slot ${panel}`, "a picture was given here", "It is not in this file: give it again, or have the panel made.");
+  return found;
+}
+
 /** Take up what was dropped where nothing else takes it. @param {File[]} files */
-export async function openDropped(files) {
+export const openDropped = (files) => attempt(async () => {
   if (files.length === 1 && (await openPicture(files[0]))) return;
-  note("Only a picture that iclora has made says what it was made of; drop others on a panel, and sets on Sets");
+  trouble.value = new Problem(422, {
+    problem: files.length === 1 ? `${files[0].name} does not say what it was made of` : "one picture at a time is opened",
+    advice: "Only a picture that iclora has made does. Drop other pictures on a panel in Make, and sets on Sets.",
+  });
+});
+
+/** The button beside the drop. */
+export function OpenPicture() {
+  const chosen = (/** @type {any} */ event) => {
+    const files = /** @type {File[]} */ ([...event.currentTarget.files]);
+    event.currentTarget.value = "";
+    if (files.length) openDropped(files);
+  };
+  return html`<label class="button bare" title=${by("all", "open").title}><input type="file" accept="image/png" class="unseen" aria-label="Open a picture that iclora made" ...${by("all", "open")} onChange=${chosen} /><${Icon} name="folder" /></label>`;
 }

@@ -8,14 +8,17 @@ import { lasting } from "./words.js";
 /** A problem that concerns no field of the screen. */
 export const trouble = signal(/** @type {Problem | null} */ (null));
 
-/** Do something that the server may refuse; then say why. @param {() => any} work */
-export async function attempt(work) {
+/**
+ * Do something that the server may refuse; then say why, until it is put away.
+ * @param {() => any} work @param {(problem: Problem) => void} [say] where it stands, if not above the screen
+ */
+export async function attempt(work, say) {
   try {
-    trouble.value = null;
     return await work();
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    trouble.value = error;
+    if (say) say(error);
+    else trouble.value = error;
     return undefined;
   }
 }
@@ -46,13 +49,14 @@ const SHAPES = /** @type {Record<string, string>} */ ({
 export const Icon = ({ name }) =>
   html`<svg class="icon" viewBox="0 0 16 16" aria-hidden="true" focusable="false"><path d=${SHAPES[name]} /></svg>`;
 
-/** A problem, where it belongs. @param {{error: Problem | null | undefined, id?: string}} props */
-export function Wrong({ error, id }) {
+/** A problem, where it belongs. @param {{error: Problem | null | undefined, id?: string, onClose?: () => void}} props */
+export function Wrong({ error, id, onClose }) {
   if (!error) return null;
   // Further lines show the place, with a ^ below it that needs letters of one width.
   const [first, ...lines] = error.problem.split("\n").filter((line) => !/^\s*\^\s*$/.test(line));
   return html`<div class="wrong" role="alert" id=${id}>
     <strong>${plain(first)}${/[.:!?]$/.test(first) ? "" : "."}</strong>${" "}${lines.map((line) => html`<q>${line.trim()}</q>`)}<span>${plain(error.advice)}</span>
+    ${onClose && html`<button type="button" class="bare" aria-label="Put this message away" title="Put it away (Esc)" onClick=${onClose}><${Icon} name="close" /></button>`}
   </div>`;
 }
 

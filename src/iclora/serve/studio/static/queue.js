@@ -2,6 +2,7 @@
 // Queue: what runs, what waits and in which order, what has ended.
 import { call, post, url } from "./api.js";
 import { place } from "./data.js";
+import { by, step, useKeys } from "./keys.js";
 import { html, useRef } from "./lib.js";
 import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
 import { ended, know, pause, queue, running, waiting } from "./state.js";
@@ -15,26 +16,37 @@ const SAID = /** @type {Record<string, string>} */ ({
   prompt: "Words", caption: "Caption", check: "Check", compose: "Compose", train: "Train",
 });
 
-const retry = (/** @type {Job} */ job) => attempt(async () => know(await post(`jobs/${job.id}/retry`)));
+/** Keep the focus on a job whose row goes to another list. @param {Job} job */
+const stay = (job) => setTimeout(() => {
+  if (document.activeElement === document.body) /** @type {HTMLElement | null} */ (document.querySelector(`[data-job="${job.id}"]`))?.focus();
+}, 300);
+const retry = (/** @type {Job} */ job) => attempt(async () => {
+  know(await post(`jobs/${job.id}/retry`));
+  stay(job);
+});
 const cancel = (/** @type {Job} */ job) => attempt(() => doing(async () => {
   const now = await post(`jobs/${job.id}/cancel`);
   know(now);
+  stay(job);
   done(now.status === "cancelled" ? "Cancelled" : "Stops after this step", async () => know(await post(`jobs/${job.id}/retry`)));
 }));
 
 /** Put a waiting job before another; null is the end. @param {Job} job @param {Job | undefined} other */
 const move = (job, other) => attempt(async () => {
-  if (other && other.id !== job.id) know(await call("PATCH", `jobs/${job.id}`, { before: other.id }));
+  if (!other || other.id === job.id) return;
+  know(await call("PATCH", `jobs/${job.id}`, { before: other.id }));
+  stay(job);
 });
 
 export function Queue() {
   const order = waiting.value;
   const more = queue.value.waiting - order.length;
   const past = ended.value.slice(0, 50);
+  useKeys("queue", { next: () => step("[data-job]", 1), before: () => step("[data-job]", -1) });
   const nothing = !order.length && !running.value.length && !past.length;
   return html`<div class="queue">
     <div class="buttons"><h1>Queue</h1>
-      <button type="button" aria-pressed=${queue.value.paused} onClick=${pause} title="Pause (.)">
+      <button type="button" aria-pressed=${queue.value.paused} onClick=${pause} title=${by("all", "pause").title}>
         <${Icon} name=${queue.value.paused ? "play" : "pause"} /> ${queue.value.paused ? "Go on" : "Pause"}</button>
       ${queue.value.paused && html`<span class="quiet">Nothing further is begun; what runs goes on.</span>`}
     </div>
@@ -81,16 +93,16 @@ function Row({ job, at, order = [] }) {
       if (other) move(other, job);
     },
   } : {};
-  return html`<li class=${`row ${job.status}`} ref=${ref} ...${drag}>
+  return html`<li class=${`row ${job.status}`} ref=${ref} data-job=${job.id} data-acts tabindex="0" aria-label=${`${name}: ${unmarked(about(job)).slice(0, 80)}, ${job.status}`} ...${drag}>
     ${made ? html`<a class="thumb" href=${`#/gallery/${made}`} tabindex="-1" aria-hidden="true"><${Picture} src=${url(`sets/${made}/thumb.webp`)} alt="" /></a>` : html`<span class="thumb" aria-hidden="true"><${Icon} name=${SIGNS[job.kind] ?? "picture"} /></span>`}
-    <div class="what"><p><b>${where ? html`<a href=${`#/${where}`}>${name}</a>` : name}</b> ${unmarked(about(job))}</p>
+    <div class="what"><p><b>${where ? html`<a href=${`#/${where}`} ...${by("queue", "see")}>${name}</a>` : name}</b> ${unmarked(about(job))}</p>
       <p>${job.ended === null ? html`<${Progress} job=${job} />` : html`<span class="quiet">${job.status} ${ago(job.ended)}${took}${job.attempt > 1 ? `, attempt ${job.attempt}` : ""}</span>`}</p>
       <${Wrong} error=${job.error} /></div>
     <div class="tools">
-      ${waits && html`<button type="button" aria-label="Earlier" title="Earlier" disabled=${at === 0} onClick=${() => move(job, order[at - 1])}><${Icon} name="up" /></button>
-        <button type="button" aria-label="Later" title="Later" disabled=${at === order.length - 1} onClick=${() => move(order[at + 1], job)}><${Icon} name="down" /></button>`}
-      ${job.ended === null && html`<button type="button" disabled=${job.status === "cancelling"} onClick=${() => cancel(job)}>Cancel</button>`}
-      ${(job.status === "failed" || job.status === "cancelled") && html`<button type="button" onClick=${() => retry(job)}>Try again</button>`}
+      ${waits && html`<button type="button" aria-label="Earlier" ...${by("queue", "up")} disabled=${at === 0} onClick=${() => move(job, order[at - 1])}><${Icon} name="up" /></button>
+        <button type="button" aria-label="Later" ...${by("queue", "down")} disabled=${at === order.length - 1} onClick=${() => move(order[at + 1], job)}><${Icon} name="down" /></button>`}
+      ${job.ended === null && html`<button type="button" disabled=${job.status === "cancelling"} ...${by("queue", "cancel")} onClick=${() => cancel(job)}>Cancel</button>`}
+      ${(job.status === "failed" || job.status === "cancelled") && html`<button type="button" ...${by("queue", "retry")} onClick=${() => retry(job)}>Try again</button>`}
     </div>
   </li>`;
 }

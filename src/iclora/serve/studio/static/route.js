@@ -21,11 +21,23 @@ function read() {
 
 /** @type {import("@preact/signals").Signal<Route>} */
 export const route = signal(read());
-addEventListener("hashchange", () => (route.value = read()));
+let changed = 0;
+/** When another screen was asked for, ms since 1970. */
+export const heeded = () => changed;
+
+function take() {
+  const now = read();
+  const { screen, id, part } = route.value;
+  if (now.screen !== screen || now.id !== id || now.part !== part) changed = Date.now();
+  route.value = now;
+}
+addEventListener("hashchange", take);
 
 /** Go to an address. @param {string} to such as "gallery/0123" */
 export function go(to) {
   location.hash = `#/${to}`;
+  // Not when the browser says so: keys that are pressed meanwhile are meant for the new screen.
+  take();
 }
 
 /** Say the query anew without a step back in the history. @param {Record<string, string>} values */

@@ -4,10 +4,11 @@ import { get, post, Problem, url } from "./api.js";
 import { html, signal, useEffect, useState } from "./lib.js";
 import { Chart, smoothed } from "./chart.js";
 import { change } from "./draft.js";
+import { by, useKeys } from "./keys.js";
 import { Field, read, schemaIn, written } from "./forms.js";
 import { listen } from "./live.js";
 import { Pair } from "./pair.js";
-import { attempt, Icon, Picture, plain, Progress, Wrong } from "./parts.js";
+import { attempt, Icon, Picture, plain, Progress, trouble, Wrong } from "./parts.js";
 import { go } from "./route.js";
 import { adapters, jobs, know, machine, recipeOf, recipes } from "./state.js";
 import { ago, lasting } from "./words.js";
@@ -40,7 +41,9 @@ async function look(id) {
     seen.value = { run, rows, measures: measured.rows, notes: said.notes, missing: false };
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    if (error.status === 404 && mine === turn) seen.value = { ...seen.value, missing: true };
+    if (mine !== turn || error.status === 0) return;
+    if (error.status === 404) seen.value = { ...seen.value, missing: true };
+    else trouble.value = error;
   }
 }
 
@@ -82,6 +85,8 @@ export function OneRun({ id }) {
       turn += 1;
     };
   }, [id]);
+  useKeys("run");
+  useKeys("all", { close: () => { if (trouble.value) trouble.value = null; else go("train"); } });
   const back = html`<a class="button bare" href="#/train"><${Icon} name="back" /> Train</a>`;
   if (!run) {
     if (job) return html`<article class="run"><nav class="steps">${back}</nav><h1>${name}</h1><${Does} id=${id} run=${null} job=${job} /></article>`;
@@ -111,6 +116,7 @@ function Does({ id, run, job }) {
   });
   const stop = (/** @type {boolean} */ now) => attempt(async () => know(await post(`${place}/stop`, { now })));
   const resume = (/** @type {any} */ changes = {}) => attempt(async () => know(await post(`${place}/resume`, changes)));
+  const since = run?.saved.at(-1)?.replace(/^step-0*/, "step ") ?? "the start";
   const works = run?.state === "running";
   const saved = adapters.value.find((each) => each.id.startsWith(`${id}@`) && !each.id.endsWith("@best"))?.id;
   const lower = /`lr` ([0-9.e-]+)/.exec(failed?.advice ?? "")?.[1];
@@ -118,21 +124,21 @@ function Does({ id, run, job }) {
     ${live && html`<p><${Progress} job=${job} /></p>`}
     ${failed && html`<${Wrong} error=${failed} />`}
     <div class="buttons">
-      ${works && live && job.status !== "cancelling" && html`<button type="button" onClick=${() => stop(false)}><${Icon} name="pause" /> Stop after this step</button>`}
-      ${works && !live && html`<button type="button" disabled=${asked.includes("stop")} onClick=${() => ask("stop")}><${Icon} name="pause" /> ${asked.includes("stop") ? "Stops after this step" : "Stop after this step"}</button>`}
-      ${live && job.status === "cancelling" && html`<button type="button" onClick=${() => stop(true)} title="What was trained since the last checkpoint is lost">Stop now</button>
-        <span class="quiet">now: what was trained since ${run?.saved.at(-1)?.replace(/^step-0*/, "step ") ?? "the start"} is lost</span>`}
-      ${live && job.status === "queued" && html`<button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button>`}
+      ${works && live && job.status !== "cancelling" && html`<button type="button" ...${by("run", "stop")} onClick=${() => stop(false)}><${Icon} name="pause" /> Stop after this step</button>`}
+      ${works && !live && html`<button type="button" disabled=${asked.includes("stop")} ...${by("run", "stop")} onClick=${() => ask("stop")}><${Icon} name="pause" /> ${asked.includes("stop") ? "Stops after this step" : "Stop after this step"}</button>`}
+      ${live && job.status !== "queued" && html`<button type="button" ...${by("run", "now", `Stop now: what was trained since ${since} is lost`)} onClick=${() => stop(true)}>Stop now</button>`}
+      ${live && job.status === "cancelling" && html`<span class="quiet">Stops after this step. Now: what was trained since ${since} is lost.</span>`}
+      ${live && job.status === "queued" && html`<button type="button" ...${by("run", "cancel")} onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/cancel`)))}>Cancel</button>`}
       ${works && html`
-        <button type="button" disabled=${asked.includes("save")} onClick=${() => ask("save")}>${asked.includes("save") ? "Saves after this step" : "Save now"}</button>
-        <button type="button" disabled=${asked.includes("preview")} onClick=${() => ask("preview")}>${asked.includes("preview") ? "Draws after this step" : "Preview now"}</button>`}
-      ${run?.state === "finished" && html`<button type="button" class="main" onClick=${() => openInMake(id)}>Open in Make</button>
-        <a class="button" href=${`#/compare?adapter=${encodeURIComponent(id)}`}>Compare with the base</a>`}
-      ${saved && run?.state !== "finished" && html`<button type="button" onClick=${() => openInMake(saved)}>Try step ${saved.split("@")[1]} in Make</button>`}
-      ${run?.state === "stopped" && !live && html`<button type="button" class="main" onClick=${() => resume()}><${Icon} name="play" /> Go on</button>`}
+        <button type="button" disabled=${asked.includes("save")} ...${by("run", "save")} onClick=${() => ask("save")}>${asked.includes("save") ? "Saves after this step" : "Save now"}</button>
+        <button type="button" disabled=${asked.includes("preview")} ...${by("run", "preview")} onClick=${() => ask("preview")}>${asked.includes("preview") ? "Draws after this step" : "Preview now"}</button>`}
+      ${run?.state === "finished" && html`<button type="button" class="main" ...${by("run", "make")} onClick=${() => openInMake(id)}>Open in Make</button>
+        <a class="button" ...${by("run", "compare")} href=${`#/compare?adapter=${encodeURIComponent(id)}`}>Compare with the base</a>`}
+      ${saved && run?.state !== "finished" && html`<button type="button" ...${by("run", "make")} onClick=${() => openInMake(saved)}>Try step ${saved.split("@")[1]} in Make</button>`}
+      ${run?.state === "stopped" && !live && html`<button type="button" class="main" ...${by("run", "resume")} onClick=${() => resume()}><${Icon} name="play" /> Go on</button>`}
       ${failed?.code === "OutOfMemory" && !live && html`<button type="button" class="main" onClick=${() => resume({ micro_batch: 1, micro_tokens: 0, recompute: 10000 })} title="One set at a time, every block recomputed: slower">Go on with less memory</button>`}
       ${lower && !live && html`<button type="button" onClick=${() => resume({ lr: Number(lower) })}>Go on with a learning rate of ${lower}</button>`}
-      ${!run && job?.ended != null && html`<button type="button" onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/retry`)))}>Try again</button>`}
+      ${!run && job?.ended != null && html`<button type="button" ...${by("run", "resume")} onClick=${() => attempt(async () => know(await post(`jobs/${job.id}/retry`)))}>Try again</button>`}
     </div>
     ${run && !works && !live && html`<${Further} run=${run} resume=${resume} />`}
   </section>`;
@@ -190,17 +196,19 @@ function Previews({ id, run }) {
   const [at, setAt] = useState(/** @type {number | null} */ (null));
   const grids = run.previews.filter((name) => /^step-\d+\.png$/.test(name));
   if (!grids.length) return html`<p class="quiet">${run.settings.preview_every === 0 ? "This run draws none." : "The first are still to come; ask for one by “Preview now”."}</p>`;
+  const turnTo = (/** @type {number} */ to) => setAt(to >= grids.length - 1 ? null : Math.max(0, to));
   const chosen = Math.min(at ?? grids.length - 1, grids.length - 1);
   const stem = grids[chosen].replace(/\.png$/, "");
   const step = Number(stem.slice(5));
   const address = (/** @type {string} */ name) => url(`runs/${encodeURIComponent(id)}/previews/${name}`);
+  const beside = (/** @type {number} */ by) => html`<button type="button" class="unseen" tabindex="-1" aria-hidden="true" data-does=${by > 0 ? "run next" : "run before"} onClick=${() => turnTo(chosen + by)}></button>`;
   const singles = run.previews.filter((name) => name.startsWith(`${stem}-`));
   return html`
     ${singles.length && run.previews.includes("base-1.png")
       ? singles.map((name, n) => html`<${Pair} key=${n} about=${`Preview ${n + 1}`} left=${{ src: address(`base-${n + 1}.png`), name: "base" }} right=${{ src: address(name), name: `adapter, step ${step}` }} />`)
       : html`<${Picture} class="grid" src=${address(grids[chosen])} alt=${`Previews of step ${step}: base and adapter side by side`} />`}
-    <label class="slider"><span>Step ${step}</span><input type="range" min="0" max=${grids.length - 1} value=${chosen} aria-label="Step of the previews" aria-valuetext=${`step ${step}`}
-      onInput=${(/** @type {any} */ event) => { const to = Number(event.currentTarget.value); setAt(to === grids.length - 1 ? null : to); }} /><span>${grids.length} drawn</span></label>`;
+    ${beside(1)}${beside(-1)}<label class="slider"><span>Step ${step}</span><input type="range" min="0" max=${grids.length - 1} value=${chosen} aria-label="Step of the previews" aria-valuetext=${`step ${step}`}
+      onInput=${(/** @type {any} */ event) => turnTo(Number(event.currentTarget.value))} /><span>${grids.length} drawn</span></label>`;
 }
 
 /** Notes that say the same of several sets, as one. @param {string[]} notes */

@@ -2,16 +2,18 @@
 // One made set: its panels, how it was made, where it is from, and what can be done with it.
 import { get, pictureAt, post, Problem, url } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
-import { bind } from "./keys.js";
+import { by, useKeys } from "./keys.js";
 import { fill } from "./draft.js";
 import { beside, restore, star, trash } from "./made.js";
 import { draftOf, givenIn, wordsOf } from "./making.js";
 import { compareWith, sendToStory } from "./marks.js";
-import { attempt, Icon, Picture, Progress, Prompt, Wrong } from "./parts.js";
+import { attempt, Icon, Picture, Progress, Prompt, trouble, Wrong } from "./parts.js";
 import { go, route } from "./route.js";
 import { jobs, know, setsChanged } from "./state.js";
 import { note } from "./undo.js";
 import { ago } from "./words.js";
+
+/** @typedef {{id: string, source: string | null, whole: boolean, panels: number[], relation: string, there: boolean, trashed: boolean}} Relative */
 
 /** @param {{id: string}} props */
 export function OneSet({ id }) {
@@ -19,22 +21,27 @@ export function OneSet({ id }) {
   const [request, setRequest] = useState(/** @type {any} */ (null));
   const [origin, setOrigin] = useState(/** @type {any} */ (null));
   const [missing, setMissing] = useState(/** @type {Problem | null} */ (null));
+  const [relatives, setRelatives] = useState(/** @type {Relative[]} */ ([]));
+  const fails = (/** @type {unknown} */ error) => {
+    if (!(error instanceof Problem)) throw error;
+    // A set that is gone says so already.
+    if (error.status !== 0 && error.status !== 404) trouble.value = error;
+  };
   useEffect(() => {
     get(`sets/${id}`).then(setOne, (error) => error.status === 404 && setMissing(error));
   }, [id, setsChanged.value]);
   useEffect(() => {
-    get(`sets/${id}/request.json`).then(setRequest, () => {});
-    get(`sets/${id}/origin`).then(setOrigin, () => {});
+    get(`sets/${id}/request.json`).then(setRequest, fails);
+    get(`sets/${id}/origin`).then(setOrigin, fails);
   }, [id]);
+  useEffect(() => {
+    get(`sets/${id}/lineage`).then((found) => setRelatives(found.sets), fails);
+  }, [id, setsChanged.value]);
   const query = route.value.query.toString();
   const tail = query && `?${query}`;
   const leave = () => go(`gallery${tail}`);
-  useEffect(() => bind({
-    j: () => step(1), k: () => step(-1), ArrowRight: () => step(1), ArrowLeft: () => step(-1),
-    s: () => void (one && star(one)),
-    Delete: () => void (one && !one.trashed && trash(one, leave)),
-    Escape: leave,
-  }), [one]);
+  useKeys("set");
+  useKeys("all", { close: () => { if (trouble.value) trouble.value = null; else leave(); } });
   const step = (/** @type {number} */ by) => {
     const to = beside(id, by);
     if (to) go(`gallery/${to.id}${tail}`);
@@ -58,22 +65,23 @@ export function OneSet({ id }) {
         <span class="quiet">${n + 1}${given.includes(n + 1) ? " · given" : ""}</span></li>`)}</ol>`}
     </div>
     <div class="side">
-      <nav class="steps" aria-label="Sets"><a class="button bare" href=${`#/gallery${tail}`}><${Icon} name="back" /> Gallery</a>
-        <span class="beside"><button type="button" class="bare" aria-pressed=${one.star} aria-label="Star" title="Star (s)" onClick=${() => star(one)}><${Icon} name="star" /></button>
-        ${!one.trashed && html`<button type="button" class="bare" aria-label="Move to the trash" title="Move to the trash (Del)" onClick=${() => trash(one, leave)}><${Icon} name="trash" /></button>`}
-        <button type="button" class="bare" aria-label="Set before (k)" disabled=${!beside(id, -1)} onClick=${() => step(-1)}><${Icon} name="back" /></button>
-        <button type="button" class="bare" aria-label="Next set (j)" disabled=${!beside(id, 1)} onClick=${() => step(1)}><${Icon} name="next" /></button></span></nav>
+      <nav class="steps" aria-label="Sets"><a class="button bare" title="Esc" href=${`#/gallery${tail}`}><${Icon} name="back" /> Gallery</a>
+        <span class="beside"><button type="button" class="bare" aria-pressed=${one.star} aria-label="Star" ...${by("set", "star")} onClick=${() => star(one)}><${Icon} name="star" /></button>
+        ${!one.trashed && html`<button type="button" class="bare" aria-label="Move to the trash" ...${by("set", "out")} onClick=${() => trash(one, leave)}><${Icon} name="trash" /></button>`}
+        <button type="button" class="bare" aria-label="Set before (k)" ...${by("set", "before")} disabled=${!beside(id, -1)} onClick=${() => step(-1)}><${Icon} name="back" /></button>
+        <button type="button" class="bare" aria-label="Next set (j)" ...${by("set", "next")} disabled=${!beside(id, 1)} onClick=${() => step(1)}><${Icon} name="next" /></button></span></nav>
       <h1 class="unseen">A set of ${one.panels} panels</h1>
       <p class="prompt"><${Prompt} text=${one.prompt} /></p>
       <div class="buttons">
-        <button type="button" class="main" onClick=${change} disabled=${!request}>Change and make</button>
-        <${Again} id=${id} />
-        <button type="button" onClick=${() => compareWith(id)} title="Mark it with x in the gallery"><${Icon} name="pair" /> Compare</button>
-        <button type="button" disabled=${!request} onClick=${() => sendToStory(id, boxes.map((/** @type {any} */ _, /** @type {number} */ n) => n + 1), wordsOf(id, request, origin))}><${Icon} name="story" /> To the story</button>
-        <a class="button" href=${url(`sets.zip?id=${id}`)} download title="Pictures and request as a zip"><${Icon} name="down" /> Zip</a>
-        ${one.trashed && html`<button type="button" onClick=${() => restore(one)}>Bring back</button>`}
+        <button type="button" class="main" ...${by("set", "change")} onClick=${change} disabled=${!request}>Change and make</button>
+        <${Again} id=${id} relatives=${relatives} />
+        <button type="button" ...${by("set", "compare")} onClick=${() => compareWith(id)}><${Icon} name="pair" /> Compare</button>
+        <button type="button" disabled=${!request} ...${by("set", "tell")} onClick=${() => sendToStory(id, boxes.map((/** @type {any} */ _, /** @type {number} */ n) => n + 1), wordsOf(id, request, origin))}><${Icon} name="story" /> To the story</button>
+        <a class="button" href=${url(`sets.zip?id=${id}`)} download ...${by("set", "zip", "Pictures and request as a zip")}><${Icon} name="down" /> Zip</a>
+        ${one.trashed && html`<button type="button" ...${by("set", "restore")} onClick=${() => restore(one)}>Bring back</button>`}
       </div>
       <${Facts} one=${one} request=${request} origin=${origin} />
+      <${Lineage} relatives=${relatives} />
       <${Copies} id=${id} origin=${origin} />
     </div>
   </article>`;
@@ -97,26 +105,50 @@ function Facts({ one, request, origin }) {
   ];
   return html`<dl class="facts">
     ${rows.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
-    ${origin?.made_of && html`<div><dt>Made of</dt><dd><a href=${`#/gallery/${origin.made_of}`}>another set</a>, panel ${origin.panels.join(", ")} again</dd></div>`}
   </dl>`;
 }
 
-/** Make the same set again, and say whether it is the same. @param {{id: string}} props */
-function Again({ id }) {
+/** @param {Relative} each */
+function howOf({ source, whole, panels }) {
+  if (!source) return "first made";
+  return whole ? "made again" : `panel ${panels.join(", ")} again`;
+}
+
+/** All that it was made of, and what was made of those. @param {{relatives: Relative[]}} props */
+function Lineage({ relatives }) {
+  if (relatives.length < 2) return null;
+  const depth = (/** @type {Relative} */ each) => {
+    let steps = 0;
+    for (let at = relatives.find((other) => other.id === each.source); at && steps < 6; at = relatives.find((other) => other.id === at?.source)) steps += 1;
+    return steps;
+  };
+  // A tree: each behind what it was made of.
+  /** @type {(source: string | null) => Relative[]} */
+  const below = (source) => (relatives.filter((each) => each.source === source).flatMap((each) => [each, ...below(each.id)]));
+  return html`<section class="lineage" aria-label="Lineage"><h2>Lineage</h2>
+    <ol>${below(null).map((each) => html`<li key=${each.id} class=${each.relation} style=${{ "--depth": depth(each) }} aria-current=${each.relation === "self" ? "true" : undefined}>
+      ${each.there ? html`<a href=${`#/gallery/${each.id}`}><${Picture} src=${url(`sets/${each.id}/thumb.webp`)} alt="" /><span>${howOf(each)}</span></a>` : html`<span class="quiet">${howOf(each)}; not on the disk any more</span>`}
+      <span class="quiet">${each.relation === "self" ? "this set" : each.relation === "beside" ? "" : each.relation}${each.trashed ? " · in the trash" : ""}</span></li>`)}</ol></section>`;
+}
+
+/** Make the same set again, and say whether it is the same. @param {{id: string, relatives: Relative[]}} props */
+function Again({ id, relatives }) {
   const [verdict, setVerdict] = useState("");
-  // The newest one that asked for this set, so that a page that was reloaded meanwhile says it, too.
-  const now = jobs.value.filter((each) => each.kind === "generate" && each.input.request === id).sort((a, b) => b.created - a.created)[0];
-  const made = now?.result?.sets?.[0];
+  // What was asked for before a reload counts, too.
+  const now = jobs.value.filter((each) => each.input.request === id).sort((a, b) => b.created - a.created)[0];
+  const busy = Boolean(now && now.ended === null);
+  const before = relatives.filter((each) => each.source === id && each.whole && each.there && !each.trashed).at(-1)?.id;
+  const made = busy || now?.error ? "" : (now?.result?.sets?.[0] ?? before ?? "");
   useEffect(() => {
     setVerdict("");
-    if (now?.status === "succeeded" && made) compare(id, made).then(setVerdict, (error) => {
+    if (made) compare(id, made).then(setVerdict, (error) => {
       // What was made may be gone since.
       if (!(error instanceof Problem)) throw error;
     });
-  }, [now?.status, made]);
+  }, [id, made]);
   const begin = () => attempt(async () => know(await post(`sets/${id}/reproduce`)));
-  return html`<button type="button" onClick=${begin} disabled=${Boolean(now && now.ended === null)}><${Icon} name="again" /> Make again</button>
-    <span class="verdict" role="status">${now && now.ended === null && html`<${Progress} job=${now} />`}
+  return html`<button type="button" onClick=${begin} ...${by("set", "again")} disabled=${busy}><${Icon} name="again" /> Make again</button>
+    <span class="verdict" role="status">${now && busy && html`<${Progress} job=${now} />`}
       ${verdict && html`${verdict} <a href=${`#/gallery/${made}`}>See it</a>`}</span>
     ${now?.error && html`<${Wrong} error=${now.error} />`}`;
 }
@@ -146,8 +178,8 @@ function Copies({ id, origin }) {
   const body = quoted(JSON.stringify({ kind: "generate", input: { request: id } }));
   const curl = `curl ${quoted(url("jobs"))} -H "Authorization: Bearer $(cat .iclora/token)" -H 'Content-Type: application/json' -d ${body}`;
   return html`<div class="buttons copies">
-    <button type="button" onClick=${() => copy(command, "The command is copied; run it in the studio's folder")}>Copy as command</button>
-    <button type="button" onClick=${() => copy(curl, "The call is copied; run it in the studio's folder")}>Copy as curl</button>
+    <button type="button" ...${by("set", "command")} onClick=${() => copy(command, "The command is copied; run it in the studio's folder")}>Copy as command</button>
+    <button type="button" ...${by("set", "curl")} onClick=${() => copy(curl, "The call is copied; run it in the studio's folder")}>Copy as curl</button>
   </div>`;
 }
 

@@ -4,19 +4,20 @@ import { call, get, post, Problem } from "./api.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
 import { at, called, captioners, captioning, dataset, datasets, FILTERS, findings, loadDatasets, looked, openDataset, picture, place, refused, shown } from "./data.js";
 import { Editor } from "./editor.js";
-import { bind } from "./keys.js";
+import { by, step, useKeys } from "./keys.js";
 import { attempt, Icon, Picture, plain, Progress, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
 import { jobs, know, machine, recipes } from "./state.js";
 import { note } from "./undo.js";
 import { unmarked } from "./words.js";
-import { Choose, NewDataset, over, pending, useDrop } from "./upload.js";
+import { Choose, CutOff, NewDataset, over, pending, restoreUpload, useDrop } from "./upload.js";
 
 /** @typedef {import("./data.js").Dataset} Dataset @typedef {import("./data.js").ImageSet} ImageSet */
 
 export function Sets() {
   const { id, part } = route.value;
   useDrop();
+  useEffect(restoreUpload, []);
   // Jobs write captions and datasets: whatever one has ended, it is looked at again.
   const ended = jobs.value.filter((job) => ["caption", "compose"].includes(job.kind) && job.ended !== null).length;
   useEffect(() => void loadDatasets(), [ended]);
@@ -29,6 +30,7 @@ export function Sets() {
   }, [id, ended]);
   const known = dataset.value?.id === id ? dataset.value : null;
   return html`<div class=${`sets ${over.value ? "over" : ""}`}>
+    <${CutOff} />
     ${pending.value && html`<${NewDataset} />`}
     ${!id ? html`<${List} />`
       : refused.value ? html`<${Refused} id=${id} error=${refused.value} />`
@@ -42,6 +44,7 @@ export function Sets() {
 /** All datasets. */
 function List() {
   const all = datasets.value;
+  useKeys("sets", { next: () => step(".dataset a", 1), before: () => step(".dataset a", -1) });
   if (all === null) return html`<p class="quiet" role="status">Looking</p>`;
   if (!all.length && !pending.value) return html`<div class="nothing">
     <h2>No image sets yet</h2>
@@ -67,7 +70,7 @@ function Draw() {
     }
   });
   return html`<p class="offer"><span>Nothing at hand? Toyland draws storyboards, enough to train on.</span>
-    <button type="button" disabled=${busy} onClick=${draw}>${busy ? "Drawing" : "Draw 40 storyboards"}</button></p>`;
+    <button type="button" disabled=${busy} ...${by("sets", "draw")} onClick=${draw}>${busy ? "Drawing" : "Draw 40 storyboards"}</button></p>`;
 }
 
 /** @param {{one: {id: string, kind: string}}} props */
@@ -116,21 +119,13 @@ function DatasetSets({ dataset }) {
   const values = Object.fromEntries(query);
   const sets = shown(dataset, query);
   const tail = query.toString() && `?${query}`;
-  useEffect(() => {
-    const links = () => /** @type {HTMLElement[]} */ ([...document.querySelectorAll(".cards [data-set] a")]);
-    const step = (/** @type {number} */ by) => {
-      const all = links();
-      const now = all.indexOf(/** @type {any} */ (document.activeElement));
-      all[now < 0 ? 0 : now + by]?.focus();
-    };
-    return bind({ j: () => step(1), k: () => step(-1), "/": () => field.current?.focus(), Escape: () => field.current?.blur() });
-  }, []);
+  useKeys("sets", { next: () => step(".cards [data-set] a", 1), before: () => step(".cards [data-set] a", -1), search: () => field.current?.focus() });
   return html`<nav class="steps" aria-label="Datasets"><a class="button bare" href="#/sets"><${Icon} name="back" /> Sets</a></nav>
     <${Head} dataset=${dataset} />
     <search class="filters">
       <label class="grow"><span class="unseen">Words</span><input ref=${field} type="search" placeholder="Names and words" value=${query.get("q") ?? ""}
         onInput=${(/** @type {any} */ event) => refine({ ...values, q: event.currentTarget.value })} /></label>
-      ${FILTERS.map(([name, label, test]) => html`<button type="button" key=${name} aria-pressed=${(query.get("only") ?? "") === name}
+      ${FILTERS.map(([name, label, test]) => html`<button type="button" key=${name} aria-pressed=${(query.get("only") ?? "") === name} ...${by("sets", name || "all")}
         onClick=${() => refine({ ...values, only: name })}>${label} <span class="quiet">${dataset.sets.filter(test).length}</span></button>`)}
     </search>
     ${dataset.problems.length > 0 && html`<details class="about" open=${dataset.problems.length < 4}><summary>${dataset.problems.length} things in the folder are not read, or double</summary>
@@ -155,8 +150,8 @@ function Head({ dataset }) {
     <span class="quiet">${sets.length} ${sets.length === 1 ? "set" : "sets"} · ${form.name}${looked.value === null ? "" : ` · looked at ${looked.value}`}</span>
     <span class="grow"></span>
     ${job ? html`<${Progress} job=${job} />`
-      : bare > 0 && captioners.value.length > 0 && !id.endsWith(".zip") && html`<button type="button" class="main" onClick=${caption}>Caption ${bare === sets.length ? "all" : bare === 1 ? "the one without words" : `the ${bare} without words`}</button>`}
-    ${bare === 0 && html`<a class="button" href=${`#/train?data=${encodeURIComponent(id)}`}>Train on it</a>`}
+      : bare > 0 && captioners.value.length > 0 && !id.endsWith(".zip") && html`<button type="button" class="main" ...${by("sets", "caption")} onClick=${caption}>Caption ${bare === sets.length ? "all" : bare === 1 ? "the one without words" : `the ${bare} without words`}</button>`}
+    ${bare === 0 && html`<a class="button" ...${by("sets", "train")} href=${`#/train?data=${encodeURIComponent(id)}`}>Train on it</a>`}
   </div>`;
 }
 

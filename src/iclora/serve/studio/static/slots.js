@@ -1,11 +1,14 @@
 // @ts-check
 // The recipe's layout drawn to scale: each panel is a slot.
 import { pictureAt, Problem, sendPicture, url } from "./api.js";
+import { by } from "./keys.js";
 import { html, signal, useEffect } from "./lib.js";
 import { change, draft, wrong } from "./draft.js";
 import { attempt, Icon, Picture, plain, Wrong } from "./parts.js";
 import { reroll, shownRequest, wordsOf } from "./making.js";
 import { sendToStory } from "./marks.js";
+import { openPicture, requestOf } from "./opened.js";
+import { go } from "./route.js";
 import { spoken } from "./words.js";
 
 /**
@@ -18,20 +21,25 @@ export const current = signal(1);
 /** Slots that a picture is on its way to. */
 const sending = signal(/** @type {number[]} */ ([]));
 
+/** Given pictures that iclora made, by their hash. */
+const offered = signal(/** @type {Record<string, File>} */ ({}));
+
 /** @param {number} panel */
 export function focusSlot(panel) {
   document.getElementById(`slot-${panel}`)?.focus();
 }
 
-/** Give a panel a picture. @param {number} panel @param {Blob} file */
-export async function give(panel, file) {
+/** Give a panel a picture. @param {number} panel @param {Blob | (() => Promise<Blob>)} from */
+export async function give(panel, from) {
   sending.value = [...sending.value, panel];
   try {
-    const { sha256, width, height } = await sendPicture(file);
+    const { sha256, width, height } = await sendPicture(from instanceof Blob ? from : await from());
     const { [`slot ${panel}`]: _, given: __, ...others } = wrong.value;
     wrong.value = others;
     const given = { ...draft.value.given, [panel]: { sha: sha256, width, height } };
     change({ given, shown: "", keep: [] }, `Panel ${panel} is given`);
+    // The picture is taken; what it was made of is offered beside it.
+    if (from instanceof File && (await requestOf(from))) offered.value = { ...offered.value, [sha256]: from };
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     wrong.value = { ...wrong.value, [`slot ${panel}`]: error };
@@ -48,10 +56,7 @@ function takeAway(panel) {
 
 /** Use a made panel's picture as given. @param {string} set @param {number} panel */
 export async function useAsGiven(set, panel) {
-  await attempt(async () => {
-    const picture = await pictureAt(url(`sets/${set}/panels/${panel}.png`));
-    await give(panel, new File([picture], `panel-${panel}.png`, { type: "image/png" }));
-  });
+  await give(panel, async () => new File([await pictureAt(url(`sets/${set}/panels/${panel}.png`))], `panel-${panel}.png`, { type: "image/png" }));
 }
 
 /** Keep a made panel, or not. @param {number} panel */
@@ -108,7 +113,7 @@ function Slot({ panel, box, canvas }) {
     event.currentTarget.value = "";
     if (file) give(panel, file);
   };
-  return html`<div id=${`slot-${panel}`} data-panel=${panel} tabindex="0" role="group"
+  return html`<div id=${`slot-${panel}`} data-panel=${panel} data-acts tabindex="0" role="group"
     class=${`slot ${src ? "full" : "empty"} ${kept ? "kept" : ""} ${src && !made ? "given" : ""} ${hovered.value === panel ? "over" : ""}`}
     aria-label=${`${name}, panel ${panel}: ${state}`}
     style=${{ left: share(box[0], canvas.width), top: share(box[1], canvas.height), width: share(box[2], canvas.width), height: share(box[3], canvas.height) }}
@@ -121,16 +126,19 @@ function Slot({ panel, box, canvas }) {
     ${!src && !sending.value.includes(panel) && html`<p class="middle quiet">will be made</p>`}
     <div class="tools">
       ${made && html`
-        <button type="button" title="Make this panel again (r)" aria-label=${`Make panel ${panel} again`} onClick=${() => reroll([panel])}><${Icon} name="again" /></button>
-        <button type="button" title="Keep this panel (p)" aria-label=${`Keep panel ${panel}`} aria-pressed=${kept} onClick=${() => toggleKeep(panel)}><${Icon} name=${kept ? "lock" : "open"} /></button>
-        <button type="button" title="Use as given" aria-label=${`Use panel ${panel} as given`} onClick=${() => useAsGiven(canvas.set, panel)}><${Icon} name="use" /></button>
-        <button type="button" title="Send to the story" aria-label=${`Send panel ${panel} to the story`} onClick=${() => shownRequest.value && sendToStory(canvas.set, [panel], { ...wordsOf(canvas.set, shownRequest.value, {}), adapter: now.adapter })}><${Icon} name="story" /></button>`}
-      ${!canvas.set && html`<label class="button" title="Choose a picture">
-          <input type="file" accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose a picture for panel ${panel}`} onChange=${choose} />
+        <button type="button" ...${by("make", "again")} aria-label=${`Make panel ${panel} again`} onClick=${() => reroll([panel])}><${Icon} name="again" /></button>
+        <button type="button" ...${by("make", "keep")} aria-label=${`Keep panel ${panel}`} aria-pressed=${kept} onClick=${() => toggleKeep(panel)}><${Icon} name=${kept ? "lock" : "open"} /></button>
+        <button type="button" ...${by("make", "use")} aria-label=${`Use panel ${panel} as given`} onClick=${() => useAsGiven(canvas.set, panel)}><${Icon} name="use" /></button>
+        <button type="button" ...${by("make", "tell")} aria-label=${`Send panel ${panel} to the story`} onClick=${() => shownRequest.value && sendToStory(canvas.set, [panel], { ...wordsOf(canvas.set, shownRequest.value, {}), adapter: now.adapter })}><${Icon} name="story" /></button>
+        <button type="button" ...${by("make", "versions")} aria-label=${`Compare panel ${panel} with its other versions`} onClick=${() => go(`compare?of=${canvas.set}&panel=${panel}`)}><${Icon} name="pair" /></button>`}
+      ${!canvas.set && html`<label class="button" title=${by("make", "choose").title}>
+          <input type="file" ...${by("make", "choose")} accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose a picture for panel ${panel}`} onChange=${choose} />
           <${Icon} name="picture" />${!given && html` <span>Give a picture</span>`}</label>`}
-      ${given && html`<button type="button" title="Take it away" aria-label=${`Take the picture of panel ${panel} away`} onClick=${() => takeAway(panel)}><${Icon} name="close" /></button>`}
+      ${given && html`<button type="button" ...${by("make", "away")} aria-label=${`Take the picture of panel ${panel} away`} onClick=${() => takeAway(panel)}><${Icon} name="close" /></button>`}
     </div>
     ${given && note && html`<p class=${`note ${note.exact ? "" : "changes"}`}>${plain(note.text)}</p>`}
+    ${given && offered.value[given.sha] && html`<p class="note ours">iclora made this picture.
+      <button type="button" class="link" ...${by("make", "request")} onClick=${() => attempt(() => openPicture(offered.value[given.sha]))}>Open what it was made of</button></p>`}
     <${Wrong} error=${wrong.value[`slot ${panel}`]} />
   </div>`;
 }

@@ -3,7 +3,7 @@
 import { get, post, Problem } from "./api.js";
 import { computed, signal } from "./lib.js";
 import { listen, start } from "./live.js";
-import { attempt } from "./parts.js";
+import { attempt, trouble } from "./parts.js";
 
 /**
  * @typedef {{id: string, kind: string, status: string, position: number | null, waits_for: string | null,
@@ -107,6 +107,8 @@ function soon(/** @type {() => Promise<void>} */ work, /** @type {number} */ pau
   let timer;
   const run = () => work().catch((error) => {
     if (!(error instanceof Problem)) throw error;
+    // A line says already that the server is away.
+    if (error.status !== 0) trouble.value = error;
   });
   return () => {
     clearTimeout(timer);
@@ -116,6 +118,13 @@ function soon(/** @type {() => Promise<void>} */ work, /** @type {number} */ pau
 
 const queueSoon = soon(loadQueue, 80);
 const machineSoon = soon(loadMachine, 80);
+let asked = 0;
+/** While something runs, every few seconds and no more often. */
+function machineAgain() {
+  if (Date.now() - asked < 4000 || document.visibilityState === "hidden") return;
+  asked = Date.now();
+  machineSoon();
+}
 const offersSoon = soon(loadOffers, 200);
 
 let begun = false;
@@ -151,6 +160,7 @@ function follow() {
   listen((type, data) => {
     if (type === "progress") {
       jobs.value = jobs.value.map((job) => (job.id === data.job ? { ...job, progress: data } : job));
+      machineAgain();
     }
     if (["job", "queue", "reset"].includes(type)) queueSoon();
     if (["set", "reset"].includes(type)) setsChanged.value += 1;
@@ -163,7 +173,7 @@ function follow() {
     if (machine.value?.waits_for) {
       machineSoon();
       queueSoon();
-    }
+    } else if (queue.value.running || Date.now() - asked > 30_000) machineAgain();
   }, 2000);
 }
 

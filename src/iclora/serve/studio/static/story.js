@@ -3,10 +3,10 @@
 import { get, pictureAt, post, Problem, sendPicture, url } from "./api.js";
 import { html, signal, useEffect, useRef } from "./lib.js";
 import { Field, read } from "./forms.js";
-import { bind } from "./keys.js";
+import { by, step, useKeys } from "./keys.js";
 import { kept } from "./kept.js";
 import { listen } from "./live.js";
-import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
+import { attempt, Icon, Picture, Progress, trouble, Wrong } from "./parts.js";
 import { adapters, called, jobs, know, needForm, recipeOf, recipes } from "./state.js";
 import { doing, done } from "./undo.js";
 
@@ -148,9 +148,11 @@ export function Story() {
   useEffect(() => {
     Promise.all([store.restore(), needForm("extend")]).then(() => (ready.value = true), (error) => {
       if (!(error instanceof Problem)) throw error;
+      trouble.value = error;
     });
-    return bind({ "Ctrl+Enter": () => void begin() });
   }, []);
+  useKeys("story", { next: () => step(".line", 1), before: () => step(".line", -1),
+    words: () => /** @type {HTMLElement | null} */ (document.activeElement?.closest(".line")?.querySelector("textarea"))?.focus() });
   useEffect(() => {
     if (!ready.value || recipe || !recipes.value.length) return;
     const own = recipes.value.find((each) => each.name === "toyland-storyboard");
@@ -175,11 +177,11 @@ export function Story() {
       <div class="field"><label for="story-adapter">Adapter</label><select id="story-adapter" value=${told.adapter} onChange=${(/** @type {any} */ event) => store.change({ adapter: event.currentTarget.value })}>
         <option value="">the base alone</option>${adapters.value.map((each) => html`<option value=${each.id}>${called(each.id)}</option>`)}</select><${Wrong} error=${wrong.value.adapter} /></div>
     </div>
-    ${nothing && html`<p class="offer">Not sure how to begin?<button type="button" onClick=${() => example(recipe)}>Take a story of five</button></p>`}
+    ${nothing && html`<p class="offer">Not sure how to begin?<button type="button" ...${by("story", "example")} onClick=${() => example(recipe)}>Take a story of five</button></p>`}
     <div class="field"><label for="story-all">All images</label><${Words} id="story-all" value=${told.overview} bad=${plan.value?.line === 0 && !nothing && wrote()} placeholder="What all images share: who, where, the style" onInput=${(/** @type {string} */ overview) => store.change({ overview })} />
       ${plan.value?.line === 0 && wrote() && html`<${Wrong} error=${plan.value.problem} />`}</div>
     <ol class="lines">${told.lines.map((line, n) => html`<${Row} key=${line.key} line=${line} n=${n} />`)}</ol>
-    <div class="buttons"><button type="button" onClick=${() => { const line = blank(); write([...now(), line]); requestAnimationFrame(() => document.getElementById(`words-${line.key}`)?.focus()); }}>Add an image</button></div>
+    <div class="buttons"><button type="button" ...${by("story", "add")} onClick=${() => { const line = blank(); write([...now(), line]); requestAnimationFrame(() => document.getElementById(`words-${line.key}`)?.focus()); }}>Add an image</button></div>
     <${Start} />
     <details><summary>More settings</summary><div class="pair">${FIELDS.map((name) => html`<${Field} key=${name} form="extend" name=${name} value=${told.values[name] ?? ""} error=${wrong.value[name]}
       onValue=${(/** @type {string} */ text) => store.change({ values: { ...told.values, [name]: text } })} />`)}</div></details>
@@ -232,12 +234,11 @@ function Row({ line, n }) {
     else if (event.dataTransfer?.files[0]) give(n, event.dataTransfer.files[0]);
   };
   const keys = (/** @type {KeyboardEvent} */ event) => {
-    if (event.target !== event.currentTarget || !["ArrowUp", "ArrowDown"].includes(event.key)) return;
+    if (event.target !== event.currentTarget || event.altKey || !["ArrowUp", "ArrowDown"].includes(event.key)) return;
     event.preventDefault();
-    if (event.altKey || event.ctrlKey) move(n, n + (event.key === "ArrowUp" ? -1 : 1));
-    else document.getElementById(`line-${all[n + (event.key === "ArrowUp" ? -1 : 1)]?.key}`)?.focus();
+    step(".line", event.key === "ArrowUp" ? -1 : 1);
   };
-  return html`<li id=${`line-${line.key}`} class=${`line ${pin && first ? "pinned" : ""}`} tabindex="0" aria-label=${`Image ${number}; Alt and up or down moves it`} onKeyDown=${keys}
+  return html`<li id=${`line-${line.key}`} class=${`line ${pin && first ? "pinned" : ""}`} data-acts tabindex="0" aria-label=${`Image ${number}; Alt and up or down moves it`} onKeyDown=${keys}
     draggable=${true} onDragStart=${(/** @type {DragEvent} */ event) => event.target === event.currentTarget && event.dataTransfer?.setData("text/line", line.key)}
     onDragOver=${(/** @type {DragEvent} */ event) => event.preventDefault()} onDrop=${drop}>
     <div class="image" style=${{ aspectRatio: found ? `${found.width} / ${found.height}` : "1" }}>
@@ -247,23 +248,31 @@ function Row({ line, n }) {
       <label class="unseen" for=${`words-${line.key}`}>Words of image ${number}</label>
       <${Words} id=${`words-${line.key}`} value=${line.words} bad=${Boolean(problem)} placeholder=${`What image ${number} shows`} onInput=${(/** @type {string} */ words) => set(n, { words })} />
       <${Wrong} error=${problem} />
+      <${Wrong} error=${wrong.value[`line ${line.key}`]} />
       <div class="buttons">
-        ${has(line) && html`<button type="button" aria-label=${`Make image ${number} again`} disabled=${Boolean(at && at.ended === null)} onClick=${() => again(n)}><${Icon} name="again" /> Again</button>`}
-        <label class="button" title="Give a picture"><input type="file" accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose a picture for image ${number}`} onChange=${choose} /><${Icon} name="picture" /></label>
-        ${has(line) && html`<button type="button" aria-label=${`Take the picture of image ${number} away`} title="Take the picture away" onClick=${() => write(all.map((each, i) => (i === n ? emptied(each) : each)), `Image ${number} is empty again`)}><${Icon} name="close" /></button>`}
-        ${first && html`<button type="button" aria-pressed=${pin} title="Stays in view on every canvas" aria-label=${`Pin image ${number}`} onClick=${() => store.change({ pins: pin ? draft.value.pins.filter((key) => key !== line.key) : [...draft.value.pins, line.key] })}><${Icon} name=${pin ? "lock" : "open"} /> ${pin ? "pinned" : "Pin"}</button>`}
-        <button type="button" aria-label=${`Move image ${number} up`} title="Up (Alt ↑)" disabled=${n === 0} onClick=${() => move(n, n - 1)}><${Icon} name="up" /></button>
-        <button type="button" aria-label=${`Move image ${number} down`} title="Down (Alt ↓)" disabled=${n === all.length - 1} onClick=${() => move(n, n + 1)}><${Icon} name="down" /></button>
-        <button type="button" aria-label=${`Remove image ${number}`} title="Remove" disabled=${all.length === 1} onClick=${() => write(all.filter((_, i) => i !== n), `Image ${number} is removed`)}><${Icon} name="trash" /></button>
+        ${has(line) && html`<button type="button" aria-label=${`Make image ${number} again`} disabled=${Boolean(at && at.ended === null)} ...${by("story", "again")} onClick=${() => again(n)}><${Icon} name="again" /> Again</button>`}
+        <label class="button" title=${by("story", "choose").title}><input type="file" ...${by("story", "choose")} accept="image/*,.heic,.tif,.tiff" class="unseen" aria-label=${`Choose a picture for image ${number}`} onChange=${choose} /><${Icon} name="picture" /></label>
+        ${has(line) && html`<button type="button" aria-label=${`Take the picture of image ${number} away`} ...${by("story", "empty")} onClick=${() => write(all.map((each, i) => (i === n ? emptied(each) : each)), `Image ${number} is empty again`)}><${Icon} name="close" /></button>`}
+        ${first && html`<button type="button" aria-pressed=${pin} ...${by("story", "pin", "Stays in view on every canvas")} aria-label=${`Pin image ${number}`} onClick=${() => store.change({ pins: pin ? draft.value.pins.filter((key) => key !== line.key) : [...draft.value.pins, line.key] })}><${Icon} name=${pin ? "lock" : "open"} /> ${pin ? "pinned" : "Pin"}</button>`}
+        <button type="button" aria-label=${`Move image ${number} up`} ...${by("story", "up")} disabled=${n === 0} onClick=${() => move(n, n - 1)}><${Icon} name="up" /></button>
+        <button type="button" aria-label=${`Move image ${number} down`} ...${by("story", "down")} disabled=${n === all.length - 1} onClick=${() => move(n, n + 1)}><${Icon} name="down" /></button>
+        <button type="button" aria-label=${`Remove image ${number}`} ...${by("story", "out")} disabled=${all.length === 1} onClick=${() => write(all.filter((_, i) => i !== n), `Image ${number} is removed`)}><${Icon} name="trash" /></button>
         ${shares && !busy && html`<span class="quiet">on a canvas with ${shares.join(", ")}</span>`}
       </div></div></li>`;
 }
 
 /** Give an image a picture. @param {number} n @param {Blob} file */
-const give = (n, file) => attempt(async () => {
-  const { sha256 } = await sendPicture(file);
-  set(n, { sha: sha256, job: undefined, file: undefined }, `Image ${n + 1} is given`);
-});
+const give = (n, file) => {
+  const { key } = now()[n];
+  const { [`line ${key}`]: _, ...others } = wrong.value;
+  wrong.value = others;
+  return attempt(async () => {
+    const { sha256 } = await sendPicture(file);
+    // Lines may have been moved meanwhile.
+    const at = now().findIndex((line) => line.key === key);
+    if (at >= 0) set(at, { sha: sha256, job: undefined, file: undefined }, `Image ${at + 1} is given`);
+  }, (problem) => (wrong.value = { ...wrong.value, [`line ${key}`]: problem }));
+};
 
 function Start() {
   const at = job();
@@ -274,13 +283,13 @@ function Start() {
   const live = at && at.ended === null;
   return html`<div class="start">
     ${general && html`<${Wrong} error=${general} />`}
-    ${Object.entries(wrong.value).filter(([name]) => ![...FIELDS, "recipe", "adapter"].includes(name)).map(([name, error]) => html`<${Wrong} key=${name} error=${error} />`)}
+    ${Object.entries(wrong.value).filter(([name]) => ![...FIELDS, "recipe", "adapter"].includes(name) && !name.startsWith("line ")).map(([name, error]) => html`<${Wrong} key=${name} error=${error} />`)}
     ${at?.error && html`<${Wrong} error=${at.error} />`}
     <div class="buttons">
       ${!live && (at?.status === "cancelled" || at?.status === "failed") && missing > 0
-        && html`<button type="button" class="main" onClick=${() => attempt(async () => know(await post(`jobs/${at.id}/retry`)))}>Go on</button>`}
-      ${!live && html`<button type="button" class=${at?.status === "cancelled" ? "" : "main"} disabled=${!missing} title="Ctrl+Enter" onClick=${begin}>${missing === now().length ? "Make the story" : missing ? `Make the missing ${missing === 1 ? "image" : `${missing} images`}` : "All images are there"}</button>`}
-      ${live && html`<${Progress} job=${at} /><button type="button" disabled=${at.status === "cancelling"} onClick=${() => attempt(() => doing(async () => {
+        && html`<button type="button" class="main" ...${by("story", "make")} onClick=${() => attempt(async () => know(await post(`jobs/${at.id}/retry`)))}>Go on</button>`}
+      ${!live && html`<button type="button" class=${at?.status === "cancelled" ? "" : "main"} disabled=${!missing} ...${by("story", "make")} onClick=${begin}>${missing === now().length ? "Make the story" : missing ? `Make the missing ${missing === 1 ? "image" : `${missing} images`}` : "All images are there"}</button>`}
+      ${live && html`<${Progress} job=${at} /><button type="button" disabled=${at.status === "cancelling"} ...${by("story", "stop")} onClick=${() => attempt(() => doing(async () => {
         know(await post(`jobs/${at.id}/cancel`));
         done("Stopped; what is made stays", async () => know(await post(`jobs/${at.id}/retry`)));
       }))}>Stop</button>`}

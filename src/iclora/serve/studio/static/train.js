@@ -3,10 +3,10 @@
 import { get, post, Problem, url } from "./api.js";
 import { html, signal, useEffect } from "./lib.js";
 import { Field, read, schemaIn, written } from "./forms.js";
-import { bind } from "./keys.js";
+import { by, step, useKeys } from "./keys.js";
 import { kept } from "./kept.js";
 import { listen } from "./live.js";
-import { Icon, Picture, plain, Progress, Wrong } from "./parts.js";
+import { Icon, Picture, plain, Progress, trouble, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
 import { OneRun } from "./run.js";
 import { forms, jobs, know, needForm, recipes } from "./state.js";
@@ -47,7 +47,7 @@ async function load() {
     ready.value = true;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    if (error.status !== 0) throw error;
+    if (error.status !== 0) trouble.value = error;
   }
 }
 
@@ -63,6 +63,7 @@ export function Train() {
       timer = setTimeout(load, 300);
     });
   }, []);
+  useKeys("train", { next: () => step(".runs .row", 1, ".what a"), before: () => step(".runs .row", -1, ".what a") });
   if (id) return html`<${OneRun} id=${id} key=${id} />`;
   if (!ready.value || !forms.value.train || datasets.value === null) return html`<p class="quiet train" role="status">Looking</p>`;
   return html`<div class="train">
@@ -179,7 +180,6 @@ function NewRun() {
     const timer = setTimeout(count, 1200);
     return () => clearTimeout(timer);
   }, [usual.value, JSON.stringify(now.values)]);
-  useEffect(() => bind({ "Ctrl+Enter": () => void start() }), []);
   const refused = plan.value?.error;
   const errorOf = (/** @type {string} */ name) => wrong.value[name] ?? (refused?.setting === name ? refused : undefined);
   const touched = more.some((name) => now.values[name] || errorOf(name));
@@ -216,7 +216,7 @@ function NewRun() {
         <input id="train-name" type="text" autocomplete="off" spellcheck="false" maxlength="64" placeholder=${freeName()} value=${now.name}
           aria-invalid=${Boolean(wrong.value.name)} onInput=${(/** @type {any} */ event) => { clear("name"); store.change({ name: event.currentTarget.value }); }} />
         <${Wrong} error=${wrong.value.name} /></div>
-      <div class="buttons"><button class="main" title="Ctrl+Enter" disabled=${!now.data}>Start training</button>
+      <div class="buttons"><button class="main" ...${by("train", "start")} disabled=${!now.data}>Start training</button>
         <span class="quiet">It goes on when this page, or the server, is closed.</span></div>
     </div>
   </form>`;

@@ -1,7 +1,8 @@
 // @ts-check
 // Datasets that are dropped or chosen: a folder file by file, a zip in pieces.
-import { call, post, Problem } from "./api.js";
-import { html, signal, useEffect } from "./lib.js";
+import { call, place as server, post, Problem } from "./api.js";
+import { by } from "./keys.js";
+import { effect, html, signal, useEffect } from "./lib.js";
 import { openPicture } from "./opened.js";
 import { Bar, Icon, Wrong } from "./parts.js";
 import { go } from "./route.js";
@@ -11,7 +12,7 @@ import { loadDatasets, place } from "./data.js";
 /**
  * @typedef {{path: string, file: File}} Item
  * @typedef {{name: string, recipe: string, own: boolean, items: Item[], left: number, upload: string, sent: number,
- *   busy: boolean, error: Problem | null}} Pending
+ *   busy: boolean, error: Problem | null, count: number, what: string}} Pending
  */
 
 /** What was dropped and is not a dataset yet. */
@@ -49,6 +50,39 @@ export async function dropped(from) {
 
 const safe = (/** @type {string} */ text) => text.replace(/\.zip$/i, "").replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 60);
 
+/** What is left of it over a reload: files cannot be, unless the server has them all. */
+const KEPT = `iclora upload ${server}`;
+/** A new dataset that a reload has cut off. */
+export const cut = signal(/** @type {{name: string, count: number} | null} */ (null));
+
+/** Take up what a reload has left. */
+export function restoreUpload() {
+  const left = JSON.parse(localStorage.getItem(KEPT) ?? "null");
+  if (!left || pending.value) return;
+  if (left.upload) pending.value = { ...left, items: [], left: 0, sent: 1, busy: false, error: null };
+  else cut.value = left;
+}
+
+effect(() => {
+  const now = pending.value;
+  // An upload that was cut off stays said until somebody has put it away.
+  if (!now && cut.value) return;
+  if (now) localStorage.setItem(KEPT, JSON.stringify({ name: now.name, own: now.own, recipe: now.recipe, upload: now.upload, count: now.count, what: now.what }));
+});
+
+/** Nothing waits to be a dataset. */
+function forget() {
+  pending.value = cut.value = null;
+  localStorage.removeItem(KEPT);
+}
+
+/** Says what a reload has cut off. */
+export function CutOff() {
+  const now = cut.value;
+  if (!now || pending.value) return null;
+  return html`<${Wrong} onClose=${forget} error=${new Problem(0, { problem: `the new dataset ${now.name} was cut off by a reload, before all its ${now.count} pictures were sent`, advice: "Drop or choose the folder or zip again: a browser does not give files back." })} />`;
+}
+
 /** Take files up, to be named. @param {Item[]} all */
 export function take(all) {
   const items = all.filter(({ path }) => READ.test(path) && !HIDDEN.test(path));
@@ -60,7 +94,9 @@ export function take(all) {
   else if (zips.length && items.length > 1) error = new Problem(422, { problem: "a zip lies beside other files", advice: "Drop the zip alone, or a folder without zips." });
   const own = items.some(({ path }) => /(^|\/)iclora\.toml$/.test(path));
   const name = safe(items[0]?.path.split("/")[0] ?? "") || "sets";
-  pending.value = { name, own, recipe: own || zips.length ? "" : guess(items), items, left, upload: "", sent: 0, busy: false, error };
+  const count = items.filter(({ path }) => PICTURE.test(path)).length;
+  cut.value = null;
+  pending.value = { name, own, recipe: own || zips.length ? "" : guess(items), items, left, upload: "", sent: 0, busy: false, error, count, what: zips.length ? items[0].file.name : `${count} pictures` };
 }
 
 /** The recipe of as many panels as the first folder has pictures. @param {Item[]} items */
@@ -90,7 +126,7 @@ async function send() {
       say({ upload });
     }
     const { id } = await post(`uploads/${upload}/finish`, { name: now.name, recipe: now.recipe || null });
-    pending.value = null;
+    forget();
     await loadDatasets();
     go(place(id));
   } catch (error) {
@@ -133,7 +169,7 @@ async function sendFiles(items, path) {
 
 function drop() {
   const now = pending.value;
-  pending.value = null;
+  forget();
   if (now?.upload) call("DELETE", `uploads/${now.upload}`).catch(() => {});
 }
 
@@ -176,8 +212,8 @@ export function Choose() {
     if (files.length) take(files.map((file) => ({ path: file.webkitRelativePath || file.name, file })));
   };
   return html`<div class="buttons">
-    <label class="button"><input type="file" class="unseen" webkitdirectory aria-label="Choose a folder of sets" onChange=${chosen} /><${Icon} name="folder" /> Choose a folder</label>
-    <label class="button"><input type="file" class="unseen" accept=".zip,application/zip" aria-label="Choose a zip of sets" onChange=${chosen} /><${Icon} name="picture" /> Choose a zip</label>
+    <label class="button"><input type="file" class="unseen" webkitdirectory ...${by("sets", "folder")} aria-label="Choose a folder of sets" onChange=${chosen} /><${Icon} name="folder" /> Choose a folder</label>
+    <label class="button"><input type="file" class="unseen" accept=".zip,application/zip" ...${by("sets", "zip")} aria-label="Choose a zip of sets" onChange=${chosen} /><${Icon} name="picture" /> Choose a zip</label>
   </div>`;
 }
 
@@ -187,12 +223,10 @@ export function NewDataset() {
   if (!now) return null;
   const at = (/** @type {string} */ name) => (now.error?.setting === name ? now.error : null);
   const elsewhere = now.error && !["name", "recipe"].includes(now.error.setting ?? "") ? now.error : null;
-  const pictures = now.items.filter(({ path }) => PICTURE.test(path)).length;
-  const zip = /\.zip$/i.test(now.items[0]?.path ?? "");
-  const what = zip ? now.items[0].file.name : `${pictures} pictures`;
+  const zip = /\.zip$/i.test(now.what);
   return html`<form class="arrives" onSubmit=${(/** @type {Event} */ event) => { event.preventDefault(); send(); }}>
     <h2>A new dataset</h2>
-    <p class="quiet">${what}${now.left ? `, ${now.left} other files are left out` : ""}</p>
+    <p class="quiet">${now.what}${now.upload ? ", on the server already" : ""}${now.left ? `, ${now.left} other files are left out` : ""}</p>
     <div class="pair">
       <div class="field"><label for="new-name">Name</label>
         <input id="new-name" value=${now.name} required pattern="[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}" aria-invalid=${Boolean(at("name"))} autocomplete="off" spellcheck="false"
@@ -207,7 +241,7 @@ export function NewDataset() {
     </div>
     <${Wrong} error=${elsewhere} />
     <div class="buttons">
-      <button class="main" disabled=${now.busy || !now.items.length || (elsewhere?.status === 422 && !now.upload)}>Add it</button>
+      <button class="main" disabled=${now.busy || (!now.items.length && !now.upload) || (elsewhere?.status === 422 && !now.upload)}>Add it</button>
       <button type="button" onClick=${drop} disabled=${now.busy}>Leave it</button>
       ${now.busy && html`<span role="status"><${Bar} value=${now.sent} max=${1} label="sent" /> <span class="quiet">${now.sent < 1 ? `${Math.round(100 * now.sent)}% sent` : "reading it"}</span></span>`}
     </div>

@@ -1,0 +1,98 @@
+"""Where made sets are from and what was made of them: jobs that repeat a set, whole or in part.
+
+A job that makes panels again names the set that it began with, and so does one that makes a whole
+set again; their records are the links. All sets that are linked with one make a family, a tree.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from iclora.serve.store import Store
+
+__all__ = ["Relative", "family"]
+
+_LINKS = """
+SELECT jobs.id AS job, jobs.kind AS kind, made.value AS made, jobs.client AS client,
+    coalesce(json_extract(jobs.input, '$.set'), json_extract(jobs.input, '$.request')) AS source,
+    json_extract(jobs.input, '$.panel') AS panels
+FROM jobs, json_each(jobs.result, '$.sets') AS made
+WHERE jobs.kind IN ('reroll', 'generate') AND jobs.status='succeeded' AND source IS NOT NULL
+ORDER BY jobs.id
+"""
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A set of a family."""
+
+    id: str
+    source: str | None
+    """the set that it was made of"""
+    whole: bool
+    """made again as a whole, which should give the same pixels"""
+    panels: tuple[int, ...]
+    """those that were made again"""
+    relation: str
+    """self, ancestor, descendant, or beside: made of the same, but neither"""
+
+
+def family(store: Store, name: str, client: str = "") -> list[Relative]:
+    """A set with all that it was made of and all that was made of those, the oldest first.
+
+    Args:
+        name: id of the set.
+        client: whose jobs count; empty for all.
+    """
+    links: dict[str, Any] = {}
+    children: dict[str, list[str]] = {}
+    for row in store.rows(_LINKS):
+        if client and row["client"] != client:
+            continue
+        links[row["made"]] = row
+        children.setdefault(row["source"], []).append(row["made"])
+    above = [name]
+    # A set is made after its source, so there is no circle; a damaged record must not hang us.
+    while (link := links.get(above[-1])) is not None and link["source"] not in above:
+        above.append(link["source"])
+    below = set(_below(children, name))
+    found = []
+    for each in dict.fromkeys(_below(children, above[-1])):
+        link = links.get(each)
+        relation = _relation(each, name, above, below)
+        again = link is not None and link["kind"] == "reroll"
+        found.append(
+            Relative(
+                each,
+                link["source"] if link is not None else None,
+                link is not None and not again,
+                tuple(_numbers(link["panels"])) if again else (),
+                relation,
+            )
+        )
+    return found
+
+
+def _relation(each: str, name: str, above: list[str], below: set[str]) -> str:
+    if each == name:
+        return "self"
+    if each in above:
+        return "ancestor"
+    return "descendant" if each in below else "beside"
+
+
+def _below(children: dict[str, list[str]], root: str) -> list[str]:
+    """A set and all that was made of it, the nearest first."""
+    found = [root]
+    for each in found:
+        found.extend(child for child in children.get(each, ()) if child not in found)
+    return found
+
+
+def _numbers(text: Any) -> list[int]:
+    try:
+        return [int(each) for each in json.loads(text or "[]")]
+    except (TypeError, ValueError):
+        return []
