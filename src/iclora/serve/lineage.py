@@ -66,9 +66,9 @@ def family(store: Store, name: str, client: str = "") -> list[Relative]:
         found.append(
             Relative(
                 each,
-                link["source"] if link is not None else None,
-                link is not None and not again,
-                tuple(_numbers(link["panels"])) if again else (),
+                link["source"] if link else None,
+                bool(link) and not again,
+                tuple(_numbers(link["panels"])) if link and again else (),
                 relation,
             )
         )

@@ -241,25 +241,33 @@ function Cases({ id, job, arms, files }) {
 /** A panel beside the same panel of all sets that are related. @param {{of: string, panel: number}} props */
 function Versions({ of, panel }) {
   const [all, setAll] = useState(/** @type {import("./set.js").Relative[] | null} */ (null));
+  const [mine, setMine] = useState("");
   const [gone, setGone] = useState(/** @type {Problem | null} */ (null));
   useEffect(() => {
-    get(`sets/${of}/lineage`).then(({ sets }) => setAll(versionsOf(sets, panel)), setGone);
+    get(`sets/${of}/lineage`).then(({ sets }) => {
+      const found = versionsOf(sets, panel);
+      // A panel that was kept is that of the set which this one was made of.
+      let own = sets.find((/** @type {any} */ each) => each.id === of);
+      while (own && !found.includes(own)) own = sets.find((/** @type {any} */ each) => each.id === own.source);
+      setMine(own?.id ?? found.at(-1)?.id ?? "");
+      setAll(found);
+    }, setGone);
   }, [of, panel, setsChanged.value]);
   const { query } = route.value;
   const other = (/** @type {string} */ name) => all?.find((each) => each.id === query.get(name))?.id;
-  // What it was made of, or else the last one that is not this.
-  const mine = all?.find((each) => each.id === of)?.id ?? all?.at(-1)?.id ?? "";
   const right = other("right") ?? mine;
-  const left = other("left") ?? all?.filter((each) => each.id !== right).at(-1)?.id ?? "";
+  // The version before it, or else the next.
+  const at = all?.findIndex((each) => each.id === right) ?? 0;
+  const left = other("left") ?? (all?.[at - 1] ?? all?.[at + 1])?.id ?? "";
   const show = (/** @type {Record<string, string>} */ more) => refine({ of, panel: String(panel), left, right, ...more });
   const step = (/** @type {number} */ by) => {
-    const to = all?.filter((each) => each.id !== right) ?? [];
-    const at = to[to.findIndex((each) => each.id === left) + by];
-    if (at) show({ left: at.id });
+    const others = all?.filter((each) => each.id !== right) ?? [];
+    const to = others[others.findIndex((each) => each.id === left) + by];
+    if (to) show({ left: to.id });
   };
   useKeys("compare", { next: () => step(1), before: () => step(-1) });
   const address = (/** @type {string} */ id) => url(`sets/${id}/panels/${panel}.png`);
-  const named = (/** @type {string} */ id) => `version ${(all?.findIndex((each) => each.id === id) ?? 0) + 1}${id === of ? ", the one shown" : ""}`;
+  const named = (/** @type {string} */ id) => `version ${(all?.findIndex((each) => each.id === id) ?? 0) + 1}${id === mine ? ", the one in Make" : ""}`;
   if (gone) return html`<div class="nothing compare"><h2>This set is gone</h2><${Wrong} error=${gone} /><a class="button" href="#/gallery">To the gallery</a></div>`;
   if (!all) return html`<p class="quiet compare" role="status">Looking</p>`;
   if (all.length < 2) return html`<div class="nothing compare"><h2>Panel ${panel} has no other version yet</h2><p class="quiet">Make it again in Make, then compare the two.</p><a class="button main" href="#/make">To Make</a></div>`;
@@ -271,8 +279,8 @@ function Versions({ of, panel }) {
   </article>`;
 }
 
-/** Sets of a family whose panel is their own: kept or given again, it is that of their source. @param {import("./set.js").Relative[]} family @param {number} panel */
-const versionsOf = (family, panel) => family.filter((each) => each.there && !each.trashed && (!each.source || each.whole || each.panels.includes(panel)));
+/** Sets of a family whose panel is their own: kept, or the whole made again, it is that of their source. @param {import("./set.js").Relative[]} family @param {number} panel */
+const versionsOf = (family, panel) => family.filter((each) => each.there && !each.trashed && (!each.source || each.panels.includes(panel)));
 
 /** Made sets beside each other. @param {{ids: string[]}} props */
 function Sets({ ids }) {

@@ -21,7 +21,7 @@ export const listed = signal(false);
  */
 export const KEYS = {
   all: { named: "Everywhere", keys: {
-    list: ["?", "this list"], screens: ["*g then s m y t c l q", "Sets, Make, Story, Train, Compare, Gallery, Queue"], open: ["o", "open a picture that iclora made"],
+    list: ["?", "this list"], screens: ["*g", "then s Sets, m Make, y Story, t Train, c Compare, l Gallery, q Queue"], open: ["o", "open a picture that iclora made"],
     pause: [".", "pause the queue, or go on"], undo: ["*Ctrl+z", "undo"], colours: ["b", "light or dark colours"], close: ["Escape", "close, go up, put a message away"],
   } },
   make: { named: "Make", keys: {
@@ -114,6 +114,9 @@ export function useKeys(where, work = {}) {
     return () => void scopes.splice(scopes.indexOf(scope), 1);
   }, [address]);
 }
+
+/** Whether keys of a place hold at the moment. @param {string} where */
+export const holds = (where) => scopes.some((scope) => scope.where === where);
 
 const addressNow = () => `${route.value.screen}/${route.value.id}/${route.value.part}`;
 

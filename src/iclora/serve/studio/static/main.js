@@ -4,7 +4,7 @@ import { access, giveToken, openSession, takeToken } from "./api.js";
 import { Compare } from "./compare.js";
 import { restore } from "./draft.js";
 import { Gallery } from "./gallery.js";
-import { by, KEYS, listed, spelled, useKeys } from "./keys.js";
+import { by, holds, KEYS, listed, spelled, useKeys } from "./keys.js";
 import { effect, html, render, signal, useEffect } from "./lib.js";
 import { connection } from "./live.js";
 import { Make } from "./make.js";
@@ -83,14 +83,16 @@ function Device({ of: { name, used, total, load }, number }) {
   const short = name === "CPU" ? name : `GPU${number === null ? "" : ` ${number}`}`;
   const share = load === null ? "" : ` ${Math.round(100 * load)}%`;
   return html`<span class="device" title=${`${name}: ${load === null ? "" : `${Math.round(100 * load)}% busy, `}${size(used)} of ${size(total)} of memory in use`}>${short}${share}
-    <meter min="0" max=${total} value=${used} aria-label=${`memory of ${short}`}></meter> ${(used / 1e9).toFixed(used < 1e10 ? 1 : 0)}<span class="what-of"> of ${size(total)}</span></span>`;
+    <meter min="0" max=${total} value=${used} aria-label=${`memory of ${short}`}></meter> <span>${(used / 1e9).toFixed(used < 1e10 ? 1 : 0)}<span class="what-of"> of ${size(total).replace(/ GB$/, "")}</span> GB</span></span>`;
 }
 
 const size = (/** @type {number} */ bytes) => (bytes < 1e12 ? `${(bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0)} GB` : `${(bytes / 1e12).toFixed(1)} TB`);
 
 function KeyList() {
+  // What holds here comes first.
+  const order = Object.entries(KEYS).sort(([a], [b]) => Number(holds(b)) - Number(holds(a)));
   return html`<div class="steps"><h2>Keys</h2><button type="button" class="bare" aria-label="Close" onClick=${() => (listed.value = false)}><${Icon} name="close" /></button></div>
-    ${Object.values(KEYS).map(({ named, keys }) => html`<section key=${named}><h3>${named}</h3>
+    ${order.map(([, { named, keys }]) => html`<section key=${named}><h3>${named}</h3>
     <dl class="keys">${Object.values(keys).map(([key, what]) => html`<div key=${key}><dt><kbd>${spelled(key)}</kbd></dt><dd>${what}</dd></div>`)}</dl></section>`)}`;
 }
 

@@ -3,7 +3,7 @@
 import { call, post, url } from "./api.js";
 import { place } from "./data.js";
 import { by, step, useKeys } from "./keys.js";
-import { html, useRef } from "./lib.js";
+import { html, useLayoutEffect, useRef } from "./lib.js";
 import { attempt, Icon, Picture, Progress, Wrong } from "./parts.js";
 import { ended, know, pause, queue, running, waiting } from "./state.js";
 import { doing, done } from "./undo.js";
@@ -16,26 +16,20 @@ const SAID = /** @type {Record<string, string>} */ ({
   prompt: "Words", caption: "Caption", check: "Check", compose: "Compose", train: "Train",
 });
 
-/** Keep the focus on a job whose row goes to another list. @param {Job} job */
-const stay = (job) => setTimeout(() => {
-  if (document.activeElement === document.body) /** @type {HTMLElement | null} */ (document.querySelector(`[data-job="${job.id}"]`))?.focus();
-}, 300);
-const retry = (/** @type {Job} */ job) => attempt(async () => {
-  know(await post(`jobs/${job.id}/retry`));
-  stay(job);
-});
+/** The job whose row has the focus: it keeps it when the row goes to another list. */
+let focused = "";
+addEventListener("focusin", ({ target }) => (focused = (target instanceof Element && target.closest("[data-job]")?.getAttribute("data-job")) || ""));
+
+const retry = (/** @type {Job} */ job) => attempt(async () => know(await post(`jobs/${job.id}/retry`)));
 const cancel = (/** @type {Job} */ job) => attempt(() => doing(async () => {
   const now = await post(`jobs/${job.id}/cancel`);
   know(now);
-  stay(job);
   done(now.status === "cancelled" ? "Cancelled" : "Stops after this step", async () => know(await post(`jobs/${job.id}/retry`)));
 }));
 
 /** Put a waiting job before another; null is the end. @param {Job} job @param {Job | undefined} other */
 const move = (job, other) => attempt(async () => {
-  if (!other || other.id === job.id) return;
-  know(await call("PATCH", `jobs/${job.id}`, { before: other.id }));
-  stay(job);
+  if (other && other.id !== job.id) know(await call("PATCH", `jobs/${job.id}`, { before: other.id }));
 });
 
 export function Queue() {
@@ -78,6 +72,9 @@ const about = (job) => job.input.prompt?.[0] ?? job.input.story?.split("\n").fin
 /** @param {{job: Job, at?: number, order?: Job[]}} props */
 function Row({ job, at, order = [] }) {
   const ref = useRef(/** @type {any} */ (null));
+  useLayoutEffect(() => {
+    if (focused === job.id && document.activeElement === document.body) ref.current.focus();
+  }, []);
   const made = job.result?.sets?.[0];
   const waits = at !== undefined;
   const where = placeOf(job);
