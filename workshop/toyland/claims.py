@@ -37,7 +37,7 @@ from iclora.evaluate.metrics.base import Made
 from iclora.evaluate.metrics.pixels import Pixels
 from iclora.evaluate.report import write_report
 from iclora.evaluate.setup import Arm, Case, Setup, set_up
-from iclora.files import write_text
+from iclora.files import work_folder, write_text
 from iclora.models import load_model
 from iclora.sets.caption import JointCaption
 from iclora.sets.compose import compose_dataset
@@ -289,7 +289,9 @@ def _whole(
     folder = out / "tuning" / f"full-{sets}-run-{run}-steps-{args.steps}"
     if not (folder / "run" / "base").is_dir():
         if not (folder / "data").is_dir():
-            write_sets(task, folder / "sets", sets, run)
+            if not (folder / "sets").is_dir():
+                with work_folder(folder / "sets") as work:
+                    write_sets(task, work, sets, run)
             compose_dataset(open_dataset(folder / "sets"), folder / "data")
         how = {"steps": args.steps, "seed": run, "lr": args.full_lr, "save_dtype": "fp32"}
         own = {"targets": "full", "dtype": "fp32"}

@@ -12,10 +12,12 @@ import argparse
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ from iclora.sets.canvas import compose
 from iclora.sets.caption import JointCaption
 from iclora.sets.images import write_png
 from iclora.sets.tokens import cells_of
-from iclora.settings import SampleSettings
+from iclora.settings import SampleSettings, TextKind
 from iclora.toyland.judge import read
 from iclora.toyland.measuring import means, measure_arms, pictures, prompt_cases
 from iclora.toyland.tasks import TASKS, Task, draw_tuning_set
@@ -42,7 +44,7 @@ from iclora.toyland.wording import traits_said, write_caption
 from workshop.toyland.claims import pool
 from workshop.toyland.figures import sheet, unrelated
 
-__all__ = ["KINDS", "apart", "leaked", "long_cases", "table"]
+__all__ = ["KINDS", "apart", "leaked", "long_cases", "placed", "table"]
 
 KINDS: dict[str, dict[str, Any]] = {
     "joint": {},
@@ -54,6 +56,29 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 _LEAKED = "toyland leaked"
+_SILENT = " a character is seen, an animal appears, a figure can be seen, a character appears, "
+"""What a panel of characters reads as if nothing is said of it, about as long as a usual one."""
+
+
+@contextmanager
+def placed() -> Iterator[None]:
+    """Let a panel's own words stand about where they stand in a joint caption.
+
+    The panels before it are there with their markers and say nothing. An experiment, so not an
+    option of iclora: it asks whether the base tells panels by where words stand.
+    """
+    real = JointCaption.texts
+
+    def moved(caption: JointCaption, kind: TextKind) -> tuple[str, ...]:
+        texts = real(caption, kind)
+        if kind == "joint":
+            return texts
+        before = ["".join(m + _SILENT for m in caption.markers[:n]) for n in range(len(texts))]
+        rows = zip(texts, caption.markers, before, strict=True)
+        return tuple(text.replace(marker, first + marker) for text, marker, first in rows)
+
+    with mock.patch.object(JointCaption, "texts", moved):
+        yield
 
 
 def apart(model: DiffusionModel, task: Task, count: int) -> dict[str, float]:
@@ -136,10 +161,12 @@ def table(found: Table) -> str:
     stated = sorted({name for arm in arms for name in means(found, arm, "stated")})
     same = found.rows["toyland same all"]
     first = "joint" if "joint" in arms else arms[0]
-    heads = ["arm", "same all", f"less {first}", *stated, "leaked", "diversity"]
+    panels = [name for name in found.rows if name.startswith("panel ")]
+    heads = ["arm", "same all", f"less {first}", *stated, *panels, "leaked", "diversity"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm in arms:
-        cells = [_said(found.rows[f"toyland {name}"].estimate(arm)) for name in stated]
+        rows = [*(f"toyland {name}" for name in stated), *panels]
+        cells = [_said(found.rows[name].estimate(arm)) for name in rows]
         less = "" if arm == first else _said(same.difference(arm, first))
         cells = [_said(same.estimate(arm)), less, *cells]
         leak = _said(found.rows[_LEAKED].estimate(arm)) if _LEAKED in found.rows else ""
@@ -148,6 +175,17 @@ def table(found: Table) -> str:
             f"| {' | '.join((arm, *cells, leak, '' if spread is None else f'{spread:.0%}'))} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _by_panel(found: Table, task: Task, setup: Setup, arm: Arm) -> list[str]:
+    """Enter what an arm's panels show of what they are told: all, and each. Returns: the rows."""
+    names = ["all panels", *(f"panel {n}" for n in range(1, len(task.fixed) + 1))]
+    for case, made in zip(setup.cases, read_sets(setup, arm), strict=True):
+        marks = list(_shown(task, made))
+        for name, own in zip(names, ([*chain(*marks)], *marks), strict=True):
+            if own:
+                found.add(name, "", arm.name, case.key, case.name, fmean(own))
+    return [name for name in names if name in found.rows]
 
 
 def _said(found: Any) -> str:
@@ -169,12 +207,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--base", action="store_true", help="also the base alone, read both ways")
     parser.add_argument("--long", action="store_true", help="also captions beyond the budget")
+    parser.add_argument("--placed", action="store_true", help="words where one text has them")
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args(argv)
+    if args.placed and any(TASKS[name].topic != "character" for name in args.task):
+        parser.error("--placed knows what to say of characters alone")
     torch.set_num_threads(args.threads)
     for name in args.task:
-        text = _measure(TASKS[name], args)
+        with placed() if args.placed else nullcontext():
+            text = _measure(TASKS[name], args)
         write_text(args.out / name / "table.md", text)
         print(f"{name}\n{text}", flush=True)
 
@@ -198,6 +240,7 @@ def _measure(task: Task, args: argparse.Namespace) -> str:
         write_png(out / f"{arm.folder}.png", sheet(pictures(setup, arm)[:24]))
     for arm in arms:
         _leaks(found, task, setup, arm)
+        _by_panel(found, task, setup, arm)
     pool(found)
     write_text(out / "figures.json", json.dumps(found.to_json(arms[0].name)) + "\n")
     lines = [
@@ -223,24 +266,20 @@ def _beyond(
     texts = list(dict.fromkeys(case.prompt for case in cases))
     counts = [model.count_tokens(text) for text in texts]
     refused = sum(_refused(model, task, text) for text in texts)
-    lines = [
-        f"Captions of {min(counts)} to {max(counts)} tokens, where {model.max_text_tokens} are "
-        f"read: {refused} of {len(texts)} refused as one text.",
-        "",
-        "| arm | stated, all panels | stated, last panel |",
-        "|---|---|---|",
-    ]
     setup, found = measure_arms(
         model, task, arms, cases, out, SampleSettings(steps=args.sampling_steps)
     )
-    for arm in arms:
-        for case, made in zip(cases, read_sets(setup, arm), strict=True):
-            marks = [list(own) for own in _shown(task, made)]
-            for name, own in (("all", chain(*marks)), ("last", marks[-1])):
-                found.add(name, "", arm.name, case.key, case.name, fmean(own))
+    names = list(dict.fromkeys(n for arm in arms for n in _by_panel(found, task, setup, arm)))
     pool(found)
-    for arm_name in found.rows["last"].values:
-        cells = [_said(found.rows[name].estimate(arm_name)) for name in ("all", "last")]
+    lines = [
+        f"Captions of {min(counts)} to {max(counts)} tokens, where {model.max_text_tokens} are "
+        f"read: {refused} of {len(texts)} refused as one text. Of what they are told show:",
+        "",
+        f"| arm | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for arm_name in found.rows[names[0]].values:
+        cells = [_said(found.rows[name].estimate(arm_name)) for name in names]
         lines.append(f"| {' | '.join((arm_name, *cells))} |")
     write_text(out.with_suffix(".json"), json.dumps(found.to_json(arms[0].name)) + "\n")
     write_png(out.with_suffix(".png"), sheet(pictures(setup, arms[-1])[:24]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iclora.adapter import Adapter
+from iclora.files import work_folder
 from iclora.models.base import DiffusionModel
 from iclora.progress import Progress
 from iclora.sets.compose import compose_dataset
@@ -37,15 +38,17 @@ def tune(
     """Draw sets of a task, compose them, and tune an adapter on them.
 
     Args:
-        folder: where sets, composites and run go; must not hold the last two yet. Sets that are
-            there already, in folder/sets, are taken as they are.
+        folder: where sets, composites and run go. Sets and composites that are there already, in
+            folder/sets and folder/data, are taken as they are; a run that was stopped goes on.
         progress: hears of what is encoded and of every optimizer step.
         settings: of `TrainSettings`, over the defaults that fit toyland.
     Returns: the adapter and the seconds its training took, encoding included.
     """
     if not (folder / "sets").exists():
-        write_sets(task, folder / "sets", sets, seed)
-    compose_dataset(open_dataset(folder / "sets"), folder / "data")
+        with work_folder(folder / "sets") as work:
+            write_sets(task, work, sets, seed)
+    if not (folder / "data").exists():
+        compose_dataset(open_dataset(folder / "sets"), folder / "data")
     config = tuning_config(model.name, task, folder / "data", folder / "run", seed=seed, **settings)
     began = time.monotonic()
     result = train(config, model, progress=progress)

@@ -14,10 +14,10 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn import functional as F
 
 from iclora.files import cache_home
-from iclora.models.attention import blockwise, isolated
+from iclora.models.attention import Shares, blockwise, by_parts, isolated, parts_of
 from iclora.models.flux.forward import flux_forward
 from iclora.models.passes import COMPILED_SHAPES, Levels, Shapes, compiled, prepare_compiler
-from iclora.models.quantize import quantize
+from iclora.models.quantize import KINDS, Frozen, quantize
 
 N, T, B = 24, 10, 2
 
@@ -82,7 +82,7 @@ def at(net, levels, guidance, given, **more):
     return flux_forward(net, given["z"], *text, levels, guidance, given["ids"], **more)
 
 
-def theirs(net, sigma, guidance, given):
+def theirs(net, sigma, guidance, given, mask=None):
     return net(
         hidden_states=given["z"],
         encoder_hidden_states=given["prompt"],
@@ -91,8 +91,18 @@ def theirs(net, sigma, guidance, given):
         guidance=guidance,
         img_ids=given["ids"],
         txt_ids=torch.zeros(T, 3),
+        joint_attention_kwargs=None if mask is None else {"attention_mask": mask},
         return_dict=False,
     )[0]
+
+
+def texts_apart(given=0):
+    """Attention by parts of two panels, the last one with given tokens, and the same as a mask."""
+    shares = Shares((4, 6), (10, 14 - given), (0, given))
+    panel = torch.repeat_interleave(torch.tensor([0, 1, 0, 1]), torch.tensor([4, 6, 10, 14]))
+    image = torch.arange(T + N) >= T
+    mask = (panel[:, None] == panel) | (image[:, None] & image)
+    return by_parts(blockwise, parts_of(shares, given_rows=True)), mask
 
 
 SIGMA = torch.tensor([0.3, 0.9])
@@ -178,6 +188,25 @@ def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
     assert (mixed - whole).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_blocks_read_texts_apart_as_diffusers_reads_their_weights_with_a_mask(kind):
+    codes, whole = quantised(kind), transformer()
+    with torch.no_grad():
+        for name, layer in codes.named_modules():
+            if isinstance(layer, Frozen):
+                weight = whole.get_submodule(name).weight
+                weight.copy_(KINDS[kind].unpack(layer.parts, torch.float32))
+    apart, mask = texts_apart()
+    found = []
+    for net, run, how in ((codes, ours, {"attend": apart}), (whole, theirs, {"mask": mask})):
+        given = inputs()
+        out = run(with_lora(net), SIGMA, given["guidance"], given, **how)
+        live = [p for p in net.parameters() if p.requires_grad]
+        found.append([out, *torch.autograd.grad(out.square().mean(), live)])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("recompute", [0, 2, 5])
 def test_gradients_are_the_same_however_many_blocks_are_recomputed_and_fewer_are_kept(recompute):
     found, kept = [], []
@@ -225,6 +254,18 @@ def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_onc
         # Two halves of two sorts of block, however many blocks there are; and once more where
         # nothing before a block has a gradient, or its words come out of a double block.
         assert counted() - began == 7
+    # Which text a panel reads is attention's alone: no graph is made for it.
+    apart, mask = texts_apart(given=6)
+    fast = gradients(net, shapes=shapes, attend=apart)
+    torch.testing.assert_close(fast, gradients(net, attend=masked_by(mask)), atol=1e-3, rtol=1e-3)
+    assert (fast[0] - eager[0]).abs().max() > 1e-3
+    assert counted() - began == 7
+
+
+def masked_by(mask):
+    return lambda q, k, v: (
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    )
 
 
 @pytest.mark.machine

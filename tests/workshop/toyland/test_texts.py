@@ -7,10 +7,11 @@ import json
 import pytest
 
 from iclora.settings import TrainSettings
+from iclora.toyland.measuring import prompt_cases
 from iclora.toyland.tasks import TASKS
 from iclora.toyland.wording import traits_said
 from workshop.toyland import texts
-from workshop.toyland.texts import KINDS, apart, leaked, long_cases
+from workshop.toyland.texts import KINDS, apart, leaked, long_cases, placed
 
 
 def test_a_trait_leaks_if_a_panel_shows_what_another_was_told():
@@ -42,6 +43,25 @@ def test_long_captions_fit_panel_by_panel_alone(toyland):
         assert len(traits_said(joint.words[0], task.topic)) >= 5
 
 
+def test_placed_words_stand_as_far_behind_as_in_one_text_and_within_the_budget(toyland):
+    task = TASKS["film-storyboard"]
+    usual = prompt_cases(task, 1, 1)[0].prompt
+    for prompt, most in ((usual, 60), (long_cases(task, 1, 1)[0].prompt, 128)):
+        joint = task.small_recipe.parse(prompt)
+        apart = joint.texts("isolated")
+        with placed():
+            found = joint.texts("isolated")
+            assert joint.texts("joint") == (prompt,)
+        assert found[0] == apart[0]
+        for own, text, marker in zip(apart, found, joint.markers, strict=True):
+            assert text.endswith(own.removeprefix(joint.overview))
+            assert traits_said(text.split(marker)[1], task.topic) == traits_said(own, task.topic)
+            assert toyland.count_tokens(text) <= most
+    pairs = zip(found, joint.markers, strict=True)
+    begins = [toyland.count_tokens(text.split(marker)[0]) for text, marker in pairs]
+    assert begins[0] < begins[1] < begins[2]
+
+
 @pytest.mark.machine
 def test_the_command_compares_the_base_read_both_ways(tmp_path, capsys):
     words = "--task sandstorm-effect --base --runs 0 --prompts 1 --sampling-steps 1 --threads 1"
@@ -52,6 +72,6 @@ def test_the_command_compares_the_base_read_both_ways(tmp_path, capsys):
     assert [row.split("|")[1].strip() for row in rows[2:4]] == ["base, joint", "base, isolated"]
     values = json.loads((home / "figures.json").read_text())["toyland same all"]["arms"]
     assert {len(arm["values"]) for arm in values.values()} == {3}
-    long = json.loads((home / "long.json").read_text())["last"]["arms"]
+    long = json.loads((home / "long.json").read_text())["panel 2"]["arms"]
     assert list(long) == ["base, isolated"]
     assert "at borders" in capsys.readouterr().out
