@@ -18,6 +18,7 @@ from iclora.sets.layout import Box, Layout
 from iclora.sets.leftovers import agreed_leftovers, blended_edges, find_bands, find_leftovers
 from iclora.sets.regular import are_bars, hidden_bars, judge_cuts
 from iclora.sets.seams import exact_seams, shows
+from iclora.sets.strips import cut_strips
 
 __all__ = ["Panels", "compose", "find_panels", "is_likely", "split"]
 
@@ -71,6 +72,8 @@ class Panels:
     """What may be no picture at each panel's edges, in words."""
     doubts: tuple[str, ...] = ()
     """Why the cuts as a whole are not certain, in words."""
+    strips: tuple[str, ...] = ()
+    """Strips of text that were cut off besides, in words."""
 
 
 def find_panels(layout: Layout, composite: Image.Image) -> Panels:
@@ -117,22 +120,38 @@ def find_panels(layout: Layout, composite: Image.Image) -> Panels:
             boxes, unseen, guessed, _ = _cut(layout, pixels, [], barred=False)
             doubts = [_GUESSED.format(guessed)] if guessed else []
             return Panels(_rows(layout, boxes), unseen, doubts=(*doubts, _DRAWN))
+    bars = _widest(layout, found, width, height)
+    found, strips = _without_strips(layout, found, pixels, known)
     whole = _fills(found, width, height)
+    bands = [Edges()] * len(found) if whole else alone
     rest = agreed_leftovers(
         [
-            find_leftovers(
-                pixels[box.top : box.bottom, box.left : box.right],
-                known,
-                Edges() if whole else bands,
-            )
-            for box, bands in zip(found, alone, strict=True)
+            find_leftovers(pixels[b.top : b.bottom, b.left : b.right], known, own)
+            for b, own in zip(found, bands, strict=True)
         ]
     )
     doubts += hidden_bars(layout.per_row, found, pixels)
     if whole:
         return Panels(_rows(layout, found), unseen, rest=rest, doubts=tuple(doubts))
-    bars = _widest(layout, found, width, height)
-    return Panels(Layout.free(found, width, height), unseen, bars, rest, tuple(doubts))
+    free = Layout.free(found, width, height)
+    return Panels(free, unseen, bars, rest, tuple(doubts), strips)
+
+
+def _without_strips(
+    layout: Layout, boxes: Sequence[Box], pixels: Pixels, known: Sequence[Pixels]
+) -> tuple[list[Box], tuple[str, ...]]:
+    """The boxes without strips of text and the thin lines between these and the pictures."""
+    cut, strips = cut_strips(layout.per_row, boxes, pixels)
+    if not strips:
+        return list(boxes), ()
+    found = []
+    for box, before in zip(cut, boxes, strict=True):
+        panel = pixels[box.top : box.bottom, box.left : box.right]
+        thin = _with_thin(panel, Edges(), known)
+        top = box.top + thin.top * (box.top > before.top)
+        bottom = box.bottom - thin.bottom * (box.bottom < before.bottom)
+        found.append(Box(box.left, top, box.width, bottom - top))
+    return found, strips
 
 
 def _rows(layout: Layout, boxes: Sequence[Box]) -> Layout:

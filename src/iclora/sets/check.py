@@ -315,6 +315,13 @@ def _judge_sizes(panels: Measured, layouts: Sequence[Layout], least: int) -> Ite
 
 
 def _judge_bars(panels: Measured) -> Iterator[Problem]:
+    if panels.strips:
+        yield Problem(
+            panels.name,
+            f"{'; '.join(panels.strips)}, are cut off",
+            "Look at the panels with `iclora review`; files of single panels keep theirs.",
+            "warning",
+        )
     if panels.doubts:
         yield Problem(
             panels.name,

@@ -71,6 +71,8 @@ class PanelSet:
     """What may be no picture at each panel's edges, in words."""
     doubts: tuple[str, ...] = ()
     """Why the cuts of a composite are not certain, in words."""
+    strips: tuple[str, ...] = ()
+    """Strips of text that were cut off a composite's panels, in words."""
 
     @property
     def sizes(self) -> list[Size]:
@@ -114,9 +116,8 @@ class ImageSet:
             layout = found or _recorded_layout(data, picture, recipe)
             seen = Panels(layout) if layout else find_panels(recipe.canvas, picture)
             panels = tuple(split(seen.layout, picture))
-            return PanelSet(
-                self.name, panels, seen.layout, seen.unseen, seen.bars, seen.rest, seen.doubts
-            )
+            told = seen.unseen, seen.bars, seen.rest, seen.doubts, seen.strips
+            return PanelSet(self.name, panels, seen.layout, *told)
         # Before any is decoded: a folder of many large pictures is no set.
         self._check_count(recipe)
         return PanelSet(self.name, tuple(self.panel(number) for number in range(len(self.images))))
@@ -150,6 +151,7 @@ class ImageSet:
                 blank=lost,
                 rest=panels.rest,
                 doubts=panels.doubts,
+                strips=panels.strips,
             )
         self._check_count(recipe)
         found: list[tuple[Size, Edges, Edges, tuple[str, ...]]] = []
@@ -245,6 +247,8 @@ class Measured:
     """What may be no picture at each panel's edges, in words."""
     doubts: tuple[str, ...] = ()
     """Why the cuts of a composite are not certain, in words."""
+    strips: tuple[str, ...] = ()
+    """Strips of text that were cut off a composite's panels, in words."""
 
     @property
     def area(self) -> int:

@@ -23,6 +23,7 @@ __all__ = [
     "find_bands",
     "find_in_file",
     "find_leftovers",
+    "strip_depth",
     "told_leftovers",
 ]
 
@@ -51,7 +52,7 @@ def find_leftovers(pixels: Pixels, page: Sequence[Colour] = (), alone: Edges = _
     bands = Edges(*map(max, find_bands(pixels, page), alone))._asdict()
     found = [f"a band of {depth} px at its {side}" for side, depth in bands.items() if depth]
     for side, lines in (("top", pixels), ("bottom", pixels[::-1])):
-        if not bands[side] and (depth := _strip(lines)):
+        if not bands[side] and (depth := strip_depth(lines)):
             found.append(f"a strip with text at its {side} ({depth} px)")
     if page:
         soft = _soft_edges(pixels, page)._asdict()
@@ -99,7 +100,7 @@ def find_in_file(picture: Image) -> list[str]:
             shown = picture.crop((0, top, wide, top + part))
             pixels = np.asarray(shown)[:, :: max(1, wide // 200)].astype(np.float32)
             lines = pixels if side == "top" else pixels[::-1]
-            if depth := _strip(np.concatenate([lines, lines, lines, lines])):
+            if depth := strip_depth(np.concatenate([lines, lines, lines, lines])):
                 found.append(f"a strip with text at its {side} ({depth} px)")
     tip = pixel((0, 0))
     others = ((wide - 1, 0), (0, high - 1), (wide - 1, high - 1))
@@ -191,7 +192,7 @@ def _band(pixels: Pixels) -> tuple[int, Colour] | None:
     return None
 
 
-def _strip(pixels: Pixels) -> int:
+def strip_depth(pixels: Pixels) -> int:
     """Depth in px of a strip of text on a ground of one colour at the first line; 0 for none."""
     lines = sampled(pixels[: int(_STRIP * len(pixels))])
     if len(lines) < 12:
