@@ -69,3 +69,22 @@ def test_a_file_of_the_working_folder_wins_over_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "ana" / "style", "adapter.safetensors")
     assert locate("ana/style") == Path("ana/style/adapter.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("https://huggingface.co/ana/style", "Write ana/style."),
+        (
+            "https://hf.co/ana/style/blob/main/x/a.safetensors?download=true",
+            "style:x/a.safetensors.",
+        ),
+        ("hf://ana/style", "Download it"),
+        ("https://civitai.com/models/1", "Download it"),
+    ],
+)
+def test_an_address_is_refused_with_what_to_write(address, advice):
+    for text in (address, Path(address)):
+        with pytest.raises(AdapterError, match="is an address") as refused:
+            locate(text)
+        assert advice in refused.value.advice

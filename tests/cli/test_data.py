@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from iclora.sets.images import open_image
 from tests.conftest import CAPTION
 from tests.vlm.test_openai import completion
 
@@ -102,6 +103,9 @@ def test_latin_letters_with_accents_are_no_strangers(make_dataset, run):
     told = CAPTION.replace("<Ana> fishes", "<Łucja> fishes à côté de l'île, größer, naïve")
     (data / "0001" / "caption.txt").write_text(told, encoding="utf-8")
     assert "of its letters" not in run("check", data)[2]
+    told = CAPTION.replace("<Ana> fishes", "\U0001f600\U0001f431\U0001f30a\u2600\U0001f3d4\u2764")
+    (data / "0001" / "caption.txt").write_text(told, encoding="utf-8")
+    assert "of its letters and pictographs are not of English" in run("check", data)[2]
 
 
 def test_compose_says_what_it_cuts_off_and_how_to_keep_it(tmp_path, run):
@@ -117,6 +121,14 @@ def test_compose_says_what_it_cuts_off_and_how_to_keep_it(tmp_path, run):
     assert "cut off 3 panels" not in kept[2]
     assert "400x224" in kept[1]
     assert "400x176" in out
+
+
+def test_a_grid_is_chosen_as_it_is_typed_and_another_is_refused(make_dataset, run, tmp_path):
+    words = ["compose", make_dataset(sets=1, size=(640, 300)), "--out", tmp_path / "a", "--grid"]
+    status, _, err = run(*words, "48")
+    assert (status, "16, 32 or 64" in err) == (2, True)
+    assert run(*words, "64")[0] == 0
+    assert all(side % 64 == 0 for side in open_image(tmp_path / "a" / "0001.png").size)
 
 
 def test_a_background_is_any_colour_and_others_are_refused_by_name(make_dataset, run, tmp_path):

@@ -121,9 +121,10 @@ def test_an_exported_adapter_makes_the_same_set_and_knows_its_recipe(
 ):
     out = tmp_path / format
     words = ["--format", format, "--save-dtype", "fp32"]
-    assert run("export", lora, *words, "--out", out if format == "peft" else out / "x")[0] == 0
-    if format != "peft":
-        (out / "x").rename(out / "x.safetensors")
+    odd, right = (out, out / "x.safetensors") if format != "peft" else (out / "x.safetensors", out)
+    status, _, err = run("export", lora, *words, "--out", odd)
+    assert (status, "Name it" in err) == (2, True)
+    assert run("export", lora, *words, "--out", right)[0] == 0
     more = ["--prompt", CAPTION, "--seed", 7, "--steps", 2]
     for adapter, folder in ((lora, "one"), (out, "two")):
         words = ["--adapter", adapter, *more, "--out", tmp_path / folder]
@@ -156,7 +157,16 @@ def test_what_is_ignored_of_a_foreign_adapter_is_said_by_every_verb(clean, lora,
         ("generate", "--adapter", path, "--prompt", CAPTION, *more, "--out", tmp_path / "a"),
         ("reroll", tmp_path / "a" / "0001", "--panel", 1, "--seed", 2, "--out", tmp_path / "c"),
         ("evaluate", "--adapter", path, "--prompt", CAPTION, *more, "--out", tmp_path / "d"),
-        ("export", path, "--format", "kohya", "--base", "tiny", "--out", tmp_path / "b"),
+        (
+            "export",
+            path,
+            "--format",
+            "kohya",
+            "--base",
+            "tiny",
+            "--out",
+            tmp_path / "b.safetensors",
+        ),
     ):
         status, _, err = run(*words)
         assert status == 0

@@ -116,7 +116,7 @@ def test_lines_of_other_tools_are_refused(tmp_path, line):
         ("<!-- a\nnote -->\na boat\n---\na gull", "1 comment line"),
         ("a boat <!-- a\nnote -->\na gull", "<!-- -->"),
         ("```\na boat\na gull\n```", "2 comment lines"),
-        ("REM note\na boat\na gull", "1 comment line"),
+        ("REM note\na boat\n%note\n;note\na gull", "3 comment lines"),
         ("-- note\na boat\n.. note\na gull", "2 comment lines"),
         ("/* a\nnote */\na boat\na gull", "/* */"),
         ("\u2460a boat\n\u2461a gull", "numbers"),

@@ -120,6 +120,10 @@ def test_recipes_that_ship_and_those_of_the_folder_are_listed(opened, folder):
     assert (found["markers"], len(found["boxes"])) == (["[SCENE-1]", "[SCENE-2]", "[SCENE-3]"], 3)
     opened.ended(opened.post(input={"prompt": [found["example"]], "recipe": "mine"}).json()["id"])
     assert opened.engine.orders[0].input["recipe"] == str(own)
+    own.write_text("canvas = 3")
+    lost = opened.client.get("/api/v1/recipes/mine")
+    assert (lost.status_code, "mine.toml" in lost.text) == (404, True)
+    assert opened.client.get("/api/v1/recipes/theirs").status_code == 404
 
 
 def test_adapters_are_told_apart_by_their_headers_without_reading_weights(opened, folder, run):

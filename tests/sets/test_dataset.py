@@ -82,7 +82,8 @@ def test_a_zip_with_macos_clutter_is_read_in_place(tmp_path):
         "data/shots/._0001.txt": b"\xff\xfe",
         "data/shots/Thumbs.db": b"junk",
     }
-    path = make_zip(tmp_path / "a.zip", {**entries_of(tmp_path / "d", "data/shots/"), **clutter})
+    inside = entries_of(tmp_path / "d", "gone/../data/shots/")
+    path = make_zip(tmp_path / "a.zip", {**inside, **clutter})
     dataset = open_dataset(path, "film-storyboard")
     assert [s.name for s in dataset.sets] == ["0001"]
     assert errors(dataset) == []

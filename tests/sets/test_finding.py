@@ -358,8 +358,12 @@ def test_a_folder_of_made_sets_is_read_without_their_composites(tmp_path):
         panels(
             tmp_path / name, names=("composite", "panel-1", "panel-2", "panel-3"), seed=int(name)
         )
-        (tmp_path / name / "request.json").write_text(json.dumps({"prompt": CAPTION}))
-    dataset = open_dataset(tmp_path, STORY)
+        request = {"prompt": CAPTION, "recipe": STORY if name == "0001" else "other"}
+        (tmp_path / name / "request.json").write_text(json.dumps(request))
+    with pytest.raises(DatasetError, match="which recipe"):
+        open_dataset(tmp_path)
+    (tmp_path / "0002" / "request.json").write_text(json.dumps(request | {"recipe": STORY}))
+    dataset = open_dataset(tmp_path)
     assert [(s.name, len(s.images), s.caption()) for s in dataset.sets] == [
         ("0001", 3, CAPTION),
         ("0002", 3, CAPTION),

@@ -159,3 +159,25 @@ def test_a_path_that_is_no_file_is_refused_at_once(tmp_path):
     for path in (tmp_path / "pipe", tmp_path / "none", tmp_path / ("x" * 300), tmp_path / "a\0b"):
         with pytest.raises(DatasetError):
             list_files(path)
+
+
+def test_pictures_that_a_dot_hides_are_errors_and_those_of_systems_are_left_out(make_dataset):
+    root = make_dataset(sets=2)
+    names = (".0003/1.png", ".0004.png", ".old/0005/1.png")
+    systems = (
+        ".git/x.png",
+        "0001/._1.png",
+        ".Trash-1000/files/1.png",
+        ".3.png-0123456789ab.tmp/1.png",
+    )
+    for name in (*names, *systems):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    archive = root.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in root.rglob("*"):
+            packed.write(path, path.relative_to(root))
+    for place in (root, archive):
+        problems = errors(open_dataset(place))
+        assert {p.subject for p in problems} == {".0003", ".0004.png", ".old"}
+        assert all("a leading dot hides" in p.text for p in problems)

@@ -98,7 +98,6 @@ def test_composites_get_their_text_beside_them(tmp_path, serve):
     [
         ('{"overview": "x", "panels": ["a b", "c d"]}', "2 panel texts for 3 panels"),
         (good()[:-9], "not a whole JSON object"),
-        ('{"overview": "I cannot help with that", "panels": ["a", "b c", "d"]}', "refusal"),
         ("y" * 10_000_000, "10,000,000 characters"),
         ('{"overview": "x", "panels": ["a gull", "a gull", "d"]}', "nearly the same words"),
         (good("sea " * 600), "the base reads 512"),
@@ -284,6 +283,7 @@ def test_an_answer_that_was_cut_off_or_empty_is_asked_again(bare, serve):
     ("answer", "said"),
     [
         (completion("I\u2019m sorry, but I can\u2019t assist with that."), "can\u2019t assist"),
+        (completion(good().replace("A day", "I cannot help with that. A day")), "I cannot help"),
         (completion(""), "answer is empty"),
         (completion(" \n"), "answer is empty"),
     ],

@@ -533,6 +533,39 @@ def test_a_key_that_a_page_of_markup_repeats_is_not_told(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "form", ["\\u{:04x}", "\\\\u{:04X}", "\\u{{{:x}}}", "\\x{:02x}", "&#{};", "%{:02X}"]
+)
+def test_a_key_whose_every_letter_a_server_escapes_is_not_told(monkeypatch, form):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-Secret<7>89")
+    captioner = OpenAIModel("m", "http://localhost/v1")
+    coded = "".join(form.format(ord(sign)) for sign in "sk-Secret<7>89")
+    half = "sk-Se" + "".join(form.format(ord(sign)) for sign in "cret<7>89")
+    assert captioner.without_secrets(f"a {coded} b {half} c") == "a *** b *** c"
+
+
+def _streamed(text, ended='"stop"'):
+    """As servers stream: pieces of ten letters, a comment, the end, the tokens."""
+    cut = [json.dumps({"content": text[at : at + 10]}) for at in range(0, len(text), 10)]
+    pieces = [f'{{"choices": [{{"delta": {piece}}}]}}' for piece in cut]
+    last = f'{{"choices": [{{"delta": {{}}, "finish_reason": {ended}}}]}}'
+    usage = '{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}'
+    events = [f"data: {each}" for each in (*pieces, last, usage, "[DONE]")]
+    return (200, "\r\n\r\n".join([": ping", *events, ""]).encode())
+
+
+def test_an_answer_that_is_streamed_unasked_is_put_together(serve):
+    server = serve(lambda body: _streamed('{"overview": "sea"}'))
+    model = OpenAIModel("m", server.url, together=1, retries=0)
+    ((_, reply),) = model.answer([ask()])
+    assert (reply.text, reply.read, reply.written) == ('{"overview": "sea"}', 5, 7)
+    assert reply.whole
+    server.behave = lambda body: _streamed('{"over', "null")
+    assert not next(model.answer([ask()]))[1].whole
+    server.behave = lambda body: (200, b'data: {"error": {"message": "GPU on fire"}}\n\n')
+    assert "GPU on fire" in next(model.answer([ask()]))[1].problem
+
+
+@pytest.mark.parametrize(
     ("url", "advice"),
     [
         ("localhost:8000/v1", "Write http://localhost:8000/v1."),

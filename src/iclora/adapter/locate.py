@@ -26,6 +26,12 @@ _NAMES = (
 
 _HUB = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?::(?P<file>[^:]+))?")
 
+_ADDRESS = re.compile(
+    r"https?:/{1,2}(?:(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:resolve|blob|raw)/[^/]+/(?P<file>[^?#]+))?)?|hf:/"
+)
+"""An address, of which a path may have made one slash of two."""
+
 
 def locate(source: str | Path, download: Download | None = None) -> Path:
     """The adapter file that a user means.
@@ -37,6 +43,12 @@ def locate(source: str | Path, download: Download | None = None) -> Path:
     Raises: AdapterError if there is none, or several, or the hub cannot be reached.
     """
     text = str(source)
+    if address := _ADDRESS.match(text):
+        own, file = address["id"], address["file"]
+        raise AdapterError(
+            f"{text} is an address, and no path or id of the hub",
+            f"Write {own}{f':{file}' if file else ''}." if own else "Download it first.",
+        )
     path = Path(text).expanduser()
     if path.is_dir():
         return _in_folder(path, text)

@@ -202,6 +202,12 @@ def export(settings: ExportSettings, console: Console) -> None:
     if os.path.lexists(out):
         raise SettingsError(f"{out} is there already", "Choose another `out`.", setting="out")
     check_folder(out.parent, "out")
+    is_file, is_named = settings.format != "peft", out.suffix.lower() == ".safetensors"
+    if is_file != is_named and settings.format in ("peft", "diffusers", "comfyui", "kohya"):
+        # Other tools tell a file by its ending, and would take a folder for one.
+        right = out.with_suffix("" if is_named else ".safetensors")
+        what = "writes one .safetensors file" if is_file else "writes a folder"
+        raise SettingsError(f"the format {settings.format} {what}", f"Name it {right}.", "out")
     from iclora.adapter import Adapter
     from iclora.adapter.export import SAVE_DTYPES, write_export
     from iclora.adapter.export import export as export_weights

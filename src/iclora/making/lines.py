@@ -28,7 +28,7 @@ class Line:
 
 _BLOCKS = (("<!-- -->", r"<!--.*?-->"), ("/* */", r"^\s*/\*.*?\*/"))
 """Comments of several lines."""
-_COMMENT = re.compile(r"#|//|[;%]\s|--\s|\.\.\s|REM\s|\W*$")
+_COMMENT = re.compile(r"#|//|;|%(?!\d)|--\s|\.\.\s|REM\s|\W*$")
 """A line that other tools leave out, and one without a word: a rule, a fence."""
 _UNSEEN = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 """Signs that nobody sees; those that join letters of Persian and Hindi are none of them."""
@@ -65,6 +65,11 @@ _ODD = (
         r".*\\$",
         "a backslash at its end would be painted, and the next line is another prompt",
         "Write each prompt in one line.",
+    ),
+    (
+        r".*\s--$",
+        "two dashes at its end would be painted as words",
+        "Leave them out; an option of another tool may have stood there.",
     ),
     (r".*[\x00-\x08\x0e-\x1f\x7f]", "it holds control characters", "Save the file as plain text."),
 )

@@ -158,8 +158,11 @@ class Catalog:
 
     def recipe(self, name: str) -> tuple[Recipe, str]:
         """A recipe, and what a verb is told to find it. Raises: RecipeError."""
-        found = _of(self.recipes(), name, "recipe", RecipeError)
         own = self.folder / "recipes" / f"{name}.toml"
+        known = self.recipes()
+        if name not in known and own in (path for _, path in self._things("recipes")):
+            load_recipe(own)  # says what is wrong with it
+        found = _of(known, name, "recipe", RecipeError)
         return found, name if name in recipe_names() else str(own)
 
     def new(self, kind: str, name: str) -> Path:

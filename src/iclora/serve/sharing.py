@@ -205,6 +205,16 @@ class _Shares(Generic[T]):
             for hand in hands:
                 hand.start()
             self._see_to(items, engine)
+        except RunError as error:
+            # Of a worker that died, or never began; all else says what is wrong by itself.
+            if any(path.stat().st_size for path in logs.rglob("*.log")):
+                kept = f"{error.advice} What the workers printed is in {logs}.".lstrip()
+                raise RunError(error.problem, kept, error.setting) from None
+            shutil.rmtree(logs, ignore_errors=True)
+            raise
+        except BaseException:
+            shutil.rmtree(logs, ignore_errors=True)
+            raise
         finally:
             engine.stop()
             for _ in hands:
@@ -243,6 +253,7 @@ class _Shares(Generic[T]):
             _check_dtype(self._settings, kind)
         except BaseException:
             cluster.close()
+            shutil.rmtree(logs, ignore_errors=True)
             raise
         make = partial(LocalEngine, logs=logs, threads=threads)
         return engine_on(cluster, kind, workers, make), logs
@@ -265,7 +276,7 @@ class _Shares(Generic[T]):
             except queue.Empty:
                 kind, what = "note", engine.ready()
                 if why := engine.hopeless():
-                    raise RunError(f"no worker starts: {why}", "Look into its log.") from None
+                    raise RunError(f"no worker starts: {why}", "Correct that first.") from None
             if kind == "preview":
                 shown.add(what)
                 self._progress("making", min(len(shown), len(items)), len(items))

@@ -18,6 +18,7 @@ __all__ = [
     "check_budget",
     "estimate_tokens",
     "has_markers",
+    "is_read",
     "unknown_note",
 ]
 
@@ -168,6 +169,11 @@ def estimate_tokens(text: str) -> int:
     return round(len(text.encode()) / _BYTES_PER_TOKEN)
 
 
+def is_read(sign: str) -> bool:
+    """True for a sign that means something by itself: a letter, or a pictograph as emoji are."""
+    return sign.isalpha() or (sign > "\u00ff" and unicodedata.category(sign) == "So")
+
+
 def unknown_note(text: str, unknown: Callable[[str], float] | None) -> str:
     """What to say of words that a base cannot read; empty if they do not count.
 
@@ -179,7 +185,9 @@ def unknown_note(text: str, unknown: Callable[[str], float] | None) -> str:
     share = unknown(text) if unknown else _foreign_share(text)
     if share < 0.03:
         return ""
-    percent = f"{max(1, round(100 * share))}% of its letters"
+    plain = sum(map(is_read, text)) == sum(map(str.isalpha, text))
+    kinds = f"letters{'' if plain else ' and pictographs'}"
+    percent = f"{max(1, round(100 * share))}% of its {kinds}"
     if unknown is None:
         return (
             f"{percent} are not of English, French, German or Romanian, and FLUX.1's tokenizer "
@@ -194,7 +202,7 @@ _ROMANIAN_AND_FRENCH = "\u0103\u0219\u021b\u015f\u0163\u0153"
 
 def _foreign_share(text: str) -> float:
     # T5 reads wide and bold letters as plain ones; of Latin it knows those of four languages.
-    letters = [sign for sign in unicodedata.normalize("NFKC", text) if sign.isalpha()]
+    letters = [sign for sign in unicodedata.normalize("NFKC", text) if is_read(sign)]
     foreign = [s for s in letters if s > "\u00ff" and s.lower() not in _ROMANIAN_AND_FRENCH]
     return len(foreign) / max(1, len(letters))
 

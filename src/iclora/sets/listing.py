@@ -16,7 +16,7 @@ import stat
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from typing import IO, Literal
 
 from iclora.errors import DatasetError
 from iclora.sets.archives import HEAD, container_of
+from iclora.sets.clutter import hidden_pictures, is_clutter, names_in
 from iclora.sets.kinds import kind_of
 
 __all__ = ["File", "Files", "Problem", "list_files", "open_regular"]
@@ -36,30 +37,6 @@ _MOST_FILES = 500_000
 """In a folder; more lie behind a link to something that is no dataset."""
 _DEEPEST = 64
 """Folders in each other."""
-# Left by systems, sharing services and editors; compared in lower case.
-_CLUTTER = {
-    "__macosx",
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "icon\r",
-    "@eadir",
-    "#recycle",
-    "#snapshot",
-    "@recycle",
-    "@recently-snapshot",
-    "@__thumb",
-    "@synoresource",
-    "@tmp",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-    "network trash folder",
-    "temporary items",
-    "__pycache__",
-    "picasa.ini",
-    "zbthumbnail.info",
-}
 
 
 @dataclass(frozen=True)
@@ -178,8 +155,16 @@ def _unnamed(name: str) -> Problem:
     return Problem(ascii(name)[1:-1], "a file with an unreadable name is not read", advice)
 
 
-def _is_clutter(name: str) -> bool:
-    return (name.startswith(".") and name != "..") or name.lower() in _CLUTTER
+def _hidden(names: Iterable[str]) -> list[Problem]:
+    return [
+        Problem(
+            name,
+            f"a leading dot hides {f'{count} pictures' if count > 1 else 'a picture'} here, not "
+            "read",
+            "Rename it without the dot, or move it out of the dataset.",
+        )
+        for name, count in hidden_pictures(names).items()
+    ]
 
 
 # -- folders ------------------------------------------------------------------------------------
@@ -207,14 +192,15 @@ def _walk(
     except OSError as error:
         problems.append(_unreadable(inside or str(folder), error))
         return
-    if not any(entry for entry in found if not _is_clutter(entry.name)) and inside:
+    if not any(entry for entry in found if not is_clutter(entry.name)) and inside:
         problems.append(
             Problem(inside, "an empty folder", "Put its pictures there, or remove it.", "warning")
         )
     for entry in found:
         if entry.name.endswith(".icloud"):
             problems.append(_in_the_cloud(f"{inside}/{entry.name}".lstrip("/")))
-        if _is_clutter(entry.name):
+        if is_clutter(entry.name):
+            problems += _hidden(names_in(entry, f"{inside}/{entry.name}".lstrip("/")))
             continue
         place, shown = folder / entry.name, f"{inside}/{entry.name}".lstrip("/")
         try:
@@ -348,7 +334,8 @@ def _list_zip(
     found: dict[str, Callable[[], IO[bytes]]] = {}
     # As many older tools write folders: a backslash at the end, no content.
     members = [(n, m) for n, m in members if not (m.filename.endswith("\\") and not m.file_size)]
-    members = [(n, m) for n, m in members if not any(map(_is_clutter, n.split("/")))]
+    problems += _hidden(n for n, _ in members)
+    members = [(n, m) for n, m in members if not any(map(is_clutter, n.split("/")))]
     for name, member in members:
         if ".." in PurePosixPath(name).parts or not name:
             raise DatasetError(
@@ -396,5 +383,10 @@ def _no_zip(path: Path, error: Exception) -> DatasetError:
 
 def _plain_name(name: str) -> str:
     """A member's name with slashes between its folders, and none, nor a drive, before them."""
-    parts = re.sub(r"^[A-Za-z]:(?=[\\/])", "", name.replace("\\", "/")).split("/")
-    return "/".join(part for part in parts if part not in ("", "."))
+    plain: list[str] = []
+    for part in re.sub(r"^[A-Za-z]:(?=[\\/])", "", name.replace("\\", "/")).split("/"):
+        if part == ".." and plain and plain[-1] != "..":
+            plain.pop()  # x/../0001 stays inside
+        elif part not in ("", "."):
+            plain.append(part)
+    return "/".join(plain)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from iclora.errors import DatasetError, RecipeError
-from iclora.files.documents import decode, parse_toml
+from iclora.files.documents import decode, parse_json, parse_toml
 from iclora.sets.listing import Files, Problem
 from iclora.sets.recipe import Recipe, load_recipe, meant, read_recipe, recipe_names
 from iclora.sets.unread import is_image
@@ -17,6 +17,7 @@ __all__ = ["MANIFEST", "common_folder", "manifest_recipe", "other_manifests"]
 MANIFEST = "iclora.toml"
 _HERE = PurePosixPath()
 _MANIFEST_SIZE = 2**20
+_REQUEST_SIZE = 2**24
 
 
 def other_manifests(listing: Files, root: PurePosixPath, chosen: Recipe) -> list[Problem]:
@@ -65,7 +66,8 @@ def manifest_recipe(
         path: the dataset, for errors.
         root: the folder in the listing that holds the manifest.
         unlisted: what could not be listed, perhaps the manifest.
-    Returns: it, and what the manifest says that nothing reads.
+    Returns: it, and what the manifest says that nothing reads; of sets that iclora made and that
+        have no manifest, the one recipe that all were made by.
     Raises: DatasetError without a manifest or a recipe in it; RecipeError.
     """
     found = sorted(each.as_posix() for each in _manifests(listing) if each.parent == root)
@@ -73,6 +75,8 @@ def manifest_recipe(
         lost = next((p for p in unlisted if PurePosixPath(p.subject).name == MANIFEST), None)
         if lost:
             raise DatasetError(f"{path}/{lost.subject}: {lost.text}", lost.advice)
+        if (made := _recipes_of_requests(listing)) and made <= {*recipe_names()} and len(made) == 1:
+            return load_recipe(made.pop()), []
         raise DatasetError(
             f"{path} does not say which recipe its sets follow (it has no {MANIFEST})",
             f'Name the `recipe`, or write {MANIFEST} with the line recipe = "film-storyboard".',
@@ -105,3 +109,18 @@ def manifest_recipe(
             "into the dataset.",
         )
     return load_recipe(recipe), more
+
+
+def _recipes_of_requests(listing: Files) -> set[str]:
+    """The recipes of the requests beside made sets; "" stands for one that cannot be told."""
+    found = set()
+    for name in listing:
+        if name.rpartition("/")[2] != "request.json":
+            continue
+        try:
+            told = parse_json(listing[name].read(_REQUEST_SIZE), name, DatasetError)
+        except DatasetError:
+            told = None
+        recipe = told.get("recipe") if isinstance(told, dict) else None
+        found.add(recipe if isinstance(recipe, str) else "")
+    return found

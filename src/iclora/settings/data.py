@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from iclora.settings.fields import (
     RESOLUTIONS,
@@ -17,6 +17,7 @@ from iclora.settings.fields import (
     Side,
     TextKind,
     setting,
+    whole,
 )
 from iclora.settings.making import Captioning
 
@@ -93,7 +94,7 @@ class ComposeSettings(Settings):
     """new folder for the composites"""
     resolution: Side = 1536
     """largest canvas, px: side of a square of the same area"""
-    grid: Literal[16, 32, 64] = 16
+    grid: Annotated[Literal[16, 32, 64], BeforeValidator(whole)] = 16
     """panels' edges and the canvas's sides are multiples of this, px: 16 for iclora and FLUX.1; 32
     or 64 to go on in a trainer that crops to its own buckets, such as ai-toolkit or sd-scripts"""
     background: Colour = "white"

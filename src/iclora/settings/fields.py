@@ -57,6 +57,7 @@ __all__ = [
     "outside",
     "setting",
     "split_strength",
+    "whole",
 ]
 
 M = TypeVar("M", bound="Settings")
@@ -246,6 +247,12 @@ def split_strength(text: str) -> tuple[str, float | None]:
     if not -100 <= strength <= 100:
         raise ValueError(f"{match[2]} is no strength; it must be between -100 and 100")
     return match[1], strength
+
+
+def whole(value: object) -> object:
+    """A whole number of its digits, as options have it; anything else as it is."""
+    digits = isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value)
+    return int(str(value)) if digits else value
 
 
 def _weighted(text: str) -> str:

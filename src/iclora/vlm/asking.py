@@ -203,9 +203,11 @@ def read_answer(
     overview, panels = _parts(text, recipe)
     if any("\ud800" <= sign <= "\udfff" for sign in "".join([overview, *panels])):
         raise CaptionError("the answer holds half a character", "Write plain text.")
-    if is_refusal(" ".join([overview, *panels])):
-        raise CaptionError(
-            f'the answer is a refusal ("{_quoted(overview)}")', "Describe what is to be seen."
+    if refusal := next(filter(is_refusal, [overview, *panels]), None):
+        raise Unanswerable(
+            f'the model refuses: "{_quoted(refusal)}"',
+            "Look at the set's pictures, or use another `captioner`.",
+            setting="captioner",
         )
     if left := residue_in(" ".join([overview, *panels])):
         raise CaptionError(f'the answer holds "{left}"', "Write plain words alone.")

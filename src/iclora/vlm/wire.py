@@ -27,11 +27,14 @@ from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandl
 
 from iclora.errors import VisionModelError
 from iclora.files.documents import parse_json
+from iclora.vlm.events import are_events, events_of, from_events
 
 __all__ = ["Broken", "Late", "Reply", "Unreadable", "Wire", "shown"]
 
 _LARGEST = 16 << 20
 """Bytes of a body, packed or not; an answer has some thousands."""
+_LONGEST = 100_000
+"""Characters in which escaped secrets are looked for, 1 s a million; no longer text is shown."""
 _CONNECT = 20.0
 """Seconds until there is a connection."""
 _USUAL = re.compile(
@@ -89,7 +92,7 @@ class Wire:
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         host = parts.netloc.rpartition("@")[2]
         self._url = urlunsplit((parts.scheme, host, path + "/{}", parts.query, ""))
-        self._secrets = _pattern([key, *_secrets_of(url)])
+        self._secrets = _patterns([key, *_secrets_of(url)])
         self._headers = {
             "Authorization": _basic(url) or f"Bearer {key or 'none'}",
             "Content-Type": "application/json",
@@ -111,7 +114,9 @@ class Wire:
 
     def free(self, text: str) -> str:
         """A text without the key and without what the address hides."""
-        return self._secrets.sub("***", text) if self._secrets else text
+        for pattern in self._secrets if len(text) <= _LONGEST else self._secrets[:1]:
+            text = pattern.sub("***", text)
+        return text
 
     def post(self, path: str, body: dict[str, Any]) -> Reply:
         """Send a JSON body. Raises: Late, Broken, Unreadable."""
@@ -265,16 +270,25 @@ def _basic(url: str) -> str:
     return f"Basic {base64.b64encode(both.encode()).decode()}"
 
 
-def _pattern(secrets: list[str]) -> re.Pattern[str] | None:
-    """Finds secrets in any of their spellings; words as short as "none" or "ollama" are none."""
+def _patterns(secrets: list[str]) -> list[re.Pattern[str]]:
+    """Find secrets as they are, then in any spelling; "none" or "ollama" are too short for one."""
     found = set()
     for secret in secrets:
         if len(secret) >= 8 or secret.startswith("sk-"):
-            found |= {secret, quote(secret, safe=""), unquote(secret), json.dumps(secret)[1:-1]}
-            packed = base64.b64encode(secret.encode()).decode().rstrip("=")
-            found |= {html.escape(secret), html.escape(secret, quote=False), packed}
+            found |= {secret, unquote(secret), json.dumps(secret)[1:-1]}
+            found.add(base64.b64encode(secret.encode()).decode().rstrip("="))
     ordered = sorted(found, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered)), re.IGNORECASE) if ordered else None
+    spelt = ["".join(map(_spellings, secret)) for secret in ordered]
+    both = (map(re.escape, ordered), spelt) if ordered else ()
+    return [re.compile("|".join(forms), re.IGNORECASE) for forms in both]
+
+
+def _spellings(sign: str) -> str:
+    """A pattern of a sign as itself and escaped: of JSON, HTML, an address, a program's text."""
+    code = ord(sign)
+    named = [html.escape(sign), quote(sign, safe=""), sign]
+    coded = rf"\\+(?:u{code:04x}|u\{{{code:x}\}}|x{code:02x})|&#(?:0*{code}|x0*{code:x});?"
+    return rf"(?:{'|'.join(map(re.escape, dict.fromkeys(named)))}|{coded}|%{code:02x})"
 
 
 def _unpacked(raw: bytes, how: str) -> bytes:
@@ -295,6 +309,8 @@ def _unpacked(raw: bytes, how: str) -> bytes:
 
 def _parsed(text: str) -> Any:
     """A body as JSON; None if it is none. Raises: Unreadable for what no answer holds, as nests."""
+    if are_events(text):
+        return from_events([_parsed(data) for data in events_of(text)])
     try:
         return parse_json(text, "it", VisionModelError, foreign=True)
     except VisionModelError as error:

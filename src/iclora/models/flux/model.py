@@ -19,7 +19,7 @@ from iclora.models.flux.names import flux_names
 from iclora.models.names import Names
 from iclora.models.packed import PackedModel
 from iclora.models.passes import placed
-from iclora.sets.caption import check_budget
+from iclora.sets.caption import check_budget, is_read
 from iclora.settings import Precision
 
 __all__ = ["FluxModel"]
@@ -118,13 +118,13 @@ class FluxModel(PackedModel):
 
     def unknown_letters(self, text: str) -> float:
         # T5 knows the letters of English, French, German and Romanian; all others become <unk>.
-        tokenizer, letters = self._t5_tokenizer, sum(map(str.isalpha, text))
+        tokenizer, letters = self._t5_tokenizer, sum(map(is_read, text))
         if not letters or not tokenizer.is_fast:
             return 0.0
         read = tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True)
         pairs = zip(read.input_ids, read.offset_mapping, strict=True)
         spans = [span for token, span in pairs if token == tokenizer.unk_token_id]
-        return sum(sum(map(str.isalpha, text[a:b])) for a, b in spans) / letters
+        return sum(sum(map(is_read, text[a:b])) for a, b in spans) / letters
 
     @torch.no_grad()
     def encode_text(self, text: str) -> Text:

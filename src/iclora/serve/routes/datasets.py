@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from iclora.errors import RecipeError
 from iclora.serve.problems import Refused
 from iclora.serve.routes.answers import PROBLEMS, Strict
 from iclora.serve.server import Here
@@ -95,10 +96,10 @@ def list_recipes(server: Here) -> dict[str, Any]:
 @router.get("/recipes/{name}", response_model=ShownRecipe)
 def get_recipe(server: Here, name: str) -> dict[str, Any]:
     """One task."""
-    known = server.catalog.recipes()
-    if name not in known:
-        raise Refused(404, f'there is no recipe "{name[:80]}"', "List the recipes.")
-    return _shown_recipe(name, known[name])
+    try:
+        return _shown_recipe(name, server.catalog.recipe(name)[0])
+    except RecipeError as error:
+        raise Refused(404, error.problem, error.advice) from None
 
 
 def _shown_recipe(name: str, recipe: Recipe) -> dict[str, Any]:
