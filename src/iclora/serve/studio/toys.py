@@ -98,13 +98,13 @@ def usual_settings(recipe: Recipe | None) -> dict[str, Any]:
         recipe: of its sets, whose canvas it is trained on as it is.
     """
     sides = usual_resolutions(recipe) if recipe else (128,)
-    steps = TUNING["steps"] // 3
+    steps = TUNING["steps"] // 4
     return {
         **TUNING,
         "steps": steps,
         "resolutions": list(sides),
         "conditional": 0.5,  # It then also completes sets, which Make is about.
-        "save_every": steps // 4,
-        "preview_every": steps // 4,
+        "save_every": steps // 3,
+        "preview_every": steps // 3,
         "preview_resolution": max(sides),
     }

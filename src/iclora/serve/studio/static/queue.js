@@ -16,9 +16,9 @@ const SAID = /** @type {Record<string, string>} */ ({
   prompt: "Words", caption: "Caption", check: "Check", compose: "Compose", train: "Train",
 });
 
-/** The job whose row has the focus: it keeps it when the row goes to another list. */
+/** The job whose row has the focus by a key: it keeps it when the row goes to another list. A finger's row must not scroll. */
 let focused = "";
-addEventListener("focusin", ({ target }) => (focused = (target instanceof Element && target.closest("[data-job]")?.getAttribute("data-job")) || ""));
+addEventListener("focusin", ({ target }) => (focused = (target instanceof Element && target.matches(":focus-visible") && target.closest("[data-job]")?.getAttribute("data-job")) || ""));
 
 const retry = (/** @type {Job} */ job) => attempt(async () => know(await post(`jobs/${job.id}/retry`)));
 const cancel = (/** @type {Job} */ job) => attempt(() => doing(async () => {
