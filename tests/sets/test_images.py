@@ -237,3 +237,10 @@ def test_a_blank_panel_is_warned_of_and_a_given_one_refused(make_dataset, tmp_pa
     with pytest.raises(ImageError, match="nothing of it shows on white"):
         open_given({1: str(root / "0001" / "2.png")})
     assert open_given({1: str(root / "0001" / "2.png")}, "auto")[1].size == (64, 64)
+
+
+def test_what_begins_as_a_kind_that_is_read_is_not_said_to_be_none():
+    with pytest.raises(ImageError) as refused:
+        read_image(b"II*\0" + bytes(60), "a.tif")
+    assert "begins as TIFF does, and is damaged" in refused.value.problem
+    assert "is not a" not in refused.value.problem

@@ -36,6 +36,7 @@ __all__ = [
 BLANK = "iclora:blank"
 """In `Image.info`: the colour on which a transparent picture does not show."""
 _LEAST_SHOWN = 0.002
+_READ = ("PNG", "JPEG", "WebP", "AVIF", "TIFF", "BMP")
 # 12,000 x 12,000: far above any panel, far below what exhausts 24 GB when decoded.
 _MOST_PIXELS = 144_000_000
 _MOST_BYTES = 2**30
@@ -65,7 +66,10 @@ def _open(data: bytes, name: str) -> Image.Image:
 def _not_read(data: bytes, name: str) -> ImageError:
     kind = kind_of(data[:64])
     what = "is not a PNG, JPEG, WebP, AVIF, TIFF or BMP image"
-    what += f"; it begins as {kind} does" if kind else ""
+    if kind in _READ:
+        what = f"begins as {kind} does, and is damaged or of a form of it that is not read"
+    elif kind:
+        what += f"; it begins as {kind} does"
     advice = HEIC_ADVICE if kind == "HEIC" else "Export it again as PNG or JPEG."
     if not kind and (found := container_of("", data[:HEAD])):
         what, advice = f"is no picture; it is of this kind: {found.name}", found.advice
