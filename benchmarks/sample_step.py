@@ -10,6 +10,7 @@ Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer 
     ours                 iclora's forward pass
     ours-compiled        that with compiled blocks, as `compile` makes sets
     ours-fp8             that with the blocks' weights and products in fp8
+    ours-streamed        iclora's, the blocks coming from the machine's memory one ahead (`offload`)
 
 A time is that of all steps, Euler steps included, texts and pictures apart. Before any, velocities
 must agree.
@@ -42,11 +43,12 @@ from train_step import (
 from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
-from iclora.models.flux.forward import flux_forward
+from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.passes import Levels, Shapes
 from iclora.models.quantize import check_precision, quantize
+from iclora.models.streaming import Stream
 
-ARMS = ("diffusers", "diffusers-compiled", "ours", "ours-compiled", "ours-fp8")
+ARMS = ("diffusers", "diffusers-compiled", "ours", "ours-compiled", "ours-fp8", "ours-streamed")
 TARGETS = {("diffusers", "ours"): 1.6, ("diffusers", "ours-fp8"): 3.0}
 """How many times as fast as diffusers ours is to be, on an H100 at true size."""
 
@@ -168,6 +170,9 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
         quantize(net, "fp8", work.x0.device, blocks)
         clear(work.x0.device)
         lora(net)
+    if name == "ours-streamed":
+        Stream([block for _, block in FLUX.modules(net)], work.x0.device)
+        clear(work.x0.device)
     return ours(net, work, name == "ours-compiled")
 
 
@@ -175,11 +180,14 @@ def _compare(
     tell: Tell, times: dict[str, list[float]], work: float, device: torch.device, goals: bool
 ) -> None:
     for peer in ("diffusers", "diffusers-compiled"):
-        for mine in ("ours", "ours-compiled", "ours-fp8"):
+        for mine in ("ours", "ours-compiled", "ours-fp8", "ours-streamed"):
             if peer in times and mine in times:
                 ratio = median(times[peer]) / median(times[mine])
                 least = TARGETS.get((peer, mine)) if goals else None
                 tell(f"{peer} / {mine}", ratio, "times", least=least)
+    if "ours" in times and "ours-streamed" in times:
+        ratio = median(times["ours"]) / median(times["ours-streamed"])
+        tell("ours / ours-streamed", ratio, "times")
     if "ours" in times:
         rate = matmul_rate(device)
         share = work / 1e12 / median(times["ours"]) / rate

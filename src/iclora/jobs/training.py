@@ -54,7 +54,9 @@ def train(
         chosen = plan_run(config, here=True, warn=console.warn)
         (show_plan or console.say)(str(chosen))
         config, data = chosen.settings, chosen.data
-    machine = Machine(device=config.device, dtype=config.dtype, precision=config.precision)
+    # Which passes are compiled is the run's own affair.
+    own = set(Machine.model_fields) - {"compile"}
+    machine = Machine.model_validate(config.model_dump(include=own))
     model = opener.base(config.base, machine)
     kept = "" if model.precision == "full" else f", its blocks in {model.precision}"
     number = str(model.dtype).removeprefix("torch.")

@@ -46,6 +46,7 @@ from iclora.settings import (
     FilePath,
     Guidance,
     Mode,
+    Offload,
     Precision,
     Prompt,
     Resample,
@@ -80,6 +81,8 @@ class Request(Settings):
     ]
     precision: Precision = "full"
     """How the linear layers of the base's blocks were kept."""
+    offload: Offload = "none"
+    """What stayed in the machine's memory: text encoders then round as a CPU does."""
     compile: bool = False
     """True if the blocks were compiled, which rounds elsewhere."""
     adapter: FilePath | None = None
@@ -296,6 +299,7 @@ def machine_of(model: DiffusionModel) -> dict[str, Any]:
         "device": model.device.type,
         "dtype": _NAMES[model.dtype],
         "precision": model.precision,
+        "offload": model.offload,
         "compile": "sampling" in model.compiled,
         "versions": {"iclora": __version__, "torch": torch.__version__},
     }

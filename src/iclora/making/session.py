@@ -81,7 +81,7 @@ class Session:
         wanted = [text for text in texts if text not in self._texts]
         if not wanted:
             return
-        if self.free:
+        if self.free and self.model.offload == "none":
             self.model.release("denoiser")
         for number, text in enumerate(wanted, 1):
             self._texts[text] = self.model.encode_text(text)

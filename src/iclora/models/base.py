@@ -37,7 +37,7 @@ from iclora.files import digest
 from iclora.models.names import Names, linears_of
 from iclora.sets.layout import Layout
 from iclora.sets.tokens import token_owners
-from iclora.settings import Precision, TextKind
+from iclora.settings import Offload, Precision, TextKind
 
 __all__ = [
     "DTYPES",
@@ -204,12 +204,19 @@ class DiffusionModel(ABC):
     """Which passes run compiled blocks: those with gradients, those that sample."""
     reads_apart: bool = False
     """True if `velocity` takes `panels`."""
+    offload: Offload = "none"
+    """What stays in the machine's memory, set before a part is first used."""
     rests: bool = False
     """True if released parts stay in the machine's memory while there is room, and come back from
     there: for a process that goes on. It is not for one that changes weights."""
     mesh: DeviceMesh | None = None
     """The processes that the denoiser's weights are spread over, set before it is first used;
     None keeps them whole. With one, every process of it must compute every velocity."""
+
+    @property
+    def text_device(self) -> torch.device:
+        """Where the text encoders compute."""
+        return self.device if self.offload == "none" else torch.device("cpu")
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import diffusers
 import torch
@@ -24,9 +24,11 @@ from iclora.files.documents import read_json
 from iclora.models.base import Compiling, DiffusionModel, Part, Text
 from iclora.models.complete import check_loaded, check_numbers
 from iclora.models.names import Names, linears_of
+from iclora.models.network import Network
 from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
 from iclora.models.sizes import check_sizes
+from iclora.models.streaming import Stream
 from iclora.settings import Precision
 
 __all__ = ["FolderModel", "files_read"]
@@ -112,6 +114,9 @@ class FolderModel(DiffusionModel):
     """The denoiser's class, or the name of one of diffusers, imported when it is needed."""
     targets: ClassVar[Mapping[str, str]]
     """Patterns of the names of linear layers in blocks, by the choice of LoRA targets."""
+    passes: ClassVar[Network | None] = None
+    """Its forward pass, by which its blocks are spread or come to the device one ahead; None for a
+    family that can do neither."""
     by_token: ClassVar[tuple[str, ...]] = ("prompt",)
     """The tensors of a text that have a row a token."""
 
@@ -157,8 +162,9 @@ class FolderModel(DiffusionModel):
 
         Raises: ModelError if it is missing, damaged or not in safetensors.
         """
+        device = self.text_device if part in self.folders["text"] else self.device
         if part in self._resting:
-            return self._resting[part].to(self.device)
+            return self._resting[part].to(device)
         try:
             options |= {"use_safetensors": True, "local_files_only": True}
             if issubclass(cls, nn.Module):
@@ -185,13 +191,18 @@ class FolderModel(DiffusionModel):
             ) from error
         if isinstance(model, nn.Module):
             model.requires_grad_(False).eval()
+            streams = part in self.folders["denoiser"] and self.offload == "blocks"
             if part in self.folders["denoiser"]:
                 # Layer by layer, so that the device never holds them whole.
-                quantize(model, self.precision, self.device, self.block_prefixes)
+                place = torch.device("cpu") if streams else device
+                quantize(model, self.precision, place, self.block_prefixes)
                 if self.mesh is not None:
-                    self.shard(model)
-            model.to(self.device)
-            if self.rests:
+                    self._passes("shard").shard(model, self.mesh)
+            if streams:
+                Stream([block for _, block in self._passes("offload").modules(model)], device)
+            model.to(device)
+            # What streams lies in the machine's memory already, bound to its places on the device.
+            if self.rests and not streams:
                 self._resting[part] = model
         return model
 
@@ -207,16 +218,16 @@ class FolderModel(DiffusionModel):
         assert isinstance(model, nn.Module)
         return model
 
-    def shard(self, net: nn.Module) -> None:  # noqa: ARG002
-        """Spread the denoiser's weights over `mesh`.
-
-        Raises: ModelError for families that cannot.
-        """
-        raise ModelError(
-            f"a base of the family {self.family} cannot be spread over several processes yet",
-            "Leave `shard` out.",
-            setting="shard",
-        )
+    def _passes(self, wish: Literal["shard", "offload"]) -> Network:
+        """The forward pass, which a setting needs. Raises: ModelError if it is the family's own."""
+        if self.passes is None:
+            raise ModelError(
+                f"the blocks of a base of the family {self.family} stay on one device, for it has "
+                "a forward pass of its own",
+                f"Leave `{wish}` out.",
+                setting=wish,
+            )
+        return self.passes
 
     def compiling(self) -> Shapes | None:
         """The shapes that this pass's blocks are compiled for; None if they are not compiled."""

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from iclora.files import cache_home
 from iclora.models.attention import Attend
 from iclora.models.base import Given, Panels
+from iclora.models.streaming import arrive
 
 __all__ = [
     "COMPILED_SHAPES",
@@ -284,8 +285,18 @@ Block = Callable[..., Streams]
 
 
 def as_block(run: Callable[..., Streams], module: nn.Module) -> Block:
-    """A module's block: `run` on it. One whose weights are spread gathers them when called."""
-    return cast(Block, module) if isinstance(module, FSDPModule) else partial(run, module)
+    """A module's block: `run` on it, whose weights arrive first if they lie elsewhere.
+
+    One whose weights are spread gathers them when called.
+    """
+    if isinstance(module, FSDPModule):
+        return cast(Block, module)
+
+    def block(*given: Any) -> Streams:
+        arrive(module)
+        return run(module, *given)
+
+    return block
 
 
 def run_block(block: Block, streams: Streams, shared: Pass, recomputed: bool) -> Streams:

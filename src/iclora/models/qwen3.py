@@ -76,7 +76,7 @@ class Qwen3Model(QwenModel):
             padding="max_length",
             max_length=self.max_text_tokens,
             return_tensors="pt",
-        ).to(self.device)
+        ).to(self.text_device)
         with torch.no_grad():
             states = self._encoder(
                 read.input_ids,

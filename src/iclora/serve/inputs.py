@@ -92,7 +92,18 @@ _ELSE: Mapping[tuple[str, str], tuple[Any, str]] = {
 }
 
 _SERVERS = frozenset(
-    {"base", "out", "device", "dtype", "precision", "model_device", "api", "cache", "prompts"}
+    {
+        "base",
+        "out",
+        "device",
+        "dtype",
+        "precision",
+        "offload",
+        "model_device",
+        "api",
+        "cache",
+        "prompts",
+    }
     | {"knowledge", "trackers", "shard", "workers", "engine", "cluster"}
 )
 """Fields that the server decides, or that name what only its own machine knows."""

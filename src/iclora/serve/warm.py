@@ -90,7 +90,8 @@ class Warm(Opener):
         """The base that is held if it is this one, unchanged; else this one in its place."""
         # A set that is made again names what a wish leaves to the machine.
         device = pick_device(machine.device)
-        wanted = (name, device, pick_dtype(machine.dtype, device), machine.precision)
+        how = (pick_dtype(machine.dtype, device), machine.precision, machine.offload)
+        wanted = (name, device, *how)
         if self._base and self._base[0] == wanted and self._base[1] == _stamp(self._base[2]):
             self._base[2].compiled = compiled_by(machine)
             return self._base[2]

@@ -34,6 +34,7 @@ __all__ = [
     "Mode",
     "ModelName",
     "Number",
+    "Offload",
     "Panel",
     "PanelSeeds",
     "Precision",
@@ -73,6 +74,15 @@ Precision = Annotated[
 """How the linear layers of a base's blocks are kept; see `iclora.models.quantize`."""
 
 PRECISIONS: tuple[Literal["full", "fp8", "int8", "nf4"], ...] = ("full", "fp8", "int8", "nf4")
+
+Offload = Literal["none", "text", "blocks"]
+"""What of a base stays in the machine's memory.
+
+none: nothing that computes.
+text: the text encoders, which compute on the CPU.
+blocks: these, and the denoiser's blocks, which come to the device one ahead; see
+    `iclora.models.streaming`.
+"""
 
 Mode = Literal["sdedit", "resample", "boost", "clean", "reference"]
 """How missing panels are made.
@@ -376,6 +386,9 @@ class Machine(Settings):
     precision: Precision = setting("full", resume="differs", decided=True)
     """how the linear layers of the base's blocks are kept: full is as `dtype` says, int8 and fp8
     half of bf16, nf4 a quarter; fp8 also computes in fp8 and needs a card that can"""
+    offload: Offload = setting("none", resume="differs")
+    """what stays in the machine's memory, for a small card: text, the text encoders, which then
+    compute on the CPU; blocks, the base's blocks as well, which come to the card one at a time"""
     compile: bool = False
     """compile the blocks: the first steps on each canvas take long, the others less, and the
     result is kept for later; numbers are rounded elsewhere, so pixels differ a little"""

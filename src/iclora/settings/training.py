@@ -152,6 +152,8 @@ class TrainSettings(Machine):
             raise ValueError(
                 "`precision`: leave it out with `targets` full; quantised weights stay"
             )
+        if self.offload == "blocks" and (self.targets == "full" or self.shard):
+            raise ValueError("`offload`: blocks is for one card and a base that stays as it is")
         if self.targets == "full" and self.shard:
             raise ValueError("`shard`: leave it out with `targets` full")
         if self.shard and self.precision != "full":
@@ -162,6 +164,9 @@ class TrainSettings(Machine):
 
     def recomputed(self, blocks: int) -> int:
         """Return how many of a base's blocks keep only their input for the backward pass."""
+        if self.offload == "blocks":
+            # What a block keeps for its backward pass would be gone with its weights.
+            return blocks
         if self.recompute is None:
             return blocks if self.gradient_checkpointing else 0
         return min(self.recompute, blocks)

@@ -12,7 +12,7 @@ from iclora.sets.dataset import Dataset, open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.settings import TrainSettings
 
-__all__ = ["Canvases", "CanvasesOf", "canvases_of_sets", "find_canvases"]
+__all__ = ["Canvases", "CanvasesOf", "canvases_of_sets", "find_canvases", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,17 @@ def canvases_of_sets(sets: Sequence[TrainingSet], dataset: Dataset, grid: int) -
         return Canvases(tuple(sizes), source, dataset.recipe.canvas.panels)
 
     return canvases
+
+
+def texts_of(settings: TrainSettings, canvases: Canvases) -> int:
+    """How many texts a set has. Raises: SettingsError if that is not known yet."""
+    if settings.text == "joint":
+        return 1
+    if canvases.panels is None:
+        raise SettingsError(
+            f"with `text` {settings.text} every panel has a text, and nothing says how many panels "
+            "a set has",
+            "Set `recipe`, or plan when the sets are there.",
+            setting="recipe",
+        )
+    return canvases.panels

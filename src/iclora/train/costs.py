@@ -21,6 +21,7 @@ from iclora.models.attention import Attend
 from iclora.models.outline import META, Batch, Outline, Streams, loss
 from iclora.models.passes import Pass
 from iclora.models.quantize import Frozen
+from iclora.models.streaming import block_bytes, slot_bytes
 from iclora.settings import TrainSettings
 from iclora.train.ledger import Ledger
 from iclora.train.whole import free
@@ -185,7 +186,7 @@ class Costs:
 
     @cached_property
     def weights(self) -> int:
-        """Bytes of the frozen denoiser."""
+        """Bytes of the frozen denoiser on the device."""
         blocks = {p.module: p.count for p in self.outline.pieces}
         inside = {id(t) for module in blocks for t in _tensors(module)}
         rest = sum(
@@ -193,6 +194,9 @@ class Costs:
             for t in _tensors(self.outline.model.denoiser)
             if id(t) not in inside and not t.requires_grad
         )
+        if self.settings.offload == "blocks":
+            sizes = [block_bytes(m) for m, count in blocks.items() for _ in range(count)]
+            return rest + sum(slot_bytes(sizes))
         return rest + sum(
             count * sum(int(t.nbytes) for t in _tensors(module) if not t.requires_grad)
             for module, count in blocks.items()
@@ -284,7 +288,9 @@ class Costs:
     # -- before and beside ----------------------------------------------------------------------
 
     def text(self) -> int:
-        """Bytes at the peak of encoding captions."""
+        """Bytes at the peak of encoding captions; 0 if a CPU does."""
+        if self.settings.offload != "none":
+            return 0
         encoders = sum(map(_bytes, self.outline.text_encoders))
         return encoders + self._without_gradient(self.outline.read_text)
 
@@ -295,7 +301,7 @@ class Costs:
 
     def loading(self) -> int:
         """Bytes at the peak of bringing the denoiser to the device, layer by layer."""
-        if self.outline.model.precision == "full":
+        if self.outline.model.precision == "full" or self.settings.offload == "blocks":
             whole = self.settings.targets == "full"
             return self.weights + 4 * self.lora * whole
         widest = max(self.outline.linears(), key=lambda m: m.weight.numel())

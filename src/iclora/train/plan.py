@@ -19,8 +19,8 @@ from iclora.errors import SettingsError
 from iclora.models import load_model
 from iclora.models.base import DiffusionModel
 from iclora.models.outline import Batch, outline_of, shipped_outline
-from iclora.settings import Precision, TrainSettings
-from iclora.train.canvases import Canvases, CanvasesOf, canvases_of_sets, find_canvases
+from iclora.settings import Offload, Precision, TrainSettings
+from iclora.train.canvases import Canvases, CanvasesOf, canvases_of_sets, find_canvases, texts_of
 from iclora.train.card import GB, Card, find_card, speed_of
 from iclora.train.costs import Costs
 from iclora.train.data import RunData, check_base, find_data, unread_by_base
@@ -193,7 +193,7 @@ class _Trial:
         self.settings, self.model, self.card, self.canvases = settings, model, card, canvases
         self.precision = precision
         self.costs = Costs(outline_of(model, card.dtype, precision), settings, card.kernels)
-        self.texts = _texts_of(settings, canvases)
+        self.texts = texts_of(settings, canvases)
         self.text_tokens = self.texts * self.costs.outline.text_tokens
         self.micro_tokens = settings.micro_tokens
 
@@ -221,7 +221,8 @@ class _Trial:
     @cached_property
     def recompute(self) -> int:
         """The fewest blocks with which it fits; all blocks if it does not."""
-        if {"recompute", "gradient_checkpointing"} & self.settings.model_fields_set:
+        own = {"recompute", "gradient_checkpointing"} & self.settings.model_fields_set
+        if own or self.settings.offload == "blocks":
             return self.settings.recomputed(self.model.blocks)
         every = range(self.model.blocks + 1)
         return next((r for r in every if self.peak(r) <= self.card.usable), every[-1])
@@ -311,20 +312,6 @@ class _Trial:
         return self.costs.flops(load, self.recompute)
 
 
-def _texts_of(settings: TrainSettings, canvases: Canvases) -> int:
-    """How many texts a set has. Raises: SettingsError if that is not known yet."""
-    if settings.text == "joint":
-        return 1
-    if canvases.panels is None:
-        raise SettingsError(
-            f"with `text` {settings.text} every panel has a text, and nothing says how many panels "
-            "a set has",
-            "Set `recipe`, or plan when the sets are there.",
-            setting="recipe",
-        )
-    return canvases.panels
-
-
 def _between(areas: Iterable[int], count: Callable[[int], int]) -> Callable[[int], float]:
     """Interpolate `count`: counted at three areas, since FLOPs are a quadratic of the tokens."""
     known = sorted(set(areas))
@@ -355,27 +342,47 @@ def _nothing_fits(trial: _Trial, canvases_of: CanvasesOf) -> SettingsError:
     if words > card.usable:  # Smaller canvases would be of no use.
         name, most = "captions", words
     if most > card.usable and (name == "captions" or most > takes):
-        least = math.ceil(card.memory_for(words) / GB)
         advice = {
-            "captions": "The text encoders need that much whatever is trained: use a card of "
-            f"{least} GB or more, and `iclora plan` for it.",
+            "captions": "The text encoders need that much whatever is trained.",
             "pictures": "Use smaller `resolutions`.",
             "previews": "Use a smaller `preview_resolution`, or `preview_every` 0.",
-        }
+        }.get(name, "Use a smaller `precision` or `rank`, or a larger card.")
+        if name == "captions":
+            least = math.ceil(card.memory_for(words) / GB)
+            advice += _offloaded(trial, canvases_of, "text")
+            advice += f" Or use a card of {least} GB or more."
         return SettingsError(
             f"nothing fits: {name} alone take {_gb(most)} GB in {trial.precision}, "
             f"{_gb(most - card.usable)} GB more than {have}",
-            advice.get(name, "Use a smaller `precision` or `rank`, or a larger card."),
+            advice,
             setting="vram",
         )
     width, height = trial.canvases.distinct[-1]
-    return SettingsError(
+    problem = (
         f"nothing fits: {trial.precision} with {trial.recompute} of {trial.model.blocks} blocks "
         f"recomputed takes {_gb(takes)} GB at {width}x{height}, "
-        f"{_gb(takes - card.usable)} GB more than {have}",
-        _smaller(trial, canvases_of, trial.settings),
-        setting="vram",
+        f"{_gb(takes - card.usable)} GB more than {have}"
     )
+    advice = _smaller(trial, canvases_of, trial.settings)
+    advice += _offloaded(trial, canvases_of, "blocks", advice)
+    return SettingsError(problem, advice, setting="vram")
+
+
+def _offloaded(trial: _Trial, canvases_of: CanvasesOf, place: Offload, said: str = "") -> str:
+    """Say whether the run fits if this stays in the machine's memory, without what was `said`."""
+    settings = trial.settings
+    if settings.offload in (place, "blocks") or settings.targets == "full" or settings.shard:
+        return ""
+    try:
+        less = settings.model_copy(update={"offload": place})
+        found = choose(less, trial.model, trial.card, canvases_of).settings.precision
+    except SettingsError as error:
+        if place == "text":
+            return _offloaded(trial, canvases_of, "blocks")
+        further = f" Set `offload` to blocks, and then: {error.advice}"
+        return further if error.advice != said else ""
+    how = "the CPU runs them" if place == "text" else "its blocks come to the card one ahead"
+    return f" Set `offload` to {place}: {how}, and the run fits in {found}."
 
 
 def _smaller(trial: _Trial, canvases_of: CanvasesOf, settings: TrainSettings) -> str:

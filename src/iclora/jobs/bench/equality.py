@@ -59,6 +59,7 @@ def _compare(bench: Bench, base: str) -> None:
     reference = load_model(base, "cpu", "fp32")
     text = reference.encode_text(_WORDS)
     truth = compute(reference, text)
+    _streamed(bench, base, text)
     kinds = ("fp32", "bf16") if bench.device != "cpu" else ("bf16",)
     for kind in kinds:
         model = load_model(base, bench.device, kind)
@@ -78,6 +79,20 @@ def _compare(bench: Bench, base: str) -> None:
         }
         for name, (away, bound, unit) in figures.items():
             bench.tell(f"{base}, {kind}: {name}", away, unit, most=bound, must=True)
+
+
+def _streamed(bench: Bench, base: str, text: Text) -> None:
+    """Blocks that come to the device one ahead must hold their own numbers when they compute."""
+    found = []
+    for place in ("none", "blocks"):
+        model = load_model(base, bench.device, "fp32")
+        model.offload, model.recompute = place, model.blocks
+        found.append(compute(model, text))
+    whole, streamed = found
+    # A card adds up a gradient in no fixed order.
+    for name, most in (("velocity", 0.0), ("gradient", 1e-5)):
+        away = off(getattr(streamed, name), getattr(whole, name))
+        bench.tell(f"{base}: {name} of streamed blocks", away, most=most, must=True)
 
 
 def off(one: Tensor, other: Tensor) -> float:

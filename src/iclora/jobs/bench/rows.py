@@ -221,6 +221,16 @@ ROWS: tuple[Row, ...] = (
         on="card",
         memory=34,
     ),
+    _script(
+        "sample-dev-streamed",
+        "the same 20 steps with the base on the card, and with blocks that come to it one ahead",
+        "sample_step.py",
+        {"true_size": True, "arms": ["ours", "ours-streamed"]},
+        limit=180,
+        takes=60,
+        on="card",
+        memory=34,
+    ),
     Row(
         "encode-small",
         "texts and pictures on tiny bases",

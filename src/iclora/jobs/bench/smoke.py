@@ -192,6 +192,10 @@ def precisions(bench: Bench, base: str) -> None:
         clear(torch.device(bench.device))
     walk.train("train, one block recomputed", "recomputed", recompute=1)
     walk.train("train, none recomputed, given panels", "given", recompute=0, conditional=0.5)
+    at_home = {"offload": "blocks"}
+    if walk.train("train, blocks in the machine's memory", "streamed", **at_home):
+        adapter = str(walk.folder / "streamed" / "adapter.safetensors")
+        walk.make("generate so", "generate", "made-streamed", adapter=(adapter,), **at_home)
     walk.train("train, texts apart", "apart", text="isolated", micro_batch=2)
     bench.tell("commands that passed", walk.passed)
 

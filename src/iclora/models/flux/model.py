@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to, blockwise, pick_attention
@@ -45,6 +45,7 @@ class FluxModel(PackedModel):
     }
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
     reads_apart = True
+    passes = FLUX
     folders = {  # noqa: RUF012
         "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         "vae": ("vae",),
@@ -103,9 +104,6 @@ class FluxModel(PackedModel):
     def _t5_tokenizer(self) -> Any:
         return self.load("tokenizer_2", transformers.T5TokenizerFast)
 
-    def shard(self, net: nn.Module) -> None:
-        FLUX.shard(net, self.mesh)
-
     def beside(self, part: Part) -> Iterator[str]:
         # The length to which a text is padded changes what its encoders make of it.
         if part == "text":
@@ -141,8 +139,8 @@ class FluxModel(PackedModel):
         t5 = self._t5_tokenizer(
             text, padding="max_length", max_length=self.max_text_tokens, return_tensors="pt"
         )
-        pooled = self._clip(clip.input_ids.to(self.device)).pooler_output[0]
-        prompt = self._t5(t5.input_ids.to(self.device))[0][0]
+        pooled = self._clip(clip.input_ids.to(self.text_device)).pooler_output[0]
+        prompt = self._t5(t5.input_ids.to(self.text_device))[0][0]
         return {
             "prompt": prompt.to(self.dtype).cpu().contiguous(),
             "pooled": pooled.to(self.dtype).cpu().contiguous(),

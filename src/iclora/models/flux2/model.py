@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to
@@ -72,6 +72,7 @@ class KleinModel(Qwen3Model):
     }
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
     reads_apart = True
+    passes = FLUX2
     reads_references = True
 
     def __init__(
@@ -100,9 +101,6 @@ class KleinModel(Qwen3Model):
         if self.distilled:
             self.sampling = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
             self.takes_adapters_of = _BASES
-
-    def shard(self, net: nn.Module) -> None:
-        FLUX2.shard(net, self.mesh)
 
     def encode_text(self, text: str) -> Text:
         # What stands on the padding goes to the denoiser too, unmasked: it was trained to see it.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from iclora.errors import ModelError
@@ -53,6 +53,7 @@ class ZImageModel(Qwen3Model):
     block_prefixes = ("layers.", "noise_refiner.", "context_refiner.")
     by_token = ("prompt", "real")
     reads_apart = True
+    passes = ZIMAGE
     kin_remark = "; what others report of it ranges from weak to good"
 
     def __init__(
@@ -106,9 +107,6 @@ class ZImageModel(Qwen3Model):
     @property
     def text_layers(self) -> tuple[int, ...]:
         return (self._layer,)
-
-    def shard(self, net: nn.Module) -> None:
-        ZIMAGE.shard(net, self.mesh)
 
     def encode_text(self, text: str) -> Text:
         states, real = self.read(text)
