@@ -26,6 +26,8 @@ _EVEN = 5.0
 """Mean deviation of a line of one colour, or of one that runs to another."""
 _SHOWS = 14.0
 """Change between two lines that shows."""
+_NEARLY = 6
+"""px by which pictures differ that are meant to be of one size."""
 _MOST = 5
 """Widths that are tried of each bar."""
 
@@ -120,9 +122,31 @@ def judge_cuts(
         top, bottom = spans[0][number]
         left, right = spans[1][number] if len(spans) > 1 else (b.left, b.right)
         judged.append(Box(left, top, right - left, bottom - top))
+    if not doubts:
+        doubts = _uneven(per_row, judged)
     if any(_overlap(one, other) for one, other in combinations(judged, 2)):
         return list(boxes), [*doubts, "its pictures do not lie regularly"]
     return judged, doubts
+
+
+def _uneven(per_row: Sequence[int], boxes: Sequence[Box]) -> list[str]:
+    """Where pictures are nearly of one size: a line beside some may be left, or cut off others."""
+    ends = [0, *accumulate(per_row)]
+    rows = [boxes[a:b] for a, b in pairwise(ends)]
+    sizes = {
+        "high": [box.height for box in boxes],
+        "wide": [box.width for box in boxes] if len(set(per_row)) == 1 else [],
+    }
+    told = []
+    for way, found in sizes.items():
+        low, high = min(found, default=0), max(found, default=0)
+        if _NEAR < high - low <= _NEARLY:
+            told.append(f"its pictures are {low} to {high} px {way}")
+    # Also pictures of uneven sheets are of one width in a column.
+    columns = list(zip(*rows, strict=True)) if sizes["wide"] and len(rows) > 1 else []
+    if not told and any(np.ptp([b.width for b in column]) > _NEAR for column in columns):
+        told.append("pictures above each other differ in width")
+    return told
 
 
 def _overlap(one: Box, other: Box) -> bool:
