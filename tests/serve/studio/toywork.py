@@ -15,6 +15,7 @@ import tomli_w
 from iclora.files import append_line, write_text
 from iclora.making.words import Story, plan_windows
 from iclora.serve.engine import Outcome, WorkerDied
+from iclora.serve.records import Files, place_of
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import load_recipe
 from iclora.train.asked import asked_of, forget
@@ -42,7 +43,11 @@ def train(engine, order, report, drawing):
     rows = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
     with (run / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        report({"type": "note", "text": "base toyland on cpu in float32"})
+        said = {"type": "note", "text": "base toyland on cpu in <b>float32</b>"}
+        report(said)
+        logs = run.parent.parent / ".iclora" / "logs"
+        logs.mkdir(exist_ok=True)
+        append_line(Files(place_of(logs, str(run))).notes, json.dumps(said))
         for step in range(len(rows) + 1, settings["steps"] + 1):
             while not engine.steps.acquire(timeout=0.01):
                 if order.job in engine.cancelled:

@@ -242,7 +242,7 @@ function Row({ line, n }) {
     draggable=${true} onDragStart=${(/** @type {DragEvent} */ event) => event.target === event.currentTarget && event.dataTransfer?.setData("text/line", line.key)}
     onDragOver=${(/** @type {DragEvent} */ event) => event.preventDefault()} onDrop=${drop}>
     <div class="image" style=${{ aspectRatio: found ? `${found.width} / ${found.height}` : "1" }}>
-      ${has(line) ? html`<${Picture} src=${pictureOf(line)} alt=${`Image ${number}: ${line.words}`} />` : html`<span class="quiet">${busy ? "is made" : "will be made"}</span>`}
+      ${has(line) ? html`<${Picture} draggable=${false} src=${pictureOf(line)} alt=${`Image ${number}: ${line.words}`} />` : html`<span class="quiet">${busy ? "is made" : "will be made"}</span>`}
       <b>${number}</b></div>
     <div class="of">
       <label class="unseen" for=${`words-${line.key}`}>Words of image ${number}</label>
