@@ -28,6 +28,7 @@ from urllib.parse import urlparse
 
 ROOT = Path(__file__).parents[1]
 SCREENS = ("make", "sets", "story", "train", "compare", "gallery", "queue")
+PHONE = {"width": 375, "height": 780}
 MANY = 10_000
 MARK = "## The page"
 AIM = "0.8 s; -; 25; 150 KB"
@@ -37,6 +38,12 @@ IN_VIEW = """() => {
     return box.height && box.top < innerHeight;
   });
   return seen.length > 3 && seen.every((image) => image.complete && image.naturalWidth);
+}"""
+
+
+SCROLL = """() => {
+  document.querySelector(".end")?.scrollIntoView();
+  return document.querySelectorAll(".card").length;
 }"""
 
 
@@ -139,6 +146,43 @@ def gallery(browser: Any, link: str) -> float:
     return seconds
 
 
+def widths(browser: Any, link: str) -> dict[str, int]:
+    """How wide each screen is, px, on a phone, each with something on it and one of its own."""
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(link)
+    page.wait_for_selector("footer")
+    below = "sets/data~toyland-storyboards"
+    screens = [*SCREENS, below, f"{below}/0001"]
+    found = {}
+    for screen in screens:
+        page.evaluate(f"location.hash = '#/{screen}'")
+        page.wait_for_timeout(800)
+        found[screen] = page.evaluate("document.documentElement.scrollWidth")
+        if screen == "gallery":
+            made = page.locator(".card a").first.get_attribute("href")
+            screens.append(made.removeprefix("#/").partition("?")[0])
+    context.close()
+    return found
+
+
+def scrolled(browser: Any, link: str, count: int) -> float:
+    """Seconds until a gallery that is scrolled on and on shows so many sets."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    page.goto(f"{link}")
+    page.wait_for_selector("footer")
+    began = time.perf_counter()
+    page.evaluate("location.hash = '#/gallery'")
+    while page.evaluate(SCROLL) < count:
+        page.wait_for_timeout(20)
+        if time.perf_counter() - began > 300:
+            raise SystemExit(f"the gallery did not show {count} sets within five minutes")
+    seconds = time.perf_counter() - began
+    context.close()
+    return seconds
+
+
 def pages(served: Served, count: int) -> tuple[list[float], list[float]]:
     """Milliseconds of list pages of 60, at random places and with words, of a folder of sets."""
     address = urlparse(served.link)
@@ -235,6 +279,17 @@ def measure(runs: int) -> list[tuple[str, str, str]]:
                 "1.5 s",
             )
         )
+        wide = widths(browser, served.link)
+        over = [screen for screen, width in wide.items() if width > PHONE["width"]]
+        rows.append(
+            (
+                f"{len(wide)} screens at 375 px: widest; scroll sideways",
+                f"{max(wide.values())} px; {', '.join(over) or 'none'}",
+                "none",
+            )
+        )
+        shown = scrolled(browser, served.link, 1000)
+        rows.append(("1,000 sets: scrolled to the last one", f"{shown:.1f} s", "-"))
         for number in range(1000, MANY):
             another(folder / "out", number)
         plain, worded = pages(served, MANY)

@@ -103,7 +103,7 @@ def test_make_again_says_that_it_is_equal_though_page_and_server_went_meanwhile(
 def test_compare_opens_from_make_and_from_a_set_with_slider_and_blink(tab, studio):
     page = tab().open()
     first = make_one(page, "A gull;")
-    button(page, "compare").click()
+    button(page, "compare", exact=True).click()
     expect(page.get_by_text("One set is marked")).to_be_visible()
     page.get_by_role("link", name="To the gallery").click()
     page.evaluate("location.hash = '#/make'")
@@ -112,7 +112,7 @@ def test_compare_opens_from_make_and_from_a_set_with_slider_and_blink(tab, studi
     link = page.get_by_role("link", name="this set in the gallery")
     second = link.get_attribute("href").rpartition("/")[2]
     page.evaluate(f"location.hash = '#/gallery/{second}'")
-    button(page, "Compare").click()
+    button(page, "Compare", exact=True).click()
     expect(page.get_by_role("img", name=re.compile("Made set"))).to_have_count(2)
     assert first in page.url
     assert second in page.url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -14,6 +15,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from iclora.cli.serving import _listen
+from iclora.errors import SettingsError
 from iclora.files import work_folder
 from iclora.serve.engine import Outcome, WorkerDied
 from iclora.serve.inputs import asks
@@ -130,6 +132,13 @@ def below(app, prefix="/a/b"):
     return stripped
 
 
+def listen_aside():
+    """A socket at a port that no outgoing connection is given while the server is stopped."""
+    while True:
+        with contextlib.suppress(SettingsError):  # Another server has it.
+            return _listen(StudioSettings(port=random.randrange(20_000, 32_000)))
+
+
 class Studio:
     """A server with its page on a port of this machine; `stop` and `start` keep folder and port."""
 
@@ -141,7 +150,7 @@ class Studio:
 
     def start(self):
         # As the command listens: another socket holds each answer back for 40 ms.
-        self.listening = _listen(StudioSettings(port=self.port))
+        self.listening = _listen(StudioSettings(port=self.port)) if self.port else listen_aside()
         self.port = self.listening.getsockname()[1]
         settings = with_its_own(StudioSettings(folder=str(self.folder)), "toyland")
         self.server = Server(settings, "toyland", self.engine)
