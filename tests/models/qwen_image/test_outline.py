@@ -1,0 +1,143 @@
+"""Qwen-Image without numbers: what a run takes, against real passes and published sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import diffusers
+import pytest
+import torch
+
+from iclora.adapter import attach
+from iclora.models import flow
+from iclora.models.base import Given, Panels
+from iclora.models.outline import Batch, outline_of, shipped_outline
+from iclora.models.quantize import quantize
+from iclora.models.qwen_image.model import QwenImageModel
+from iclora.models.qwen_image.outline import QwenImageOutline
+from iclora.settings import TrainSettings, read_settings
+from iclora.train.costs import Costs
+from iclora.train.plan import plan_run
+from tests.train.test_costs import flops_of, measured_peak
+from tests.train.test_plan import EXAMPLES
+
+CPU = torch.device("cpu")
+CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
+BASE = "Qwen/Qwen-Image-2512"
+WORDS = 8
+"""Tokens of a text. Nothing reads what the last block writes of them, so a real pass keeps less
+there than is counted: a tenth less where texts are a tenth of all tokens, and here little."""
+
+SHIPPED = QwenImageOutline.shipped[BASE]
+
+
+def opened(folder, dtype=torch.bfloat16):
+    return QwenImageModel(folder, "x", CPU, dtype)
+
+
+def outline(precision="full"):
+    return outline_of(opened(SHIPPED), torch.bfloat16, precision)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The settings alone of a Qwen-Image of four blocks, 128 wide."""
+    folder = tmp_path_factory.mktemp("small-qwen") / "base"
+    shutil.copytree(SHIPPED, folder)
+    path = folder / "transformer/config.json"
+    change = {
+        "num_layers": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "axes_dims_rope": [16, 24, 24],
+        "joint_attention_dim": 3584,
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return folder
+
+
+class Real:
+    """A real net of that outline, and a forward and backward pass of the training code."""
+
+    def __init__(self, folder, dtype, precision):
+        torch.manual_seed(0)
+        self.model = opened(folder, dtype)
+        self.model.max_text_tokens = WORDS
+        net = diffusers.QwenImageTransformer2DModel.from_config(self.model.config("transformer"))
+        net = net.to(dtype).requires_grad_(False).eval()
+        self.model.denoiser = quantize(net, precision, CPU, self.model.block_prefixes)
+        for parameter in attach(self.model, rank=4, alpha=16, targets="all", seed=0).values():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def costs(self):
+        found = outline_of(self.model, self.model.dtype, self.model.precision)
+        found.model.max_text_tokens = WORDS
+        return Costs(found, CONFIG, "cpu")
+
+    def step(self, batch, recompute):
+        model = self.model
+        model.recompute = recompute
+        n = batch.width * batch.height // 256
+        x0 = torch.randn(batch.count, n, 64)
+        given, of, panels = None, None, None
+        if batch.given:
+            tokens = torch.arange(n).expand(batch.count, n) % 2 == 1
+            given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
+        if batch.texts > 1:
+            panels = Panels(torch.arange(n) * batch.texts // n, (WORDS,) * batch.texts)
+        sigma = torch.full((batch.count,), 0.5)
+        texts = [{"prompt": torch.randn(WORDS * batch.texts, 3584)}] * batch.count
+        size = (batch.width, batch.height)
+        v = model.velocity(x0, sigma, texts, size, 1.0, given, None, panels)
+        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "recompute", "batch"),
+    [
+        ("bfloat16", 0, Batch(1, 384, 480, given=True, isolated=True, texts=2)),
+        ("float32", 2, Batch(1, 384, 384)),
+    ],
+)
+def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(small, dtype, recompute, batch):
+    real = Real(small, getattr(torch, dtype), "full")
+    real.step(batch, recompute)
+    measured = measured_peak(lambda: real.step(batch, recompute))
+    costs = real.costs()
+    counted = costs.step(batch, recompute) - costs.held
+    print(f"\n{dtype} {recompute} of 4: {counted / measured - 1:+.1%}")
+    assert counted == pytest.approx(measured, rel=0.05)
+
+
+def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
+    batch = Batch(1, 384, 384)
+    real = Real(small, torch.float32, "full")
+    counted = real.costs().flops(batch, 1)
+    assert counted == pytest.approx(flops_of(lambda: real.step(batch, 1)), rel=0.02)
+
+
+def test_the_outline_has_the_published_sizes_and_a_lora_147_million_parameters():
+    found = outline()
+    total = sum(p.numel() for p in found.whole().parameters())
+    assert total / 1e9 == pytest.approx(20.43, abs=0.01)
+    costs = Costs(found, CONFIG.model_copy(update={"rank": 16}), "cuda")
+    assert costs.weights == 2 * total
+    assert costs.lora / 1e6 == pytest.approx(147.5, abs=0.1)
+    assert shipped_outline(BASE) == shipped_outline("Qwen/Qwen-Image") == SHIPPED
+    # Qwen2.5-VL-7B without what sees pictures and without its head.
+    (qwen,) = found.text_encoders
+    layer = 3584 * (28 * 128 * 2 + 4 * 128 * 2) + 3 * 3584 * 18944 + 2 * 3584 + 36 * 128
+    assert sum(p.numel() for p in qwen.parameters()) == 28 * layer + 152064 * 3584 + 3584
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("vram", [24, 48])
+def test_the_shipped_run_files_of_qwen_image_are_what_plan_chooses(vram):
+    """The paper's run: 4 sets, squares of 512 px and more, rank 16."""
+    path = EXAMPLES / f"qwen-image-{vram}gb.toml"
+    told = {"base": BASE, "data": "DATA", "out": "RUN"}
+    shipped = read_settings(TrainSettings, path, {})
+    assert (shipped.batch, shipped.rank) == (4, 16)
+    found = plan_run(read_settings(TrainSettings, None, {**told, "vram": vram}), here=False)
+    assert found.run_file() == path.read_text()
