@@ -19,7 +19,13 @@ from iclora.train.costs import Costs
 from tests.conftest import CAPTION
 
 SIZE = (64, 48)
-NAMES = {"tiny": "clean", "tiny-klein": "klein", "tiny-zimage": "zimage"}
+NAMES = {
+    "tiny": "clean",
+    "tiny-klein": "klein",
+    "tiny-zimage": "zimage",
+    "tiny-krea": "krea",
+    "tiny-qwen": "qwen",
+}
 
 
 @pytest.fixture(params=NAMES)
@@ -79,7 +85,10 @@ def test_the_gradients_of_a_lora_are_the_same_to_the_bit(pair):
         model.recompute = model.blocks
         for _ in range(2):
             velocity(model, text).square().mean().backward()
-        found.append({name: parameter.grad for name, parameter in lora.items()})
+        # Of the last text stream nothing is read in some families.
+        grads = {n: p.grad for n, p in lora.items() if p.grad is not None}
+        found.append(grads)
+    assert found[1]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 

@@ -100,7 +100,7 @@ class Qwen3VLModel(QwenVLModel):
         )
         end = self._tokenizer(AFTER, return_tensors="pt")
         tokens, real = (
-            torch.cat([body[key], end[key]], 1).to(self.device)
+            torch.cat([body[key], end[key]], 1).to(self.text_device)
             for key in ("input_ids", "attention_mask")
         )
         # Padding takes no place.

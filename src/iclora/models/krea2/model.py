@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to, grouped, pick_attention
@@ -53,6 +53,7 @@ class Krea2Model(QwenVae, Qwen3VLModel):
     }
     block_prefixes = ("transformer_blocks.",)
     reads_apart = True
+    passes = KREA2
 
     def __init__(
         self,
@@ -95,9 +96,6 @@ class Krea2Model(QwenVae, Qwen3VLModel):
     @property
     def text_layers(self) -> tuple[int, ...]:
         return self._layers
-
-    def shard(self, net: nn.Module) -> None:
-        KREA2.shard(net, self.mesh)
 
     def encode_text(self, text: str) -> Text:
         # Padding is masked everywhere in the denoiser, so it is left out.

@@ -58,6 +58,7 @@ class QwenImageModel(QwenVae, QwenVLModel):
     }
     block_prefixes = ("transformer_blocks.",)
     reads_apart = True
+    passes = QWEN_IMAGE
 
     def __init__(
         self,
@@ -89,9 +90,6 @@ class QwenImageModel(QwenVae, QwenVLModel):
             )
         self.sampling = Sampling(steps=50, guidance=4.0, guided="two-pass")
 
-    def shard(self, net: nn.Module) -> None:
-        QWEN_IMAGE.shard(net, self.mesh)
-
     # -- text -----------------------------------------------------------------------------------
 
     @property
@@ -116,7 +114,7 @@ class QwenImageModel(QwenVae, QwenVLModel):
     def encode_text(self, text: str) -> Text:
         check_budget(text, self.count_tokens, self.max_text_tokens, "the text")
         read = self._tokenizer(BEFORE + (text or _BLANK) + AFTER, return_tensors="pt")
-        read = read.to(self.device)
+        read = read.to(self.text_device)
         with torch.no_grad():
             # Behind the norm at the end, as the last of transformers' hidden states is.
             states = self._encoder(
