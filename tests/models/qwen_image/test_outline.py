@@ -132,7 +132,7 @@ def test_the_outline_has_the_published_sizes_and_a_lora_147_million_parameters()
 
 
 @pytest.mark.machine
-@pytest.mark.parametrize("vram", [24, 48])
+@pytest.mark.parametrize("vram", [24, 48, 80])
 def test_the_shipped_run_files_of_qwen_image_are_what_plan_chooses(vram):
     """The paper's run: 4 sets, squares of 512 px and more, rank 16."""
     path = EXAMPLES / f"qwen-image-{vram}gb.toml"
