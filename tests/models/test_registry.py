@@ -131,6 +131,8 @@ REFINER = "noise_refiner.0.attention.qkv"
         ),
         ({REFINER: 3840}, "z_image_turbo_bf16", "Tongyi-MAI/Z-Image-Turbo"),
         ({REFINER: 3840}, "z_image", "Tongyi-MAI/Z-Image"),
+        ({"txtfusion.projector": 12}, "krea2_turbo_fp8_scaled", "krea/Krea-2-Turbo"),
+        ({"txtfusion.projector": 12}, "raw", "krea/Krea-2-Raw"),
         # Lumina, which iclora does not know.
         ({REFINER: 2304}, "z_image", "OWNER/NAME"),
     ],

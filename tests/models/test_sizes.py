@@ -24,7 +24,7 @@ def test_every_base_that_can_be_planned_for_passes():
         check_sizes(json.loads(path.read_text()), str(path))
 
 
-@pytest.mark.parametrize("base", ["klein", "zimage"])
+@pytest.mark.parametrize("base", ["klein", "zimage", "krea"])
 def test_all_settings_of_a_whole_base_pass(request, base):
     found = sorted(request.getfixturevalue(base).folder.glob("*/*config.json"))
     assert {path.parent.name for path in found} >= {"transformer", "vae", "text_encoder"}

@@ -41,6 +41,7 @@ __all__ = [
     "QwenOutline",
     "Reads",
     "Streams",
+    "as_loaded",
     "built",
     "loss",
     "outline_of",
@@ -175,13 +176,23 @@ def built(make: Callable[[], Any], part: str, name: str, dtype: torch.dtype) -> 
     """
     try:
         with META:
-            # diffusers' own `to` would warn of a cast that its loader also makes.
-            return nn.Module.to(make().requires_grad_(False).eval(), dtype)
+            return as_loaded(make().requires_grad_(False).eval(), dtype)
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise ModelError(
             f"{part}/config.json of {name} describes no model ({error!r})",
             "Download the model again, whole and in diffusers' layout.",
         ) from error
+
+
+def as_loaded(net: Any, dtype: torch.dtype) -> Any:
+    """A module in the types that its library loads it in: diffusers keeps some in float32."""
+    # diffusers' own `to` would warn of a cast that its loader also makes.
+    nn.Module.to(net, dtype)
+    kept: Any = isinstance(net, diffusers.ModelMixin) and net._keep_in_fp32_modules
+    for name, module in net.named_modules():
+        if name.rpartition(".")[2] in (kept or ()):
+            module.float()
+    return net
 
 
 class Reads(NamedTuple):
@@ -210,6 +221,9 @@ class FolderOutline(ABC):
     shipped: ClassVar[Mapping[str, Path]] = {}
     network: ClassVar[Network]
     """The family's pass."""
+    fleeting: ClassVar[bool] = False
+    """True if what comes before the blocks takes far more than what is left of it: then the peak
+    there is a peak of its own, else it counts as beside all that follows."""
     counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     """The settings that say how many blocks of each kind the denoiser has."""
 

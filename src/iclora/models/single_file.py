@@ -47,6 +47,8 @@ def whole_of(path: Path) -> str | None:
         own = path.name.lower()
         known = "edit" not in own and "layered" not in own
         return f"Qwen/Qwen-Image{'-2512' * ('2512' in own)}" if known else None
+    if "txtfusion.projector.weight" in names:
+        return f"krea/Krea-2-{'Turbo' if 'turbo' in path.name.lower() else 'Raw'}"
     if "double_blocks.0.img_mod.lin.weight" in names:
         kind = "dev" if "guidance_in.in_layer.weight" in names else "schnell"
         return f"{_HUB}FLUX.1-{kind}"

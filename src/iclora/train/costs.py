@@ -48,7 +48,9 @@ class _As(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is nn.functional.scaled_dot_product_attention:
-            q, k, v = args[:3]
+            # diffusers names what others give in order.
+            named = (kwargs[key] for key in ("query", "key", "value") if key in kwargs)
+            q, k, v = (*args, *named)[:3]
             return _flash(q, k, v, self.kernels)
         if func is nn.functional.rms_norm and self.kernels == "cuda":
             return _RmsNorm.apply(args[0])  # type: ignore[no-untyped-call]
@@ -158,7 +160,7 @@ class Costs:
         self.outline, self.settings, self.kernels = outline, settings, kernels
         self._attend: Attend = outline.on_cpu if kernels == "cpu" else _fused
         self._shares: dict[tuple[Batch, int, bool], Share] = {}
-        self._ends: dict[Batch, tuple[int, Share]] = {}
+        self._ends: dict[Batch, tuple[int, int, Share]] = {}
         self._begun: dict[Batch, tuple[Streams, Pass]] = {}
         lora = (
             free(outline.model)
@@ -213,8 +215,8 @@ class Costs:
 
     def step(self, batch: Batch, recompute: int) -> int:
         """Bytes at the peak of a forward and backward pass."""
-        beside, end = self._end(batch)
-        live = peak = self.held + beside
+        begun, beside, end = self._end(batch)
+        live, peak = self.held + beside, self.held + begun
         behind = []
         for number, again in self._order(recompute):
             share = self._share(batch, number, again)
@@ -227,7 +229,7 @@ class Costs:
     def flops(self, batch: Batch, recompute: int) -> int:
         """Of a forward and backward pass, those of recomputed blocks counted again."""
         blocks = sum(self._share(batch, *block).flops for block in self._order(recompute))
-        return blocks + self._end(batch)[1].flops
+        return blocks + self._end(batch)[2].flops
 
     def _order(self, recompute: int) -> Iterator[tuple[int, bool]]:
         """The kind of every block, and whether it is recomputed."""
@@ -257,15 +259,16 @@ class Costs:
                 self._begun[batch] = self.outline.begin(batch, self._attend)
         return self._begun[batch]
 
-    def _end(self, batch: Batch) -> tuple[int, Share]:
-        """Count what lives beside the blocks, and the share of the last layer and the loss."""
+    def _end(self, batch: Batch) -> tuple[int, int, Share]:
+        """Count the peak before the blocks, what lives beside them, and the share of the last
+        layer and the loss."""
         if batch not in self._ends:
             with Ledger() as ledger, _As(self.kernels), torch.no_grad():
                 streams, shared = self.outline.begin(batch, self._attend)
-                flops = ledger.flops
+                begun, flops = ledger.peak, ledger.flops
+                beside = ledger.live if getattr(self.outline, "fleeting", False) else begun
             found = _count(lambda x: (loss(self.outline, x, shared),), streams, self.kernels)
-            found = replace(found, flops=found.flops + flops)
-            self._ends[batch] = ledger.peak, found
+            self._ends[batch] = begun, beside, replace(found, flops=found.flops + flops)
         return self._ends[batch]
 
     def optimizer(self) -> int:

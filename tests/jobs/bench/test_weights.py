@@ -12,7 +12,8 @@ from iclora.sets.dataset import open_dataset
 
 
 @pytest.mark.parametrize(
-    ("base", "precision"), [("tiny", "full"), ("tiny-klein", "int8"), ("tiny-zimage", "nf4")]
+    ("base", "precision"),
+    [("tiny", "full"), ("tiny-klein", "int8"), ("tiny-zimage", "nf4"), ("tiny-krea", "full")],
 )
 def test_random_weights_have_the_names_sizes_and_kinds_of_loaded_ones(base, precision):
     loaded = load_model(base, "cpu", "bf16", precision=precision)

@@ -141,8 +141,9 @@ ROWS: tuple[Row, ...] = (
     ),
     _smoke("tiny-klein", limit=120, takes=15),
     _smoke("tiny-zimage", limit=120, takes=15),
+    _smoke("tiny-krea", limit=120, takes=15),
     _smoke("toyland", limit=120, takes=15),
-    *map(_kinds, ("tiny", "tiny-klein", "tiny-zimage")),
+    *map(_kinds, ("tiny", "tiny-klein", "tiny-zimage", "tiny-krea")),
     _script(
         "cached-dev",
         "completing at FLUX.1-dev's size with kept keys and values, 1 given and 1 made",

@@ -14,7 +14,7 @@ from torch import nn
 from iclora.models import load_model
 from iclora.models.base import Text
 from iclora.models.folder import FolderModel
-from iclora.models.outline import META, shipped_outline
+from iclora.models.outline import META, as_loaded, shipped_outline
 from iclora.models.quantize import Frozen
 from iclora.settings import Precision
 
@@ -37,8 +37,7 @@ def random_denoiser(model: FolderModel) -> None:
     settings = model.config("transformer")
     with META:
         net: Any = model.network_class.from_config(settings)
-    # diffusers' own `to` would warn of a cast that its loader also makes.
-    net = nn.Module.to(net, model.dtype).requires_grad_(False).eval()
+    net = as_loaded(net, model.dtype).requires_grad_(False).eval()
     if model.precision != "full":
         _make_quantised(net, model)
     _make(net, model.device)

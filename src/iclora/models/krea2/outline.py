@@ -28,6 +28,8 @@ class Krea2Outline(QwenOutline):
     # of Qwen3-VL-4B.
     shipped: ClassVar[Mapping[str, Path]] = {"krea/Krea-2-Raw": _BASE}
     counts = ("num_layers",)
+    # A text's fusion: twelve layers for each of its tokens.
+    fleeting = True
 
     def embed(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
@@ -39,4 +41,6 @@ class Krea2Outline(QwenOutline):
         ids = torch.empty(n, 3, device=META)
         lengths = reads.panels.lengths if reads.panels else None
         attend = reads._replace(kernel=grouped(reads.kernel)).attention(text_tokens)
-        return embed(self.model.denoiser, Inputs(z, prompt, levels, ids, lengths), attend)
+        # They live as long as the pass.
+        self._inputs = Inputs(z, prompt, levels, ids, lengths)
+        return embed(self.model.denoiser, self._inputs, attend)
