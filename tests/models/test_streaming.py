@@ -106,7 +106,8 @@ def test_two_places_hold_what_plan_counts(pair):
     settings = TrainSettings(base="tiny", data="d", out="o", offload="blocks")
     costs = Costs(outline_of(whole, torch.float32, "full"), settings, "cpu")
     assert costs.weights == rest + sum(len(slot) for slot in stream._slots)
-    assert costs.weights < sum(t.nbytes for t in tensors(whole.denoiser))
+    if whole.blocks > 2:
+        assert costs.weights < sum(t.nbytes for t in tensors(whole.denoiser))
     assert costs.text() == 0
 
 
