@@ -48,29 +48,32 @@ def double_block(
     Args:
         parts: names its layers; q, k and v are those of `block.attn`.
     """
-    before, after = _before, _after
+    made, before, after = _made, _before, _after
     if shared.compiled:
-        before, after = compiled(before), compiled(after)
-    qkv, mods = before(parts, block, img, txt, shared.temb, shared.rotary, shared.tokens)
+        made, before, after = compiled(made), compiled(before), compiled(after)
+    mods = shared.once(f"modulation of {id(block)}", lambda: made(parts, block, shared.temb))
+    qkv = before(block, img, txt, mods, shared.rotary, shared.tokens)
     return after(parts, block, img, txt, shared.attend(*qkv), mods, shared.tokens)
 
 
+def _made(parts: Callable[[Any], Parts], block: Any, temb: Tensor) -> tuple[Modulation, ...]:
+    """The modulations of attention and MLP, of the image and then of the text."""
+    own = parts(block)
+    # The text takes the first level.
+    return *modulations_by(own.img_mod, temb), *modulations_by(own.txt_mod, temb[:, :1])
+
+
 def _before(
-    parts: Callable[[Any], Parts],
     block: Any,
     img: Tensor,
     txt: Tensor,
-    temb: Tensor,
+    mods: tuple[Modulation, ...],
     rotary: Rotary,
     tokens: tuple[int, ...],
-) -> tuple[list[Tensor], tuple[Modulation, ...]]:
-    """Queries, keys and values of both; the modulations of image and text, of attention and MLP."""
-    own = parts(block)
-    img_mod, img_mod_mlp = modulations_by(own.img_mod, temb)
-    # The text takes the first level.
-    txt_mod, txt_mod_mlp = modulations_by(own.txt_mod, temb[:, :1])
-    qkv = joint_heads(block.attn, img, txt, (img_mod, txt_mod), rotary, tokens)
-    return qkv, (img_mod, img_mod_mlp, txt_mod, txt_mod_mlp)
+) -> list[Tensor]:
+    """Queries, keys and values of both."""
+    img_mod, _, txt_mod, _ = mods
+    return joint_heads(block.attn, img, txt, (img_mod, txt_mod), rotary, tokens)
 
 
 def _after(

@@ -68,8 +68,9 @@ class Network:
 
 
 def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
-    """The velocity from what the last block made of the image's tokens, in FLUX.1 and FLUX.2."""
+    """The velocity from what the last block made of the image's tokens: FLUX's and Qwen-Image's."""
     img = streams[0]
-    scale, shift = linear(net.norm_out.linear, F.silu(shared.temb)).to(img.dtype).chunk(2, -1)
+    mod = shared.once("last", lambda: linear(net.norm_out.linear, F.silu(shared.temb)))
+    scale, shift = mod.to(img.dtype).chunk(2, -1)
     out: Tensor = net.proj_out(modulate(img, shift, scale, shared.tokens))
     return out

@@ -278,6 +278,12 @@ class Pass:
     modulation: tuple[Tensor, ...] = ()
     """Modulations that all blocks of a kind share, (B, G, 3 k h) each; none in a family whose
     blocks make their own."""
+    levels: Levels | None = None
+    """The levels, if they alone decide the modulation; None in a family where a text does, too."""
+
+    def once(self, what: str, make: Callable[[], T]) -> T:
+        """What is made of `temb`: once for both passes of a step, if no text decides it."""
+        return self.levels.once(what, make) if self.levels else make()
 
 
 Block = Callable[..., Streams]

@@ -12,7 +12,7 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from iclora.errors import CaptionError, ModelError
-from iclora.models import load_model
+from iclora.models import load_model, network
 from iclora.models.base import Given
 from iclora.models.flux2 import forward as flux2
 from iclora.models.flux2.model import KleinModel, empirical_mu
@@ -165,10 +165,12 @@ def test_guidance_is_u_plus_w_times_c_minus_u_and_1_or_less_makes_one_pass(klein
     with torch.no_grad():
         guided, free = (klein.velocity(noise(), sigma, t, SIZE, 4.0) for t in (one, two))
         # No text decides the modulation: both passes of a step share it.
-        asked, layer = [], klein.denoiser.double_stream_modulation_img.linear
-        monkeypatch.setattr(flux2, "linear", lambda of, *x: asked.append(of) or linear(of, *x))
+        asked, net = [], klein.denoiser
+        for where in (flux2, network):
+            monkeypatch.setattr(where, "linear", lambda of, *x: asked.append(of) or linear(of, *x))
         both = klein.velocity(noise(), sigma, one, SIZE, 4.0, None, two)
-        assert sum(of is layer for of in asked) == 1
+        for layer in (net.double_stream_modulation_img.linear, net.norm_out.linear):
+            assert sum(of is layer for of in asked) == 1
         torch.testing.assert_close(both, free + 4 * (guided - free), atol=1e-6, rtol=1e-5)
         assert (both - guided).abs().max() > 1e-3
         monkeypatch.setattr(klein, "on_device", lambda texts, real=klein.on_device: real(one))

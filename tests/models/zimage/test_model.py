@@ -176,11 +176,15 @@ def test_guidance_is_u_plus_w_times_c_minus_u_where_the_pipeline_adds_one_more(
     z, sigma = noise(5), torch.tensor([0.5])
     one, free = zimage.encode_text(CAPTION), zimage.encode_text("")
     assert len(one["prompt"]) > len(free["prompt"])
-    asked, layer = [], zimage.denoiser.layers[0].adaLN_modulation[0]
+    asked, net = [], zimage.denoiser
     monkeypatch.setattr(forward, "linear", lambda of, *x: asked.append(of) or linear(of, *x))
     both = zimage.velocity(z, sigma, [one], SIZE, 5.0, None, [free])
     # No text decides the modulation: both passes of a step share it.
-    assert sum(of is layer for of in asked) == 1
+    for layer in (
+        net.layers[0].adaLN_modulation[0],
+        net.all_final_layer["2-1"].adaLN_modulation[1],
+    ):
+        assert sum(of is layer for of in asked) == 1
     c, u = (theirs(pipeline, z, [0.5], [text], SIZE) for text in (CAPTION, ""))
     torch.testing.assert_close(both, c + 4 * (c - u), atol=1e-4, rtol=1e-5)
     alone = zimage.velocity(z, sigma, [one], SIZE, 1.0, None, [free])

@@ -97,7 +97,7 @@ def embed(
     rotary = _rotary(net.pos_embed, lengths or (txt.shape[1],), position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
     wanted = shapes is not None and shapes.take(*shape)
-    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, modulation)
+    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, modulation, levels)
 
 
 def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:

@@ -81,7 +81,7 @@ def embed(
     rotary = _rotary(net.pos_embed, start, lengths or (txt.shape[1],), position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
     wanted = shapes is not None and shapes.take(*shape)
-    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted)
+    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, levels=levels)
 
 
 def _parts(block: Any) -> Parts:

@@ -106,7 +106,6 @@ class _Pass(Pass):
     fill: int
     """Tokens that fill up the canvas."""
     attends: Attends
-    levels: Levels
 
 
 def embed(
@@ -142,7 +141,7 @@ def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
     """x0 - eps from what the last block made of the image's tokens."""
     assert isinstance(shared, _Pass)
     last = net.all_final_layer[_PATCH]
-    scale = linear(last.adaLN_modulation[1], F.silu(shared.temb))
+    scale = shared.once("last", lambda: linear(last.adaLN_modulation[1], F.silu(shared.temb)))
     first, *rest = shared.tokens
     img = streams[0][:, shared.text + shared.fill :]
     img = modulate(img, torch.zeros_like(scale), scale, (first - shared.fill, *rest))
@@ -236,7 +235,7 @@ def _modulations(block: Any, shared: _Pass) -> tuple[_Modulation, ...]:
         parts = linear(block.adaLN_modulation[0], shared.temb).chunk(4, -1)
         return tuple(_Modulation(parts[i], parts[i + 1].tanh()) for i in (0, 2))
 
-    return shared.levels.once(f"modulation of {id(block)}", make)
+    return shared.once(f"modulation of {id(block)}", make)
 
 
 def _before(
