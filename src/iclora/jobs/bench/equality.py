@@ -20,7 +20,7 @@ from iclora.models.base import DiffusionModel, Text
 
 __all__ = ["BASES", "Found", "compute", "equal", "off"]
 
-BASES = ("tiny", "tiny-klein", "tiny-zimage", "tiny-krea", "toyland")
+BASES = ("tiny", "tiny-klein", "tiny-zimage", "tiny-krea", "tiny-qwen", "toyland")
 
 _SIZE = (192, 288)
 _WORDS = "a lion in a meadow"

@@ -85,7 +85,7 @@ ROWS: tuple[Row, ...] = (
     _smoke("tiny", limit=120, takes=15),
     Row(
         "equal",
-        "velocity, loss, gradient and picture against a CPU's in float32, on four bases",
+        "velocity, loss, gradient and picture against a CPU's in float32, on six bases",
         "iclora.jobs.bench.equality:equal",
         limit=150,
         takes=30,
@@ -142,8 +142,9 @@ ROWS: tuple[Row, ...] = (
     _smoke("tiny-klein", limit=120, takes=15),
     _smoke("tiny-zimage", limit=120, takes=15),
     _smoke("tiny-krea", limit=120, takes=15),
+    _smoke("tiny-qwen", limit=120, takes=15),
     _smoke("toyland", limit=120, takes=15),
-    *map(_kinds, ("tiny", "tiny-klein", "tiny-zimage", "tiny-krea")),
+    *map(_kinds, ("tiny", "tiny-klein", "tiny-zimage", "tiny-krea", "tiny-qwen")),
     _script(
         "cached-dev",
         "completing at FLUX.1-dev's size with kept keys and values, 1 given and 1 made",
