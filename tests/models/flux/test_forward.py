@@ -251,15 +251,15 @@ def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_onc
         other = gradients(net, attend=around)
         torch.testing.assert_close(fast, other, atol=1e-3, rtol=1e-3)
         assert (fast[0] - eager[0]).abs().max() > 1e-3
-        # Two halves of two sorts of block, however many blocks there are; and once more where
+        # Two halves of two sorts of block and one modulation, however many blocks; once more where
         # nothing before a block has a gradient, or its words come out of a double block.
-        assert counted() - began == 7
+        assert counted() - began == 8
     # Which text a panel reads is attention's alone: no graph is made for it.
     apart, mask = texts_apart(given=6)
     fast = gradients(net, shapes=shapes, attend=apart)
     torch.testing.assert_close(fast, gradients(net, attend=masked_by(mask)), atol=1e-3, rtol=1e-3)
     assert (fast[0] - eager[0]).abs().max() > 1e-3
-    assert counted() - began == 7
+    assert counted() - began == 8
 
 
 def masked_by(mask):

@@ -155,4 +155,4 @@ def test_compiled_blocks_give_the_same_gradients(counted):
         grads = torch.autograd.grad(out.square().sum(), trained, allow_unused=True)
         found.append((out, [grad for grad in grads if grad is not None]))
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
-    assert counted() - began == 2, "the halves of a block"
+    assert counted() - began == 3, "the modulation and the halves of a block"
