@@ -50,9 +50,9 @@ _EMPTY = """async () => {
 }"""
 
 
-def until(page, holds):
+def until(page, holds, seconds=15):
     """Waits, while the page goes on, for what is not on the page."""
-    for _ in range(300):
+    for _ in range(20 * seconds):
         if holds():
             return
         page.wait_for_timeout(50)

@@ -82,6 +82,39 @@ def test_a_folder_and_a_zip_are_chosen_by_their_buttons(tab, studio, boards, tmp
     expect(page.locator(".cards .card")).to_have_count(2)
 
 
+def test_an_upload_that_a_reload_cuts_off_is_said_until_it_is_sent_again(tab, studio, boards):
+    page = tab().open("sets")
+    page.get_by_label("Choose a folder of sets").set_input_files(boards)
+    page.get_by_label("Name").fill("cut")
+    page.get_by_label("Recipe").select_option("toyland-storyboard")
+    begun = []
+    page.route("**/uploads/*/files*", lambda route: begun.append(route))  # Its files do not arrive.
+    button(page, "Add it").click()
+    until(page, lambda: begun)
+    interrupt(page, studio)
+    page.unroute("**/uploads/*/files*")
+    said = page.get_by_role("alert").filter(has_text="cut was cut off by a reload")
+    expect(said).to_be_visible()
+    assert not (studio.folder / "data" / "cut").exists()
+    page.reload()
+    expect(said).to_be_visible()
+    page.get_by_label("Choose a folder of sets").set_input_files(boards)
+    expect(said).to_have_count(0)
+    page.get_by_label("Name").fill("cut")
+    page.get_by_label("Recipe").select_option("toyland-storyboard")
+    # The server has everything when the page goes: that need not be sent again.
+    page.route("**/uploads/*/finish", lambda route: begun.append(route))
+    button(page, "Add it").click()
+    until(page, lambda: len(begun) == 2)
+    interrupt(page, studio)
+    page.unroute("**/uploads/*/finish")
+    button(page, "Add it").click()
+    expect(page).to_have_url(re.compile("cut"))
+    expect(page.locator(".cards .card")).to_have_count(2)
+    dataset = open_dataset(studio.folder / "data" / "cut")
+    assert (dataset.path / "0002/3.png").read_bytes() == (boards / "0002/3.png").read_bytes()
+
+
 def test_tokens_are_counted_while_words_are_written_and_too_many_are_said(tab, studio):
     page = tab().open("sets/data~toyland-storyboards/0001")
     path = studio.folder / "data" / "toyland-storyboards" / "0001" / "caption.txt"
@@ -95,6 +128,8 @@ def test_tokens_are_counted_while_words_are_written_and_too_many_are_said(tab, s
         field.fill(words)
         text = re.sub(r"(?<=\[SCENE-3\]).*", f" {words}", before.strip(), flags=re.S)
         expect(meter).to_have_text(f"{len(whole.encode(text).ids)} of 128 tokens")
+    interrupt(page, studio)
+    expect(meter).to_have_text(f"{len(whole.encode(text).ids)} of 128 tokens")
     field.fill("fox " * 300)
     expect(meter).to_have_class(re.compile("over"))
     expect(meter).to_contain_text("the rest would be cut off")
@@ -143,7 +178,7 @@ def test_panels_are_swapped_by_drag_and_replaced_by_drop_and_button(tab, studio,
         assert (place / f"{number}.png").read_bytes() == before[number - 1]
 
 
-def test_a_border_is_moved_by_the_pointer(tab, studio):
+def test_a_border_is_moved_by_the_pointer_and_stays_over_a_reload_and_a_restart(tab, studio):
     place = studio.folder / "data" / "joined"
     place.mkdir()
     for each in (studio.folder / "data" / "toyland-storyboards").glob("*.toml"):
@@ -153,17 +188,31 @@ def test_a_border_is_moved_by_the_pointer(tab, studio):
     whole.save(place / "a.png")
     page = tab().open("sets/data~joined/a?view=borders")
     border = page.get_by_role("slider", name="border above panel 2")
-    box = border.bounding_box()
-    stage = page.locator(".canvas.borders").bounding_box()
-    middle = box["x"] + box["width"] / 2
-    page.mouse.move(middle, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(middle, stage["y"] + stage["height"] * 112 / 192, steps=3)
-    page.mouse.up()
+    expect(border).to_have_attribute("aria-valuenow", re.compile(r"\d"))
+    seen = int(border.get_attribute("aria-valuenow"))
+
+    def grab(to):
+        box = border.bounding_box()
+        stage = page.locator(".canvas.borders").bounding_box()
+        middle = box["x"] + box["width"] / 2
+        page.mouse.move(middle, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(middle, stage["y"] + stage["height"] * to / 192, steps=3)
+        page.mouse.up()
+
+    grab(112)
     expect(border).to_have_attribute("aria-valuenow", "112")
     # It lies still once it is let go.
-    page.mouse.move(middle, stage["y"] + 5)
+    page.mouse.move(300, 200)
     expect(border).to_have_attribute("aria-valuenow", "112")
+    # What is not cut yet is kept, too.
+    interrupt(page, studio)
+    expect(border).to_have_attribute("aria-valuenow", "112")
+    button(page, "As it was").click()
+    expect(border).to_have_attribute("aria-valuenow", str(seen))
+    interrupt(page, studio)
+    expect(border).to_have_attribute("aria-valuenow", str(seen))
+    grab(112)
     button(page, "Cut here").click()
     expect(button(page, "Move borders")).to_be_visible()
     with Image.open(place / "a.png") as kept:

@@ -119,8 +119,9 @@ def test_below_a_sub_path_every_screen_works_and_shows_markup_as_text(tab, studi
 
 
 # Pictures in view that did not come.
-BROKEN = """() => [...document.images].filter((each) => each.complete && !each.naturalWidth
-  && each.getBoundingClientRect().top < innerHeight).map((each) => each.src)"""
+BROKEN = """() => [...document.images].filter((each) => each.src && each.complete
+  && !each.naturalWidth && each.getBoundingClientRect().top < innerHeight)
+  .map((each) => each.src)"""
 
 
 def test_the_keyboard_alone_works_on_sets_story_train_and_compare(tab, studio):
@@ -274,6 +275,9 @@ def test_the_layout_is_drawn_to_scale(tab, studio):
         page.get_by_label("Recipe").select_option(name)
         canvas = load_recipe(studio.folder / "recipes" / f"{name}.toml").canvas
         slots = page.locator(".canvas .slot")
+        expect(slots).to_have_count(len(canvas.boxes))
+        interrupt(page, studio)
+        expect(page.get_by_label("Recipe")).to_have_value(name)
         expect(slots).to_have_count(len(canvas.boxes))
         page.wait_for_timeout(500)  # The server has said what the canvas will be.
         whole = page.locator(".canvas").bounding_box()

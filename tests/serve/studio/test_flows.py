@@ -4,17 +4,20 @@ import base64
 import io
 import json
 import re
+import shlex
 import zipfile
 from urllib.parse import urlparse
 
 import pytest
 from PIL import Image
 
+from iclora.cli.main import VERBS
+from iclora.cli.options import verb_parser
 from iclora.errors import SettingsError
 from iclora.files import digest
 from iclora.sets.images import write_png
 from iclora.sets.recipe import load_recipe
-from tests.serve.studio.conftest import PHONE, interrupt, until
+from tests.serve.studio.conftest import PHONE, hand, interrupt, until
 from tests.serve.studio.toywork import write_adapter
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -203,6 +206,10 @@ def test_the_gallery_filters_opens_makes_again_and_forgives_the_trash(tab, studi
     expect(page.get_by_text("The command is copied")).to_be_visible()
     said = page.evaluate("navigator.clipboard.readText()")
     assert said == f"iclora generate '{path}/request.json'"
+    program, verb, *words = shlex.split(said)
+    read = verb_parser(verb, VERBS.load(verb)).parse_args(words)
+    assert program == "iclora"
+    assert (studio.folder / read.request).samefile(studio.folder / path / "request.json")
     button(page, "Move to the trash").click()
     expect(page).to_have_url(re.compile("#/gallery.q=walrus"))
     expect(page.locator(f'[data-set="{first}"]')).to_have_count(0)
@@ -487,6 +494,13 @@ def test_a_picture_of_ours_that_is_dropped_opens_its_request_with_its_seeds(tab,
     assert [told[str(n)] for n in (1, 2, 3)] == seeds
     assert studio.engine.orders[-1].input["adapter"] == [str(adapter)]
     assert studio.engine.orders[-1].input["strength"] == 0.7
+    # On a slot it is given, and what it was made of is offered.
+    page.get_by_label("All panels").fill("other words")
+    hand(page, page.locator("#slot-1"), studio.folder / "ours.png")
+    expect(page.get_by_role("img", name="Scene 1, given")).to_be_visible()
+    expect(page.get_by_label("All panels")).to_have_value("other words")
+    button(page, "Open what it was made of").click()
+    expect(page.get_by_label("All panels")).to_have_value("A swan – at noon;")
     adapter.unlink()
     page.evaluate(
         DROPPED.replace(".sets", "footer"), [["ours.png", base64.b64encode(held).decode()]]

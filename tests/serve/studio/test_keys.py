@@ -1,5 +1,7 @@
 """Actions by their keys, errors that stay, and what the bar below says."""
 
+import os
+
 import pytest
 
 from tests.serve.studio.conftest import until
@@ -89,3 +91,29 @@ def test_an_error_stays_until_it_is_put_away_and_the_bar_tells_of_the_machine(ta
         expect(page.locator("footer").get_by_text(said)).to_be_visible()
     button(page, "Put this message away").click()
     expect(wrong).to_have_count(0)
+
+
+SMI = """#!/bin/sh
+echo "$@" | grep -q -- --query-gpu && cat {figures}
+"""
+
+
+def test_the_bar_shows_what_each_gpu_does_and_holds(tab, studio, tmp_path, monkeypatch):
+    smi, figures = tmp_path / "nvidia-smi", tmp_path / "figures"
+    smi.write_text(SMI.format(figures=figures))
+    smi.chmod(0o755)
+    figures.write_text("0, NVIDIA H200, 20480, 143771, 37\n1, NVIDIA H200 MIG, 71, 16384, [N/A]\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    page = tab().open("queue")
+    monkeypatch.setattr(studio.engine, "workers", ["cuda:0", "cuda:1"])
+    page.reload()
+    first, second = (page.locator("footer .device").nth(n) for n in (0, 1))
+    expect(first).to_have_text("GPU 0 37% 21 of 151 GB")
+    expect(second).to_have_text("GPU 1 0.1 of 17 GB")  # Its driver tells of no load.
+    memory = page.get_by_role("meter", name="memory of GPU 0")
+    assert memory.evaluate("e => [e.value, e.max]") == [20480 * 2**20, 143771 * 2**20]
+    assert "NVIDIA H200: 37% busy" in first.get_attribute("title")
+    figures.write_text("0, NVIDIA H200, 100000, 143771, 99\n")
+    page.wait_for_timeout(3100)  # It is asked once in a while, for however many pages.
+    page.reload()
+    expect(page.locator("footer .device")).to_have_text("GPU 99% 105 of 151 GB")

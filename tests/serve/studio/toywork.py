@@ -50,7 +50,7 @@ def train(engine, order, report, drawing):
         append_line(Files(place_of(logs, str(run))).notes, json.dumps(said))
         for step in range(len(rows) + 1, settings["steps"] + 1):
             while not engine.steps.acquire(timeout=0.01):
-                if order.job in engine.cancelled:
+                if order.job in engine.ended_now:
                     return Outcome("cancelled", {"step": step - 1})
                 if engine.stopped:
                     raise WorkerDied("SIGTERM")
@@ -67,6 +67,8 @@ def train(engine, order, report, drawing):
             forget(run)
             told = {"stage": "training", "done": step, "total": settings["steps"], "eta_s": 9.0}
             report({"type": "progress", **told})
+            if order.job in engine.cancelled:
+                return Outcome("cancelled", {"step": step})
     write_adapter(run / "adapter.safetensors", open_dataset(settings["data"]).recipe)
     return Outcome("succeeded", {"step": settings["steps"]})
 

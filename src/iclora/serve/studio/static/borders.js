@@ -1,6 +1,6 @@
 // @ts-check
 // Borders of a composite that are moved by hand, where no seam was found or a wrong one.
-import { call, get, Problem } from "./api.js";
+import { call, get, place as server, Problem } from "./api.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
 import { asKnown, at, edit, picture } from "./data.js";
 import { by as keyed } from "./keys.js";
@@ -101,8 +101,14 @@ export function Borders({ dataset, one, close, after }) {
   const [busy, setBusy] = useState(false);
   const stage = useRef(/** @type {any} */ (null));
   const path = at(dataset.id, one.name);
+  // What is moved and not cut yet is there after a reload, unless the file is another one by then.
+  const key = `iclora borders ${server}${path}`;
   useEffect(() => {
-    get(`${path}/boxes`).then((found) => { setSeen(found); setBoxes(found.boxes); }, setError);
+    get(`${path}/boxes`).then((found) => {
+      const left = JSON.parse(localStorage.getItem(key) ?? "null");
+      setSeen(found);
+      setBoxes(left?.stamp === one.stamp ? left.boxes : found.boxes);
+    }, setError);
   }, [one.stamp]);
   if (!seen) return error ? html`<${Wrong} error=${error} /><button type="button" onClick=${close}>Close</button>` : html`<p class="quiet" role="status">Looking for its borders</p>`;
   const size = [seen.width, seen.height];
@@ -110,7 +116,19 @@ export function Borders({ dataset, one, close, after }) {
   const borders = bordersOf(boxes, perRow);
   // On a composite that lies on the token grid, so do its borders; elsewhere they are where the pictures end.
   const step = [...size, ...seen.boxes.flat()].every((edge) => edge % GRID === 0) ? GRID : 1;
-  const move = (/** @type {Border} */ border, /** @type {number} */ to) => setBoxes(moved(boxes, size, border, to));
+  const move = (/** @type {Border} */ border, /** @type {number} */ to) => {
+    const now = moved(boxes, size, border, to);
+    setBoxes(now);
+    localStorage.setItem(key, JSON.stringify({ stamp: one.stamp, boxes: now }));
+  };
+  const back = () => {
+    localStorage.removeItem(key);
+    setBoxes(seen.boxes);
+  };
+  const leave = () => {
+    localStorage.removeItem(key);
+    close();
+  };
   const moves = (/** @type {KeyboardEvent} */ event, /** @type {Border} */ border) => {
     const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     if (!by) return;
@@ -144,7 +162,7 @@ export function Borders({ dataset, one, close, after }) {
     setError(null);
     try {
       const done = await edit(dataset.id, `Borders of ${one.name} are moved`, () => call("PUT", `${path}/boxes`, { boxes }, asKnown(one)), after);
-      if (done) close();
+      if (done) leave();
     } finally {
       setBusy(false);
     }
@@ -161,8 +179,8 @@ export function Borders({ dataset, one, close, after }) {
       <span>${step > 1 ? `arrows move by ${step} px, with Shift by 1` : "arrows move by 1 px"}</span></p>
     <${Wrong} error=${error} />
     <div class="buttons"><button type="button" class="main" disabled=${same || busy} ...${keyed("one", "cut")} onClick=${save}>Cut here</button>
-      <button type="button" disabled=${same} ...${keyed("one", "was")} onClick=${() => setBoxes(seen.boxes)}>As it was</button>
-      <button type="button" ...${keyed("one", "borders", "Close")} onClick=${close}>Close</button></div>`;
+      <button type="button" disabled=${same} ...${keyed("one", "was")} onClick=${back}>As it was</button>
+      <button type="button" ...${keyed("one", "borders", "Close")} onClick=${leave}>Close</button></div>`;
 }
 
 /** Where a handle lies along its border. @param {number[][]} boxes @param {Border} border @param {(part: number, axis: 0 | 1) => string} percent */

@@ -5,7 +5,7 @@ import { html, useEffect, useRef } from "./lib.js";
 import { by, step, useKeys } from "./keys.js";
 import { beside, cursor, found, load, more, restore, star, trash } from "./made.js";
 import { mark, marks } from "./marks.js";
-import { Icon, Picture } from "./parts.js";
+import { Icon, Thumb } from "./parts.js";
 import { refine, route } from "./route.js";
 import { adapters, recipes, setsChanged } from "./state.js";
 import { OneSet } from "./set.js";
@@ -84,7 +84,7 @@ function Card({ one }) {
   const query = route.value.query.toString();
   const marked = marks.value.includes(one.id);
   return html`<li class=${`card ${marked ? "marked" : ""}`} data-set=${one.id} data-acts>
-    <a href=${`#/gallery/${one.id}${query && `?${query}`}`}><${Picture} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
+    <a href=${`#/gallery/${one.id}${query && `?${query}`}`}><${Thumb} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
     <div class="caption"><p>${unmarked(one.prompt)}</p><p class="quiet">${one.recipe} · ${ago(one.made)}</p></div>
     ${one.trashed
       ? html`<button type="button" class="corner" ...${by("gallery", "restore")} onClick=${() => restore(one)}>Bring back</button>`

@@ -12,13 +12,15 @@ import { doing, done } from "./undo.js";
 export const found = signal(/** @type {MadeSet[] | null} */ (null));
 /** Where the next page begins. */
 export const cursor = signal(/** @type {string | null} */ (null));
-let asked = "";
+const PAGE = 60;
+/** The filter of the list; null before there is one. */
+let asked = /** @type {string | null} */ (null);
 let turn = 0;
 /** Counts lists that were taken in, each of which says where it goes on. */
 let lists = 0;
 
 const address = (/** @type {URLSearchParams} */ query) => {
-  const told = new URLSearchParams({ limit: "60" });
+  const told = new URLSearchParams();
   for (const name of ["q", "recipe", "adapter"]) if (query.get(name)) told.set(name, query.get(name) ?? "");
   if (query.get("star")) told.set("starred", "true");
   if (query.get("trash")) told.set("trashed", "true");
@@ -31,10 +33,11 @@ export async function load() {
   const mine = ++turn;
   const keep = told === asked ? (found.value?.length ?? 0) : 0;
   try {
-    let page = await get(`sets?${told}`);
+    // What is shown of many sets is asked for in large pages.
+    let page = await get(`sets?${told}&limit=${keep > PAGE ? 200 : PAGE}`);
     let sets = page.sets;
     while (page.cursor && sets.length < keep) {
-      page = await get(`sets?${told}&cursor=${page.cursor}`);
+      page = await get(`sets?${told}&limit=200&cursor=${page.cursor}`);
       sets = [...sets, ...page.sets];
     }
     if (mine !== turn) return;
@@ -53,7 +56,7 @@ export async function more() {
   const from = cursor.value;
   const mine = lists;
   cursor.value = null;
-  const page = await attempt(() => get(`sets?${asked}&cursor=${from}`));
+  const page = await attempt(() => get(`sets?${asked}&limit=${PAGE}&cursor=${from}`));
   // A list that came meanwhile goes on elsewhere.
   if (mine !== lists) return;
   if (!page) {

@@ -68,11 +68,56 @@ export const plain = (/** @type {string} */ text) => (text ?? "").replace(/`([^`
  * @param {{src: string, alt: string, eager?: boolean, class?: string}} props
  */
 export function Picture({ src, alt, eager = false, ...more }) {
-  const sharp = (/** @type {any} */ event) => {
-    const img = event.currentTarget;
-    img.classList.toggle("tiny", Math.max(img.naturalWidth, img.naturalHeight) <= 256);
-  };
-  return html`<img src=${src} alt=${alt} loading=${eager ? "eager" : "lazy"} decoding="async" onLoad=${sharp} ...${more} />`;
+  return html`<img src=${src} alt=${alt} loading=${eager ? "eager" : "lazy"} decoding="async" onLoad=${sharpen} ...${more} />`;
+}
+
+function sharpen(/** @type {any} */ event) {
+  const img = event.currentTarget;
+  img.classList.toggle("tiny", Math.max(img.naturalWidth, img.naturalHeight) <= 256);
+}
+
+/** Pictures of long lists that are in view. @type {WeakSet<Element>} */
+const inView = new WeakSet();
+const view = new IntersectionObserver((all) => {
+  for (const { target, isIntersecting } of all) {
+    const img = /** @type {HTMLImageElement | null} */ (target.querySelector("img[data-src]"));
+    if (!img) continue;
+    if (!isIntersecting) {
+      inView.delete(img);
+      if (!img.complete) img.removeAttribute("src");
+    } else if (!inView.has(img)) {
+      inView.add(img);
+      setTimeout(() => nextFrame(() => nextFrame(() => ask(img))), 120);
+    }
+  }
+}, { rootMargin: "300px" });
+
+const nextFrame = (/** @type {() => void} */ work) => void requestAnimationFrame(work);
+
+/** After two frames a browser that is busy has told, too, of what has left. @param {HTMLImageElement} img */
+function ask(img) {
+  if (inView.has(img) && !img.naturalWidth) img.src = img.dataset.src ?? "";
+}
+
+/**
+ * The picture of an entry of a long list: it is asked for once it has stayed in view for a moment, and given up if it leaves before
+ * it came. Those that somebody scrolled past would hold back the ones that are looked at, each made by the server.
+ * @param {{src: string, alt: string, onError?: (event: any) => void}} props
+ */
+export function Thumb({ src, alt, ...more }) {
+  const ref = useRef(/** @type {any} */ (null));
+  useEffect(() => {
+    const img = ref.current;
+    // Nothing is told of what is inside an entry while the browser does not draw it.
+    const entry = img.closest("li");
+    img.removeAttribute("src");
+    view.observe(entry);
+    return () => {
+      view.unobserve(entry);
+      inView.delete(img);
+    };
+  }, [src]);
+  return html`<img ref=${ref} data-src=${src} alt=${alt} decoding="async" onLoad=${sharpen} ...${more} />`;
 }
 
 /** A joint prompt with its markers told apart. @param {{text: string}} props */

@@ -5,7 +5,7 @@ import { html, useEffect, useRef, useState } from "./lib.js";
 import { at, called, captioners, captioning, dataset, datasets, FILTERS, findings, loadDatasets, looked, openDataset, picture, place, refused, shown } from "./data.js";
 import { Editor } from "./editor.js";
 import { by, step, useKeys } from "./keys.js";
-import { attempt, Icon, Picture, plain, Progress, Wrong } from "./parts.js";
+import { attempt, Icon, Picture, plain, Progress, Thumb, Wrong } from "./parts.js";
 import { go, refine, route } from "./route.js";
 import { jobs, know, machine, recipes } from "./state.js";
 import { note } from "./undo.js";
@@ -161,7 +161,7 @@ function SetCard({ id, one, tail }) {
   const bad = found?.problems.filter((each) => each.severity === "error").length ?? 0;
   const said = found?.problems.find((each) => each.severity === "error") ?? found?.problems[0];
   return html`<li class="card" data-set=${one.name}>
-    <a href=${`#/${place(id, one.name)}${tail}`}><${Picture} src=${picture(id, one, "trained", 384)} alt=${`Set ${one.name}`}
+    <a href=${`#/${place(id, one.name)}${tail}`}><${Thumb} src=${picture(id, one, "trained", 384)} alt=${`Set ${one.name}`}
       onError=${(/** @type {any} */ event) => { const fallback = picture(id, one, "file", 384); if (event.currentTarget.src !== fallback) event.currentTarget.src = fallback; }} /></a>
     <div class="caption"><p><b>${one.name}</b> ${one.caption ? unmarked(one.caption) : html`<span class="quiet">no words yet</span>`}</p>
       ${said ? html`<p class=${bad ? "bad" : "quiet"}>${plain(said.text)}${found.problems.length > 1 ? `, and ${found.problems.length - 1} more` : ""}</p>`
