@@ -88,3 +88,19 @@ def test_an_address_is_refused_with_what_to_write(address, advice):
         with pytest.raises(AdapterError, match="is an address") as refused:
             locate(text)
         assert advice in refused.value.advice
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        ("ana/style@v2", "Write ana/style for that"),
+        ("ana/style@v2:x.safetensors", "Write ana/style:x.safetensors for that"),
+        ("ana/style:x.safetensors@refs/pr/1", "Write ana/style:x.safetensors for that"),
+        ("<lora:my style:0.8>", "my style.safetensors=0.8"),
+        ("<lora:style>", "style.safetensors"),
+    ],
+)
+def test_what_other_tools_call_an_adapter_by_is_refused_with_what_to_write(source, advice):
+    with pytest.raises(AdapterError) as refused:
+        locate(source)
+    assert advice in refused.value.advice

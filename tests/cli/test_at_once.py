@@ -22,6 +22,8 @@ CASES = [
     ([*RUN, "--out", "r", "--trackers", "wandb"], "wandb is not installed"),
     ([*RUN[:3], "--data", "nowhere", "--out", "r"], "no folder or zip archive nowhere"),
     ([*RUN, "--out", "r", "--recipe", "none"], 'no recipe "none"'),
+    ([*RUN[:3], "--data", "bare", "--out", "r", *STORY[2:]], "has no caption"),
+    ([*RUN[:3], "--data", "short", "--out", "r", *STORY[2:]], "[SCENE-2] is missing"),
     (["plan", "--write", "d"], "d is a folder"),
     (["generate", *STORY, "--prompt", "x", "--out", "/dev/full"], "not a folder"),
     (["generate", *STORY, "--prompt", "x", "--out", "file/x"], "file is a file"),
@@ -46,6 +48,10 @@ CASES = [
     (["export", "a", "--format", "kohya", "--out", "file/x"], "file is a file"),
     (["demo", "--out", "file/x"], "file is a file"),
     (["evaluate", *STORY, "--prompts", "p.txt"], "line 1"),
+    (["evaluate", *STORY, "--prompt", "x", "--metric", "fid"], 'no metric "fid"'),
+    (["evaluate", *STORY, "--data", "bare"], "has no caption"),
+    (["generate", *STORY, "--prompt", "x", "--score", "dino", "--best-of", "2"], "dino:MODEL"),
+    (["generate", *STORY, "--idea", "x", "--captioner", "openia:x"], 'no captioner "openia:x"'),
 ]
 CODE = """
 import contextlib, io, json, sys
@@ -72,6 +78,11 @@ def answers(tmp_path_factory):
     (folder / "bad.json").write_text("{")
     (folder / "story.txt").write_text("a day\none\ntwo\nthree\n")
     picture(32, 32).save(folder / "panel.png")
+    for name in ("bare", "short"):
+        (folder / name / "0001").mkdir(parents=True)
+        for number in (1, 2, 3):
+            picture(32, 32, seed=number).save(folder / name / "0001" / f"{number}.png")
+    (folder / "short/0001/caption.txt").write_text("[MOVIE-SHOTS] a day [SCENE-1] x")
     Image.new("RGBA", (32, 32), (255, 255, 255, 0)).save(folder / "mark.png")
     before = sorted(folder.rglob("*"))
     told = json.dumps([words for words, _ in CASES])

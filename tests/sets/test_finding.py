@@ -7,11 +7,12 @@ import json
 import unicodedata
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from iclora.errors import DatasetError
-from iclora.sets import unread
+from iclora.sets import finding, unread
 from iclora.sets.compose import compose_dataset
 from iclora.sets.dataset import caption_path, open_dataset
 from iclora.sets.kinds import IMAGE_SUFFIXES
@@ -225,6 +226,12 @@ def test_captions_in_a_table_are_read(tmp_path, table):
         ("metadata.jsonl", json.dumps({"file": "0001.PNG", "caption": [CAPTION]})),
         ("metadata.jsonl", json.dumps({"filename": "0001", "text": CAPTION})),
         ("metadata.jsonl", json.dumps({"image": {"path": "0001.png"}, "text": CAPTION})),
+        ("captions.json", json.dumps({"0001.png": CAPTION})),
+        ("captions.json", json.dumps({"0001": {"caption": CAPTION}})),
+        ("captions.json", json.dumps([{"image": "0001.png", "text": CAPTION}])),
+        ("captions.jsonl", json.dumps({"image": "0001.png", "text": CAPTION})),
+        ("captions.tsv", f"0001.png\t{CAPTION}\n"),
+        ("captions.tsv", f"file_name\ttext\n0001.png\t{CAPTION}\n"),
     ],
 )
 def test_the_columns_signs_and_letters_of_a_table_may_be_others(tmp_path, table, text):
@@ -244,12 +251,41 @@ def test_panels_in_the_order_of_the_alphabet_are_named_once(tmp_path):
     assert "(close.png, detail.png, wide.png, as in 1 other sets)" in problem.text
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "3", "[" * 100_000, '{"file_name": 3, "text": []}'])
-def test_a_table_that_is_none_is_named(tmp_path, line):
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        *[("metadata.jsonl", line) for line in ("{", "[1]", "3", "[" * 100_000)],
+        ("metadata.jsonl", '{"file_name": 3, "text": []}'),
+        ("captions.json", '{"images": [{"id": 1}], "annotations": []}'),
+        ("captions.json", "[1]"),
+        ("captions.tsv", "0001.png a day\n"),
+    ],
+)
+def test_a_table_that_is_none_is_named(tmp_path, table, line):
     pair(tmp_path, "0001")
-    (tmp_path / "metadata.jsonl").write_text(line)
+    (tmp_path / table).write_text(line)
     (problem,) = open_dataset(tmp_path, STORY).problems
-    assert problem.subject == "metadata.jsonl"
+    assert problem.subject == table
+
+
+def test_of_several_tables_the_first_of_the_list_counts(tmp_path):
+    pair(tmp_path, "0001", caption=None)
+    (tmp_path / "captions.json").write_text(json.dumps({"0001.png": "b"}))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0001.png,c\n")
+    row = {"file_name": "0001.png", "text": CAPTION}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert open_dataset(tmp_path, STORY).sets[0].caption() == CAPTION
+
+
+@pytest.mark.parametrize(("system", "severity"), [("posix", "warning"), ("nt", "error")])
+def test_a_set_with_a_name_that_windows_lacks_is_named_and_refused_there(
+    tmp_path, monkeypatch, system, severity
+):
+    for name in ("NUL", "good", "last."):
+        pair(tmp_path, name)
+    monkeypatch.setattr(finding, "os", SimpleNamespace(name=system))
+    found = [(p.subject, p.severity) for p in open_dataset(tmp_path, STORY).problems]
+    assert found == [("last.", severity), ("NUL", severity)]
 
 
 def test_folders_whose_names_differ_in_their_form_keep_their_own_captions(tmp_path):

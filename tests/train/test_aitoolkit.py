@@ -290,6 +290,16 @@ def test_a_file_that_is_none_of_ai_toolkits_is_refused_in_plain_words(tmp_path, 
         import_run(tmp_path / "x.yml")
 
 
+@pytest.mark.parametrize("field", ["job", "type"])
+def test_another_kind_of_job_is_refused_by_that_alone(brought, field):
+    document = changed("output_folder", "x")
+    (document if field == "job" else document["config"]["process"][0])[field] = "generate"
+    with pytest.raises(SettingsError) as refused:
+        brought(document)
+    assert f'{field} = "generate"' in refused.value.problem
+    assert "no such field" not in refused.value.problem
+
+
 def test_a_run_file_of_ours_is_not_taken_for_one_of_ai_toolkits(tmp_path):
     (tmp_path / "run.toml").write_text("[train]\nsteps = 3\n")
     with pytest.raises(SettingsError, match="is TOML") as refused:

@@ -222,10 +222,23 @@ def test_without_a_key_nothing_is_read(ended, monkeypatch, capsys):
     assert "HF_TOKEN" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["story", "ana/story/more", "../story", "https://x/y", "a/b c"])
-def test_a_name_that_no_repository_has_is_refused(name, ended, capsys):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("story", "must be USER/NAME"),
+        ("ana/story/more", "must be USER/NAME"),
+        ("../story", "stand between letters or digits alone"),
+        ("ana/story.", "stand between letters or digits alone"),
+        ("https://x/y", "':' stands in no repository's name"),
+        ("a/b c", "' ' stands in no repository's name"),
+        ("ana/\u00fcber", "stands in no repository's name"),
+    ],
+)
+def test_a_name_that_no_repository_has_is_refused_in_words(name, says, ended, capsys):
     assert main(["push", str(ended), name, "--dry-run"]) == 2
-    assert "repository" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert says in said
+    assert "^" not in said
 
 
 @pytest.mark.parametrize("file", ["config.toml", "adapter.safetensors", "README.md"])

@@ -32,6 +32,12 @@ _ADDRESS = re.compile(
 )
 """An address, of which a path may have made one slash of two."""
 
+_IN_PROMPTS = re.compile(r"<(?:lora|lyco):(?P<name>[^:>]+)(?::(?P<strength>[-+0-9.]+))?[^>]*>")
+"""How prompts of AUTOMATIC1111's and ComfyUI's readers name an adapter."""
+
+_REVISION = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?P<file>:[^:@]+)?@[^:@]+(?P<behind>:.+)?")
+"""An id of the hub with a revision, before or behind the file."""
+
 
 def locate(source: str | Path, download: Download | None = None) -> Path:
     """The adapter file that a user means.
@@ -52,6 +58,8 @@ def locate(source: str | Path, download: Download | None = None) -> Path:
     path = Path(text).expanduser()
     if path.is_dir():
         return _in_folder(path, text)
+    if not path.exists():
+        _refuse_other_forms(text)
     match = _HUB.fullmatch(text)
     # A path that looks like an id is more often a mistyped file than a repository.
     if path.exists() or match is None or (match["file"] is None and path.suffix):
@@ -64,6 +72,22 @@ def locate(source: str | Path, download: Download | None = None) -> Path:
     if ".." in Path(match["file"]).parts or not found.is_file():
         raise AdapterError(f"{match['id']} has no file {match['file']}", "Look at its files there.")
     return found
+
+
+def _refuse_other_forms(text: str) -> None:
+    """Raises: AdapterError for what other tools call an adapter by, with what to write here."""
+    if found := _IN_PROMPTS.fullmatch(text):
+        strength = f"={found['strength']}" if found["strength"] else ""
+        raise AdapterError(
+            f"{text} names an adapter as prompts of other programs do",
+            f"Write the path of its file: {found['name']}.safetensors{strength}",
+        )
+    if found := _REVISION.fullmatch(text):
+        own = f"{found['id']}{found['file'] or found['behind'] or ''}"
+        raise AdapterError(
+            f"{text} asks for one revision, and of the hub only the newest is read here",
+            f"Write {own} for that; or download the revision you mean, and give its folder.",
+        )
 
 
 def _in_folder(folder: Path, source: str) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from iclora.cli.output import Terminal, as_options
 from iclora.errors import DatasetError, RunError, SettingsError
 from iclora.files import check_file, check_folder
+from iclora.jobs.at_once import check_words
 from iclora.jobs.opening import Opener, quiet_loading
 from iclora.progress import Cancelled, Console
 from iclora.sets.recipe import load_recipe
@@ -136,6 +137,9 @@ def _check_at_once(settings: TrainSettings) -> None:
         recipe = load_recipe(settings.recipe)
         for prompt in settings.preview_prompts:
             recipe.prompt(prompt)
+    for path in (settings.data, settings.validation):
+        if path:
+            check_words(path, settings.recipe)
 
 
 def _check_launcher() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from iclora.adapter import Adapter, Load, load_stack
 from iclora.errors import SettingsError
+from iclora.files.names import fault_on_windows
 from iclora.making.made import GeneratedSet, holds, read_kept
 from iclora.making.request import Request, prepare
 from iclora.models.base import DiffusionModel
@@ -45,7 +46,8 @@ class Arm:
     @property
     def folder(self) -> str:
         """Its name as a folder's."""
-        return re.sub(r"[^\w.+-]+", "-", self.name).strip(".-") or "arm"
+        plain = re.sub(r"[^\w.+-]+", "-", self.name).strip(".-") or "arm"
+        return f"arm-{plain}" if fault_on_windows(plain) else plain
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from iclora.errors import IcloraError, StorageError
+from iclora.files.names import fault_on_windows
 
 try:
     import fcntl
@@ -97,9 +98,11 @@ def cache_home() -> Path:
 # -- paths and places -----------------------------------------------------------------------------
 
 
-def place(path: str) -> str:
+def place(path: str, *, windows: bool = os.name == "nt") -> str:
     """A path as people write it, `~` expanded.
 
+    Args:
+        windows: True if its names must be such as Windows has.
     Raises: ValueError in plain words for a path that no file can have: an unknown user's home, a
         null character, a loop of links, a name that is too long; and for one that would make a
         folder nobody meant, such as $HOME or C:.
@@ -117,6 +120,9 @@ def place(path: str) -> str:
         if not Path(folder).is_dir():
             raise ValueError(f"the home folder {folder} is not there")
         path = home
+    for name in re.split(r"[\\/]", re.sub(r"^[A-Za-z]:", "", path)) if windows else ():
+        if name and (fault := fault_on_windows(name)):
+            raise ValueError(f'"{name}" is {fault}; use another name')
     try:
         os.stat(path)  # noqa: PTH116 (a string that may be no path at all)
     except UnicodeEncodeError:

@@ -69,7 +69,8 @@ def read_bytes(path: str | Path, refuse: Refusal, what: str, limit: int = _MOST_
         raise refuse(f"{what} {path} cannot be read: {why}", "Check the path.") from error
     if len(data) > limit:
         raise refuse(
-            f"{what} {path} has more than {limit / 2**20:.0f} MB", f"Check that it is a {what}."
+            f"{what} {path} has more than {limit / 2**20:.0f} MB",
+            "Check the path: no such file is that large.",
         )
     return data
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iclora.errors import SettingsError
+from iclora.errors import CaptionError, DatasetError, SettingsError
+from iclora.evaluate.metrics.registry import check_metric
 from iclora.files import check_folder
 from iclora.files.documents import read_json
 from iclora.making.words import Story, plan_windows, read_prompts
 from iclora.progress import Console
+from iclora.sets.dataset import Problem, open_dataset
 from iclora.sets.images import open_given
 from iclora.sets.recipe import load_recipe
 from iclora.settings import (
@@ -18,8 +20,9 @@ from iclora.settings import (
     GenerateSettings,
     RerollSettings,
 )
+from iclora.vlm.registry import check_captioner
 
-__all__ = ["check_extend", "check_reroll", "check_sets"]
+__all__ = ["check_extend", "check_reroll", "check_sets", "check_words"]
 
 
 def check_sets(settings: GenerateSettings | EvaluateSettings, console: Console) -> None:
@@ -36,6 +39,8 @@ def check_sets(settings: GenerateSettings | EvaluateSettings, console: Console) 
             console.warn(note)
     if isinstance(settings, GenerateSettings):
         _check_generate(settings, prompts)
+    else:
+        _check_evaluate(settings)
     if settings.recipe:
         recipe = load_recipe(settings.recipe)
         for prompt in prompts:
@@ -44,6 +49,10 @@ def check_sets(settings: GenerateSettings | EvaluateSettings, console: Console) 
 
 def _check_generate(settings: GenerateSettings, prompts: list[str]) -> None:
     settings.check_decided()
+    if settings.score:
+        check_metric(settings.score)
+    if settings.idea and settings.captioner:
+        check_captioner(settings.captioner)
     if settings.request:
         read_json(settings.request, SettingsError, "request")
     elif isinstance(settings, CompleteSettings):
@@ -52,6 +61,32 @@ def _check_generate(settings: GenerateSettings, prompts: list[str]) -> None:
         raise SettingsError(
             "there is no prompt", "Set `prompt`, `prompts` or `idea`.", setting="prompt"
         )
+
+
+def _check_evaluate(settings: EvaluateSettings) -> None:
+    for name in settings.metric:
+        check_metric(name)
+    if settings.data:
+        check_words(settings.data, settings.recipe, others=False)
+
+
+def check_words(path: str, recipe: str | None, *, others: bool = True) -> None:
+    """Check the words of a dataset; its pictures are not looked at.
+
+    Training and evaluation check all of it, but with a base, which may first be downloaded.
+
+    Args:
+        others: False if only words count, and not what else is wrong in the folder.
+    Raises: DatasetError with everything that is wrong; RecipeError.
+    """
+    dataset = open_dataset(path, recipe)
+    wrong = [p for p in dataset.problems if p.severity == "error" and others]
+    for image_set in dataset.sets:
+        try:
+            dataset.recipe.parse(image_set.caption())
+        except (CaptionError, DatasetError) as error:
+            wrong.append(Problem(image_set.name, error.problem, error.advice, caption=True))
+    dataset.refuse(wrong)
 
 
 def check_reroll(settings: RerollSettings) -> None:

@@ -171,12 +171,7 @@ def accept(
     reports = list(reports)
     problems = [*dataset.problems, *(p for report in reports for p in report.problems)]
     errors = [p for p in problems if p.severity == "error" and (captions or not p.caption)]
-    if errors:
-        raise DatasetError(
-            f"{len(errors)} problem{'s' * (len(errors) > 1)} in {dataset.path}:\n"
-            + "\n".join(f"  {p}" for p in errors),
-            "Nothing was done. Fix these; `iclora check` shows them again.",
-        )
+    dataset.refuse(errors)
     if warn:
         for problem in problems:
             warn(str(problem))

@@ -13,7 +13,7 @@ A zip archive of either works as well; it is read in place and never unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -275,6 +275,15 @@ class Dataset:
         parts = (part for s in self.sets for part in (s.digest, s.caption_bytes()))
         # As version 0.2 wrote recipes, so that its runs are resumed; sampling does not matter here.
         return files.digest(self.recipe.sampled(20, 3.5).model_dump_json(), *parts)
+
+    def refuse(self, problems: Sequence[Problem]) -> None:
+        """Raises: DatasetError with these problems, if there are any."""
+        if problems:
+            raise DatasetError(
+                f"{len(problems)} problem{'s' * (len(problems) > 1)} in {self.path}:\n"
+                + "\n".join(f"  {p}" for p in problems),
+                "Nothing was done. Fix these; `iclora check` shows them again.",
+            )
 
 
 def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:

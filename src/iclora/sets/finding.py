@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import PurePosixPath
 from iclora import files
 from iclora.errors import CaptionError, DatasetError, ImageError
 from iclora.files.documents import parse_json
+from iclora.files.names import fault_on_windows
 from iclora.sets.caption import has_markers
 from iclora.sets.images import picture_size
 from iclora.sets.listing import Files, Problem
@@ -83,6 +85,9 @@ def find_sets(
         Problem(name, "more than one image set of this name", "Rename or remove the others.")
         for name, count in counts.items()
         if count > 1
+    ]
+    problems += [
+        _unlike_windows(f.name, fault) for f in sets if (fault := fault_on_windows(f.name))
     ]
     problems += _unsure(sets, recipe)
     joined = [f.name for f in sets if f.words and len(f.words.files) >= recipe.canvas.panels]
@@ -216,6 +221,16 @@ def _perhaps_one_set(images: Sequence[str]) -> Problem:
         "each is taken for a whole composite",
         "If they are the panels of one set, put them into a folder of their own.",
         "warning",
+    )
+
+
+def _unlike_windows(name: str, fault: str) -> Problem:
+    # Written there, its files would go to the device, or over another set's.
+    return Problem(
+        name,
+        f"the name of this set is {fault}",
+        "Rename its folder or files, so that the dataset can go anywhere.",
+        "error" if os.name == "nt" else "warning",
     )
 
 

@@ -6,6 +6,8 @@ In this order, the first that is there:
     0001/caption.txt, 0001/0001.txt, 0001.txt           for the panels in 0001/
     0001/1.txt 2.txt 3.txt                              a text for each panel, joined behind markers
     metadata.jsonl, metadata.csv                        "file_name" and "text", as the Hub has them
+    captions.json, .jsonl, .csv, .tsv                   the same; or {"0001.png": "text"}, or lines
+                                                        of a name, a tab and a text
 
 Names are compared in the composed form of Unicode, and in small letters if that decides nothing.
 """
@@ -34,7 +36,15 @@ __all__ = ["JOINT", "MOST_TEXT", "TEXT_COLUMNS", "TEXT_SUFFIXES", "Library", "Wo
 MOST_TEXT = 2**20
 """Bytes of a caption's file at most; of a table of captions, 64 times as many."""
 TEXT_SUFFIXES = (".txt", ".caption", ".json")
-_TABLES = ("metadata.jsonl", "metadata.csv")
+_TABLES = (
+    "metadata.jsonl",
+    "metadata.csv",
+    "captions.jsonl",
+    "captions.json",
+    "captions.csv",
+    "captions.tsv",
+)
+"""Of several the first that tells of a picture counts."""
 TEXT_COLUMNS = ("text", "caption", "prompt", "joint_caption", "description")
 FILE_COLUMNS = ("file_name", "image", "filename", "file", "image_path", "image_file", "path")
 JOINT = ("caption", "captions", "prompt", "text", "description")
@@ -88,9 +98,9 @@ class Library:
                 self._beside[stem] = name
                 self._folded[stem.casefold()] = name
         self._rows: dict[str, tuple[str, str]] = {}
-        tables = [n for n in listing if n.rpartition("/")[2].lower() in _TABLES]
-        # Of two tables the .jsonl wins.
-        for name in sorted(tables):
+        tables = {n: n.rpartition("/")[2].lower() for n in listing}
+        ranks = {n: _TABLES.index(last) for n, last in tables.items() if last in _TABLES}
+        for name in sorted(ranks, key=lambda n: (ranks[n], n)):
             self._read_table(listing[name])
 
     def beside(self, image: str) -> Words | None:
@@ -205,7 +215,7 @@ class Library:
         folder = PurePosixPath(file.name).parent
         try:
             text = read_text(file, 64 * MOST_TEXT)
-            rows = list(_jsonl(text) if file.name.lower().endswith("l") else _csv(text))
+            rows = list(_ROWS[file.name.lower().rpartition(".")[2]](text))
         except (DatasetError, CaptionError, csv.Error) as error:
             why = error.problem if isinstance(error, DatasetError | CaptionError) else str(error)
             self.problems.append(
@@ -287,6 +297,38 @@ def _csv(text: str) -> Iterable[Mapping[str, Any]]:
     # Excel writes semicolons where the comma is a decimal sign.
     sign = max(",;\t", key=head.count)
     yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=sign)
+
+
+def _json(text: str) -> Iterable[Mapping[str, Any]]:
+    found = parse_json(text, "it", CaptionError)
+    if _words_in(found) is not None:
+        return []  # the caption of a folder
+    if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+        return [{"file_name": name, "text": words} for name, words in found.items()]
+    if isinstance(found, dict) and all(_words_in(value) for value in found.values()):
+        return [{"file_name": name, **row} for name, row in found.items()]
+    if isinstance(found, list) and all(isinstance(row, dict) for row in found):
+        return found
+    raise CaptionError('it is neither {"0001.png": "text"} nor a list of such rows', "Correct it.")
+
+
+def _tsv(text: str) -> Iterable[Mapping[str, Any]]:
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [row for row in rows if row]
+    if rows and {*FILE_COLUMNS} & {*rows[0]} and {*TEXT_COLUMNS} & {*rows[0]}:
+        return _csv(text)
+    if wrong := next((n for n, row in enumerate(rows, 1) if len(row) != 2), None):
+        raise CaptionError(f"line {wrong} is no name, tab and text", "Correct it.")
+    return [{"file_name": name, "text": words} for name, words in rows]
+
+
+_ROWS: Mapping[str, Callable[[str], Iterable[Mapping[str, Any]]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "tsv": _tsv,
+}
+"""Reads the rows of a table, by its ending. Raises: CaptionError, csv.Error."""
 
 
 def _file_in(row: Mapping[str, Any]) -> str | None:

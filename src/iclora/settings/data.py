@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from iclora.settings.fields import (
     RESOLUTIONS,
@@ -219,14 +220,29 @@ class ExportSettings(Settings):
     """number format of the weights"""
 
 
+def _repository(name: str) -> str:
+    """The id of a repository on the hub. Raises: ValueError, with what is odd about it."""
+    if found := re.search(r"[^A-Za-z0-9_./-]", name):
+        raise ValueError(
+            f"{found[0]!r} stands in no repository's name; use a to z, A to Z, digits, - _ and ."
+        )
+    if not re.fullmatch(r"[^/]{1,96}/[^/]{1,96}", name):
+        raise ValueError(
+            f'must be USER/NAME, your name on the hub and the repository\'s, not "{name[:200]}"'
+        )
+    if re.search(r"(?:^|/)[-.]|[-.](?:/|$)|--|\.\.", name):
+        raise ValueError(
+            f'"{name}": - and . stand between letters or digits alone, and never twice'
+        )
+    return name
+
+
 class PushSettings(Settings):
     """What `push` is told."""
 
     run: FilePath = setting(position=True)
     """folder of a run that has ended"""
-    repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")] = setting(
-        position=True
-    )
+    repository: Annotated[str, AfterValidator(_repository)] = setting(position=True)
     """where to on the Hugging Face hub, USER/NAME; made if it is not there (key in $HF_TOKEN)"""
     public: bool = False
     """let everybody see a new repository; without it only you and your organisation do"""

@@ -12,7 +12,7 @@ from iclora.errors import VisionModelError
 from iclora.settings.registry import Registry
 from iclora.vlm.base import VisionModel
 
-__all__ = ["CAPTIONERS", "Maker", "load_vision_model"]
+__all__ = ["CAPTIONERS", "Maker", "check_captioner", "load_vision_model"]
 
 
 class Maker(Protocol):
@@ -46,6 +46,14 @@ def load_vision_model(
         device: where a local model runs: auto, cuda, cuda:N, mps or cpu.
     Raises: VisionModelError.
     """
+    check_captioner(name)
+    kind, _, model = name.partition(":")
+    make = CAPTIONERS.load(kind)
+    return make(model, url=url, together=together, device=device, schema=schema)
+
+
+def check_captioner(name: str) -> None:
+    """Raises: VisionModelError if there is no captioner of that name; nothing is opened."""
     kind, _, model = name.partition(":")
     if kind not in CAPTIONERS or bool(model) != (kind in _SHIPPED):
         others = sorted(set(CAPTIONERS) - set(_SHIPPED))
@@ -55,5 +63,3 @@ def load_vision_model(
             + (f", or {', '.join(others)}." if others else "."),
             setting="captioner",
         )
-    make = CAPTIONERS.load(kind)
-    return make(model, url=url, together=together, device=device, schema=schema)

@@ -12,7 +12,7 @@ from iclora.errors import SettingsError
 from iclora.evaluate.metrics.base import Metric
 from iclora.settings.registry import Registry
 
-__all__ = ["METRICS", "Maker", "load_metric"]
+__all__ = ["METRICS", "Maker", "check_metric", "load_metric"]
 
 Maker = Callable[[str, str, str | None], Metric]
 """Opens a metric: the model behind the colon, the device it runs on, a server's URL."""
@@ -36,8 +36,14 @@ def load_metric(name: str, *, device: str = "auto", url: str | None = None) -> M
         url: a judging server's base URL.
     Raises: SettingsError, ModelError, VisionModelError.
     """
+    check_metric(name)
+    kind, _, model = name.partition(":")
+    return METRICS.load(kind)(model, device, url)
+
+
+def check_metric(name: str) -> None:
+    """Raises: SettingsError if there is no metric of that name; nothing is opened."""
     kind, _, model = name.partition(":")
     if kind not in METRICS or (kind in _SHIPPED and not model):
         known = [f"{each}:MODEL" if each in _SHIPPED else each for each in METRICS]
         raise SettingsError(f'there is no metric "{name}"', f"Use {', '.join(known)}.", "metric")
-    return METRICS.load(kind)(model, device, url)

@@ -78,6 +78,13 @@ def import_run(path: str | Path, *, recipe: str | None = None, data: str | None 
     document = read_document(Path(path))
     reading = Reading()
     reading.table(document, "", "")
+    if reading.other_kind:
+        # Of another job every field would be called unknown, though it is right there.
+        raise SettingsError(
+            f"{WHAT} {path} describes something else than the training of a LoRA:\n"
+            + "\n".join(f"  {problem}" for problem in reading.other_kind),
+            "Give the configuration of a run that trains; its other fields were not looked at.",
+        )
     config = Config(document)
     reading.problems += config.problems()
     if reading.problems:

@@ -82,6 +82,8 @@ class Reading:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.problems: list[str] = []
+        self.other_kind: list[str] = []
+        """Fields by which it is the configuration of no training."""
 
     def table(self, values: Any, name: str, place: str) -> None:
         if values is None:
@@ -110,6 +112,8 @@ class Reading:
             self.rows.append(Row(place, value, None, fate.note))
         elif isinstance(fate, Only):
             self.problems.append(f"{place} = {shortened(value)}: {fate.instead}")
+            if place in ("job", "type"):
+                self.other_kind.append(self.problems[-1])
         else:
             near = nearest(key, FIELDS[table]) or next(
                 (f"{other}.{key}" for other, fields in FIELDS.items() if key in fields), None
