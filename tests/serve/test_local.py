@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from iclora.cli.main import main
 from iclora.making.request import Request
@@ -83,7 +85,7 @@ def test_a_job_whose_worker_is_killed_gives_the_same_set_at_its_second_attempt(e
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, tmp_path):
+def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, lora, tmp_path):
     def failed(kind, **settings):
         outcome = engine.run("cpu", order(tmp_path / "out", kind, **settings), print)
         assert outcome.status == "failed"
@@ -96,6 +98,13 @@ def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, tmp_path
     assert error["code"] == "AdapterError"
     assert "no.safetensors" in error["problem"]
     assert error["advice"]
+    ghost = "transformer.transformer_blocks.7.attn.to_q"
+    halves = {"A": torch.zeros(4, 64), "B": torch.zeros(64, 4)}
+    more = {f"{ghost}.lora_{half}.weight": value for half, value in halves.items()}
+    save_file(load_file(lora) | more, tmp_path / "more.safetensors")
+    error = failed("generate", **small | {"adapter": [str(tmp_path / "more.safetensors")]})
+    assert error["code"] == "AdapterError"
+    assert "does not exist" in error["problem"], "one key that matches nothing"
     error = failed("generate", **small | {"workers": 2})
     assert error["setting"] == "workers"
     assert "no kind" in failed("dance")["problem"]

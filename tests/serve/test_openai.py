@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from iclora.errors import AdapterError
 from tests.serve.conftest import Opened, one_app, picture
 
 
@@ -128,6 +129,15 @@ def test_what_cannot_be_kept_is_refused_by_name(client, openai, told):
     assert ("iclora" if "iclora" in str(told) else name.replace("extra_body", "stepps")) in str(
         refused.value
     )
+
+
+def test_an_adapter_that_does_not_fit_is_an_error_of_the_request(
+    client, openai, serving, monkeypatch
+):
+    found = AdapterError("layer 7 does not exist", "Use one of this base.")
+    monkeypatch.setattr(serving.engine, "failure", found)
+    with pytest.raises(openai.UnprocessableEntityError, match="layer 7 does not exist"):
+        client.images.generate(model="toyland", prompt="a")
 
 
 def test_a_wrong_key_is_an_authentication_error(client, openai):
