@@ -24,10 +24,9 @@ from iclora.evaluate.figures import Table
 from iclora.evaluate.intervals import Estimate
 from iclora.evaluate.setup import Arm, Case
 from iclora.files import write_text
-from iclora.models import DiffusionModel, load_model, passes
+from iclora.models import DiffusionModel, load_model, packed, passes
 from iclora.models.base import Given
 from iclora.models.flux import model as flux
-from iclora.models.flux2 import model as flux2
 from iclora.sets.images import write_png
 from iclora.settings import Mode, SampleSettings
 from iclora.toyland.measuring import given_cases, means, measure_arms, pictures, prompt_cases
@@ -102,7 +101,7 @@ def given_axis() -> Iterator[None]:
         return apart
 
     of_flux, of_flux2 = (
-        mock.patch.object(module, "placed", moving(to)) for module, to in ((flux, 1), (flux2, 10))
+        mock.patch.object(module, "placed", moving(to)) for module, to in ((flux, 1), (packed, 10))
     )
     with of_flux, of_flux2:
         yield

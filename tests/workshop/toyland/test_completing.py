@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from iclora.evaluate.figures import Table
+from iclora.models import packed
 from iclora.models.base import Given
 from iclora.models.flux import model as flux
-from iclora.models.flux2 import model as flux2
 from workshop.toyland import completing
 from workshop.toyland.completing import ARMS, MAKING, table
 
@@ -35,7 +35,7 @@ def test_an_arm_is_compared_with_sdedit_set_by_set():
     assert rows["dual adapter + clean"][4].strip() == "100%"
 
 
-@pytest.mark.parametrize(("module", "to"), [(flux, 1), (flux2, 10)])
+@pytest.mark.parametrize(("module", "to"), [(flux, 1), (packed, 10)])
 def test_given_tokens_move_along_the_first_axis_alone(module, to):
     ids = torch.tensor([[0, row, column] for row in (0, 1) for column in range(4)]).float()
     z, sigma = ids[None], torch.ones(1)
