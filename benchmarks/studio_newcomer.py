@@ -1,4 +1,4 @@
-"""Measure a newcomer's first minutes: a set is made, one is completed, a run is trained.
+"""Measure a newcomer's first minutes: a set is made, one is completed, a run is trained and used.
 
     python benchmarks/studio_newcomer.py            # prints the figures
     python benchmarks/studio_newcomer.py --write    # and puts them into RESULTS.md
@@ -91,6 +91,13 @@ def walk(page: Any, lap: Callable[[str], None], link: str) -> None:
     lap("the run has begun")
     button("Open in Make").wait_for()
     lap("the run is finished")
+    button("Open in Make").click()
+    # The panel that was given before is still there, and the button would complete its set.
+    button("Take the picture of panel 1 away").click()
+    page.locator("select:has(option[value^='runs~']:checked)").wait_for()
+    button("Make the set").click()
+    made.wait_for()
+    lap("a set is made with the adapter")
 
 
 def measure() -> list[tuple[str, float, float]]:

@@ -10,7 +10,7 @@ from iclora.serve.problems import Refused
 from iclora.sets.dataset import open_dataset
 from iclora.toyland.tasks import TASKS, write_sets
 from tests.serve.conftest import PLANNED
-from tests.serve.studio.conftest import PHONE, interrupt
+from tests.serve.studio.conftest import PHONE, interrupt, until
 from tests.serve.studio.test_flows import button, make_one, serious
 from tests.serve.studio.toywork import write_adapter
 
@@ -126,6 +126,23 @@ def test_a_run_is_trained_through_a_reload_and_a_restart_and_opens_in_make(tab, 
     button(page, "Open in Make").click()
     expect(page.get_by_label("Adapter")).to_have_value("runs~fox")
     expect(page.get_by_label("Recipe")).to_have_value("toyland-storyboard")
+
+
+def test_a_run_that_ends_while_the_page_asks_for_it_is_shown_as_ended(tab, studio):
+    hold(studio)
+    studio.post("train", {"data": "data~boards", "name": "quick", "steps": 3})
+    page = tab().open("train/runs~quick")
+    release(studio, 1)
+    expect(page.get_by_text("step 1 of 3")).to_be_visible()
+    late = []
+    page.route("**/runs/runs~quick", lambda route: late.append((route, route.fetch())), times=1)
+    release(studio, 1)
+    until(page, lambda: late)
+    release(studio)
+    expect(page.get_by_text("Nothing waits")).to_be_visible()
+    # Between its last step and its adapter a run looks as if it had been stopped.
+    late[0][0].fulfill(response=late[0][1], json={**late[0][1].json(), "state": "stopped"})
+    expect(page.get_by_text("finished, step 3 of 3")).to_be_visible()
 
 
 def test_a_story_goes_on_after_a_stop_and_one_image_is_made_again(tab, studio):

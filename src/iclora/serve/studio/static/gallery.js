@@ -85,7 +85,7 @@ function Card({ one }) {
   const marked = marks.value.includes(one.id);
   return html`<li class=${`card ${marked ? "marked" : ""}`} data-set=${one.id} data-acts>
     <a href=${`#/gallery/${one.id}${query && `?${query}`}`}><${Thumb} src=${url(`sets/${one.id}/thumb.webp`)} alt=${`Set: ${unmarked(one.prompt).slice(0, 80)}`} /></a>
-    <div class="caption"><p>${unmarked(one.prompt)}</p><p class="quiet">${one.recipe} · ${ago(one.made)}</p></div>
+    <div class="caption"><p>${unmarked(one.prompt)}</p><p class="quiet of-set"><span>${one.recipe}</span> <span>${ago(one.made)}</span></p></div>
     ${one.trashed
       ? html`<button type="button" class="corner" ...${by("gallery", "restore")} onClick=${() => restore(one)}>Bring back</button>`
       : html`<button type="button" class=${`corner star ${one.star ? "on" : ""}`} aria-pressed=${one.star} aria-label="Star" ...${by("gallery", "star")} onClick=${() => star(one)}><${Icon} name="star" /></button>`}

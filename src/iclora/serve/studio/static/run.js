@@ -47,19 +47,29 @@ async function look(id) {
   }
 }
 
-/** Ask again soon, at most once a second. @param {string} id */
+/** Ask again soon, at most once a second; what happens during an answer is asked for after it. @param {string} id */
 function follower(id) {
   let last = 0;
+  let more = false;
+  let ended = false;
   /** @type {number | undefined} */
   let timer;
-  return () => {
-    if (timer) return;
-    timer = setTimeout(async () => {
+  const soon = () => {
+    more = true;
+    timer ??= setTimeout(async () => {
+      more = false;
       await look(id);
       last = Date.now();
       timer = undefined;
+      if (more && !ended) soon();
     }, Math.max(50, 1000 - (Date.now() - last)));
   };
+  // Another run may be shown by then.
+  const end = () => {
+    ended = true;
+    clearTimeout(timer);
+  };
+  return { soon, end };
 }
 
 /** @param {{id: string}} props */
@@ -70,7 +80,7 @@ export function OneRun({ id }) {
   const { run, missing } = seen.value;
   useEffect(() => {
     seen.value = empty();
-    const soon = follower(id);
+    const { soon, end } = follower(id);
     look(id);
     const stop = listen((type, data) => {
       if (["progress", "preview", "note"].includes(type) && jobs.value.find((each) => each.id === data.job)?.kind !== "train") return;
@@ -80,6 +90,7 @@ export function OneRun({ id }) {
     const timer = setInterval(() => seen.value.run?.state === "running" && soon(), 3000);
     return () => {
       stop();
+      end();
       clearInterval(timer);
       // What is on its way is of a run that is shown no more.
       turn += 1;
