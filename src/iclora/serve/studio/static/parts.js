@@ -100,8 +100,8 @@ function ask(img) {
 }
 
 /**
- * The picture of an entry of a long list: it is asked for once it has stayed in view for a moment, and given up if it leaves before
- * it came. Those that somebody scrolled past would hold back the ones that are looked at, each made by the server.
+ * The picture of an entry of a long list: it is asked for once it has stayed in view for a moment, and given up if it
+ * leaves before it came. Each is made by the server: those that somebody scrolled past would hold back the others.
  * @param {{src: string, alt: string, onError?: (event: any) => void}} props
  */
 export function Thumb({ src, alt, ...more }) {
