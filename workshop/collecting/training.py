@@ -1,6 +1,7 @@
 """From a film to an adapter: is what `iclora collect` cuts out as good as sets made by hand?
 
     python -m workshop.collecting.training FOLDER
+    python -m workshop.collecting.training FOLDER --films 3   # films with their truth, and no more
 
 A film of toyland, each scene three or four shots of one character in one place, goes through
 `collect`, `caption` with toyland's captioner, `compose` and `train`; an adapter is tuned likewise
@@ -40,6 +41,7 @@ from iclora.toyland.measuring import measure_arms, prompt_cases
 from iclora.toyland.tasks import TASKS, held_out
 from iclora.toyland.tuning import tune
 from iclora.toyland.world import draw_traits
+from workshop.collecting.films import Film, Shot, Transition
 
 __all__ = ["draw_scenes", "run", "write_story"]
 
@@ -51,10 +53,10 @@ Scene = list[tuple[dict[str, str], int]]
 """The traits and the seed of each shot."""
 
 
-def draw_scenes(count: int) -> list[Scene]:
+def draw_scenes(count: int, seed: int = 0) -> list[Scene]:
     """Scenes of one character in one place, none of whose looks are held out for judging."""
     scenes: list[Scene] = []
-    rng = random.Random("a film to train on")
+    rng = random.Random("a film to train on" + f" {seed}" * bool(seed))
     while len(scenes) < count:
         own = draw_traits(rng, "character") | {"style": "flat", "weather": "clear"}
         if held_out(own, _TASK.relation):
@@ -70,15 +72,16 @@ def draw_scenes(count: int) -> list[Scene]:
     return scenes
 
 
-def write_story(path: Path, scenes: list[Scene]) -> None:
+def write_story(path: Path, scenes: list[Scene], seed: int = 0) -> None:
     """Encode a film: cuts within scenes, cuts, fades and dissolves between them, black at both
-    sides, grain, and a camera that drifts."""
-    noise = np.random.default_rng(0)
+    sides, grain, and a camera that drifts; its truth in a .json beside it, as of `films`."""
+    noise = np.random.default_rng(seed)
+    film = Film((_SIDE + 2 * _BAR, _SIDE), (_BAR, 0, _SIDE, _SIDE))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(_FPS))
         stream.width, stream.height, stream.pix_fmt = _SIDE + 2 * _BAR, _SIDE, "yuv420p"
         stream.options = {"crf": "20", "preset": "veryfast"}
-        for pixels in _frames(scenes):
+        for pixels in _frames(scenes, seed, film):
             grain = noise.normal(0, 2, (_SIDE // 2, _SIDE // 2, 1)).repeat(2, 0).repeat(2, 1)
             shown = np.pad(pixels + grain, ((0, 0), (_BAR, _BAR), (0, 0)))
             rgb = shown.round().clip(0, 255).astype(np.uint8)
@@ -86,10 +89,12 @@ def write_story(path: Path, scenes: list[Scene]) -> None:
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+    write_text(path.with_suffix(".json"), json.dumps(asdict(film)))
 
 
-def _frames(scenes: list[Scene]) -> Iterator[np.ndarray[Any, Any]]:
-    rng = random.Random("cameras")
+def _frames(scenes: list[Scene], seed: int, film: Film) -> Iterator[np.ndarray[Any, Any]]:
+    rng = random.Random("cameras" + f" {seed}" * bool(seed))
+    at = 0
     before = np.zeros((_SIDE, _SIDE, 3))
     for number, scene in enumerate(scenes):
         kind = "cut" if number == 0 else rng.choice(("cut", "fade", "dissolve"))
@@ -103,6 +108,7 @@ def _frames(scenes: list[Scene]) -> Iterator[np.ndarray[Any, Any]]:
                 small = whole.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box)
                 return np.asarray(small, dtype=np.float64)
 
+            start = at
             if place == 0 and kind != "cut":
                 first, black = view(0), np.zeros_like(before)
                 legs = (
@@ -111,6 +117,12 @@ def _frames(scenes: list[Scene]) -> Iterator[np.ndarray[Any, Any]]:
                 for one, other in legs:
                     for step in range(1, 10):
                         yield one + (other - one) * step / 10
+                        at += 1
+            if film.shots:
+                how = kind if place == 0 else "cut"
+                film.transitions.append(Transition(start, max(at, start + 1), how))
+            film.shots.append(Shot(at, at + length, number, drift == 0))
+            at += length
             for frame in range(length):
                 before = view(frame)
                 yield before
@@ -197,7 +209,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--steps", type=int, default=75)
+    parser.add_argument("--films", type=int, default=0, help="make only so many films")
     args = parser.parse_args()
+    if args.films:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        for seed in range(args.films):
+            path = args.folder / f"story-{seed}.mp4"
+            write_story(path, draw_scenes(args.scenes, seed), seed)
+        return
     print(json.dumps(run(args.folder, args.scenes, args.steps), indent=2))
 
 

@@ -48,6 +48,31 @@ def test_a_cut_ends_a_shot_at_its_very_frame():
     assert found == [(0, 40, True), (40, 80, False), (80, 110, False)]
 
 
+def standing(left, top=5, ground=A):
+    """A picture with a small figure: 3 of 32 columns, 7 of 18 rows."""
+    picture = ground.copy()
+    picture[top : top + 7, left : left + 3] = 255 - ground.mean()
+    return picture
+
+
+def test_a_cut_that_moves_a_small_figure_alone_is_found():
+    one, other = standing(6), standing(20)
+    assert np.abs(one - other).mean() < 6, "the whole picture tells it"
+    found = shots([*held(one, 40), *held(other, 40)])
+    assert found == [(0, 40, True), (40, 80, False)]
+
+
+def test_a_small_figure_that_walks_ends_no_shot():
+    walk = [standing(6 + step) for step in range(15) for _ in range(4)]
+    assert shots([*held(standing(6), 40), *walk, *held(standing(20), 40)]) == [(0, 140, True)]
+
+
+@pytest.mark.parametrize("picture", [standing(6, top=13), mixed(A, standing(6), 3)[0]])
+def test_words_at_the_foot_and_what_comes_back_at_once_end_no_shot(picture):
+    stays = 60 if picture[15, 7, 0] != A[15, 7, 0] else 5
+    assert shots([*held(A, 40), *held(picture, stays), *held(A, 40)]) == [(0, 80 + stays, True)]
+
+
 @pytest.mark.parametrize("length", [6, 12, 24, 40])
 def test_a_dissolve_is_in_no_shot(length):
     found = shots([*held(A, 40), *mixed(A, B, length), *held(B, 40)])

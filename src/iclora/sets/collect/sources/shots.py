@@ -3,7 +3,8 @@
 A film is read as tiny pictures, one a frame. Two things end a shot:
 
 A cut: one frame differs from the one before far more than its neighbours do from theirs, and what
-follows stays different. (After a flash the old picture comes back.)
+follows stays different. (After a flash the old picture comes back.) Or, where two shots have one
+background: a block of the picture changes so, and for some frames around it nothing else moves.
 
 A fade or dissolve: over some frames the picture is a mixture of the one before and the one after,
 in growing shares. (A moving camera shows shifted pictures in between, which no mixture makes.)
@@ -33,6 +34,14 @@ _TIMES = 3.0
 """Times the change of a cut is larger than that of the frames around it."""
 _ALONE = 1.7
 """Times it is larger than that of any of the three frames before and behind it."""
+_BLOCK = 3
+"""Side of the blocks in which a change is looked for that is small in the whole, tiny px."""
+_LOCAL = 12.0
+"""Change of a block in 256 levels that is a cut, at least."""
+_QUIET = 8
+"""Frames before and behind such a cut in which no block changes a third as much."""
+_FOOT = 5
+"""Lowest rows that are left out of it: subtitles come and go there within a shot."""
 _MIXED = 10.0
 """Mean difference between the pictures before and after a fade or dissolve."""
 _REST = 0.22
@@ -129,9 +138,44 @@ def find_ends(tiny: Pixels) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     for first, end in _mixtures(tiny, change):
         mixed[first:end] = True
     cuts = np.zeros(len(tiny), dtype=np.bool_)
-    for at in np.flatnonzero(change >= _CUT):
-        cuts[at] = not mixed[at] and _is_cut(tiny, change, int(at))
+    jumps, places = _jumps(tiny)
+    for at in np.flatnonzero((change >= _CUT) | (jumps >= _LOCAL)):
+        if not mixed[at]:
+            whole = change[at] >= _CUT and _is_cut(tiny, change, int(at))
+            cuts[at] = whole or _is_local(tiny, jumps, places, int(at))
     return mixed, cuts
+
+
+def _jumps(tiny: Pixels) -> tuple[Pixels, NDArray[np.intp]]:
+    """The largest change of a block in each frame, in 256 levels, and the block's number."""
+    away = np.abs(np.diff(_rows(tiny), axis=0)).mean(axis=3)
+    # Sums along both sides, by shifts: blocks overlap, so that none is cut by a border.
+    wide = sum(away[:, :, i : TINY[0] - _BLOCK + 1 + i] for i in range(_BLOCK))
+    blocks = sum(wide[:, i : away.shape[1] - _BLOCK + 1 + i] for i in range(_BLOCK))
+    blocks = np.asarray(blocks, dtype=np.float32).reshape(len(away), -1)
+    places = np.concatenate([[0], blocks.argmax(axis=1)])
+    jumps = np.concatenate([[0], blocks.max(axis=1) / _BLOCK**2])
+    return jumps.astype(np.float32), places
+
+
+def _rows(tiny: Pixels) -> Pixels:
+    """Frames (n, rows, columns, 3) without their foot."""
+    return tiny.reshape(-1, TINY[1], TINY[0], 3)[:, : TINY[1] - _FOOT]
+
+
+def _is_local(tiny: Pixels, jumps: Pixels, places: NDArray[np.intp], at: int) -> bool:
+    """True if a block changes at once and for good, while nothing moves."""
+    start = max(1, at - _QUIET)
+    near = np.concatenate([jumps[start:at], jumps[at + 1 : at + 1 + _QUIET]])
+    # Whatever moves into a place is seen to move before or after it.
+    if jumps[at] < _LOCAL or jumps[at] < _TIMES * near.max(initial=0) + 2:
+        return False
+    top, left = divmod(int(places[at]), TINY[0] - _BLOCK + 1)
+    seen = _rows(tiny[start - 1 : at + 1 + _QUIET])
+    block = seen[:, top : top + _BLOCK, left : left + _BLOCK].reshape(len(seen), -1)
+    before, behind = np.split(block, [at - start + 1])
+    back = np.abs(behind[:, None] - before[None]).mean(axis=2).min()
+    return bool(back >= 0.5 * jumps[at])
 
 
 def _is_cut(tiny: Pixels, change: Pixels, at: int) -> bool:
