@@ -7,6 +7,14 @@ from iclora.sets.collect.looks import Looks
 from iclora.sets.collect.provenance import Pool
 from iclora.sets.collect.sources import Wanted
 from iclora.sets.recipe import load_recipe
+from workshop.collecting.films import write_film
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory):
+    """A letterboxed film of three scenes, and its truth."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    return path, write_film(path, 5, (192, 108), scenes=3, letterbox=0.12)
 
 
 @pytest.fixture

@@ -84,6 +84,19 @@ class Pool:
                 make(work)
         return place
 
+    def growing(self, *parts: str, make: Callable[[Path], None]) -> Path:
+        """The same, but what a stopped `make` has written is given to the next one."""
+        place = self.path / files.digest(*parts)[:16]
+        if not place.is_dir():
+            begun = place.with_suffix(".part")
+            try:
+                begun.mkdir(exist_ok=True)
+                make(begun)
+                begun.rename(place)
+            except OSError as error:
+                raise files.storage_error(place, error) from error
+        return place
+
     def judged(self) -> dict[str, Quality]:
         """The quality of sets by their key, as far as it was noted."""
         found = {}

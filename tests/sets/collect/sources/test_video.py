@@ -8,14 +8,6 @@ import pytest
 from iclora.sets.collect.picture import look_at
 from iclora.sets.collect.sources import read_source
 from tests.conftest import picture as smooth
-from workshop.collecting.films import write_film
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    """A letterboxed film of three scenes, and its truth."""
-    path = tmp_path_factory.mktemp("film") / "film.mp4"
-    return path, write_film(path, 5, (192, 108), scenes=3, letterbox=0.12)
 
 
 def test_storyboards_are_of_one_scene_and_their_frames_of_one_shot(film, want):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,36 @@ class ShotFinder:
     def settled(self) -> int:
         """Frames before this one are known to belong to a shot or not."""
         return self._settled
+
+    @property
+    def count(self) -> int:
+        """Frames that were fed."""
+        return self._count
+
+    def state(self) -> dict[str, Any]:
+        """Numbers that, with the frames it has `kept`, make the same finder again."""
+        return {
+            "base": self._base,
+            "count": self._count,
+            "settled": self._settled,
+            "open": self._open,
+            "faded": self._faded,
+        }
+
+    def kept(self) -> NDArray[np.uint8]:
+        """The frames that it still holds, (n, 18, 32, 3), from number `base` on."""
+        rows = [self._tiny, *(row[None] for row in self._new)]
+        return np.concatenate(rows).astype(np.uint8).reshape(-1, TINY[1], TINY[0], 3)
+
+    @staticmethod
+    def from_state(state: dict[str, Any], kept: NDArray[np.uint8]) -> ShotFinder:
+        """The finder that was in a state."""
+        finder = ShotFinder()
+        finder._tiny = kept.reshape(len(kept), -1).astype(np.float32)
+        finder._base, finder._count = int(state["base"]), int(state["count"])
+        finder._settled, finder._faded = int(state["settled"]), bool(state["faded"])
+        finder._open = None if state["open"] is None else int(state["open"])
+        return finder
 
     def feed(self, tiny: NDArray[np.uint8]) -> Iterator[Shot]:
         """Take the next frame, (18, 32, 3)."""
