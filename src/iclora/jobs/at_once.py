@@ -66,6 +66,7 @@ def _check_generate(settings: GenerateSettings, prompts: list[str]) -> None:
 def _check_evaluate(settings: EvaluateSettings) -> None:
     for name in settings.metric:
         check_metric(name)
+    settings.check_data()
     if settings.data:
         check_words(settings.data, settings.recipe, others=False)
 

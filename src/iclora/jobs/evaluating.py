@@ -121,15 +121,7 @@ def _cases(
         *(read_prompts(settings.prompts).lines if settings.prompts else ()),
     ]
     if settings.data:
-        if prompts:
-            raise SettingsError(
-                "`data` brings its own prompts", "Leave `prompt` and `prompts` out.", "data"
-            )
-        files = [text for text in settings.given if not text.isdigit()]
-        if files:
-            raise SettingsError(
-                f'a file is given beside `data`: "{files[0]}"', "Name the panel alone.", "given"
-            )
+        settings.check_data()
         dataset = open_dataset(settings.data, settings.recipe, settings.background)
         for problem in dataset.problems:
             console.tell(problem.severity, str(problem))

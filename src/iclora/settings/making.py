@@ -336,6 +336,18 @@ class EvaluateSettings(SampleSettings, OnBase, OnCluster):
             raise ValueError("`strengths`: give each once")
         return self
 
+    def check_data(self) -> None:
+        """Raises: SettingsError if something is given beside `data` that `data` brings itself."""
+        if self.data and (self.prompt or self.prompts):
+            raise SettingsError(
+                "`data` brings its own prompts", "Leave `prompt` and `prompts` out.", "data"
+            )
+        files = [text for text in self.given if not text.isdigit()]
+        if self.data and files:
+            raise SettingsError(
+                f'a file is given beside `data`: "{files[0]}"', "Name the panel alone.", "given"
+            )
+
 
 def _check_used(settings: Settings, name: str, users: tuple[str, ...], why: str) -> None:
     """Raises: ValueError for a setting that none of those that would use it is given for."""
