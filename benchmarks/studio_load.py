@@ -340,7 +340,7 @@ def write(section: str) -> None:
     """Put the section into RESULTS.md, in the place of the one before."""
     place = ROOT / "benchmarks" / "RESULTS.md"
     text = place.read_text()
-    old = re.search(rf"{MARK}\n.*?\n(?=\n## |\Z)", text, re.S)
+    old = re.search(rf"{MARK}\n.*?\n(?=\n##|\Z)", text, re.S)
     if old:
         text = text.replace(old[0], section)
     else:
