@@ -1,14 +1,8 @@
-"""diffusers' own pipeline of the tiny FLUX.2 klein, and one cache for short runs."""
+"""diffusers' own pipeline of the tiny FLUX.2 klein."""
 
 import pytest
 
 from tests.conftest import resting
-
-
-@pytest.fixture(scope="session")
-def encodings(tmp_path_factory):
-    """One cache for all runs."""
-    return str(tmp_path_factory.mktemp("encoded"))
 
 
 @pytest.fixture(scope="session")

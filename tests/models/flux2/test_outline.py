@@ -6,24 +6,17 @@ import json
 import shutil
 from functools import cache
 
-import diffusers
 import pytest
 import torch
 
-from iclora.adapter import attach
-from iclora.models import flow
-from iclora.models.base import Given
 from iclora.models.flux2.model import KleinModel
 from iclora.models.flux2.outline import KleinOutline
 from iclora.models.outline import Batch, outline_of, shipped_outline
-from iclora.models.quantize import quantize
-from iclora.settings import TrainSettings, read_settings
+from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from iclora.train.plan import plan_run
+from tests.models.helpers import CPU, Real, shipped_run_file_is_planned
 from tests.train.test_costs import flops_of, measured_peak, small_part
-from tests.train.test_plan import EXAMPLES
 
-CPU = torch.device("cpu")
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
 SHIPPED = {
     size: KleinOutline.shipped[f"black-forest-labs/FLUX.2-klein-base-{size}"]
@@ -79,31 +72,8 @@ def counts(folder, dtype, precision="full"):
 
 
 @cache
-class Real:
-    """A real net of that outline, and a forward and backward pass of the training code."""
-
-    def __init__(self, folder, dtype, precision):
-        torch.manual_seed(0)
-        self.model = opened(folder, dtype)
-        net = diffusers.Flux2Transformer2DModel.from_config(self.model.config("transformer"))
-        net = net.to(dtype).requires_grad_(False).eval()
-        self.model.denoiser = quantize(net, precision, CPU, self.model.block_prefixes)
-        for parameter in attach(self.model, rank=4, alpha=16, targets="all", seed=0).values():
-            parameter.grad = torch.zeros_like(parameter)
-
-    def step(self, batch, recompute):
-        model = self.model
-        model.recompute = recompute
-        n = batch.width * batch.height // 256
-        x0 = torch.randn(batch.count, n, 128)
-        given, of = None, None
-        if batch.given:
-            tokens = torch.arange(n).expand(batch.count, n) < n // 2
-            given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
-        sigma = torch.full((batch.count,), 0.5)
-        texts = [{"prompt": torch.randn(512, 96)}] * batch.count
-        v = model.velocity(x0, sigma, texts, (batch.width, batch.height), 1.0, given)
-        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+def real(folder, dtype, precision):
+    return Real(opened(folder, dtype), precision, lambda words: {"prompt": torch.randn(words, 96)})
 
 
 @pytest.mark.parametrize(
@@ -122,9 +92,9 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
     small, precision, dtype, recompute, batch
 ):
     kind = getattr(torch, dtype)
-    real = Real(small, kind, precision)
-    real.step(small_part(batch), recompute)
-    measured = measured_peak(lambda: real.step(batch, recompute))
+    net = real(small, kind, precision)
+    net.step(small_part(batch), recompute)
+    measured = measured_peak(lambda: net.step(batch, recompute))
     costs = counts(small, kind, precision)
     counted = costs.step(batch, recompute) - costs.held
     print(f"\n{precision} {dtype} {recompute} of 4: {counted / measured - 1:+.1%}")
@@ -135,9 +105,9 @@ def test_flops_are_those_that_torch_counts_in_a_real_pass(tmp_path):
     batch, recompute = Batch(1, 128, 128), 5
     # The first block's input needs no gradient, which matters where there are so few blocks.
     folder = write_small(tmp_path / "base", 3, 4)
-    real = Real(folder, torch.float32, "full")
+    net = real(folder, torch.float32, "full")
     counted = counts(folder, torch.float32).flops(batch, recompute)
-    assert counted == pytest.approx(flops_of(lambda: real.step(batch, recompute)), rel=0.01)
+    assert counted == pytest.approx(flops_of(lambda: net.step(batch, recompute)), rel=0.01)
 
 
 @pytest.mark.parametrize(("size", "billions"), [("4B", 3.88), ("9B", 9.08)])
@@ -179,9 +149,5 @@ def test_both_sizes_are_planned_for_without_a_file_of_theirs():
 @pytest.mark.parametrize("vram", [24])
 def test_the_shipped_run_files_of_klein_are_what_plan_chooses(vram):
     """The paper's run: 4 sets, 512 to 1536 px, rank 16."""
-    path = EXAMPLES / f"klein-{vram}gb.toml"
-    told = {"base": "black-forest-labs/FLUX.2-klein-base-4B", "data": "DATA", "out": "RUN"}
-    shipped = read_settings(TrainSettings, path, {})
-    assert (shipped.batch, shipped.rank, max(shipped.resolutions)) == (4, 16, 1536)
-    found = plan_run(read_settings(TrainSettings, None, {**told, "vram": vram}), here=False)
-    assert found.run_file() == path.read_text()
+    shipped = shipped_run_file_is_planned("klein", "black-forest-labs/FLUX.2-klein-base-4B", vram)
+    assert max(shipped.resolutions) == 1536

@@ -10,18 +10,28 @@ import pytest
 import torch
 from PIL import Image
 
-from iclora.adapter import Adapter, AdapterInfo, remove
+from iclora.adapter import Adapter, remove
 from iclora.adapter.export import export
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.sampling import panel_noise
 from iclora.making.session import complete, generate
 from iclora.making.story import ask_again, reroll
-from iclora.models import flow, load_model
+from iclora.models import load_model
 from iclora.progress import Progress
 from iclora.train.data import unread_by_base
 from iclora.train.run import resume_settings, train
-from tests.conftest import CAPTION, FAST, encoded, picture, stop_after, write_dataset
-from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
+from tests.conftest import CAPTION, picture, stop_after
+from tests.making.helpers import SIZE, STORY, prepared, run, told
+from tests.models.helpers import (
+    alike,
+    asked_with_adapter_of,
+    loss_by_formula,
+    random_lora,
+    short_runs,
+    trained_elsewhere,
+    trained_only_if_said,
+    without_adapter,
+)
 
 WORDS = 96
 """Tokens of a text; most of the usual 512 are padding, which steps would spend their time on."""
@@ -30,31 +40,13 @@ WORDS = 96
 @pytest.fixture
 def clean(klein, monkeypatch):
     monkeypatch.setattr(klein, "max_text_tokens", WORDS)
-    remove(klein)
-    yield klein
-    remove(klein)
+    with without_adapter(klein):
+        yield klein
 
 
 @pytest.fixture
 def settings(tmp_path, encodings):
-    """Settings of a short run of klein on a small dataset."""
-    from iclora.settings import TrainSettings, read_settings
-
-    data = write_dataset(tmp_path / "data")
-
-    def make(out="run", **more):
-        own = {
-            "base": "tiny-klein",
-            "data": str(data),
-            "out": str(tmp_path / out),
-            "steps": 3,
-            "targets": "all",
-            "resolutions": (64,),
-            "cache": encodings,
-        }
-        return read_settings(TrainSettings, None, {**FAST, **own, **more})
-
-    return make
+    return short_runs("tiny-klein", tmp_path, encodings)
 
 
 # -- making -------------------------------------------------------------------------------------
@@ -107,7 +99,7 @@ def test_a_distilled_base_takes_4_steps_unguided_as_its_pipeline_does(distilled)
     made = generate(distilled, CAPTION, seed=2, **told_)
     assert made.request.steps == 4
     other = theirs(pipeline, made, made.request.prompt, 1.0, 4, output_type="np")
-    assert np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
+    assert alike(made, other)
 
 
 def test_a_negative_prompt_is_what_the_unguided_pass_reads(clean):
@@ -160,35 +152,6 @@ def test_completing_by_sdedit_is_diffusers_inpainting(clean, pipeline, monkeypat
     made = torch.cat(run(clean, request, panels).latents).flatten(0, 1)
     made = latents_of(pipeline, made * deviation + norm.running_mean)
     assert (pipeline._unpatchify_latents(made)[0] - other).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("mode", ["sdedit", "resample", "boost", "clean", "reference"])
-def test_given_panels_come_back_pixel_for_pixel_in_every_mode(clean, mode):
-    panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
-    made = complete(clean, CAPTION, panels, **told(steps=2, mode=mode))
-    for n, image in panels.items():
-        assert made.panels[n - 1].tobytes() == image.tobytes()
-        assert made.composite.crop(made.request.layout.boxes[n - 1].corners) == image
-    other = complete(
-        clean, CAPTION, {1: panels[1], 3: picture(96, 64, 9)}, **told(steps=2, mode=mode)
-    )
-    assert made.panels[1].tobytes() != other.panels[1].tobytes()
-
-
-def test_a_whole_completion_with_kept_keys_is_the_one_without(clean, monkeypatch):
-    from iclora.making import sampling
-
-    panels = {2: picture(96, 64, 2)}
-    request, _ = prepared(clean, CAPTION, given=panels, **told(mode="clean"))
-    request = request.model_copy(update={"isolate_given": True})
-    kept = run(clean, request, panels)
-    real = sampling.Given
-    monkeypatch.setattr(
-        sampling, "Given", lambda tokens, clean, isolated, cache: real(tokens, clean, isolated)
-    )
-    plain = run(clean, request, panels)
-    for one, other in zip(kept.latents, plain.latents, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("given", "left"), [({1: 1}, (96, 128)), ({1: 1, 3: 3}, (96, 64))])
@@ -279,27 +242,14 @@ def test_a_panel_is_made_again_around_references(clean):
     ],
 )
 def test_a_run_ends_with_an_adapter_that_stock_diffusers_loads_to_the_same_picture(
-    clean, settings, more, caplog
+    clean, settings, pipeline, more, caplog
 ):
-    own = settings(**more, lr=0.05, ema=0)
-    result = train(own, clean)
-    assert result.finished
-    adapter = Adapter.load(result.adapter)
+    def painted(pipeline, made):
+        return theirs(pipeline, made, made.request.prompt, 4.0, 2, output_type="np")
+
+    own = settings(**more, steps=3, lr=0.05, ema=0)
+    adapter, _ = trained_elsewhere(clean, own, pipeline, painted, caplog)
     assert (adapter.info.family, adapter.info.base) == ("flux2", "tiny-klein")
-    made = generate(clean, CAPTION, adapter=adapter, seed=4, **told(steps=3))
-    plain = generate(clean, CAPTION, seed=4, **told(steps=3))
-    assert np.abs(np.asarray(made.composite).astype(int) - np.asarray(plain.composite)).max() > 3
-    pipeline = diffusers.Flux2KleinPipeline.from_pretrained(clean.folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    # What loading the pipeline said is not asked here.
-    caplog.clear()
-    with caplog.at_level("WARNING"):
-        pipeline.load_lora_weights(str(result.adapter.parent), weight_name=result.adapter.name)
-    assert caplog.text == ""
-    loaded = {n for n, m in pipeline.transformer.named_modules() if hasattr(m, "lora_A")}
-    assert loaded == {key.rsplit(".lora_", 1)[0] for key in adapter.weights}
-    other = theirs(pipeline, made, made.request.prompt, 4.0, output_type="np")
-    assert np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
 
 
 def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(clean, settings):
@@ -319,7 +269,7 @@ def test_a_run_on_quantised_blocks_learns_almost_as_one_in_full(settings, precis
     for base, name in ((clean, "full"), (model, precision)):
         seen = []
         show = Progress(lambda e, seen=seen: e.what == "training" and seen.append(e.values["loss"]))
-        own = settings(name, lr=0.02, precision="full" if base is clean else precision)
+        own = settings(name, steps=3, lr=0.02, precision="full" if base is clean else precision)
         train(own, base, progress=show)
         losses.append(seen)
     assert len(losses[0]) == len(losses[1]) == 3
@@ -328,47 +278,19 @@ def test_a_run_on_quantised_blocks_learns_almost_as_one_in_full(settings, precis
 
 
 def test_the_loss_is_that_of_diffusers_own_pass(clean, settings, tmp_path, pipeline):
-    """The objective by its formula, on the pipeline's transformer in float64."""
-    from iclora.train.objective import Sample, accumulate
+    """The objective by its formula, on the pipeline's transformer."""
 
-    own = settings(batch=2, caption_dropout=0)
-    data = encoded(clean, own, tmp_path / "cache")
-    remove(clean)
-    carry_noise(clean)
-    parameters = [p for p in clean.denoiser.parameters() if p.requires_grad]
-    samples = [Sample(20, 0, 0), Sample(21, 1, 0)]
-    loss = accumulate(clean, data, samples, own)
-    assert all(p.grad is not None for p in parameters)
-    expected = 0.0
-    for sample in samples:
-        entry = data.sets[sample.set]
-        layout, x0 = entry.layouts[sample.size], entry.latents(sample.size)
-        key = (own.seed, sample.number)
-        eps = torch.randn(x0.shape, generator=flow.generator("noise", *key))
-        sigma = torch.sigmoid(torch.randn(1, generator=flow.generator("sigma", *key)))
-        ids = pipeline._prepare_latent_ids(
-            torch.zeros(1, 128, layout.height // 16, layout.width // 16)
-        )
-        prompt = entry.texts()[0]["prompt"][None]
-        with torch.no_grad():
-            v = clean.denoiser(
-                ((1 - sigma) * x0 + sigma * eps)[None],
-                prompt,
-                sigma,
-                ids,
-                pipeline._prepare_text_ids(prompt),
-                return_dict=False,
-            )[0]
-        expected += float((v[0] - (eps - x0)).square().mean()) / 2
-    assert loss == pytest.approx(expected, rel=1e-5)
+    def velocity(z, sigma, text, layout):
+        cells = torch.zeros(1, 128, layout.height // 16, layout.width // 16)
+        ids, prompt = pipeline._prepare_latent_ids(cells), text["prompt"][None]
+        words = pipeline._prepare_text_ids(prompt)
+        return clean.denoiser(z[None], prompt, sigma, ids, words, return_dict=False)[0][0]
+
+    loss_by_formula(clean, settings(batch=2, caption_dropout=0), tmp_path, velocity)
 
 
 def test_a_distilled_base_is_trained_only_if_that_is_said(distilled, settings):
-    base = str(distilled.folder)
-    with pytest.raises(SettingsError, match="was distilled to 4 steps, which training undoes"):
-        train(settings(base=base), distilled)
-    assert train(settings(base=base, distilled=True, steps=1), distilled).finished
-    remove(distilled)
+    trained_only_if_said(distilled, settings)
 
 
 def test_a_guidance_that_training_does_not_read_is_said(clean, settings):
@@ -393,22 +315,11 @@ def test_a_guidance_that_training_does_not_read_is_said(clean, settings):
     ],
 )
 def test_an_adapter_of_a_base_runs_on_its_distilled_kin_and_that_is_said(distilled, trained, says):
-    info = AdapterInfo(
-        base=trained,
-        family="flux2",
-        rank=1,
-        alpha=1,
-        targets="all",
-        steps=1,
-        recipe=STORY.sampled(50, 4.0),
-        layout=STORY.canvas.to_json(),
-    )
-    request, notes = prepared(distilled, CAPTION, adapter=Adapter({}, info))
+    request, adapter, about = asked_with_adapter_of(trained, distilled, "flux2", 50, 4.0)
     assert (request.steps, request.guidance) == (4, 0)
-    about = [note for note in notes if "adapter was trained on" in note]
     assert (says in about[0]) if says else not about
-    other = Adapter({}, info.model_copy(update={"family": "flux"}))
-    for wrong in (other, replace(Adapter({}, info), beside=(other,))):
+    other = Adapter({}, adapter.info.model_copy(update={"family": "flux"}))
+    for wrong in (other, replace(adapter, beside=(other,))):
         with pytest.raises(AdapterError, match="of the family flux, and"):
             prepared(distilled, CAPTION, adapter=wrong)
 
@@ -420,13 +331,7 @@ def test_a_kohya_export_is_read_by_diffusers_as_the_same_update(clean):
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux2_lora_to_diffusers
     from safetensors.torch import load
 
-    rng = torch.Generator().manual_seed(0)
-    names = clean.names
-    truth = {}
-    for module in clean.lora_targets("all"):
-        tall, wide = names.linears[module]
-        truth[f"{module}.lora_A.weight"] = torch.randn(2, wide, generator=rng)
-        truth[f"{module}.lora_B.weight"] = torch.randn(tall, 2, generator=rng)
+    names, truth = clean.names, random_lora(clean)
     (data,) = export(truth, "kohya", names, dtype=torch.float32).values()
     read = _convert_kohya_flux2_lora_to_diffusers(load(data))
     assert read.keys() == {f"transformer.{key}" for key in truth}

@@ -6,12 +6,6 @@ from tests.conftest import resting
 
 
 @pytest.fixture(scope="session")
-def encodings(tmp_path_factory):
-    """One cache for all runs."""
-    return str(tmp_path_factory.mktemp("encoded"))
-
-
-@pytest.fixture(scope="session")
 def pipeline(krea):
     import diffusers
     import torch

@@ -6,47 +6,36 @@ import numpy as np
 import pytest
 import torch
 
-from iclora.adapter import Adapter, AdapterInfo, remove
+from iclora.adapter import Adapter, remove
 from iclora.adapter.export import export
 from iclora.adapter.formats import fit, read_tensors
-from iclora.errors import SettingsError
-from iclora.making import sampling
 from iclora.making.sampling import panel_noise
-from iclora.making.session import complete, generate
-from iclora.models import flow, load_model
+from iclora.making.session import generate
 from iclora.models.licences import LICENCES
-from iclora.train.run import resume_settings, train
-from tests.conftest import CAPTION, FAST, encoded, picture, stop_after, write_dataset
-from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
+from iclora.train.run import train
+from tests.conftest import CAPTION, picture
+from tests.making.helpers import SIZE, STORY, prepared, run, told
+from tests.models.helpers import (
+    alike,
+    asked_with_adapter_of,
+    loss_by_formula,
+    random_lora,
+    short_runs,
+    trained_elsewhere,
+    trained_only_if_said,
+    without_adapter,
+)
 
 
 @pytest.fixture
 def clean(krea):
-    remove(krea)
-    yield krea
-    remove(krea)
+    with without_adapter(krea):
+        yield krea
 
 
 @pytest.fixture
 def settings(tmp_path, encodings):
-    """Settings of a short run of Krea 2 on a small dataset."""
-    from iclora.settings import TrainSettings, read_settings
-
-    data = write_dataset(tmp_path / "data")
-
-    def make(out="run", **more):
-        own = {
-            "base": "tiny-krea",
-            "data": str(data),
-            "out": str(tmp_path / out),
-            "steps": 2,
-            "targets": "all",
-            "resolutions": (64,),
-            "cache": encodings,
-        }
-        return read_settings(TrainSettings, None, {**FAST, **own, **more})
-
-    return make
+    return short_runs("tiny-krea", tmp_path, encodings)
 
 
 # -- making -------------------------------------------------------------------------------------
@@ -63,11 +52,6 @@ def theirs(pipeline, made, guidance, steps, **more):
         latents=panel_noise(made.request.layout, made.request.seeds, 16, 64),
         **more,
     ).images[0]
-
-
-def alike(made, other):
-    """True if a picture is the pipeline's but for rounding."""
-    return np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
 
 
 @pytest.mark.parametrize(("guidance", "negative"), [(5.5, "a dog"), (1.0, "")])
@@ -120,37 +104,6 @@ def test_completing_by_sdedit_is_the_pipeline_with_known_tokens_put_back(clean, 
     assert (torch.cat(made.latents).flatten(0, 1) - other).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["sdedit", "boost", "clean"])
-def test_given_panels_come_back_pixel_for_pixel(clean, mode):
-    panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
-    more = told(steps=1, mode=mode, guidance=1)
-    made = complete(clean, CAPTION, panels, **more)
-    for n, image in panels.items():
-        assert made.panels[n - 1].tobytes() == image.tobytes()
-    other = complete(clean, CAPTION, {**panels, 3: picture(96, 64, 9)}, **more)
-    assert made.panels[1].tobytes() != other.panels[1].tobytes()
-
-
-def test_it_reads_no_references(clean):
-    with pytest.raises(SettingsError, match="not trained to read pictures beside the canvas"):
-        prepared(clean, CAPTION, given={1: picture(96, 64)}, **told(mode="reference"))
-
-
-def test_a_whole_completion_with_kept_keys_is_the_one_without(clean, monkeypatch):
-    """In two passes whose texts differ in length."""
-    panels = {2: picture(96, 64, 2)}
-    request, _ = prepared(clean, CAPTION, given=panels, **told(mode="clean", steps=2))
-    request = request.model_copy(update={"isolate_given": True})
-    kept = run(clean, request, panels)
-    real = sampling.Given
-    monkeypatch.setattr(
-        sampling, "Given", lambda tokens, clean, isolated, cache: real(tokens, clean, isolated)
-    )
-    plain = run(clean, request, panels)
-    for one, other in zip(kept.latents, plain.latents, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
 # -- training -----------------------------------------------------------------------------------
 
 
@@ -158,81 +111,34 @@ def test_a_run_ends_with_an_adapter_that_stock_diffusers_loads_to_the_same_pictu
     clean, settings, pipeline, caplog
 ):
     more = {"conditional": 0.7, "isolate_given": True, "recompute": 1, "shift": "resolution"}
-    result = train(settings(**more, lr=0.05, ema=0), clean)
-    assert result.finished
-    adapter = Adapter.load(result.adapter)
+
+    def painted(pipeline, made):
+        return theirs(pipeline, made, made.request.guidance, 2, output_type="np")
+
+    own = settings(**more, lr=0.05, ema=0)
+    adapter, loaded = trained_elsewhere(clean, own, pipeline, painted, caplog)
     assert (adapter.info.family, adapter.info.base) == ("krea2", "tiny-krea")
-    made = generate(clean, CAPTION, adapter=adapter, seed=4, **told(steps=2))
-    plain = generate(clean, CAPTION, seed=4, **told(steps=2))
-    assert np.abs(np.asarray(made.composite).astype(int) - np.asarray(plain.composite)).max() > 3
-    try:
-        with caplog.at_level("WARNING"):
-            pipeline.load_lora_weights(str(result.adapter.parent), weight_name=result.adapter.name)
-        assert caplog.text == ""
-        loaded = {n for n, m in pipeline.transformer.named_modules() if hasattr(m, "lora_A")}
-        assert loaded == {key.rsplit(".lora_", 1)[0] for key in adapter.weights}
-        assert len(loaded) == 2 * 8
-        other = theirs(pipeline, made, made.request.guidance, 2, output_type="np")
-    finally:
-        pipeline.unload_lora_weights()
-    assert alike(made, other)
-
-
-def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(clean, settings):
-    """With panels that read texts of their own."""
-    more = {"conditional": 0.5, "save_every": 1, "text": "isolated"}
-    whole = train(settings("whole", **more), clean)
-    broken = settings("broken", **more)
-    assert not train(broken, clean, progress=stop_after(1)).finished
-    again = train(resume_settings(broken.out, {}), clean, resume=True)
-    assert again.adapter.read_bytes() == whole.adapter.read_bytes()
-
-
-def test_a_run_on_quantised_blocks_learns_and_its_adapter_serves_the_base_in_full(settings, clean):
-    model = load_model("tiny-krea", device="cpu", precision="int8")
-    result = train(settings(precision="int8", lr=0.02, steps=1), model)
-    made = generate(clean, CAPTION, adapter=Adapter.load(result.adapter), **told(steps=1))
-    plain = generate(clean, CAPTION, **told(steps=1))
-    assert made.composite.tobytes() != plain.composite.tobytes()
+    assert len(loaded) == 2 * 8
 
 
 def test_the_loss_is_that_of_diffusers_own_pass(clean, settings, tmp_path):
     """The objective by its formula, on the pipeline's transformer; captions of two lengths."""
-    from iclora.train.objective import Sample, accumulate
 
-    own = settings(batch=2, caption_dropout=0, micro_batch=2)
-    data = encoded(clean, own, tmp_path / "cache")
-    remove(clean)
-    carry_noise(clean)
-    samples = [Sample(20, 0, 0), Sample(21, 1, 0)]
-    loss = accumulate(clean, data, samples, own)
-    assert all(p.grad is not None for p in clean.denoiser.parameters() if p.requires_grad)
-    expected = 0.0
-    for sample in samples:
-        entry = data.sets[sample.set]
-        layout, x0 = entry.layouts[sample.size], entry.latents(sample.size)
-        key = (own.seed, sample.number)
-        eps = torch.randn(x0.shape, generator=flow.generator("noise", *key))
-        sigma = torch.sigmoid(torch.randn(1, generator=flow.generator("sigma", *key)))
-        ((text,), z) = entry.texts(), (1 - sigma) * x0 + sigma * eps
+    def velocity(z, sigma, text, layout):
         prompt = text["prompt"][None]
         rows, columns = layout.height // 16, layout.width // 16
         ids = torch.zeros(prompt.shape[1] + rows * columns, 3)
         ids[prompt.shape[1] :, 1:] = torch.cartesian_prod(
             torch.arange(rows), torch.arange(columns)
         ).float()
-        with torch.no_grad():
-            v = clean.denoiser(z[None], prompt, sigma, ids, return_dict=False)[0][0]
-        expected += float((v - (eps - x0)).square().mean()) / 2
-    assert loss == pytest.approx(expected, rel=1e-5)
+        return clean.denoiser(z[None], prompt, sigma, ids, return_dict=False)[0][0]
+
+    own = settings(batch=2, caption_dropout=0, micro_batch=2)
+    loss_by_formula(clean, own, tmp_path, velocity)
 
 
 def test_turbo_is_trained_only_if_that_is_said(turbo, settings):
-    base = str(turbo.folder)
-    with pytest.raises(SettingsError, match="was distilled to 8 steps, which training undoes"):
-        train(settings(base=base), turbo)
-    assert train(settings(base=base, distilled=True, steps=1), turbo).finished
-    remove(turbo)
+    trained_only_if_said(turbo, settings)
 
 
 @pytest.mark.parametrize(
@@ -244,19 +150,8 @@ def test_turbo_is_trained_only_if_that_is_said(turbo, settings):
     ],
 )
 def test_an_adapter_of_raw_runs_on_turbo_and_that_is_said(turbo, trained, says):
-    info = AdapterInfo(
-        base=trained,
-        family="krea2",
-        rank=1,
-        alpha=1,
-        targets="all",
-        steps=1,
-        recipe=STORY.sampled(28, 5.5),
-        layout=STORY.canvas.to_json(),
-    )
-    request, notes = prepared(turbo, CAPTION, adapter=Adapter({}, info))
+    request, _, about = asked_with_adapter_of(trained, turbo, "krea2", 28, 5.5)
     assert (request.steps, request.guidance) == (8, 0)
-    about = [note for note in notes if "adapter was trained on" in note]
     assert (says in about[0]) if says else not about
 
 
@@ -271,16 +166,6 @@ def test_an_adapter_of_raw_paints_on_turbo(clean, turbo, settings):
 
 
 # -- names --------------------------------------------------------------------------------------
-
-
-def random_lora(model, names):
-    rng = torch.Generator().manual_seed(0)
-    truth = {}
-    for module in names:
-        tall, wide = model.names.linears[module]
-        truth[f"{module}.lora_A.weight"] = torch.randn(2, wide, generator=rng)
-        truth[f"{module}.lora_B.weight"] = torch.randn(tall, 2, generator=rng)
-    return truth
 
 
 def test_files_in_its_makers_and_trainers_names_are_those_that_diffusers_makes_of_them(clean):
@@ -306,7 +191,7 @@ def test_files_in_its_makers_and_trainers_names_are_those_that_diffusers_makes_o
 def test_a_kohya_export_has_its_makers_names_and_is_read_back_as_the_same_update(clean):
     from safetensors.torch import load
 
-    truth = random_lora(clean, clean.lora_targets("all"))
+    truth = random_lora(clean)
     assert len(truth) == 2 * 2 * 8
     (data,) = export(truth, "kohya", clean.names, dtype=torch.float32).values()
     assert "lora_unet_blocks_1_attn_wq.lora_down.weight" in load(data)

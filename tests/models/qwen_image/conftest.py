@@ -1,12 +1,6 @@
-"""diffusers' own pipeline of the tiny Qwen-Image, and one cache for short runs."""
+"""diffusers' own pipeline of the tiny Qwen-Image."""
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def encodings(tmp_path_factory):
-    """One cache for all runs."""
-    return str(tmp_path_factory.mktemp("encoded"))
 
 
 @pytest.fixture(scope="session")

@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 
-import diffusers
 import pytest
 import torch
 
-from iclora.adapter import attach
-from iclora.models import flow
-from iclora.models.base import Given, Panels
 from iclora.models.outline import Batch, outline_of, shipped_outline
-from iclora.models.quantize import quantize
 from iclora.models.qwen_image.model import QwenImageModel
 from iclora.models.qwen_image.outline import QwenImageOutline
-from iclora.settings import TrainSettings, read_settings
+from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from iclora.train.plan import plan_run
+from tests.models.helpers import CPU, Real, shipped_run_file_is_planned
 from tests.train.test_costs import flops_of, measured_peak
-from tests.train.test_plan import EXAMPLES
 
-CPU = torch.device("cpu")
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
 BASE = "Qwen/Qwen-Image-2512"
 WORDS = 8
@@ -57,40 +50,16 @@ def small(tmp_path_factory):
     return folder
 
 
-class Real:
-    """A real net of that outline, and a forward and backward pass of the training code."""
+def real(folder, dtype):
+    model = opened(folder, dtype)
+    model.max_text_tokens = WORDS
+    return Real(model, "full", lambda words: {"prompt": torch.randn(words, 3584)}, WORDS)
 
-    def __init__(self, folder, dtype, precision):
-        torch.manual_seed(0)
-        self.model = opened(folder, dtype)
-        self.model.max_text_tokens = WORDS
-        net = diffusers.QwenImageTransformer2DModel.from_config(self.model.config("transformer"))
-        net = net.to(dtype).requires_grad_(False).eval()
-        self.model.denoiser = quantize(net, precision, CPU, self.model.block_prefixes)
-        for parameter in attach(self.model, rank=4, alpha=16, targets="all", seed=0).values():
-            parameter.grad = torch.zeros_like(parameter)
 
-    def costs(self):
-        found = outline_of(self.model, self.model.dtype, self.model.precision)
-        found.model.max_text_tokens = WORDS
-        return Costs(found, CONFIG, "cpu")
-
-    def step(self, batch, recompute):
-        model = self.model
-        model.recompute = recompute
-        n = batch.width * batch.height // 256
-        x0 = torch.randn(batch.count, n, 64)
-        given, of, panels = None, None, None
-        if batch.given:
-            tokens = torch.arange(n).expand(batch.count, n) % 2 == 1
-            given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
-        if batch.texts > 1:
-            panels = Panels(torch.arange(n) * batch.texts // n, (WORDS,) * batch.texts)
-        sigma = torch.full((batch.count,), 0.5)
-        texts = [{"prompt": torch.randn(WORDS * batch.texts, 3584)}] * batch.count
-        size = (batch.width, batch.height)
-        v = model.velocity(x0, sigma, texts, size, 1.0, given, None, panels)
-        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+def costs_of(model):
+    found = outline_of(model, model.dtype, model.precision)
+    found.model.max_text_tokens = WORDS
+    return Costs(found, CONFIG, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -101,10 +70,10 @@ class Real:
     ],
 )
 def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(small, dtype, recompute, batch):
-    real = Real(small, getattr(torch, dtype), "full")
-    real.step(batch, recompute)
-    measured = measured_peak(lambda: real.step(batch, recompute))
-    costs = real.costs()
+    net = real(small, getattr(torch, dtype))
+    net.step(batch, recompute)
+    measured = measured_peak(lambda: net.step(batch, recompute))
+    costs = costs_of(net.model)
     counted = costs.step(batch, recompute) - costs.held
     print(f"\n{dtype} {recompute} of 4: {counted / measured - 1:+.1%}")
     assert counted == pytest.approx(measured, rel=0.05)
@@ -112,9 +81,9 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(small, dtype, r
 
 def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
     batch = Batch(1, 384, 384)
-    real = Real(small, torch.float32, "full")
-    counted = real.costs().flops(batch, 1)
-    assert counted == pytest.approx(flops_of(lambda: real.step(batch, 1)), rel=0.02)
+    net = real(small, torch.float32)
+    counted = costs_of(net.model).flops(batch, 1)
+    assert counted == pytest.approx(flops_of(lambda: net.step(batch, 1)), rel=0.02)
 
 
 def test_the_outline_has_the_published_sizes_and_a_lora_147_million_parameters():
@@ -135,9 +104,4 @@ def test_the_outline_has_the_published_sizes_and_a_lora_147_million_parameters()
 @pytest.mark.parametrize("vram", [24, 48, 80])
 def test_the_shipped_run_files_of_qwen_image_are_what_plan_chooses(vram):
     """The paper's run: 4 sets, squares of 512 px and more, rank 16."""
-    path = EXAMPLES / f"qwen-image-{vram}gb.toml"
-    told = {"base": BASE, "data": "DATA", "out": "RUN"}
-    shipped = read_settings(TrainSettings, path, {})
-    assert (shipped.batch, shipped.rank) == (4, 16)
-    found = plan_run(read_settings(TrainSettings, None, {**told, "vram": vram}), here=False)
-    assert found.run_file() == path.read_text()
+    shipped_run_file_is_planned("qwen-image", BASE, vram)

@@ -1,20 +1,8 @@
-"""diffusers' own pipeline of the tiny Z-Image, and what keeps short runs fast."""
+"""diffusers' own pipeline of the tiny Z-Image, and its distilled kin."""
 
 import pytest
 
 from tests.conftest import resting
-
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch):
-    for name in ("plot_loss", "plot_validation"):
-        monkeypatch.setattr(f"iclora.train.folder.{name}", lambda *_: None)
-
-
-@pytest.fixture(scope="session")
-def encodings(tmp_path_factory):
-    """One cache for all runs."""
-    return str(tmp_path_factory.mktemp("encoded"))
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,22 @@ from functools import partial
 import diffusers
 import pytest
 import torch
-from peft import LoraConfig
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
 
 from iclora.models.attention import blockwise, isolated
-from iclora.models.passes import Levels, Shapes
-from iclora.models.quantize import quantize
+from iclora.models.passes import Levels
 from iclora.models.zimage.forward import ZIMAGE, Attends, Inputs, zimage_forward
 from iclora.models.zimage.model import ZImageModel, attends_of
+from tests.models.helpers import (
+    LIMITS,
+    any_order,
+    compiled_is_the_pass,
+    exact_gradients,
+    near_in_bf16,
+    near_quantised,
+    recomputed_keep_less,
+    spread_is_the_pass,
+    with_lora,
+)
 
 N, T, B, FILL = 24, 32, 2, 8
 REAL = 27
@@ -44,20 +51,8 @@ def transformer(dtype=torch.float32, refiners=1, layers=2):
     return net.to(dtype).requires_grad_(False)
 
 
-def with_lora(net):
-    modules = [
-        name
-        for name, module in net.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.startswith(PREFIXES)
-    ]
-    net.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=modules), adapter_name="a")
-    for name, parameter in net.named_parameters():
-        if "lora_" in name:
-            torch.manual_seed(len(name))
-            torch.nn.init.normal_(parameter, std=0.2)
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-    return net
+def adapted(net):
+    return with_lora(net, PREFIXES)
 
 
 def inputs(levels=None, dtype=torch.float32):
@@ -83,7 +78,7 @@ def theirs(net, given):
 
 
 def test_it_gives_what_diffusers_forward_gives():
-    net = with_lora(transformer())
+    net = adapted(transformer())
     with torch.no_grad():
         found, expected = ours(net, inputs()), theirs(net, inputs())
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
@@ -92,39 +87,15 @@ def test_it_gives_what_diffusers_forward_gives():
 @pytest.mark.parametrize("recompute", [0, 4])
 def test_lora_gradients_of_all_layers_are_exact(recompute):
     """Against diffusers and PEFT in float64."""
-    found = []
-    for run, dtype in (
-        (partial(ours, recompute=recompute), torch.float32),
-        (theirs, torch.float64),
-    ):
-        net = with_lora(transformer()).to(dtype)
-        out = run(net, inputs(dtype=dtype))
-        (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)).sum().backward()
-        found.append({n: p.grad.double() for n, p in net.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
+    run = partial(ours, recompute=recompute)
+    found, _ = exact_gradients(lambda: adapted(transformer()), run, theirs, inputs)
     # Seven linear layers a block, and the modulation of those that have one.
-    assert len(found[0]) == 2 * (4 * 7 + 3)
-    for name, mine in found[0].items():
-        exact = found[1][name]
-        assert float((mine - exact).norm() / exact.norm()) < 1e-4, name
+    assert found == 2 * (4 * 7 + 3)
 
 
 def test_in_bf16_it_is_as_near_to_exact_gradients_as_diffusers_and_peft():
-    found = []
-    for run, dtype in ((theirs, torch.float64), (ours, torch.bfloat16), (theirs, torch.bfloat16)):
-        net = with_lora(transformer(torch.bfloat16))
-        given = inputs(dtype=torch.bfloat16)
-        if dtype == torch.float64:
-            net.double()
-            given = given._replace(z=given.z.double(), prompt=given.prompt.double())
-        out = run(net, given)
-        (out.double() * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        grads = [p.grad.double().flatten() for p in net.parameters() if p.grad is not None]
-        found.append(torch.cat(grads))
-    exact, mine, other = found
-    error = float((mine - exact).norm() / exact.norm())
-    assert error < 1.3 * float((other - exact).norm() / exact.norm())
-    assert error < 0.1
+    given = inputs(dtype=torch.bfloat16)
+    near_in_bf16(lambda: adapted(transformer(torch.bfloat16)), ours, theirs, given)
 
 
 # -- tokens of two levels -----------------------------------------------------------------------
@@ -175,16 +146,6 @@ def test_clean_tokens_are_diffusers_blocks_with_a_level_for_each_token(alone):
     assert (found - ours(net, inputs())).abs().max() > 0.01
 
 
-def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
-    net, given = transformer(), inputs()
-    order = torch.randperm(N)
-    moved = given._replace(z=given.z[:, order], position_ids=given.position_ids[order])
-    whole = ours(net, given)
-    torch.testing.assert_close(ours(net, moved), whole[:, order], atol=1e-5, rtol=1e-5)
-    same = given._replace(levels=Levels(SIGMA[:, None].expand(-1, 3), (5, 12, N - 17)))
-    torch.testing.assert_close(ours(net, same), whole, atol=1e-5, rtol=1e-4)
-
-
 def test_only_distances_between_text_and_frame_matter():
     """So passes whose texts differ in length may share the keys of given tokens."""
     net, given = transformer(), inputs()
@@ -195,63 +156,8 @@ def test_only_distances_between_text_and_frame_matter():
 # -- memory -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recompute", [3])
-def test_recomputed_blocks_keep_less_and_give_the_same_gradients(recompute):
-    found, kept = [], []
-    for blocks in (0, recompute):
-        net, saved = with_lora(transformer()), []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
-        ):
-            out = ours(net, inputs(), recompute=blocks)
-        out.square().sum().backward()
-        found.append([p.grad for p in net.parameters() if p.grad is not None])
-        kept.append(sum(saved))
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
-    assert kept[1] < kept[0]
-
-
-@pytest.mark.filterwarnings("ignore:FSDP2-wrapped")
-def test_a_pass_over_spread_weights_is_the_pass():
-    """One process, as a group of its own; several are tested with FLUX.1."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        net = transformer(layers=1)
-        whole = ours(net, inputs())
-        ZIMAGE.shard(net, init_device_mesh("cpu", (1,)))
-        with_lora(net)
-        spread = ours(net, inputs(), recompute=1)
-        spread.sum().backward()
-        grads = [p.grad for p in net.parameters() if p.requires_grad]
-        for parameter in net.parameters():
-            parameter.data.zero_() if parameter.requires_grad else None
-        assert torch.equal(ours(net, inputs()), whole)
-    finally:
-        distributed.destroy_process_group()
-    assert len(grads) == 2 * (3 * 7 + 2)
-    assert all(grad is not None and grad.any() for grad in grads)
-    assert not torch.equal(spread, whole)
-
-
-@pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
-def test_quantised_blocks_compute_with_their_codes_and_give_gradients(kind):
-    """As near to the pass in full as the codes are to the weights."""
-    found = []
-    for precision in ("full", kind):
-        net = transformer()
-        # fp8's products want widths in 16, which 8/3 of the true width are.
-        for block in (*net.context_refiner, *net.noise_refiner, *net.layers):
-            widen(block.feed_forward)
-        quantize(net, precision, CPU, PREFIXES)
-        with_lora(net)
-        out = ours(net, inputs(), recompute=1)
-        grads = torch.autograd.grad(out.sum(), [p for p in net.parameters() if p.requires_grad])
-        found.append((out.detach(), torch.cat([g.flatten() for g in grads])))
-    (out, grads), (rough, rough_grads) = found
-    assert not torch.equal(out, rough)
-    limit = {"int8": 0.03, "nf4": 0.4, "fp8": 0.2}[kind]
-    assert float((rough - out).norm() / out.norm()) < limit
-    assert float((rough_grads - grads).norm() / grads.norm()) < 2 * limit
+def test_recomputed_blocks_keep_less_and_give_the_same_gradients():
+    recomputed_keep_less(lambda: adapted(transformer()), ours, inputs(), 3)
 
 
 def widen(ff):
@@ -263,17 +169,39 @@ def widen(ff):
         setattr(ff, name, layer)
 
 
+def test_tokens_may_come_in_any_order_and_a_segments_level_is_its_own():
+    any_order(transformer(), ours, inputs(), rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped")
+def test_a_pass_over_spread_weights_is_the_pass():
+    grads = spread_is_the_pass(ZIMAGE, transformer(layers=1), adapted, ours, inputs())
+    assert len(grads) == 2 * (3 * 7 + 2)
+    assert all(grad is not None and grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_quantised_blocks_compute_with_their_codes_and_give_gradients(kind):
+    limit = LIMITS[kind]
+    near_quantised(wider, adapted, PREFIXES, ours, inputs(), kind, limit)
+
+
+def wider():
+    """Whose MLPs have widths in 16, as fp8's products want; 8/3 of the true width are."""
+    net = transformer()
+    for block in (*net.context_refiner, *net.noise_refiner, *net.layers):
+        widen(block.feed_forward)
+    return net
+
+
 @pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_give_the_same_gradients(counted):
-    began, found = counted(), []
     given = inputs(Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6)))
     attends = Attends(*(isolated(blockwise, 6) for _ in range(2)), blockwise)
     # Tracing is what this test costs: refiners are halved in the same way.
-    net = with_lora(transformer(refiners=0, layers=1))
-    trained = [p for p in net.parameters() if p.requires_grad]
-    for shapes in (None, Shapes()):
-        out = zimage_forward(net, given, attends, shapes=shapes)
-        found.append((out, torch.autograd.grad(out.square().sum(), trained)))
-    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
-    assert counted() - began == 2, "the halves of a block"
+    net = adapted(transformer(refiners=0, layers=1))
+    made = compiled_is_the_pass(
+        net, partial(zimage_forward, inputs=given, attends=attends), counted
+    )
+    assert made == 2, "the halves of a block"

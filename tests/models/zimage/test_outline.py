@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 
-import diffusers
 import pytest
 import torch
 
-from iclora.adapter import attach
-from iclora.models import flow
-from iclora.models.base import Given, Panels
 from iclora.models.outline import Batch, outline_of, shipped_outline
-from iclora.models.quantize import quantize
 from iclora.models.zimage.model import ZImageModel
 from iclora.models.zimage.outline import ZImageOutline
-from iclora.settings import TrainSettings, read_settings
+from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from iclora.train.plan import plan_run
+from tests.models.helpers import CPU, Real, shipped_run_file_is_planned
 from tests.train.test_costs import flops_of, measured_peak
-from tests.train.test_plan import EXAMPLES
 
-CPU = torch.device("cpu")
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
 BASE = "Tongyi-MAI/Z-Image"
 SHIPPED = ZImageOutline.shipped[BASE]
@@ -69,35 +62,12 @@ def small(tmp_path_factory):
     return folder
 
 
-class Real:
-    """A real net of that outline, and a forward and backward pass of the training code."""
-
-    def __init__(self, folder, dtype, precision):
-        torch.manual_seed(0)
-        self.model = opened(folder, dtype)
-        net = diffusers.ZImageTransformer2DModel.from_config(self.model.config("transformer"))
-        net = net.to(dtype).requires_grad_(False).eval()
-        self.model.denoiser = quantize(net, precision, CPU, self.model.block_prefixes)
-        for parameter in attach(self.model, rank=4, alpha=16, targets="all", seed=0).values():
-            parameter.grad = torch.zeros_like(parameter)
-
-    def step(self, batch, recompute):
-        model = self.model
-        model.recompute = recompute
-        n = batch.width * batch.height // 256
-        x0 = torch.randn(batch.count, n, 64)
-        given, of, panels = None, None, None
-        if batch.given:
-            tokens = torch.arange(n).expand(batch.count, n) % 2 == 1
-            given, of = Given(tokens, clean=True, isolated=batch.isolated), ~tokens
-        if batch.texts > 1:
-            panels = Panels(torch.arange(n) * batch.texts // n, (512,) * batch.texts)
-        sigma = torch.full((batch.count,), 0.5)
-        length = 512 * batch.texts
-        texts = [{"prompt": torch.randn(length, 32), "real": torch.ones(length)}] * batch.count
-        size = (batch.width, batch.height)
-        v = model.velocity(x0, sigma, texts, size, 1.0, given, None, panels)
-        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+def real(folder, dtype, precision):
+    return Real(
+        opened(folder, dtype),
+        precision,
+        lambda words: {"prompt": torch.randn(words, 32), "real": torch.ones(words)},
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,9 +81,9 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
     small, precision, dtype, recompute, batch
 ):
     kind = getattr(torch, dtype)
-    real = Real(small, kind, precision)
-    real.step(batch, recompute)
-    measured = measured_peak(lambda: real.step(batch, recompute))
+    net = real(small, kind, precision)
+    net.step(batch, recompute)
+    measured = measured_peak(lambda: net.step(batch, recompute))
     costs = Costs(outline_of(opened(small), kind, precision), CONFIG, "cpu")
     counted = costs.step(batch, recompute) - costs.held
     print(f"\n{precision} {dtype} {recompute} of {BLOCKS}: {counted / measured - 1:+.1%}")
@@ -122,10 +92,10 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
 
 def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
     batch, recompute = Batch(1, 128, 128), 3
-    real = Real(small, torch.float32, "full")
+    net = real(small, torch.float32, "full")
     counted = Costs(outline_of(opened(small), torch.float32, "full"), CONFIG, "cpu")
     # A refiner's input needs no gradient, which matters where there are so few blocks.
-    measured = flops_of(lambda: real.step(batch, recompute))
+    measured = flops_of(lambda: net.step(batch, recompute))
     assert counted.flops(batch, recompute) == pytest.approx(measured, rel=0.02)
 
 
@@ -149,9 +119,5 @@ def test_a_lora_of_rank_16_on_all_layers_has_47_7_million_parameters():
 @pytest.mark.parametrize("vram", [80])
 def test_the_shipped_run_files_of_z_image_are_what_plan_chooses(vram):
     """The paper's run: 4 sets, 512 to 1536 px, rank 16."""
-    path = EXAMPLES / f"zimage-{vram}gb.toml"
-    told = {"base": BASE, "data": "DATA", "out": "RUN"}
-    shipped = read_settings(TrainSettings, path, {})
-    assert (shipped.batch, shipped.rank, max(shipped.resolutions)) == (4, 16, 1536)
-    found = plan_run(read_settings(TrainSettings, None, {**told, "vram": vram}), here=False)
-    assert found.run_file() == path.read_text()
+    shipped = shipped_run_file_is_planned("zimage", BASE, vram)
+    assert max(shipped.resolutions) == 1536

@@ -8,48 +8,36 @@ import pytest
 import torch
 from PIL import Image
 
-from iclora.adapter import Adapter, AdapterInfo, remove
 from iclora.adapter.export import export
 from iclora.adapter.formats import fit, read_tensors
-from iclora.errors import SettingsError
 from iclora.making.sampling import panel_noise
-from iclora.making.session import complete, generate
-from iclora.models import flow, load_model
-from iclora.models.latents import unfold
-from iclora.train.run import resume_settings, train
-from tests.conftest import CAPTION, FAST, encoded, picture, stop_after, write_dataset
-from tests.making.helpers import SIZE, STORY, carry_noise, prepared, run, told
+from iclora.making.session import generate
+from iclora.models.latents import fold, unfold
+from tests.conftest import CAPTION, picture
+from tests.making.helpers import SIZE, STORY, prepared, run, told
+from tests.models.helpers import (
+    alike,
+    asked_with_adapter_of,
+    loss_by_formula,
+    random_lora,
+    short_runs,
+    trained_elsewhere,
+    trained_only_if_said,
+    without_adapter,
+)
 
 COLUMNS = SIZE[0] // 16
 
 
 @pytest.fixture
 def clean(zimage):
-    remove(zimage)
-    yield zimage
-    remove(zimage)
+    with without_adapter(zimage):
+        yield zimage
 
 
 @pytest.fixture
 def settings(tmp_path, encodings):
-    """Settings of a short run of Z-Image on a small dataset."""
-    from iclora.settings import TrainSettings, read_settings
-
-    data = write_dataset(tmp_path / "data")
-
-    def make(out="run", **more):
-        own = {
-            "base": "tiny-zimage",
-            "data": str(data),
-            "out": str(tmp_path / out),
-            "steps": 2,
-            "targets": "all",
-            "resolutions": (64,),
-            "cache": encodings,
-        }
-        return read_settings(TrainSettings, None, {**FAST, **own, **more})
-
-    return make
+    return short_runs("tiny-zimage", tmp_path, encodings)
 
 
 # -- making -------------------------------------------------------------------------------------
@@ -79,7 +67,7 @@ def test_generate_is_the_pipeline(clean, pipeline, guidance):
         other[None] / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
     ).sample
     expected = pipeline.image_processor.postprocess(image.detach(), output_type="np")[0]
-    assert np.abs(np.asarray(made.composite) / 255 - expected).max() <= 0.5 / 255 + 1e-4
+    assert alike(made, expected)
 
 
 def test_the_bases_own_guidance_is_the_pipelines_4(clean):
@@ -94,7 +82,7 @@ def test_turbo_takes_8_steps_unguided_as_its_pipeline_does(turbo):
     made = generate(turbo, CAPTION, seed=2, **told_)
     assert made.request.steps == 8
     other = theirs(pipeline, made, 1.0, 8, output_type="np")
-    assert np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
+    assert alike(made, other)
 
 
 def test_sets_are_made_together_if_their_texts_are_filled_up_to_one_length(clean, monkeypatch):
@@ -142,39 +130,6 @@ def test_completing_by_sdedit_is_diffusers_inpainting(clean, pipeline, monkeypat
     assert (unfold(made, COLUMNS)[0] - other).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["sdedit", "boost", "clean"])
-def test_given_panels_come_back_pixel_for_pixel(clean, mode):
-    panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
-    made = complete(clean, CAPTION, panels, **told(steps=1, mode=mode))
-    for n, image in panels.items():
-        assert made.panels[n - 1].tobytes() == image.tobytes()
-        assert made.composite.crop(made.request.layout.boxes[n - 1].corners) == image
-    other = complete(clean, CAPTION, {**panels, 3: picture(96, 64, 9)}, **told(steps=1, mode=mode))
-    assert made.panels[1].tobytes() != other.panels[1].tobytes()
-
-
-def test_it_reads_no_references(clean):
-    with pytest.raises(SettingsError, match="not trained to read pictures beside the canvas"):
-        prepared(clean, CAPTION, given={1: picture(96, 64)}, **told(mode="reference"))
-
-
-def test_a_whole_completion_with_kept_keys_is_the_one_without(clean, monkeypatch):
-    """On a canvas that is filled up, in two passes whose texts differ in length."""
-    from iclora.making import sampling
-
-    panels = {2: picture(96, 64, 2)}
-    request, _ = prepared(clean, CAPTION, given=panels, **told(mode="clean", steps=2))
-    request = request.model_copy(update={"isolate_given": True})
-    kept = run(clean, request, panels)
-    real = sampling.Given
-    monkeypatch.setattr(
-        sampling, "Given", lambda tokens, clean, isolated, cache: real(tokens, clean, isolated)
-    )
-    plain = run(clean, request, panels)
-    for one, other in zip(kept.latents, plain.latents, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
 # -- training -----------------------------------------------------------------------------------
 
 
@@ -182,79 +137,32 @@ def test_a_run_ends_with_an_adapter_that_stock_diffusers_loads_to_the_same_pictu
     clean, settings, pipeline, caplog
 ):
     more = {"conditional": 0.7, "isolate_given": True, "recompute": 2, "shift": "resolution"}
-    result = train(settings(**more, lr=0.05, ema=0), clean)
-    assert result.finished
-    adapter = Adapter.load(result.adapter)
+
+    def painted(pipeline, made):
+        return theirs(pipeline, made, made.request.guidance, 2, output_type="np")
+
+    own = settings(**more, lr=0.05, ema=0)
+    adapter, loaded = trained_elsewhere(clean, own, pipeline, painted, caplog)
     assert (adapter.info.family, adapter.info.base) == ("zimage", "tiny-zimage")
-    made = generate(clean, CAPTION, adapter=adapter, seed=4, **told(steps=2))
-    plain = generate(clean, CAPTION, seed=4, **told(steps=2))
-    assert np.abs(np.asarray(made.composite).astype(int) - np.asarray(plain.composite)).max() > 3
-    try:
-        with caplog.at_level("WARNING"):
-            pipeline.load_lora_weights(str(result.adapter.parent), weight_name=result.adapter.name)
-        assert caplog.text == ""
-        loaded = {n for n, m in pipeline.transformer.named_modules() if hasattr(m, "lora_A")}
-        assert loaded == {key.rsplit(".lora_", 1)[0] for key in adapter.weights}
-        # Of the text's refiner too, which knows no noise level.
-        assert "context_refiner.0.feed_forward.w2" in loaded
-        other = theirs(pipeline, made, made.request.guidance, 2, output_type="np")
-    finally:
-        pipeline.unload_lora_weights()
-    assert np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
+    # Of the text's refiner too, which knows no noise level.
+    assert "context_refiner.0.feed_forward.w2" in loaded
 
 
-def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(clean, settings):
-    """With panels that read texts of their own."""
-    more = {"conditional": 0.5, "held_out": 0.3, "save_every": 1, "text": "isolated"}
-    whole = train(settings("whole", **more), clean)
-    broken = settings("broken", **more)
-    assert not train(broken, clean, progress=stop_after(1)).finished
-    again = train(resume_settings(broken.out, {}), clean, resume=True)
-    assert again.adapter.read_bytes() == whole.adapter.read_bytes()
-
-
-def test_a_run_on_quantised_blocks_learns_and_its_adapter_serves_the_base_in_full(settings, clean):
-    model = load_model("tiny-zimage", device="cpu", precision="int8")
-    result = train(settings(precision="int8", lr=0.02), model)
-    made = generate(clean, CAPTION, adapter=Adapter.load(result.adapter), **told(steps=1))
-    plain = generate(clean, CAPTION, **told(steps=1))
-    assert made.composite.tobytes() != plain.composite.tobytes()
-
-
-def test_the_loss_is_that_of_diffusers_own_pass(clean, settings, tmp_path, pipeline):
+def test_the_loss_is_that_of_diffusers_own_pass(clean, settings, tmp_path):
     """The objective by its formula, on the pipeline's transformer; captions of two lengths."""
-    from iclora.train.objective import Sample, accumulate
+
+    def velocity(z, sigma, text, layout):
+        columns = layout.width // 16
+        cells, prompt = unfold(z, columns)[0][:, None], text["prompt"][text["real"] > 0]
+        v = -clean.denoiser([cells], 1 - sigma, [prompt], return_dict=False)[0][0][:, 0]
+        return fold(v[None])
 
     own = settings(batch=2, caption_dropout=0, micro_batch=2)
-    data = encoded(clean, own, tmp_path / "cache")
-    remove(clean)
-    carry_noise(clean)
-    samples = [Sample(20, 0, 0), Sample(21, 1, 0)]
-    loss = accumulate(clean, data, samples, own)
-    assert all(p.grad is not None for p in clean.denoiser.parameters() if p.requires_grad)
-    expected = 0.0
-    for sample in samples:
-        entry = data.sets[sample.set]
-        layout, x0 = entry.layouts[sample.size], entry.latents(sample.size)
-        key = (own.seed, sample.number)
-        eps = torch.randn(x0.shape, generator=flow.generator("noise", *key))
-        sigma = torch.sigmoid(torch.randn(1, generator=flow.generator("sigma", *key)))
-        (text,) = entry.texts()
-        z = unfold((1 - sigma) * x0 + sigma * eps, layout.width // 16)[0][:, None]
-        prompt = text["prompt"][text["real"] > 0]
-        with torch.no_grad():
-            v = -clean.denoiser([z], 1 - sigma, [prompt], return_dict=False)[0][0][:, 0]
-        target = unfold(eps - x0, layout.width // 16)[0]
-        expected += float((v - target).square().mean()) / 2
-    assert loss == pytest.approx(expected, rel=1e-5)
+    loss_by_formula(clean, own, tmp_path, velocity)
 
 
 def test_turbo_is_trained_only_if_that_is_said(turbo, settings):
-    base = str(turbo.folder)
-    with pytest.raises(SettingsError, match="was distilled to 8 steps, which training undoes"):
-        train(settings(base=base), turbo)
-    assert train(settings(base=base, distilled=True, steps=1), turbo).finished
-    remove(turbo)
+    trained_only_if_said(turbo, settings)
 
 
 @pytest.mark.parametrize(
@@ -266,33 +174,12 @@ def test_turbo_is_trained_only_if_that_is_said(turbo, settings):
     ],
 )
 def test_an_adapter_of_the_base_runs_on_turbo_and_that_is_said(turbo, trained, says):
-    info = AdapterInfo(
-        base=trained,
-        family="zimage",
-        rank=1,
-        alpha=1,
-        targets="all",
-        steps=1,
-        recipe=STORY.sampled(50, 5.0),
-        layout=STORY.canvas.to_json(),
-    )
-    request, notes = prepared(turbo, CAPTION, adapter=Adapter({}, info))
+    request, _, about = asked_with_adapter_of(trained, turbo, "zimage", 50, 5.0)
     assert (request.steps, request.guidance) == (8, 0)
-    about = [note for note in notes if "adapter was trained on" in note]
     assert (says in about[0]) if says else not about
 
 
 # -- names --------------------------------------------------------------------------------------
-
-
-def random_lora(model):
-    rng = torch.Generator().manual_seed(0)
-    truth = {}
-    for module in model.lora_targets("all"):
-        tall, wide = model.names.linears[module]
-        truth[f"{module}.lora_A.weight"] = torch.randn(2, wide, generator=rng)
-        truth[f"{module}.lora_B.weight"] = torch.randn(tall, 2, generator=rng)
-    return truth
 
 
 def test_a_kohya_export_is_read_by_diffusers_as_the_same_update(clean):

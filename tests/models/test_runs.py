@@ -1,0 +1,70 @@
+"""What holds for whole runs on every family: sets completed, runs resumed, blocks quantised."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from iclora.adapter import Adapter
+from iclora.errors import SettingsError
+from iclora.making import sampling
+from iclora.making.session import complete, generate
+from iclora.models import load_model
+from iclora.train.run import resume_settings, train
+from tests.conftest import CAPTION, picture, stop_after
+from tests.making.helpers import prepared, run, told
+
+MODES = ("sdedit", "resample", "boost", "clean", "reference")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_given_panels_come_back_pixel_for_pixel_and_the_rest_depends_on_them(family, mode):
+    panels = {1: picture(96, 64, 1), 3: picture(96, 64, 3)}
+    # One pass is enough to see it; references are read by both.
+    more = told(steps=1, mode=mode, **({} if mode == "reference" else {"guidance": 1}))
+    if mode == "reference" and not family.reads_references:
+        with pytest.raises(SettingsError, match="not trained to read pictures beside the canvas"):
+            prepared(family, CAPTION, given=panels, **more)
+        return
+    made = complete(family, CAPTION, panels, **more)
+    for n, image in panels.items():
+        assert made.panels[n - 1].tobytes() == image.tobytes()
+        assert made.composite.crop(made.request.layout.boxes[n - 1].corners) == image
+    other = complete(family, CAPTION, {**panels, 3: picture(96, 64, 9)}, **more)
+    assert made.panels[1].tobytes() != other.panels[1].tobytes()
+
+
+def test_a_whole_completion_with_kept_keys_is_the_one_without(family, monkeypatch):
+    """In two passes whose texts differ in length."""
+    panels = {2: picture(96, 64, 2)}
+    request, _ = prepared(family, CAPTION, given=panels, **told(mode="clean", steps=2))
+    request = request.model_copy(update={"isolate_given": True})
+    kept = run(family, request, panels)
+    real = sampling.Given
+    monkeypatch.setattr(
+        sampling, "Given", lambda tokens, clean, isolated, cache: real(tokens, clean, isolated)
+    )
+    plain = run(family, request, panels)
+    for one, other in zip(kept.latents, plain.latents, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(family, runs_of):
+    """With panels that read texts of their own."""
+    settings = runs_of(family)
+    more = {"conditional": 0.5, "held_out": 0.3, "save_every": 1, "text": "isolated"}
+    whole = train(settings("whole", **more), family)
+    broken = settings("broken", **more)
+    assert not train(broken, family, progress=stop_after(1)).finished
+    again = train(resume_settings(broken.out, {}), family, resume=True)
+    assert again.adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+def test_a_run_on_quantised_blocks_learns_and_its_adapter_serves_the_base_in_full(family, runs_of):
+    kind = "nf4" if family.name == "tiny-qwen" else "int8"
+    model = load_model(family.name, device="cpu", precision=kind)
+    model.max_text_tokens = family.max_text_tokens
+    result = train(runs_of(family)(precision=kind, lr=0.02), model)
+    made = generate(family, CAPTION, adapter=Adapter.load(result.adapter), **told(steps=1))
+    plain = generate(family, CAPTION, **told(steps=1))
+    assert made.composite.tobytes() != plain.composite.tobytes()
