@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from results import put
+
 ROOT = Path(__file__).parents[1]
 SCREENS = ("make", "sets", "story", "train", "compare", "gallery", "queue")
 PHONE = {"width": 375, "height": 780}
@@ -329,24 +331,12 @@ def main() -> None:
     busy = f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores of an {cpu()}"
     print(f"{table}\nload average {busy}")
     if told.write:
-        write(
-            f"{MARK}\n\n`python benchmarks/studio_load.py --write`, {time.strftime('%Y-%m-%d')}: a "
+        put(
+            MARK,
+            f"`python benchmarks/studio_load.py --write`, {time.strftime('%Y-%m-%d')}: a "
             f"browser without a cache for each of {told.runs} runs, medians; load\naverage {busy}. "
-            f"Pictures and the stream of events are not counted among\nrequests.\n\n{table}\n"
+            f"Pictures and the stream of events are not counted among\nrequests.\n\n{table}",
         )
-
-
-def write(section: str) -> None:
-    """Put the section into RESULTS.md, in the place of the one before."""
-    place = ROOT / "benchmarks" / "RESULTS.md"
-    text = place.read_text()
-    old = re.search(rf"{MARK}\n.*?\n(?=\n##|\Z)", text, re.S)
-    if old:
-        text = text.replace(old[0], section)
-    else:
-        at = text.index("## Texts of their own")
-        text = f"{text[:at]}{section}\n{text[at:]}"
-    place.write_text(text)
 
 
 if __name__ == "__main__":

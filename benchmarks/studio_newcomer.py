@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from results import put
+
 ROOT = Path(__file__).parents[1]
 MARK = "### A newcomer's first minutes"
 LIMIT = 120.0
@@ -140,24 +142,12 @@ def main() -> None:
     busy = f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     print(f"{table}\nload average {busy}")
     if told.write:
-        write(
-            f"{MARK}\n\n`python benchmarks/studio_newcomer.py --write`, {time.strftime('%Y-%m-%d')}"
+        put(
+            MARK,
+            f"`python benchmarks/studio_newcomer.py --write`, {time.strftime('%Y-%m-%d')}"
             f", once; load average {busy}; the aim is {LIMIT:.0f} s:\nthe command in an empty"
-            f" folder, then presses of what the page offers.\n\n{table}\n"
+            f" folder, then presses of what the page offers.\n\n{table}",
         )
-
-
-def write(section: str) -> None:
-    """Put the section into RESULTS.md, in the place of the one before."""
-    place = ROOT / "benchmarks" / "RESULTS.md"
-    text = place.read_text()
-    old = re.search(rf"{MARK}\n.*?\n(?=\n##|\Z)", text, re.S)
-    if old:
-        text = text.replace(old[0], section)
-    else:
-        at = text.index("## Texts of their own")
-        text = f"{text[:at]}{section}\n{text[at:]}"
-    place.write_text(text)
 
 
 if __name__ == "__main__":

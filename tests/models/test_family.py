@@ -7,17 +7,21 @@ from types import SimpleNamespace
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 from iclora.adapter import Adapter
+from iclora.errors import ModelError
+from iclora.jobs.opening import Opener
 from iclora.making.session import complete, generate
 from iclora.models import flow, load_model
 from iclora.models.base import Sampling
 from iclora.models.folder import FolderModel
 from iclora.models.registry import FAMILIES
+from iclora.settings import Machine
 from iclora.train.run import train
 from tests.conftest import CAPTION, picture
 from tests.making.helpers import told
@@ -89,6 +93,8 @@ def test_a_family_of_another_package_is_trained_and_makes_sets(monkeypatch, tmp_
     monkeypatch.setattr(FAMILIES, "_found", None)
     model = load_model(str(tmp_path / "base"), device="cpu")
     assert isinstance(model, Dummy)
+    with pytest.raises(ModelError, match="family dummy stay on its device"):
+        Opener().base(model.name, Machine(device="cpu", offload="blocks"))
     result = train(config(base=model.name, conditional=0.5), model)
     adapter = Adapter.load(result.adapter)
     assert adapter.info.family == "dummy"

@@ -93,6 +93,23 @@ def test_the_gradients_of_a_lora_are_the_same_to_the_bit(pair):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 
 
+@pytest.mark.machine
+@pytest.mark.filterwarnings("default")
+def test_compiled_blocks_that_stream_compile_once_and_give_the_same(counted):
+    """Every block's tensors stay where they are: what was compiled for them holds."""
+    model = load_model("tiny-zimage", "cpu", "fp32")
+    text = model.encode_text(CAPTION)
+    with torch.no_grad():
+        expected = velocity(model, text)
+        model.release("denoiser")
+        model.offload, model.compiled = "blocks", frozenset({"sampling"})
+        found, began = [velocity(model, text)], counted()
+        found += [velocity(model, text) for _ in range(2)]
+    assert counted() == began
+    for each in found:
+        torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_two_places_hold_what_plan_counts(pair):
     from iclora.models.outline import outline_of
     from iclora.settings import TrainSettings

@@ -28,6 +28,7 @@ class Opener:
         quiet_loading()
         model = load_model(name, machine.device, machine.dtype, precision=machine.precision)
         model.compiled = compiled_by(machine)
+        model.check_offload(machine.offload)
         model.offload = machine.offload
         return model
 

@@ -286,6 +286,15 @@ class DiffusionModel(ABC):
                 setting="text",
             )
 
+    def check_offload(self, kind: Offload) -> None:
+        """Raises: ModelError if the base cannot keep this in the machine's memory."""
+        if kind == "blocks":
+            raise ModelError(
+                f"the blocks of a base of the family {self.family} stay on its device",
+                "Set `offload` to text or none.",
+                setting="offload",
+            )
+
     @abstractmethod
     def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Latent tokens of a picture: the posterior's mode, normalised and packed.

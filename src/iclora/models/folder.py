@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -29,7 +29,7 @@ from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
 from iclora.models.sizes import check_sizes
 from iclora.models.streaming import Stream
-from iclora.settings import Precision
+from iclora.settings import Offload, Precision
 
 __all__ = ["FolderModel", "files_read"]
 
@@ -197,9 +197,11 @@ class FolderModel(DiffusionModel):
                 place = torch.device("cpu") if streams else device
                 quantize(model, self.precision, place, self.block_prefixes)
                 if self.mesh is not None:
-                    self._passes("shard").shard(model, self.mesh)
+                    self._spread(model)
             if streams:
-                Stream([block for _, block in self._passes("offload").modules(model)], device)
+                self.check_offload("blocks")
+                assert self.passes is not None
+                Stream([block for _, block in self.passes.modules(model)], device)
             model.to(device)
             # What streams lies in the machine's memory already, bound to its places on the device.
             if self.rests and not streams:
@@ -218,16 +220,19 @@ class FolderModel(DiffusionModel):
         assert isinstance(model, nn.Module)
         return model
 
-    def _passes(self, wish: Literal["shard", "offload"]) -> Network:
-        """The forward pass, which a setting needs. Raises: ModelError if it is the family's own."""
+    def check_offload(self, kind: Offload) -> None:
+        if self.passes is None:
+            super().check_offload(kind)
+
+    def _spread(self, net: nn.Module) -> None:
+        """Spread the denoiser's weights over `mesh`. Raises: ModelError if the family cannot."""
         if self.passes is None:
             raise ModelError(
-                f"the blocks of a base of the family {self.family} stay on one device, for it has "
-                "a forward pass of its own",
-                f"Leave `{wish}` out.",
-                setting=wish,
+                f"a base of the family {self.family} cannot be spread over several processes",
+                "Leave `shard` out.",
+                setting="shard",
             )
-        return self.passes
+        self.passes.shard(net, self.mesh)
 
     def compiling(self) -> Shapes | None:
         """The shapes that this pass's blocks are compiled for; None if they are not compiled."""

@@ -90,6 +90,9 @@ class Outline(Protocol):
     the run will have, and the precision of its blocks.
     """
 
+    fleeting: ClassVar[bool]
+    """True if what comes before the blocks takes far more than what is left of it: then the peak
+    there is a peak of its own, else it counts as beside all that follows."""
     shipped: ClassVar[Mapping[str, Path]]
     """Bases that can be planned for without a file of theirs, by name: folders of settings."""
 
@@ -222,8 +225,6 @@ class FolderOutline(ABC):
     network: ClassVar[Network]
     """The family's pass."""
     fleeting: ClassVar[bool] = False
-    """True if what comes before the blocks takes far more than what is left of it: then the peak
-    there is a peak of its own, else it counts as beside all that follows."""
     counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     """The settings that say how many blocks of each kind the denoiser has."""
 

@@ -30,12 +30,12 @@ class QwenModel(PackedModel):
     max_text_tokens = 512
     unread = 0
     """Tokens that are encoded before a text's own and not counted."""
-    folders = {  # noqa: RUF012
+    folders: ClassVar = {
         "text": ("text_encoder", "tokenizer"),
         "vae": ("vae",),
         "denoiser": ("transformer",),
     }
-    held = {"text": ("_encoder",), "vae": ("_vae",), "denoiser": ("denoiser",)}  # noqa: RUF012
+    held: ClassVar = {"text": ("_encoder",), "vae": ("_vae",), "denoiser": ("denoiser",)}
 
     def __init__(
         self,

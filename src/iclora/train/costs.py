@@ -266,7 +266,7 @@ class Costs:
             with Ledger() as ledger, _As(self.kernels), torch.no_grad():
                 streams, shared = self.outline.begin(batch, self._attend)
                 begun, flops = ledger.peak, ledger.flops
-                beside = ledger.live if getattr(self.outline, "fleeting", False) else begun
+                beside = ledger.live if self.outline.fleeting else begun
             found = _count(lambda x: (loss(self.outline, x, shared),), streams, self.kernels)
             self._ends[batch] = begun, beside, replace(found, flops=found.flops + flops)
         return self._ends[batch]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -38,7 +38,7 @@ class FluxModel(PackedModel):
     title = "FLUX.1"
     advice = "Use FLUX.1-dev, -schnell or -Krea-dev in diffusers' layout."
     network = "FluxTransformer2DModel"
-    targets = {  # noqa: RUF012 (norm*.linear is the modulation)
+    targets: ClassVar = {  # norm*.linear is the modulation
         "all": r".*",
         "attention+mlp": r"(?!.*\.norm\w*\.linear$).*",
         "attention": r".*\.attn\..*",
@@ -46,16 +46,12 @@ class FluxModel(PackedModel):
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
     reads_apart = True
     passes = FLUX
-    folders = {  # noqa: RUF012
+    folders: ClassVar = {
         "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         "vae": ("vae",),
         "denoiser": ("transformer",),
     }
-    held = {  # noqa: RUF012
-        "text": ("_clip", "_t5"),
-        "vae": ("_vae",),
-        "denoiser": ("denoiser",),
-    }
+    held: ClassVar = {"text": ("_clip", "_t5"), "vae": ("_vae",), "denoiser": ("denoiser",)}
 
     def __init__(
         self,

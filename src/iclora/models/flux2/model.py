@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,11 +66,7 @@ class KleinModel(Qwen3Model):
     text_layers = _LAYERS
     network = "Flux2Transformer2DModel"
     # A single block's attention and MLP are one layer, so "attention" adapts both there.
-    targets = {  # noqa: RUF012
-        "all": r".*",
-        "attention+mlp": r".*",
-        "attention": r".*\.attn\..*",
-    }
+    targets: ClassVar = {"all": r".*", "attention+mlp": r".*", "attention": r".*\.attn\..*"}
     block_prefixes = ("transformer_blocks.", "single_transformer_blocks.")
     reads_apart = True
     passes = FLUX2

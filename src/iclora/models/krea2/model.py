@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,11 +47,7 @@ class Krea2Model(QwenVae, Qwen3VLModel):
     advice = "Use krea/Krea-2-Raw, or -Turbo to generate, whole and in diffusers' layout."
     network = "Krea2Transformer2DModel"
     # Blocks hold no modulation but a table.
-    targets = {  # noqa: RUF012
-        "all": r".*",
-        "attention+mlp": r".*",
-        "attention": r".*\.attn\..*",
-    }
+    targets: ClassVar = {"all": r".*", "attention+mlp": r".*", "attention": r".*\.attn\..*"}
     block_prefixes = ("transformer_blocks.",)
     reads_apart = True
     passes = KREA2

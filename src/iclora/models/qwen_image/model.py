@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -51,7 +51,7 @@ class QwenImageModel(QwenVae, QwenVLModel):
     reader = "Qwen2.5-VL"
     network = "QwenImageTransformer2DModel"
     max_text_tokens = 1024
-    targets = {  # noqa: RUF012
+    targets: ClassVar = {
         "all": r".*",
         "attention+mlp": r"(?!.*\.(img|txt)_mod\.).*",
         "attention": r".*\.attn\..*",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class ZImageModel(Qwen3Model):
     advice = "Use Tongyi-MAI/Z-Image, or -Turbo to generate, whole and in diffusers' layout."
     network = "ZImageTransformer2DModel"
     thinking = True
-    targets = {  # noqa: RUF012
+    targets: ClassVar = {
         "all": r".*",
         "attention+mlp": r"(?!.*\.adaLN_modulation\.).*",
         "attention": r".*\.attention\..*",
