@@ -25,6 +25,7 @@ from iclora.train.plan import plan_run
 from iclora.train.run import train
 from tests.conftest import CAPTION, FAST, encoded, write_dataset
 from tests.making.helpers import STORY, carry_noise, prepared, told
+from tests.train.test_costs import measured_peak
 from tests.train.test_plan import EXAMPLES
 
 CPU = torch.device("cpu")
@@ -227,6 +228,15 @@ class Real:
         size = (batch.width, batch.height)
         v = model.velocity(x0, sigma, texts, size, 1.0, given, None, panels)
         torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+
+
+def peak_is_counted(net, costs, batch, recompute):
+    """The counted peak of a step is within a twentieth of a real one's."""
+    net.step(batch, recompute)
+    measured = measured_peak(lambda: net.step(batch, recompute))
+    counted = costs.step(batch, recompute) - costs.held
+    print(f"\n{net.model.family}, {recompute} recomputed: {counted / measured - 1:+.1%}")
+    assert counted == pytest.approx(measured, rel=0.05)
 
 
 def shipped_run_file_is_planned(name, base, vram):

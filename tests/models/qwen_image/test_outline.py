@@ -13,8 +13,8 @@ from iclora.models.qwen_image.model import QwenImageModel
 from iclora.models.qwen_image.outline import QwenImageOutline
 from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from tests.models.helpers import CPU, Real, shipped_run_file_is_planned
-from tests.train.test_costs import flops_of, measured_peak
+from tests.models.helpers import CPU, Real, peak_is_counted, shipped_run_file_is_planned
+from tests.train.test_costs import flops_of
 
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
 BASE = "Qwen/Qwen-Image-2512"
@@ -71,12 +71,8 @@ def costs_of(model):
 )
 def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(small, dtype, recompute, batch):
     net = real(small, getattr(torch, dtype))
-    net.step(batch, recompute)
-    measured = measured_peak(lambda: net.step(batch, recompute))
     costs = costs_of(net.model)
-    counted = costs.step(batch, recompute) - costs.held
-    print(f"\n{dtype} {recompute} of 4: {counted / measured - 1:+.1%}")
-    assert counted == pytest.approx(measured, rel=0.05)
+    peak_is_counted(net, costs, batch, recompute)
 
 
 def test_flops_are_those_that_torch_counts_in_a_real_pass(small):

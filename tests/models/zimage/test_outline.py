@@ -13,8 +13,8 @@ from iclora.models.zimage.model import ZImageModel
 from iclora.models.zimage.outline import ZImageOutline
 from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from tests.models.helpers import CPU, Real, shipped_run_file_is_planned
-from tests.train.test_costs import flops_of, measured_peak
+from tests.models.helpers import CPU, Real, peak_is_counted, shipped_run_file_is_planned
+from tests.train.test_costs import flops_of
 
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
 BASE = "Tongyi-MAI/Z-Image"
@@ -82,12 +82,8 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
 ):
     kind = getattr(torch, dtype)
     net = real(small, kind, precision)
-    net.step(batch, recompute)
-    measured = measured_peak(lambda: net.step(batch, recompute))
     costs = Costs(outline_of(opened(small), kind, precision), CONFIG, "cpu")
-    counted = costs.step(batch, recompute) - costs.held
-    print(f"\n{precision} {dtype} {recompute} of {BLOCKS}: {counted / measured - 1:+.1%}")
-    assert counted == pytest.approx(measured, rel=0.05)
+    peak_is_counted(net, costs, batch, recompute)
 
 
 def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
