@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -176,16 +177,25 @@ def test_the_module_and_the_script_are_the_same_program():
 
 
 @pytest.fixture
-def raising(monkeypatch):
+def raising(verb_of):
     """A verb, `fail`, that raises an error; it is told what another verb is."""
 
     def make(error, model=GenerateSettings):
         def fail(settings, console):
-            """Fail."""
             raise error
 
+        verb_of(fail, model)
+
+    return make
+
+
+@pytest.fixture
+def verb_of(monkeypatch):
+    """A verb, `fail`, that runs what it is given."""
+
+    def make(work, model=GenerateSettings):
         verbs = Registry("iclora.none", "verb", {"fail": "tests.cli.test_main:FAIL"})
-        monkeypatch.setattr(sys.modules[__name__], "FAIL", Verb(model, fail))
+        monkeypatch.setattr(sys.modules[__name__], "FAIL", Verb(model, work))
         monkeypatch.setattr("iclora.cli.main.VERBS", verbs)
 
     return make
@@ -266,6 +276,32 @@ def test_what_is_stopped_ends_with_status_130(raising, run, error):
     raising(error)
     status, _, err = run("fail")
     assert (status, err.strip()) == (130, "stopped")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_who_is_told_to_end_tidies_up_first(verb_of, run, name):
+    number, tidied = getattr(signal, name), []
+
+    def work(*_):
+        try:
+            signal.raise_signal(number)
+        finally:
+            tidied.append(name)
+
+    verb_of(work)
+    before = signal.getsignal(number)
+    status, _, err = run("fail")
+    assert (status, err.strip(), tidied) == (143, "stopped", [name])
+    assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_goes_away_does_not_end_what_nohup_started(verb_of, run):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    verb_of(lambda *_: signal.raise_signal(signal.SIGHUP))
+    try:
+        assert run("fail")[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("words", [["recipes"], ["--help"], ["train", "--help"]])

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from iclora.cli.options import list_verbs, verb_parser
@@ -62,8 +65,8 @@ VERBS: Registry[Verb[Any]] = Registry(
 def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
-    Returns: the exit status: 0; 2 for what the user can fix; 130 after Ctrl-C; 141 if nobody reads
-        the output any more, as of any program in a pipe.
+    Returns: the exit status: 0; 2 for what the user can fix; 130 after Ctrl-C, 143 after SIGTERM
+        or SIGHUP; 141 if nobody reads the output any more, as of any program in a pipe.
     Raises: SystemExit after help, and for options that there are not.
     """
     open_streams()
@@ -99,12 +102,13 @@ def _run(arguments: list[str]) -> int:
     console = Terminal(verb.settings)
     try:
         settings = verb.read(given, console) if verb.read else settings_of(verb.settings, given)
-        return verb.run(settings, console) or 0
+        with _ending_in_order():
+            return verb.run(settings, console) or 0
     except IcloraError as error:
         _show(error, verb.settings)
-    except (KeyboardInterrupt, Cancelled):
+    except (KeyboardInterrupt, Cancelled) as stop:
         print("\nstopped", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -114,6 +118,40 @@ def _run(arguments: list[str]) -> int:
             as_options(less_memory(verb.settings), verb.settings),
         )
     return 2
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was told to end. What is open is closed as after Ctrl-C."""
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM (`docker stop`, `scancel`) and SIGHUP (the terminal is gone) end a verb as Ctrl-C
+    does, so that temporary folders go and children end.
+
+    A verb that handles SIGTERM itself gets a SIGHUP as one too. What is ignored already, as by
+    `nohup`, stays so.
+    """
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    def pass_on(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    wanted = {signal.SIGTERM: end}
+    if hasattr(signal, "SIGHUP"):
+        wanted[signal.SIGHUP] = pass_on
+    if threading.current_thread() is not threading.main_thread():
+        wanted = {}
+    kept = {n: signal.getsignal(n) for n in wanted if signal.getsignal(n) is signal.SIG_DFL}
+    for number in kept:
+        signal.signal(number, wanted[number])
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _show(error: IcloraError, model: type[Settings]) -> None:
