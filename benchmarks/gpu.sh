@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure everything on a GPU machine without a network, from a bare checkout.
 #
-#     benchmarks/gpu.sh wheels FOLDER         here: fetch what its Python lacks, as wheels (about 10 MB)
+#     benchmarks/gpu.sh wheels FOLDER         here: fetch what its Python lacks, as wheels (about 54 MB)
 #     benchmarks/gpu.sh FOLDER OUT [OPTION]   there: install them beside the checkout, and measure
 #
 # There, python3 must have torch, transformers, accelerate, safetensors, pillow, numpy, and what else
@@ -14,16 +14,18 @@ python=${PYTHON:-python3}
 
 # The versions this project is tested with, for CPython 3.12 on Linux; VERSION=3.11 takes another.
 wanted="diffusers peft pydantic tomli-w"
+# What the row `layers` sets beside ours.
+peers="torchao==0.18.0 bitsandbytes==0.50.2"
 beside="pydantic-core annotated-types typing-inspection importlib-metadata zipp"
 
 if [ "${1:-}" = wheels ]; then
     folder=${2:?name a folder for the wheels}
     platforms=()
-    for glibc in 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
+    for glibc in 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
     platforms+=(--platform manylinux2014_x86_64)
     # pydantic pins its core to one version, which only it knows.
     "$python" -m pip download -q --no-deps --only-binary=:all: --python-version "${VERSION:-3.12}" \
-        --implementation cp "${platforms[@]}" -d "$folder" -c "$here/constraints.txt" $wanted
+        --implementation cp "${platforms[@]}" -d "$folder" -c "$here/constraints.txt" $wanted $peers
     core=$(cd "$folder" && unzip -p pydantic-[0-9]*.whl '*/METADATA' \
         | sed -n 's/^Requires-Dist: pydantic-core==\([0-9.]*\).*/\1/p' | tr -d '\r')
     "$python" -m pip download -q --no-deps --only-binary=:all: --python-version "${VERSION:-3.12}" \

@@ -129,6 +129,13 @@ ROWS: tuple[Row, ...] = (
         takes=12,
         packages=(),
     ),
+    Row(
+        "layers",
+        "frozen layers in int8, nf4 and fp8: ours beside torchao's, bitsandbytes' and quanto's",
+        "iclora.jobs.bench.layers:kinds",
+        limit=120,
+        takes=25,
+    ),
     _script(
         "train-dev-compiled",
         "the same step with compiled blocks, against diffusers compiled and without recomputing",
