@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -284,3 +285,17 @@ def test_cuda_is_preferred_to_mps_and_mps_to_the_cpu(monkeypatch):
     assert pick_device().type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device().type == "cuda"
+
+
+def test_threads_that_open_a_base_at_once_all_get_its_weights(tiny):
+    wanted = {"_t5": "shared.weight", "denoiser": "proj_out.weight"}
+
+    def opened(turn):
+        model = load_model(str(tiny.folder), device="cpu")
+        found = {part: getattr(model, part) for part in sorted(wanted, reverse=turn % 2 == 1)}
+        return [dict(found[part].named_parameters())[name] for part, name in wanted.items()]
+
+    true = [dict(getattr(tiny, part).named_parameters())[name] for part, name in wanted.items()]
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(opened, range(8)):
+            assert all(torch.equal(one, other) for one, other in zip(found, true, strict=True))

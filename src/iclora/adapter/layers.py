@@ -10,6 +10,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from iclora.adapter.formats import fit
+from iclora.files.locks import building
 from iclora.models.base import DiffusionModel
 from iclora.models.linear import check_loras
 
@@ -33,7 +34,8 @@ def attach(
         r=rank, lora_alpha=alpha, target_modules=model.lora_targets(targets), init_lora_weights=True
     )
     denoiser: Any = model.denoiser
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with building(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         denoiser.add_adapter(config, adapter_name=_NAME)
     check_loras(denoiser)
@@ -65,11 +67,12 @@ def apply(model: DiffusionModel, parts: Sequence[Part]) -> None:
     weights, strength = fitted[0] if alone else (stack(fitted), 1.0)
     remove(model)
     denoiser: Any = model.denoiser
-    denoiser.load_lora_adapter(
-        {f"transformer.{key}": value for key, value in weights.items()},
-        prefix="transformer",
-        adapter_name=_NAME,
-    )
+    with building():
+        denoiser.load_lora_adapter(
+            {f"transformer.{key}": value for key, value in weights.items()},
+            prefix="transformer",
+            adapter_name=_NAME,
+        )
     denoiser.set_adapters([_NAME], [strength])
     check_loras(denoiser)
     model.applied = tuple(parts)

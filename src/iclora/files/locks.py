@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +16,23 @@ try:
 except ImportError:  # Windows has no such locks; there the last rename fails for the second.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "alone", "is_held"]
+__all__ = ["LOCK", "alone", "building", "is_held"]
 
 LOCK = ".lock"
 """Name of the file that a process holds while it writes a folder."""
+
+_BUILDING = threading.RLock()
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Let one thread at a time build models.
+
+    transformers and diffusers change torch for the whole process meanwhile: another thread's
+    modules would get no weights.
+    """
+    with _BUILDING:
+        yield
 
 
 @contextmanager

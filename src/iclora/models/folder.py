@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from iclora.errors import ModelError, SettingsError
 from iclora.files import digest
 from iclora.files.documents import read_json
+from iclora.files.locks import building
 from iclora.models.base import Compiling, DiffusionModel, Part, Text
 from iclora.models.complete import check_loaded, check_numbers
 from iclora.models.names import Names, linears_of
@@ -56,6 +57,8 @@ _SPARE = 2**32
 
 _SMALL = 2**22
 """Bytes up to which a file is hashed whole."""
+
+_AGAIN = "Download the model again, whole and in diffusers' layout."
 
 
 def files_read(folder: Path) -> list[Path]:
@@ -146,17 +149,14 @@ class FolderModel(DiffusionModel):
             config = read_json(self.folder / part / file, ModelError, "settings")
         except ModelError as error:
             raise ModelError(
-                f"{self.name} lacks a readable {part}/{file} ({error.problem})",
-                "Download the model again, whole and in diffusers' layout.",
+                f"{self.name} lacks a readable {part}/{file} ({error.problem})", _AGAIN
             ) from error
         if not isinstance(config, dict):
-            raise ModelError(
-                f"{part}/{file} of {self.name} holds no settings",
-                "Download the model again, whole and in diffusers' layout.",
-            )
+            raise ModelError(f"{part}/{file} of {self.name} holds no settings", _AGAIN)
         check_sizes(config, f"{part}/{file} of {self.name}")
         return config
 
+    @building()
     def load(self, part: str, cls: Any, **options: Any) -> Any:
         """A module, tokenizer or scheduler from a subfolder, modules on `device` and frozen.
 
@@ -316,12 +316,11 @@ class FolderModel(DiffusionModel):
     def names(self) -> Names:
         # Of the settings alone: an adapter is converted without the base's weights.
         try:
-            with torch.device("meta"):
+            with building(), torch.device("meta"):
                 net = self.network_class.from_config(self.config("transformer"))
         except (TypeError, ValueError) as error:
             raise ModelError(
-                f"transformer/config.json of {self.name} describes no model ({error!r})",
-                "Download the model again, whole and in diffusers' layout.",
+                f"transformer/config.json of {self.name} describes no model ({error!r})", _AGAIN
             ) from error
         return self.names_of(linears_of(net))
 
@@ -352,10 +351,8 @@ class FolderModel(DiffusionModel):
             for folder in self.folders[part]:
                 pieces += self._loaded.get(folder) or self._hash(folder)
         except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{self.name} lacks a readable {part} part ({error})",
-                "Download the model again, whole and in diffusers' layout.",
-            ) from error
+            said = f"{self.name} lacks a readable {part} part ({error})"
+            raise ModelError(said, _AGAIN) from error
         return digest(*pieces)
 
     def beside(self, part: Part) -> Iterator[str]:  # noqa: ARG002

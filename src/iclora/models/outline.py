@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from iclora.errors import ModelError
+from iclora.files.locks import building
 from iclora.models import flow
 from iclora.models.attention import Attend, attention_to, shortest
 from iclora.models.base import DiffusionModel, Given, Panels
@@ -178,7 +179,7 @@ def built(make: Callable[[], Any], part: str, name: str, dtype: torch.dtype) -> 
     Raises: ModelError for settings that describe no module.
     """
     try:
-        with META:
+        with building(), META:
             return as_loaded(make().requires_grad_(False).eval(), dtype)
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise ModelError(

@@ -15,6 +15,7 @@ from huggingface_hub import errors as hub
 
 from iclora.errors import ModelError, SettingsError
 from iclora.files.documents import read_json
+from iclora.files.locks import building
 from iclora.models.base import DTYPES, DiffusionModel
 from iclora.models.quantize import KINDS, check_precision
 from iclora.models.single_file import whole_of
@@ -208,7 +209,8 @@ def load_model(
 
 def _find(name: str, weights: bool) -> Path:
     if name in BASES:
-        return BASES.load(name)()
+        with building():
+            return BASES.load(name)()
     path = Path(name).expanduser()
     if path.is_dir():
         return _snapshot(path) or path

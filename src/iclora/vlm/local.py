@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from iclora.errors import VisionModelError
+from iclora.files.locks import building
 from iclora.vlm.base import Answer, Ask, VisionModel
 
 __all__ = ["LocalModel", "conversation", "open_local"]
@@ -38,9 +39,10 @@ class LocalModel(VisionModel):
             self._processor: Any = transformers.AutoProcessor.from_pretrained(
                 model, trust_remote_code=False
             )
-            self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                model, use_safetensors=True, trust_remote_code=False, **kind
-            )
+            with building():
+                self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                    model, use_safetensors=True, trust_remote_code=False, **kind
+                )
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise VisionModelError(
                 f"{model} cannot be opened as an image-text-to-text model: {error}",

@@ -21,6 +21,7 @@ from torch import Tensor
 from iclora.errors import ModelError
 from iclora.evaluate.metrics.base import Figures, Made, Metric, made_pairs, spread
 from iclora.files import digest
+from iclora.files.locks import building
 from iclora.models.registry import pick_device
 
 __all__ = ["Clip", "Dino", "Likeness", "open_clip", "open_dino"]
@@ -235,9 +236,10 @@ def open_clip(model: str, device: str, url: str | None) -> Clip:
 
 def _load(kind: Any, source: str) -> Any:
     def open_it() -> Any:
-        return kind.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        )
+        with building():
+            return kind.from_pretrained(
+                source, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            )
 
     return _named(source, open_it).eval()
 
