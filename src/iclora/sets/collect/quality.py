@@ -161,9 +161,9 @@ def _laplacian_of(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _halved(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     rows, columns = (side // 2 * 2 for side in grey.shape)
-    found: NDArray[np.float32] = (
-        grey[:rows, :columns].reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
-    )
+    # Rows first: numpy's mean over both sides of a block takes ten times as long.
+    lines = grey[:rows:2, :columns] + grey[1:rows:2, :columns]
+    found: NDArray[np.float32] = (lines[:, ::2] + lines[:, 1::2]) * np.float32(0.25)
     return found
 
 

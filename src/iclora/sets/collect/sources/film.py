@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +25,7 @@ from iclora.sets.bars import find_edges, opposite
 from iclora.sets.collect.picture import glimpse
 from iclora.sets.collect.sources.extras import needed
 from iclora.sets.collect.sources.shots import TINY, Shot, ShotFinder
+from iclora.sets.collect.sources.stills import encode_still, sharpness
 from iclora.sets.edges import Edges
 
 __all__ = ["SHOTS", "extract"]
@@ -44,8 +47,8 @@ _SHORTEST = 8
 """Frames; what is shorter is a flash or a mistake."""
 _SEEN = 640
 """Width at which sharpness is measured, px."""
-_PNG_LEVEL = 1
-"""Frames are many; level 4 saves a fifth of their size and takes three times as long."""
+_AHEAD = 4
+"""Frames that are decoded while one is looked at: several cores share the work."""
 
 _HDR = {16: "PQ", 18: "HLG"}
 """Transfer functions of ITU-T H.273."""
@@ -88,13 +91,13 @@ def extract(path: Path, progress: Progress, folder: Path) -> None:
 
 def _read(av: Any, path: Path, folder: Path, progress: Progress) -> tuple[list[Row], Row]:
     """A video's shots and what is to be told of it, read from its start."""
-    with av.open(str(path)) as container:
-        bars = _Film(av, container, path).bars()
+    with _opened(av, path) as film:
+        bars = film.bars()
     for name in (_ROWS, _STOPPED):
         (folder / name).unlink(missing_ok=True)
     # Opened again: some containers cannot be wound back.
-    with av.open(str(path)) as container:
-        return _Writer(folder, bars, []).write(_Film(av, container, path), _Reading(), progress)
+    with _opened(av, path) as film:
+        return _Writer(folder, bars, []).write(film, _Reading(), progress)
 
 
 def _read_on(av: Any, path: Path, folder: Path, progress: Progress) -> tuple[list[Row], Row] | None:
@@ -102,8 +105,7 @@ def _read_on(av: Any, path: Path, folder: Path, progress: Progress) -> tuple[lis
     if (noted := _noted(folder)) is None:
         return None
     told, rows, bars = noted
-    with av.open(str(path)) as container:
-        film = _Film(av, container, path)
+    with _opened(av, path) as film:
         try:
             reading = film.found_again(told)
         except (av.error.FFmpegError, ValueError, KeyError, TypeError):
@@ -113,6 +115,13 @@ def _read_on(av: Any, path: Path, folder: Path, progress: Progress) -> tuple[lis
         # Shots that were found behind this state are found again.
         write_text(folder / _ROWS, "".join(f"{json.dumps(row)}\n" for row in rows))
         return _Writer(folder, bars, rows).write(film, reading, progress)
+
+
+@contextmanager
+def _opened(av: Any, path: Path) -> Iterator[_Film]:
+    # The thread has ended before the container is closed.
+    with av.open(str(path)) as container, ThreadPoolExecutor(1) as decoder:
+        yield _Film(av, container, path, decoder)
 
 
 def _noted(folder: Path) -> tuple[Row, list[Row], Edges] | None:
@@ -173,7 +182,7 @@ class _Writer:
 
 def _keep(picture: Image.Image, folder: Path, row: Row) -> None:
     """Write a picture, and see what it looks like while it is in memory."""
-    picture.save(folder / row["picture"], compress_level=_PNG_LEVEL)
+    (folder / row["picture"]).write_bytes(encode_still(picture))
     row["look"] = glimpse(picture).to_json()
     append_line(folder / _ROWS, json.dumps(row))
 
@@ -214,12 +223,12 @@ class _Reading:
 
 
 class _Film:
-    """A video stream, read once."""
+    """A video stream, read once; `decoder` is one thread that decodes ahead."""
 
-    def __init__(self, av: Any, container: Any, path: Path) -> None:
+    def __init__(self, av: Any, container: Any, path: Path, decoder: ThreadPoolExecutor) -> None:
         if not container.streams.video:
             raise DatasetError(f"{path} holds no video", "Give a video.")
-        self._av, self._container = av, container
+        self._av, self._container, self._decoder = av, container, decoder
         self._stream = container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.damage = ""
@@ -295,7 +304,7 @@ class _Film:
         seconds = int(total / self._av.time_base) if total else 0
         last = int(self.seconds) if read else -1
         try:
-            for frame in self._decoded:
+            for frame in self._ahead():
                 if frame.time is not None and int(frame.time) > last:
                     last = int(frame.time)
                     self.seconds = float(frame.time)
@@ -303,6 +312,12 @@ class _Film:
                 yield frame
         except self._av.error.FFmpegError as error:
             self.damage = str(error)
+
+    def _ahead(self) -> Iterator[Any]:
+        waiting = deque(self._decoder.submit(next, self._decoded, None) for _ in range(_AHEAD))
+        while (frame := waiting.popleft().result()) is not None:
+            waiting.append(self._decoder.submit(next, self._decoded, None))
+            yield frame
 
     def _shrunk(self, frame: Any) -> NDArray[np.uint8]:
         """A tiny picture of a frame, (18, 32, 3)."""
@@ -318,10 +333,7 @@ class _Film:
         small = self._small.reformat(
             frame, width=_SEEN, height=height, format="gray", interpolation="BILINEAR"
         )
-        grey = small.to_ndarray().astype(np.int16)
-        inner = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1]
-        inner = inner - grey[1:-1, :-2] - grey[1:-1, 2:]
-        return float(np.abs(inner).mean())
+        return sharpness(small.to_ndarray())
 
     def bars(self) -> Edges:
         """The black bars that most frames have, found in frames all over the video."""
