@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from iclora.errors import ModelError
 from iclora.models import attention
 from iclora.models.attention import parts_of
 from iclora.models.base import Given, Panels
+from iclora.models.flow import denoise, loss
+from iclora.models.outline import outline_of
 from iclora.sets.layout import Layout
 from iclora.sets.tokens import token_owners
 
@@ -173,3 +176,47 @@ def test_a_family_that_reads_one_text_refuses_several(tiny, monkeypatch):
     tiny.check_text("joint")
     with pytest.raises(ModelError, match="one text for all panels"):
         tiny.check_text("alone")
+
+
+HIDDEN = torch.from_numpy(token_owners(LAYOUT, 16) == 1).flatten()
+WAYS = (
+    None,
+    Given(HIDDEN, clean=True, isolated=True, cache=[]),
+    Given(HIDDEN, scale=2.0),
+    Given(HIDDEN, references=HIDDEN.int()),
+)
+
+
+@pytest.mark.parametrize("name", ["tiny", "klein", "zimage", "krea", "qwen"])
+def test_no_step_waits_for_the_device(name, request):
+    """On a device that has no numbers to read back, steps of sampling and gradients are taken."""
+    model = request.getfixturevalue(name)
+    there = outline_of(model, torch.float32, "full").model
+    word = model.encode_text("a cat")
+    one = model.as_one([word])[0]
+    several, panels = apart(model, [word] * 4)
+    unguided = [word] if model.sampling.guided == "two-pass" else None
+    noise = torch.randn(1, 24, model.channels, device="meta")
+
+    def velocity(z, sigma, text=one, given=None, panels=None):
+        return there.velocity(
+            z, z.new_full((1,), sigma), [text], SIZE, 3.5, given, unguided, panels
+        )
+
+    for given in WAYS:
+        if given is not None and given.references is not None and not model.reads_references:
+            continue
+        made = denoise(
+            partial(velocity, given=given),
+            noise,
+            [1.0, 0.5, 0.0],
+            given=None if given is None else HIDDEN.to("meta"),
+            x0=torch.zeros_like(noise),
+            clean=given is not None and given.clean,
+        )
+        assert made.is_meta
+    z = noise.clone().requires_grad_()
+    error = loss(velocity(z, 0.5, several, panels=panels), noise, noise).sum()
+    torch.autograd.grad(error, z)
+    with pytest.raises(RuntimeError, match="meta"):
+        error.item()
