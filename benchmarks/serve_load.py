@@ -1,13 +1,15 @@
 """Measure the server: its start and memory, its queue under load, and what kills leave of it.
 
-    python benchmarks/serve_load.py start queue web-kills overhead worker-kills soak
-    python benchmarks/serve_load.py web-kills --kills 50 --seed 1
-    python benchmarks/serve_load.py ray ray-kills --base toyland      # needs iclora[ray]
+    python -m benchmarks.serve_load start queue web-kills overhead worker-kills soak
+    python -m benchmarks.serve_load web-kills --kills 50 --seed 1
+    python -m benchmarks.serve_load kills soak --base toyland --write
+    python -m benchmarks.serve_load ray ray-kills --base toyland      # needs iclora[ray]
 
-Everything runs on loopback in a folder that is removed. `start`, `overhead`, `worker-kills` and
-`soak` run `iclora serve` itself with a base of random weights (`--base`); `queue` and `web-kills`
-run the same web process with the tests' engine, which makes sets of one colour in no time, so that
-the figures are the web process's own.
+Everything runs on loopback in a folder that is removed. `start`, `overhead`, `kills`,
+`worker-kills` and `soak` run `iclora serve` itself, by default with a base of random weights
+(`--base`); `queue` and `web-kills` run the same web process with the tests' engine, which makes
+sets of one colour in no time, so that the figures are the web process's own. `kills` is `web-kills`
+with real workers. With `--write` each puts what it found into RESULTS.md.
 """
 
 from __future__ import annotations
@@ -32,8 +34,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import put
+
 ROOT = Path(__file__).parents[1]
 PROMPT = "[MOVIE-SHOTS] A day, [SCENE-1] a fox runs, [SCENE-2] it rests, [SCENE-3] it eats."
+SAID: list[str] = []
+SMALL = {"recipe": "film-storyboard", "size": "64x96", "steps": 2}
 TOLD = {"recipe": "film-storyboard", "size": "128x192", "steps": 4}
 
 
@@ -99,6 +105,14 @@ class Web:
         body = {"kind": "generate", "input": {"prompt": [PROMPT], **told}}
         return self.ask("POST", "/api/v1/jobs", {**body, "wait": wait} if wait else body, key)
 
+    def made(self, **told: Any) -> dict[str, Any]:
+        """A job once it has ended, however long a busy machine takes."""
+        job = self.post(**told, wait=60)[1]
+        while job["status"] in ("queued", "running"):
+            time.sleep(0.1)
+            job = self.ask("GET", f"/api/v1/jobs/{job['id']}")[1]
+        return dict(job)
+
     def jobs(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         cursor = ""
@@ -161,6 +175,12 @@ def fake(folder: Path, how: str) -> Web:
     return Web(folder, "tests.serve.serving", str(folder), how)
 
 
+def say(text: str) -> None:
+    """Print a finding, and keep it for RESULTS.md."""
+    print(text, flush=True)
+    SAID.append(text)
+
+
 def spread(values: list[float], unit: str = "s") -> str:
     middle = statistics.median(values)
     return f"{middle:.3g} {unit} ({min(values):.3g} to {max(values):.3g}, {len(values)} times)"
@@ -176,8 +196,8 @@ def start(args: argparse.Namespace, folder: Path) -> None:
         web.post(**TOLD, wait=60)
         memory.append(web.memory())
         web.end()
-    print(f"start to first byte  {spread(first)}; until {args.base} is loaded {spread(ready)}")
-    print(f"memory of the web process after a job  {spread(memory, 'MB')}")
+    say(f"start to first byte  {spread(first)}; until {args.base} is loaded {spread(ready)}")
+    say(f"memory of the web process after a job  {spread(memory, 'MB')}")
 
 
 def queue(args: argparse.Namespace, folder: Path) -> None:
@@ -189,7 +209,7 @@ def queue(args: argparse.Namespace, folder: Path) -> None:
         assert web.post()[0] == 202
         one.append((time.perf_counter() - began) * 1e3)
     web.ask("POST", "/api/v1/queue", {"cancel_waiting": True})
-    print(f"POST a job: p50 {statistics.median(one):.2f} ms, p95 {sorted(one)[189]:.2f} ms")
+    say(f"POST a job: p50 {statistics.median(one):.2f} ms, p95 {sorted(one)[189]:.2f} ms")
     for _ in range(args.rounds):
         began = time.perf_counter()
         with ThreadPoolExecutor(32) as clients:
@@ -202,7 +222,7 @@ def queue(args: argparse.Namespace, folder: Path) -> None:
         began = time.perf_counter()
         gone = web.ask("POST", "/api/v1/queue", {"cancel_waiting": True})[1]["cancelled"]
         cancel = time.perf_counter() - began
-        print(
+        say(
             f"1,000 posts from 32 clients {took:.2f} s, {lost} lost; list of 1,000 "
             f"{list_ms:.0f} ms; cancel all {gone} {cancel:.2f} s; memory {web.memory():.0f} MB"
         )
@@ -250,7 +270,60 @@ def web_kills(args: argparse.Namespace, folder: Path) -> None:
     found = {job["id"]: job for job in web.jobs()}
     web.end()
     report(folder, found, acknowledged, args.kills, lambda seed: _colour(folder, seed))
-    print(f"  back after a kill: {spread(back)}")
+    say(f"  back after a kill: {spread(back)}")
+
+
+def kills(args: argparse.Namespace, folder: Path) -> None:
+    """SIGKILL of the web process at random moments while four clients post, with real workers.
+
+    Its workers end with it, and the next one's load the base anew: kills hit servers that load, and
+    such that make sets.
+    """
+    draw = random.Random(args.seed)
+    acknowledged: dict[str, tuple[str, int]] = {}
+    asked: dict[str, int] = {}
+    lock = threading.Lock()
+    hit = {"loading": 0, "idle": 0, "at work": 0}
+
+    def client(web: Web, stop: threading.Event) -> None:
+        while not stop.wait(0.5):
+            with lock:
+                key, seed = f"key-{len(asked)}", len(asked)
+                asked[key] = seed
+            try:
+                status, job = web.post(key, seed=seed, **SMALL)
+            except ConnectionError:
+                return
+            if status in (200, 202):
+                with lock:
+                    acknowledged[key] = job["id"], seed
+
+    for number in range(args.kills):
+        web, stop = real(folder, args.base), threading.Event()
+        clients = [threading.Thread(target=client, args=(web, stop)) for _ in range(4)]
+        if number % 5:  # Else at any moment from its start on, so that some hit one that loads.
+            web.wait_until_ready()
+        for each in clients:
+            each.start()
+        time.sleep(draw.uniform(0.0, 2.0))
+        busy = web.ask("GET", "/api/v1/queue")[1]["running"]
+        ready = web.ask("GET", "/readyz")[0] == 200
+        hit["at work" if busy else "idle" if ready else "loading"] += 1
+        web.end(signal.SIGKILL)
+        stop.set()
+        for each in clients:
+            each.join()
+    web = real(folder, args.base)
+    for key, seed in asked.items():
+        if key not in acknowledged:
+            acknowledged[key] = web.post(key, seed=seed, **SMALL)[1]["id"], seed
+    web.wait_until_done(1.0)
+    found = {job["id"]: job for job in web.jobs()}
+    alone = {seed: web.made(seed=seed, **SMALL)["id"] for seed in asked.values()}
+    web.end()
+    say(f"killed: {', '.join(f'{count} {what}' for what, count in hit.items())}")
+    places = {seed: folder / "out" / job / "0001" for seed, job in alone.items()}
+    report(folder, found, acknowledged, args.kills, lambda seed: _digest(places[seed]))
 
 
 def _colour(folder: Path, seed: int) -> str:
@@ -284,7 +357,7 @@ def report(
         if found.get(job, {}).get("status") == "succeeded":
             differ += len(sets) != 1 or _digest(sets[0]) != alone(seed)
     again = sum(job["attempt"] > 1 for job in found.values())
-    print(
+    say(
         f"{kills} kills under load: {len(ids)} acknowledged jobs, {len(ids - found.keys())} lost, "
         f"{len(found) - len(ids)} more than asked for, {doubled} with two sets, {differ} not as "
         f"undisturbed; {states.count('succeeded')} succeeded, {states.count('failed')} given up "
@@ -320,7 +393,7 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
     web.end()
     bare, served, inside = bare[2:], served[2:], inside[2:]
     more = statistics.median(s - b for s, b in zip(served, bare, strict=True)) * 1e3
-    print(
+    say(
         f"job over HTTP {spread(served)}, from claim to end {spread(inside)}, bare generate "
         f"{spread(bare)}: {more:.0f} ms more; same bytes"
     )
@@ -364,7 +437,7 @@ def kill_some(args: argparse.Namespace, folder: Path, web: Web, *kinds: str) -> 
         if not kinds:
             web.wait_until_ready()
     web.wait_until_done()
-    print(", ".join(f"{count} of {kind}" for kind, count in by_kind.items()))
+    say(", ".join(f"{count} of {kind}" for kind, count in by_kind.items()))
     found = {job["id"]: job for job in web.jobs()}
     seeds = dict(acknowledged.values())
     alone = {}
@@ -398,13 +471,13 @@ def ray(args: argparse.Namespace, folder: Path) -> None:
                 made[number, count, seed] = _digest(place / "out" / job / "0001")
             if number == 0:
                 held = sum(map(web.memory, web.workers("cluster.bridge"))) / count
-                print(
+                say(
                     f"{count} replicas: ready after {ready:.1f} s; the web process holds "
                     f"{web.memory():.0f} MB, a bridge {held:.0f} MB"
                 )
             web.end()
     one, two = (statistics.median(minutes[count]) for count in (1, 2))
-    print(
+    say(
         f"sets a minute: one replica {spread(minutes[1], '')}, two {spread(minutes[2], '')}: "
         f"{two / one:.2f} times; {len(set(made.values()))} different sets of {args.jobs} requests"
     )
@@ -427,41 +500,79 @@ def ray(args: argparse.Namespace, folder: Path) -> None:
         _digest(local / "out" / job / "0001"),
         made[0, 1, 0],
     }
-    print(f"one request by the command line, the API and Ray: {len(three)} different bytes")
+    say(f"one request by the command line, the API and Ray: {len(three)} different bytes")
 
 
 def soak(args: argparse.Namespace, folder: Path) -> None:
-    """Many jobs: what every process holds after the first tenth, and at the end."""
+    """Many jobs: what every process holds after the first tenth, and at the end.
+
+    With toyland's base they take two adapters, five jobs each, and a hundred prompts: the texts
+    that a worker keeps are all there after the first hundred jobs.
+    """
+    told = [dict(TOLD)]
+    if args.base == "toyland":
+        from benchmarks.serve_warm import TASK, write_adapters
+        from iclora.toyland.tasks import draw_set
+
+        (folder / "adapters").mkdir()
+        for file in write_adapters(folder / "made"):
+            shutil.move(file, folder / "adapters" / f"{file.parent.name}.safetensors")
+        texts = [draw_set(TASK, random.Random(f"soak {n}"))[1].text for n in range(100)]
+        own = {"size": TOLD["size"], "steps": 2}
+        told = [
+            own | {"adapter": [f"adapter-{n // 5 % 2 + 1}"], "prompt": [text]}
+            for n, text in enumerate(texts)
+        ]
     web = real(folder, args.base)
     web.wait_until_ready()
     sizes: list[tuple[int, float, float]] = []
     began = time.perf_counter()
     for number in range(1, args.soak + 1):
-        job = web.post(**TOLD, seed=number, wait=60)[1]
+        job = web.made(**told[number % len(told)], seed=number)
         assert job["status"] == "succeeded", job
         if number % max(1, args.soak // 10) == 0:
             sizes.append((number, web.memory(), sum(map(web.memory, web.workers()))))
+            print(*sizes[-1], flush=True)
     took = time.perf_counter() - began
     web.end()
-    for name, at in (("web", 1), ("worker", 2)):
+    for name, at in (("web process", 1), ("worker", 2)):
         first, last = sizes[0][at], sizes[-1][at]
-        print(
+        most = max(size[at] for size in sizes)
+        say(
             f"{name}: {first:.0f} MB after {sizes[0][0]} jobs, {last:.0f} MB after {args.soak} "
-            f"({last / first - 1:+.1%})"
+            f"({last / first - 1:+.1%}), {most:.0f} MB at most ({most / first - 1:+.1%})"
         )
-    print(f"{args.soak} jobs in {took:.0f} s")
+    say(f"{args.soak} jobs of {args.base} in {took:.0f} s")
 
 
 WHAT: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "start": start,
     "queue": queue,
     "web-kills": web_kills,
+    "kills": kills,
     "overhead": overhead,
     "worker-kills": worker_kills,
     "soak": soak,
     "ray": ray,
     "ray-kills": ray_kills,
 }
+
+
+TITLES = {
+    "kills": "The web process is killed while real workers make sets",
+    "soak": "A thousand jobs",
+    "ray": "Replicas of a Ray cluster",
+}
+
+
+def write(name: str, args: argparse.Namespace) -> None:
+    """Put what was said into RESULTS.md, with the command, the day and how busy the machine was."""
+    words = [name, *(["--base", args.base] if args.base != "tiny" else [])]
+    words += [f"--seed {args.seed}"] * bool(args.seed)
+    busy = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    command = f"`python -m benchmarks.serve_load {' '.join(words)}`"
+    lines = [f"{command}, {time.strftime('%Y-%m-%d, %H:%M')}, {busy}:", ""]
+    put(f"### {TITLES.get(name, name)}", "\n".join([*lines, *(f"- {text}" for text in SAID)]))
 
 
 def main() -> None:
@@ -474,12 +585,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--soak", type=int, default=1000, help="jobs of soak")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="put it into RESULTS.md")
     args = parser.parse_args()
     for name in args.what:
+        SAID.clear()
         folder = Path(tempfile.mkdtemp(prefix="serve-load-"))
         try:
             WHAT[name](args, folder)
-            sys.stdout.flush()
+            if args.write:
+                write(name, args)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

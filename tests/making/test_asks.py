@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from iclora.adapter import Adapter, stack
-from iclora.errors import ModelError, SettingsError
+from iclora.errors import AdapterError, ModelError, SettingsError
 from iclora.making.asks import asks_of, base_of, machine_for, open_sources
 from iclora.making.made import GeneratedSet
 from iclora.making.session import Session, complete, generate
@@ -183,6 +183,15 @@ def test_ideas_are_written_out_by_a_captioner(clean, monkeypatch):
     assert ask.request.prompt == said[0]
     assert "[SCENE-2] two" in said[0]
     assert warned[0] == "the idea and its instruction go to a server"
+
+
+def test_no_idea_is_written_out_for_an_adapter_that_does_not_fit(klein, lora, monkeypatch):
+    asked = []
+    monkeypatch.setattr("iclora.making.asks.load_vision_model", lambda *_, **__: asked.append(1))
+    told = {"idea": ("a day at sea",), "captioner": "openai:x", "adapter": (str(lora),)}
+    with pytest.raises(AdapterError, match="of the family flux, and"):
+        asks(klein, GenerateSettings(**TINY | told))
+    assert not asked
 
 
 def test_notes_are_said_once_for_all_prompts(clean):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -20,7 +21,7 @@ from iclora.making.request import Request
 from iclora.making.sampling import panel_noise
 from iclora.making.session import Ask, Session, complete, generate
 from iclora.models import flow, load_model
-from iclora.models.base import Given, Sampling
+from iclora.models.base import DiffusionModel, Given, Sampling
 from iclora.progress import Cancelled, Progress
 from iclora.sets.caption import JointCaption
 from iclora.sets.layout import Layout, token_mask
@@ -494,6 +495,43 @@ def test_asks_that_cannot_be_met_are_refused_before_any_of_them_is_made(clean, l
     other = request.model_copy(update={"base_fingerprint": "0" * 64})
     with pytest.raises(SettingsError, match="not those this request was made with"):
         session.make([Ask(request), Ask(other)])
+
+
+def test_an_adapter_that_does_not_fit_is_refused_before_weights_load_or_a_text_is_encoded(
+    loads, lora
+):
+    known, model = Adapter.load(lora), load_model("tiny", device="cpu")
+    request, _ = prepared(model, CAPTION, adapter=known, **told())
+
+    def refused(says, module, wide=64, family="flux"):
+        halves = {"A": torch.ones(2, wide), "B": torch.ones(64, 2)}
+        more = {f"{module}.lora_{half}.weight": value for half, value in halves.items()}
+        info = known.info.model_copy(update={"family": family})
+        bad = replace(known, weights={**known.weights, **more}, info=info)
+        with pytest.raises(AdapterError, match=says) as caught:
+            prepared(model, CAPTION, adapter=bad, **told())
+        assert caught.value.setting == "adapter"
+        # Of a request that was made before, as `reroll` has one.
+        with pytest.raises(AdapterError, match=says):
+            Session(model).make([Ask(request, adapter=known), Ask(request, adapter=bad)])
+        return bad
+
+    to_q = "transformer_blocks.{}.attn.to_q".format
+    refused("of the family flux2, and", to_q(0), family="flux2")
+    others = [refused("64 wide, not 3072", to_q(0), 3072), refused("does not exist", to_q(7))]
+    assert loads == []
+    for bad in others:
+        with pytest.raises(AdapterError, match="does not fit"):
+            bad.apply(model)
+
+
+def test_a_family_whose_weights_alone_tell_its_modules_is_not_loaded_to_check_an_adapter(
+    loads, lora
+):
+    model = load_model("tiny", device="cpu")
+    model.__class__ = type("Late", (type(model),), {"names": DiffusionModel.names})
+    Adapter.load(lora).check(model)
+    assert loads == []
 
 
 @pytest.mark.parametrize("part", ["adapter", "vae"])

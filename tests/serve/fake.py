@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from iclora.files import work_folder
-from iclora.serve.engine import Outcome, WorkerDied, adapters_of
+from iclora.serve.engine import Fit, Outcome, WorkerDied, adapters_of
 
 
 class FakeEngine:
@@ -26,6 +26,8 @@ class FakeEngine:
         self.deaths = 0
         self.pace = 0.0
         self.failure = None
+        self.fits = {}
+        self.asked = []
         self.go = threading.Event()
         self.go.set()
         self.cancelled = set()
@@ -45,6 +47,10 @@ class FakeEngine:
 
     def able(self, worker):
         return self.why is None and worker not in self.gone
+
+    def fit(self, base, adapter):
+        self.asked.append((base, Path(adapter).name))
+        return self.fits.get(Path(adapter).name, Fit(known=True))
 
     def loaded(self, worker):
         return self._loaded[worker]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from iclora.serve.children import Child
@@ -11,12 +13,17 @@ from iclora.serve.worker import be_worker
 from tests import processes
 
 
-def start(environment: dict[str, str], log: Path) -> Child:
+def start_late(environment: dict[str, str], log: Path) -> Child:
+    """Start a worker that waits for a file "go" beside its log before it warms up."""
+    return start(environment, log, _work_late)
+
+
+def start(environment: dict[str, str], log: Path, work: Callable[..., int] | None = None) -> Child:
     """Start a worker as `start_worker` does."""
     log.parent.mkdir(parents=True, exist_ok=True)
     theirs, commands = multiprocessing.Pipe(duplex=False)
     answers, said = multiprocessing.Pipe(duplex=False)
-    process = processes.start(_work, log.parent, log, environment, theirs, said)
+    process = processes.start(work or _work, log.parent, log, environment, theirs, said)
     for end in (theirs, said):
         end.close()
 
@@ -35,3 +42,18 @@ def start(environment: dict[str, str], log: Path) -> Child:
 
 def _work(commands, answers) -> int:
     return be_worker(os.fdopen(commands.fileno(), "rb"), os.fdopen(answers.fileno(), "wb"))
+
+
+def _work_late(commands, answers) -> int:
+    from iclora.serve.warm import Warm
+
+    paint = Warm.paint_once
+
+    def late(*how):
+        while not Path("go").exists():
+            time.sleep(0.01)
+        yield from paint(*how)
+        Path("painted").touch()
+
+    Warm.paint_once = late
+    return _work(commands, answers)

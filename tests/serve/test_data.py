@@ -14,6 +14,7 @@ from PIL import Image
 
 import iclora.sets
 from iclora.serve import planning
+from iclora.serve.engine import Fit
 from iclora.serve.records import Files, place_of
 from iclora.sets.recipe import load_recipe
 from iclora.train.asked import asked_of
@@ -160,6 +161,48 @@ def test_a_prompt_that_does_not_fit_the_adapters_recipe_is_refused_at_once(opene
     assert opened.post(input=told).status_code == 422
     far = {"prompt": ["a"], "adapter": ["RUN"], "panel_seeds": {"4": 1}}
     assert "no panel 4" in opened.post(input=far).json()["problem"]
+
+
+def test_an_adapter_that_does_not_fit_the_base_is_refused_before_the_job_is_acknowledged(
+    opened, folder
+):
+    """A worker is asked once for each version of a file."""
+    for name in ("good", "bad", "new"):
+        write_adapter(folder / "adapters" / f"{name}.safetensors")
+    bad = folder / "adapters" / "bad.safetensors"
+    said = {"code": "AdapterError", "problem": f"{bad} has no place", "advice": "Use another."}
+    opened.engine.fits = {
+        "bad.safetensors": Fit(known=True, problem={**said, "setting": None}),
+        "new.safetensors": Fit(known=False),
+    }
+    example = load_recipe("film-storyboard").example
+
+    def post(kind="generate", **more):
+        return opened.post(kind, input={"prompt": [example]} | more)
+
+    shot = opened.upload(picture()).json()["sha256"]
+    refused = [
+        post(adapter=["good", "bad=0.5"]),
+        post("complete", adapter=["bad"], given={"1": shot}),
+        post("evaluate", adapter=["one=good", "two=good=0.3+bad=0.2"], metric=[]),
+        opened.post("extend", input={"story": "a fox\nit runs\n", "adapter": ["bad"]}),
+        opened.client.post("/v1/images/generations", json={"model": "bad", "prompt": example}),
+    ]
+    for answer in refused:
+        kind = answer.headers["content-type"]
+        assert (answer.status_code, kind) == (422, "application/problem+json")
+        told = answer.json()
+        assert (told["problem"], told["advice"]) == ("bad has no place", "Use another.")
+        assert (told["code"], told["setting"]) == ("AdapterError", "adapter")
+    assert opened.client.get("/api/v1/jobs").json()["jobs"] == []
+    assert opened.engine.asked == [("toyland", "good.safetensors"), ("toyland", "bad.safetensors")]
+    # What no worker can tell just now is left to the job, and asked again next time.
+    for _ in range(2):
+        assert post(adapter=["new"]).status_code == 202
+    assert opened.engine.asked[2:] == [("toyland", "new.safetensors")] * 2
+    opened.engine.fits = {}
+    write_adapter(bad, steps=8)
+    assert post(adapter=["bad"]).status_code == 202
 
 
 def test_arms_of_an_evaluation_name_adapters_by_id(opened, run):

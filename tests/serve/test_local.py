@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from iclora.cli.main import main
 from iclora.making.request import Request
-from iclora.serve.engine import Order, WorkerDied
+from iclora.serve.engine import Fit, Order, WorkerDied
 from iclora.serve.local import LocalEngine
 from tests.conftest import CAPTION
 from tests.serve import forked
+from tests.serve.conftest import Opened
 
 SMALL = {"prompt": [CAPTION], "size": "96x192", "steps": 2, "seed": 3}
 
@@ -37,6 +38,16 @@ def engine(tmp_path_factory):
 
 def order(folder: Path, kind: str = "generate", **settings) -> Order:
     return Order("job-1", kind, {"base": "tiny", **settings}, str(folder), 1)
+
+
+def save_with_ghost(lora: Path, path: Path) -> Path:
+    """An adapter with a module more, which no base here has."""
+    ghost = "transformer.transformer_blocks.7.attn.to_q"
+    halves = {"A": torch.zeros(4, 64), "B": torch.zeros(64, 4)}
+    more = {f"{ghost}.lora_{half}.weight": value for half, value in halves.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(load_file(lora) | more, path)
+    return path
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -86,8 +97,8 @@ def test_a_job_whose_worker_is_killed_gives_the_same_set_at_its_second_attempt(e
 
 
 def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, lora, tmp_path):
-    def failed(kind, **settings):
-        outcome = engine.run("cpu", order(tmp_path / "out", kind, **settings), print)
+    def failed(kind, report=print, **settings):
+        outcome = engine.run("cpu", order(tmp_path / "out", kind, **settings), report)
         assert outcome.status == "failed"
         return outcome.error
 
@@ -98,17 +109,66 @@ def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, lora, tm
     assert error["code"] == "AdapterError"
     assert "no.safetensors" in error["problem"]
     assert error["advice"]
-    ghost = "transformer.transformer_blocks.7.attn.to_q"
-    halves = {"A": torch.zeros(4, 64), "B": torch.zeros(64, 4)}
-    more = {f"{ghost}.lora_{half}.weight": value for half, value in halves.items()}
-    save_file(load_file(lora) | more, tmp_path / "more.safetensors")
-    error = failed("generate", **small | {"adapter": [str(tmp_path / "more.safetensors")]})
-    assert error["code"] == "AdapterError"
+    more, said = save_with_ghost(lora, tmp_path / "more.safetensors"), []
+    other = {"prompt": [CAPTION.replace("Ana", "Eve")]}  # Of which no text is kept.
+    error = failed("generate", said.append, **small | other | {"adapter": [str(more)]})
+    assert (error["code"], error["setting"]) == ("AdapterError", "adapter")
     assert "does not exist" in error["problem"], "one key that matches nothing"
+    assert not [r for r in said if r.get("stage") == "encoding texts"]
     error = failed("generate", **small | {"workers": 2})
     assert error["setting"] == "workers"
     assert "no kind" in failed("dance")["problem"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_tells_during_a_job_if_a_base_takes_an_adapter_and_a_dead_one_tells_nothing(
+    engine, lora, tmp_path
+):
+    other = save_with_ghost(lora, tmp_path / "more.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(lora.read_bytes()[:-1])
+    fits = {}
+
+    def ask(report):
+        if report.get("stage") == "painting" and not fits:
+            fits["good"] = engine.fit("tiny", str(lora))
+            fits["ghost"] = engine.fit("tiny", str(other))
+            fits["klein"] = engine.fit("tiny-klein", str(lora))
+            fits["broken"] = engine.fit("tiny", str(broken))
+            fits["nowhere"] = engine.fit(str(tmp_path / "nowhere"), str(lora))
+
+    wanted = order(tmp_path / "a", **SMALL | {"recipe": "film-storyboard"})
+    assert engine.run("cpu", wanted, ask).status == "succeeded"
+    assert fits["good"] == Fit(known=True)
+    assert "does not exist" in fits["ghost"].problem["problem"]
+    assert "of the family flux, and" in fits["klein"].problem["problem"]
+    assert "cannot be read" in fits["broken"].problem["problem"]
+    assert fits["nowhere"] == Fit(known=False)
+    os.kill(engine.pid("cpu"), signal.SIGSTOP)
+    threading.Timer(0.1, os.kill, (engine.pid("cpu"), signal.SIGKILL)).start()
+    assert engine.fit("tiny", str(lora)) == Fit(known=False)
+
+
+def test_readyz_waits_for_the_warm_up_and_an_adapter_is_refused_meanwhile(lora, tmp_path):
+    folder, logs = tmp_path / "served", tmp_path / "logs"
+    save_with_ghost(lora, folder / "adapters" / "more.safetensors")
+    late = LocalEngine(
+        ["cpu"], base="toyland", warm=[str(lora)], logs=logs, start=forked.start_late
+    )
+    with Opened(folder, late) as opened:
+        refused = opened.post(input={"prompt": [CAPTION], "adapter": ["more"]})
+        waits = opened.client.get("/readyz")
+        assert (waits.status_code, "is starting" in waits.text) == (503, True)
+        assert not (logs / "painted").exists()
+        (logs / "go").touch()
+        until = time.monotonic() + 60
+        while opened.client.get("/readyz").status_code != 200 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert opened.client.get("/readyz").status_code == 200
+        assert (logs / "painted").exists()
+    # This one is of the tiny base, whose modules have other widths.
+    assert (refused.status_code, "not fit toyland" in refused.text) == (422, True)
+    assert "not painted once" in (logs / "worker-cpu.log").read_text()
 
 
 def test_a_fault_is_told_and_the_next_job_gets_another_process(engine, tmp_path):

@@ -121,6 +121,14 @@ class Adapter:
         # repeated must give the same bytes.
         write_bytes(path, save(tensors, {_NAME: self.info.model_dump_json()}))
 
+    def check(self, model: DiffusionModel) -> None:
+        """Find out if `apply` would take it, and what is beside it; no weights are loaded.
+
+        Raises: AdapterError as `apply`.
+        """
+        for part in self.parts:
+            layers.check(model, part.weights)
+
     def apply(self, model: DiffusionModel, strength: float = 1.0) -> None:
         """Add it, and what is beside it, to the base's denoiser, in place of any other.
 

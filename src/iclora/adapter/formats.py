@@ -10,7 +10,7 @@ What other tools call things, and where they put alpha, is listed in docs/format
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from iclora.errors import AdapterError
 from iclora.files import digest
 from iclora.models.names import Names, Place
 
-__all__ = ["LoraFile", "fit", "read_file", "read_tensors"]
+__all__ = ["LoraFile", "check_fit", "fit", "read_file", "read_tensors"]
 
 Weights = dict[str, Tensor]
 """<module>.lora_A.weight (r, in) and <module>.lora_B.weight (out, r); the update is B @ A."""
@@ -297,25 +297,51 @@ def fit(weights: Mapping[str, Tensor], names: Names, base: str) -> Weights:
     """
     found: Weights = {}
     wrong = []
-    modules = [key.removesuffix(_A) for key in weights if key.endswith(_A)]
-    for module in modules:
+    for module, place in _placed(weights, names, base).items():
         down, up = weights[module + _A], weights[module + _B]
-        place = names.places.get(module)
-        problem = _misfit(module, down, up, place, names)
-        if problem or place is None:
-            wrong.append(problem)
-            continue
         for part, (a, b) in _cut(down, up, place, names).items():
             if part + _A in found:
                 wrong.append(f"{shown(module)} adapts {part}, which another module does, too")
             found |= {part + _A: a, part + _B: b}
+    _refuse(wrong, weights, base)
+    return found
+
+
+def check_fit(weights: Mapping[str, Tensor], names: Names, base: str) -> None:
+    """Raises: AdapterError for what `fit` would refuse; nothing is cut unless it must be."""
+    places = _placed(weights, names, base)
+    parts = [part for place in places.values() for part in place.parts]
+    if len(set(parts)) < len(parts):  # Which of them adapts a part stands in its numbers.
+        fit(weights, names, base)
+
+
+def _placed(weights: Mapping[str, Tensor], names: Names, base: str) -> dict[str, Place]:
+    """Where each module belongs. Raises: AdapterError naming those that belong nowhere."""
+    found, wrong = {}, []
+    for module in _modules(weights):
+        place = names.places.get(module)
+        problem = _misfit(module, weights[module + _A], weights[module + _B], place, names)
+        if problem or place is None:
+            wrong.append(problem)
+        else:
+            found[module] = place
+    _refuse(wrong, weights, base)
+    return found
+
+
+def _modules(weights: Mapping[str, Tensor]) -> list[str]:
+    return [key.removesuffix(_A) for key in weights if key.endswith(_A)]
+
+
+def _refuse(wrong: Sequence[str], weights: Mapping[str, Tensor], base: str) -> None:
+    """Raises: AdapterError if anything is wrong."""
     if wrong:
         raise AdapterError(
-            f"the adapter does not fit {base}: {len(wrong)} of {len(modules)} modules have "
-            f"no place, such as: {wrong[0]}",
+            f"the adapter does not fit {base}: {len(wrong)} of {len(_modules(weights))} modules "
+            f"have no place, such as: {wrong[0]}",
             "Use it with the base it was trained on (`iclora info FILE` tells which).",
+            setting="adapter",
         )
-    return found
 
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"

@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from iclora.adapter.formats import fit
+from iclora.adapter.formats import check_fit, fit
 from iclora.files.locks import building
 from iclora.models.base import DiffusionModel
 from iclora.models.linear import check_loras
 
-__all__ = ["Part", "apply", "attach", "lora_parameters", "remove", "stack"]
+__all__ = ["Part", "apply", "attach", "check", "lora_parameters", "remove", "stack"]
 
 Part = tuple[Mapping[str, Tensor], float]
 """An adapter's weights and the factor on their update."""
@@ -45,6 +45,17 @@ def attach(
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return parameters
+
+
+def check(model: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
+    """Find out if `apply` would take these weights, without loading any of the base.
+
+    A family that has to load the denoiser to know its modules is left to `apply`.
+
+    Raises: AdapterError as `apply`.
+    """
+    if type(model).names is not DiffusionModel.names:
+        check_fit(weights, model.names, model.name)
 
 
 def apply(model: DiffusionModel, parts: Sequence[Part]) -> None:

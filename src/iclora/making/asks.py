@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iclora.adapter import Adapter, Load, load_stack, stack
 from iclora.errors import AdapterError, SettingsError
+from iclora.making.checks import check_adapter
 from iclora.making.made import given_latents, read_latents
 from iclora.making.request import Request, check_base, prepare, recipe_of
 from iclora.making.session import Ask
@@ -163,6 +164,8 @@ def asks_of(
         check_base(sources.request, model)
         latents = {n: found for n, (found, _) in sources.latents.items()}
         return [Ask(sources.request, sources.given, latents, sources.adapter)]
+    if sources.adapter:  # Before anybody is paid to write ideas out.
+        check_adapter(model, sources.adapter)
     written = _write_ideas(settings, model, sources, warn, say)
     vae = model.fingerprint("vae") if sources.latents else ""
     latents = {n: found for n, (found, kind) in sources.latents.items() if kind == vae}

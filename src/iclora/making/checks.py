@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from iclora.adapter import Adapter
+from iclora.adapter import Adapter, AdapterInfo
 from iclora.adapter.export import shared_name
 from iclora.errors import AdapterError, SettingsError
 from iclora.models.base import DiffusionModel
@@ -17,6 +17,7 @@ from iclora.settings import Mode, TextKind, Wish
 
 __all__ = [
     "Note",
+    "check_adapter",
     "check_mode",
     "isolates",
     "mode_of",
@@ -59,13 +60,12 @@ def mode_of(wish: Wish, adapter: Adapter | None, given: bool, notes: list[Note])
     return wish.mode or ("clean" if trained else "sdedit")
 
 
-def notes_of_base(model: DiffusionModel, adapter: Adapter | None) -> list[Note]:
-    """What to know of adapters that were trained on another base.
+def check_adapter(model: DiffusionModel, adapter: Adapter) -> None:
+    """Refuse an adapter that the base has no place for, before a text is encoded.
 
-    Raises: AdapterError for one of another family.
+    Raises: AdapterError for one of another family, or with modules that the base lacks.
     """
-    infos = [part.info for part in adapter.parts if part.info] if adapter else []
-    for info in infos:
+    for info in _infos(adapter):
         if info.family != model.family:
             raise AdapterError(
                 f"the adapter was trained on {info.base}, of the family {info.family}, and "
@@ -73,9 +73,17 @@ def notes_of_base(model: DiffusionModel, adapter: Adapter | None) -> list[Note]:
                 "Use it with that base, or leave `base` out.",
                 setting="adapter",
             )
-    mine, *others = (
-        shared_name(base).rpartition("/")[2] for base in (model.name, *(i.base for i in infos))
-    )
+    adapter.check(model)
+
+
+def _infos(adapter: Adapter) -> list[AdapterInfo]:
+    return [part.info for part in adapter.parts if part.info]
+
+
+def notes_of_base(model: DiffusionModel, adapter: Adapter | None) -> list[Note]:
+    """What to know of adapters that were trained on another base."""
+    trained_on = [info.base for info in (_infos(adapter) if adapter else ())]
+    mine, *others = (shared_name(base).rpartition("/")[2] for base in (model.name, *trained_on))
     notes = []
     for theirs in dict.fromkeys(others):
         text = f"the adapter was trained on {theirs}"

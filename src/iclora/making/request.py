@@ -23,6 +23,7 @@ from iclora.files.documents import read_json
 from iclora.making.beside import Beside, describe_beside
 from iclora.making.checks import (
     Note,
+    check_adapter,
     check_mode,
     isolates,
     mode_of,
@@ -241,9 +242,11 @@ def prepare(
             given panels' shapes.
     Returns: the request, and notes for the user.
     Raises: SettingsError, CaptionError (markers, token limit), LayoutError, RecipeError;
-        AdapterError for an adapter of another family.
+        AdapterError for an adapter of another family, or that the base has no place for.
     """
     given = dict(given or {})
+    if adapter:
+        check_adapter(model, adapter)
     task = recipe_of(wish.recipe, adapter, recipe)
     text, said = task.prompt(wish.prompt)
     notes = [Note(each, "prompt") for each in said]

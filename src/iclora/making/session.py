@@ -19,6 +19,7 @@ from torch import Tensor
 from iclora.adapter import Adapter, remove
 from iclora.adapter.layers import apply
 from iclora.errors import AdapterError, SettingsError
+from iclora.making.checks import check_adapter
 from iclora.making.made import GeneratedSet
 from iclora.making.request import Request, check_base, prepare
 from iclora.making.sampling import AS_IS, Ask, Read, count_steps, load_vae, paint
@@ -121,8 +122,9 @@ class Session:
         Args:
             together: most sets in one batch; 1 gives the same bytes whatever else is asked for.
         Yields: the number of an ask, from 0, and its set, as soon as its batch is made.
-        Raises: at once, SettingsError, LayoutError, AdapterError for an ask that cannot be met;
-            while sets are made, AdapterError for an adapter that does not fit the base, Cancelled.
+        Raises: at once, SettingsError, LayoutError, AdapterError for an ask that cannot be met,
+            such as one whose adapter does not fit the base; while sets are made, Cancelled, and
+            AdapterError for such an adapter if only the base's weights can tell.
         """
         for ask in asks:
             self._check(ask)
@@ -179,6 +181,8 @@ class Session:
                 "Use that one, or make a new request.",
                 setting="adapter",
             )
+        if isinstance(ask.adapter, Adapter):
+            check_adapter(self.model, ask.adapter)
 
 
 def generate(

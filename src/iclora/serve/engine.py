@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from iclora.errors import IcloraError
 from iclora.settings import split_strength
 
-__all__ = ["Engine", "Order", "Outcome", "Problem", "Report", "WorkerDied", "adapters_of"]
+__all__ = ["Engine", "Fit", "Order", "Outcome", "Problem", "Report", "WorkerDied", "adapters_of"]
 
 Report = dict[str, Any]
 """{"type": "progress", "stage", "done", "total", "eta_s"}, {"type": "preview", "path"} or
@@ -21,6 +21,16 @@ Report = dict[str, Any]
 
 Problem = dict[str, str | None]
 """{"code", "problem", "advice", "setting"}: the class of an IcloraError and what it says."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """If a base takes an adapter."""
+
+    known: bool
+    """False if nobody could tell in time."""
+    problem: Problem | None = None
+    """Why it does not."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,9 @@ class Engine(Protocol):
 
     def loaded(self, worker: str) -> str | None:
         """The adapters that are warm in a worker, as `adapters_of` says them; None before a job."""
+
+    def fit(self, base: str, adapter: str) -> Fit:
+        """Ask a worker if a base takes an adapter's file; it may be at work meanwhile."""
 
     def run(self, worker: str, order: Order, report: Callable[[Report], None]) -> Outcome:
         """Run one job, and those beside it, and wait for the end.

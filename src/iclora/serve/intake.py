@@ -16,6 +16,7 @@ from iclora.files import write_text
 from iclora.serve.assets import Assets
 from iclora.serve.catalog import Catalog
 from iclora.serve.engine import adapters_of
+from iclora.serve.fits import Fits
 from iclora.serve.index import Sets
 from iclora.serve.inputs import SETTINGS, Ask, server_decides
 from iclora.serve.jobs import Busy, NewJob
@@ -38,12 +39,19 @@ class Intake:
 
     Args:
         base: what the workers hold.
+        fits: tells if it takes an adapter.
     """
 
     def __init__(
-        self, settings: ServeSettings, base: str, catalog: Catalog, assets: Assets, sets: Sets
+        self,
+        settings: ServeSettings,
+        base: str,
+        catalog: Catalog,
+        assets: Assets,
+        sets: Sets,
+        fits: Fits,
     ) -> None:
-        self._settings, self._base = settings, base
+        self._settings, self._base, self._fits = settings, base, fits
         self._catalog, self._assets, self._sets = catalog, assets, sets
 
     def job(self, ask: Ask, client: str = "") -> NewJob:
@@ -72,6 +80,8 @@ class Intake:
             self._check_making(settings, given)
         if kind == "evaluate":
             _check_evaluation(settings)
+        if not values.get("request") and kind != "reroll":  # A set's own base has made it before.
+            self._fits.check(map(self._catalog.adapter, _adapters(kind, given)))
         plain = settings.model_dump(mode="json", exclude_unset=True)
         return NewJob(
             id=job,
@@ -142,13 +152,10 @@ class Intake:
 
     def _arm(self, text: str) -> str:
         """[NAME=]FILE[=STRENGTH][+FILE...] of the same with ids."""
-        parts = text.split("+")
-        match = re.fullmatch(r"([^=]+)=([^=]*[^-+0-9.eE=][^=]*(=.*)?)", parts[0])
-        name = match[1] if match else ""
-        first = match[2] if match else parts[0]
-        files = "+".join(self._adapter(part) for part in (first, *parts[1:]))
+        name, parts = _of_arm(text)
+        files = "+".join(map(self._adapter, parts))
         # Called by their ids: two files may have one name.
-        return f"{name or '+'.join(p.partition('=')[0] for p in (first, *parts[1:]))}={files}"
+        return f"{name or '+'.join(part.partition('=')[0] for part in parts)}={files}"
 
     def _given_of_arm(self, text: str) -> str:
         panel, equals, sha256 = text.partition("=")
@@ -204,6 +211,21 @@ class Intake:
         if not known or known[0].layout is None:
             return None, 0
         return known[0].recipe, known[0].layout.panels
+
+
+def _adapters(kind: str, given: dict[str, Any]) -> list[str]:
+    """The ids of all adapters that a client names."""
+    named = given.get("adapter", ())
+    if kind == "evaluate":
+        named = [part for text in named for part in _of_arm(text)[1]]
+    return [text.partition("=")[0] for text in named]
+
+
+def _of_arm(text: str) -> tuple[str, list[str]]:
+    """The name, if there is one, and the adapters of [NAME=]ID[=STRENGTH][+ID...]."""
+    parts = text.split("+")
+    match = re.fullmatch(r"([^=]+)=([^=]*[^-+0-9.eE=][^=]*(=.*)?)", parts[0])
+    return (match[1] if match else ""), [match[2] if match else parts[0], *parts[1:]]
 
 
 def _check_evaluation(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import secrets
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 from iclora.errors import IcloraError
 from iclora.serve.children import Child, ended_by
-from iclora.serve.engine import Order, Outcome, Report, WorkerDied, adapters_of
+from iclora.serve.engine import Fit, Order, Outcome, Report, WorkerDied, adapters_of
 from iclora.serve.training import Left, StartTrainee, Training, at_work
 
 __all__ = ["How", "Keeper", "Start", "told"]
@@ -28,6 +29,8 @@ _LONGEST = 30.0
 """Most seconds between the end of a worker and its next start."""
 _GONE = 600.0
 """Seconds that a job waits for a worker which went away after it was given the job."""
+_TELLS = 5.0
+"""Seconds that a worker has to tell if an adapter fits; a client waits for it."""
 _LOG = 10 * 2**20
 """Bytes of a log that is begun again."""
 
@@ -80,6 +83,8 @@ class Keeper:
         self._by: str | None = None
         """What ended it, as it was said."""
         self._leaving = False
+        self._asked: dict[str, queue.Queue[Fit]] = {}
+        """Who waits to hear if an adapter fits, by what was asked."""
         self._alone = threading.Lock()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -117,6 +122,8 @@ class Keeper:
                 self._problem = f"was ended by {ended}; its log is {self._how.log}"
                 if self._running:
                     self._running.said.put({"say": "died", "by": ended})
+                for asked in self._asked.values():
+                    asked.put(Fit(known=False))
                 if self.failures:
                     # Nothing is gained by a process that ends at once, again and again.
                     pause = min(_LONGEST, 0.1 * 2 ** min(self.failures, 9))
@@ -130,6 +137,7 @@ class Keeper:
         child = self._how.start(self._how.environment, self._how.log)
         with self._state:
             self.child, self._by = child, None
+            self._state.notify_all()
             leaving = self._leaving
         if leaving:
             _end(child)
@@ -146,7 +154,10 @@ class Keeper:
 
     def _hear(self, said: dict[str, Any]) -> None:
         with self._state:
-            if said["say"] == "ready":
+            if said["say"] == "fit":
+                if asked := self._asked.get(said["number"]):
+                    asked.put(Fit(said["known"], said["problem"]))
+            elif said["say"] == "ready":
                 self._up, self._problem, self.failures = True, said["problem"], 0
                 self._state.notify_all()
             elif said["say"] == "waits":
@@ -186,6 +197,25 @@ class Keeper:
                     self._running = None
                     if running.deadline:
                         running.deadline.cancel()
+
+    def fit(self, base: str, adapter: str) -> Fit:
+        """Ask if a base takes an adapter; a job goes on meanwhile."""
+        asked: queue.Queue[Fit] = queue.Queue()
+        number, until = secrets.token_hex(8), time.monotonic() + _TELLS
+        with self._state:
+            self._state.wait_for(lambda: self.child or self._leaving, _TELLS)
+            child = self.child
+            if child is None or self._leaving:
+                return Fit(known=False)
+            self._asked[number] = asked
+        self._send(child, {"do": "fit", "number": number, "base": base, "adapter": adapter})
+        try:
+            return asked.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return Fit(known=False)
+        finally:
+            with self._state:
+                del self._asked[number]
 
     def _train(self, order: Order, report: Callable[[Report], None]) -> Outcome:
         training = Training(

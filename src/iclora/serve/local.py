@@ -7,7 +7,7 @@ from pathlib import Path
 
 from iclora.errors import SettingsError
 from iclora.serve.children import environment_of, start_worker
-from iclora.serve.engine import Order, Outcome, Report
+from iclora.serve.engine import Fit, Order, Outcome, Report
 from iclora.serve.keeper import How, Keeper, Start
 from iclora.serve.training import StartTrainee, start_trainee
 from iclora.settings import Machine
@@ -101,6 +101,12 @@ class LocalEngine:
     def loaded(self, worker: str) -> str | None:
         """The adapters that are warm in a worker, as `adapters_of` says them; None before a job."""
         return self._keepers[worker].loaded
+
+    def fit(self, base: str, adapter: str) -> Fit:
+        """Ask a worker if a base takes an adapter's file; it may be at work meanwhile."""
+        # One that stands has imported all it needs to tell.
+        keepers = sorted(self._keepers.values(), key=lambda keeper: not keeper.able())
+        return keepers[0].fit(base, adapter)
 
     def pid(self, worker: str) -> int | None:
         """The number of a worker's process; None while there is none."""

@@ -20,6 +20,7 @@ from iclora.serve.dispatch import Dispatcher
 from iclora.serve.edits import Edits
 from iclora.serve.engine import Engine
 from iclora.serve.events import Bus
+from iclora.serve.fits import Fits
 from iclora.serve.index import Sets
 from iclora.serve.intake import Intake
 from iclora.serve.jobs import ENDED, Job
@@ -66,7 +67,8 @@ class Server:
         self.uploads, self.edits = Uploads(self.catalog), Edits(self.catalog)
         self.tokens = Tokens(base)
         self.looks = Looks(self.catalog, self.tokens)
-        self.intake = Intake(settings, base, self.catalog, self.assets, self.sets)
+        fits = Fits(engine, base)
+        self.intake = Intake(settings, base, self.catalog, self.assets, self.sets, fits)
         self.metrics = Metrics(self.queue, self.bus, self.catalog.folder)
         self.dispatcher = Dispatcher(
             self.queue, engine, self.bus, self.sets, self.catalog, self.metrics

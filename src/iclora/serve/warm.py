@@ -6,6 +6,7 @@ ago goes first.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from iclora.adapter import Adapter
 from iclora.adapter.locate import locate
 from iclora.errors import IcloraError
 from iclora.jobs.opening import Opener, compiled_by
+from iclora.making.checks import check_adapter
 from iclora.making.request import prepare
 from iclora.making.session import Ask, Session
 from iclora.models.base import PARTS, DiffusionModel, Text
@@ -85,6 +87,9 @@ class Warm(Opener):
         self.adapters: Lru[str, tuple[Stamp, Adapter]] = Lru(adapters, lambda kept: _held(kept[1]))
         self.texts: Lru[tuple[str, ...], Text] = Lru(texts, _bytes)
         self._base: tuple[tuple[object, ...], Stamp, DiffusionModel] | None = None
+        self._rules: dict[str, DiffusionModel] = {}
+        self._reading = threading.Lock()
+        """Adapters are read for jobs, and for who asks if they fit."""
 
     def base(self, name: str, machine: Machine) -> DiffusionModel:
         """The base that is held if it is this one, unchanged; else this one in its place."""
@@ -104,6 +109,21 @@ class Warm(Opener):
 
     def adapter(self, source: str) -> Adapter:
         """An adapter; the same object as before as long as its file is the same."""
+        with self._reading:
+            return self._adapter(source)
+
+    def check_fit(self, base: str, source: str) -> None:
+        """Find out if a base takes an adapter, whatever base is held; from any thread.
+
+        Raises: AdapterError if it does not; ModelError if the base is not at hand.
+        """
+        adapter = self.adapter(source)
+        with self._reading:
+            if base not in self._rules:
+                self._rules = {base: self.rules(base)}
+            check_adapter(self._rules[base], adapter)
+
+    def _adapter(self, source: str) -> Adapter:
         path = locate(source)
         # PEFT's scale stands in a file of its own.
         stamp = _files((path, path.with_name("adapter_config.json")))

@@ -4,9 +4,11 @@ It is told lines of JSON on its stdin, and answers in such lines on its stdout:
 
     {"do": "start", "base", "machine", "warm"}   first; loads the base, if one is named
     {"do": "run", "order"}, {"do": "cancel", "job"}
+    {"do": "fit", "number", "base", "adapter"}   asks if a base takes an adapter, also during a job
     {"do": "free"}                          let go of the base: its device is needed
     {"say": "ready", "problem"}             problem: None, or why the base cannot be held
     {"say": "report", "job", "report"}, {"say": "outcome", "job", "outcome"}
+    {"say": "fit", "number", "known", "problem"}
 
 When its stdin ends, so does it, at once: whoever started it is gone, and everything it writes is
 whole or absent.
@@ -27,7 +29,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from iclora.errors import IcloraError
+from iclora.errors import AdapterError, IcloraError
 from iclora.jobs.memory import out_of_memory
 from iclora.progress import Cancelled, Event, Progress
 from iclora.serve.children import own_pipes
@@ -124,6 +126,7 @@ class _Worker:
         self._cancelled: set[str] = set()
         """Jobs whose cancelling came before they began."""
         self._lock = threading.Lock()
+        self._opened = threading.Event()
 
     def answer(self, say: str, **what: Any) -> None:
         """Write one line."""
@@ -141,6 +144,9 @@ class _Worker:
             told = json.loads(line)
             if told["do"] == "cancel":
                 self._cancel(told["job"])
+            elif told["do"] == "fit":
+                # Reading a file takes a while; a cancel must not wait for it.
+                threading.Thread(target=self._tell_fit, args=(told,), daemon=True).start()
             else:
                 orders.put(told)
         os._exit(0)
@@ -155,11 +161,25 @@ class _Worker:
             if all(work.cancelled for work in self._at_work.values()):
                 self._whole.cancel()
 
+    def _tell_fit(self, told: dict[str, Any]) -> None:
+        """Say if a base takes an adapter; of a base that is not at hand, or of a fault, nothing."""
+        self._opened.wait()
+        known, problem = True, None
+        try:
+            self._opener.check_fit(told["base"], told["adapter"])
+        except AdapterError as error:
+            problem = problem_of(error)
+        except Exception as error:
+            print(f"not known if {told['adapter']} fits: {error}", file=sys.stderr)
+            known = False
+        self.answer("fit", number=told["number"], known=known, problem=problem)
+
     def start(self, told: dict[str, Any]) -> None:
         """Import what is heavy, and load the base if one is named."""
         from iclora.serve.warm import Warm
 
         self._opener = Warm()
+        self._opened.set()
         problem = None
         if told["base"]:
             try:
