@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +36,14 @@ def test_help_and_a_typing_error_draw_nothing(tmp_path, words, status):
     assert done.returncode == status
     assert "usage: draw_storyboards.py" in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_readme_imports_is_there():
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    lines = [node for block in blocks for node in ast.parse(block).body]
+    imports = [node for node in lines if isinstance(node, ast.ImportFrom)]
+    assert len(imports) >= 4
+    for node in imports:
+        found = importlib.import_module(str(node.module))
+        assert all(hasattr(found, each.name) for each in node.names), ast.unparse(node)

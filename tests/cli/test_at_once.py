@@ -30,6 +30,8 @@ CASES = [
     (["generate", *STORY, "--prompt", "[SCENE-9] x"], "[SCENE-9]"),
     (["generate", *STORY, "--prompts", "p.txt"], 'line 1: "--ar 16:9"'),
     (["generate", "bad.json"], "not valid JSON"),
+    (["generate", "odd.json"], "steps: takes a value, not true"),
+    (["complete", "big.json"], "guidance: must be at most 100.0, not 1e+300"),
     (["generate", *STORY, "--idea", "x", "--steps", "nan"], "--steps"),
     (["generate", *STORY, "--idea", "x", "--strength", "-inf"], "a finite number, not -inf"),
     (["generate", *STORY, "--idea", "x", "--strength", "-1e3"], "at least -100.0, not -1e3"),
@@ -76,6 +78,8 @@ def answers(tmp_path_factory):
     (folder / "d").mkdir()
     (folder / "p.txt").write_text("a boat --ar 16:9\n")
     (folder / "bad.json").write_text("{")
+    (folder / "odd.json").write_text('{"steps": true}')
+    (folder / "big.json").write_text('{"guidance": 1e300}')
     (folder / "story.txt").write_text("a day\none\ntwo\nthree\n")
     picture(32, 32).save(folder / "panel.png")
     for name in ("bare", "short"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from iclora.adapter import attach
-from iclora.making.request import prepare
+from iclora.making.preparing import prepare
 from iclora.making.session import AS_IS, Ask, Session
 from iclora.sets.recipe import load_recipe
 from iclora.settings import Wish, settings_of

@@ -21,7 +21,8 @@ from iclora.making.made import (
     read_kept,
     read_latents,
 )
-from iclora.making.request import Request, check_base
+from iclora.making.preparing import check_base
+from iclora.making.request import Request
 from iclora.making.session import complete, generate
 from iclora.sets.images import open_image
 from iclora.sets.layout import Layout

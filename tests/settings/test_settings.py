@@ -106,7 +106,7 @@ def test_no_number_may_be_endless_or_spelt_in_other_digits(model, name, digits):
         ({"seed": 2**64}, "`seed`"),
         ({"seed": 2**63 - 1, "count": 2}, "64 bits"),
         ({"strength": "1e300"}, "`strength`: must be at most 100"),
-        ({"steps": True}, "neither true nor false"),
+        ({"steps": True}, "takes a value, not true"),
         ({"prompt": ["a\ud800"]}, "half characters"),
         ({"out": "s\udcff"}, "rename the file or folder to letters of UTF-8"),
         ({"out": "s\udcc3\udca9"}, r"it is 's\\xe9': set PYTHONUTF8=1"),

@@ -19,7 +19,8 @@ from iclora.adapter import Adapter, Load, load_stack
 from iclora.errors import SettingsError
 from iclora.files.names import fault_on_windows
 from iclora.making.made import GeneratedSet, holds, read_kept
-from iclora.making.request import Request, prepare
+from iclora.making.preparing import prepare
+from iclora.making.request import Request
 from iclora.models.base import DiffusionModel
 from iclora.sets.dataset import Dataset
 from iclora.sets.images import check_shown

@@ -7,7 +7,7 @@ from pathlib import Path
 from iclora.errors import CaptionError, DatasetError, SettingsError
 from iclora.evaluate.metrics.registry import check_metric
 from iclora.files import check_folder
-from iclora.files.documents import read_json
+from iclora.making.request import Request
 from iclora.making.words import Story, plan_windows, read_prompts
 from iclora.progress import Console
 from iclora.sets.dataset import Problem, open_dataset
@@ -54,7 +54,7 @@ def _check_generate(settings: GenerateSettings, prompts: list[str]) -> None:
     if settings.idea and settings.captioner:
         check_captioner(settings.captioner)
     if settings.request:
-        read_json(settings.request, SettingsError, "request")
+        Request.read(settings.request)
     elif isinstance(settings, CompleteSettings):
         open_given(settings.given, settings.background)
     if not settings.request and not prompts and not settings.idea:
@@ -93,7 +93,7 @@ def check_words(path: str, recipe: str | None, *, others: bool = True) -> None:
 def check_reroll(settings: RerollSettings) -> None:
     """Check what `reroll` is told. Raises: IcloraError."""
     check_folder(settings.out, "out")
-    read_json(Path(settings.set, "request.json"), SettingsError, "request")
+    Request.read(Path(settings.set, "request.json"))
 
 
 def check_extend(settings: ExtendSettings, console: Console) -> None:

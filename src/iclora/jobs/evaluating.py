@@ -14,7 +14,7 @@ from iclora.evaluate.run import evaluate as run_evaluation
 from iclora.evaluate.setup import Arm, Case, Setup, arms_of, cases_of_data, cases_of_prompts, set_up
 from iclora.jobs.opening import Opener
 from iclora.making.asks import base_of, machine_for
-from iclora.making.request import recipe_of
+from iclora.making.preparing import recipe_of
 from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
 from iclora.progress import Cancelled, Console, Progress

@@ -15,7 +15,7 @@ from iclora.jobs.opening import Opener
 from iclora.making.asks import Sources, asks_of, base_of, load_adapter_of, machine_for, open_sources
 from iclora.making.best import best_of
 from iclora.making.made import Choice, GeneratedSet, find_kept
-from iclora.making.request import recipe_of
+from iclora.making.preparing import recipe_of
 from iclora.making.session import Ask
 from iclora.making.story import ask_again
 from iclora.making.story import extend as tell

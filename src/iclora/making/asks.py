@@ -19,7 +19,8 @@ from iclora.adapter import Adapter, Load, load_stack, stack
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.checks import check_adapter
 from iclora.making.made import given_latents, read_latents
-from iclora.making.request import Request, check_base, prepare, recipe_of
+from iclora.making.preparing import check_base, prepare, recipe_of
+from iclora.making.request import Request
 from iclora.making.session import Ask
 from iclora.making.texts import text_kind
 from iclora.making.words import read_prompts

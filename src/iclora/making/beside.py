@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from iclora.adapter import Adapter
 from iclora.settings import FilePath, Settings, Strength
+
+if TYPE_CHECKING:
+    from iclora.adapter import Adapter
 
 __all__ = ["Beside", "describe_beside"]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from iclora.files import digest
 from iclora.sets.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["GivenPanel", "describe_given", "fitting_latents", "hash_latents"]
 

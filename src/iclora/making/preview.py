@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from iclora.making.request import prepare
+from iclora.making.preparing import prepare
 from iclora.making.session import AS_IS, Ask, Session
 from iclora.models.base import DiffusionModel
 from iclora.progress import Event, Progress

@@ -21,7 +21,8 @@ from iclora.adapter.layers import apply
 from iclora.errors import AdapterError, SettingsError
 from iclora.making.checks import check_adapter
 from iclora.making.made import GeneratedSet
-from iclora.making.request import Request, check_base, prepare
+from iclora.making.preparing import check_base, prepare
+from iclora.making.request import Request
 from iclora.making.sampling import AS_IS, Ask, Read, count_steps, load_vae, paint
 from iclora.models.base import DiffusionModel, Text
 from iclora.progress import Progress

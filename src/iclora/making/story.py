@@ -22,7 +22,8 @@ from iclora.files.locks import LOCK, alone
 from iclora.making.checks import Note, check_mode, repetitions
 from iclora.making.given import describe_given
 from iclora.making.made import GeneratedSet, read_kept
-from iclora.making.request import Request, check_base, machine_of, panel_seed, prepare, recipe_of
+from iclora.making.preparing import check_base, machine_of, panel_seed, prepare, recipe_of
+from iclora.making.request import Request
 from iclora.making.session import Ask, Session
 from iclora.making.words import Story, Window, plan_windows, windows
 from iclora.models.base import DiffusionModel

@@ -17,7 +17,7 @@ from iclora.adapter.locate import locate
 from iclora.errors import IcloraError
 from iclora.jobs.opening import Opener, compiled_by
 from iclora.making.checks import check_adapter
-from iclora.making.request import prepare
+from iclora.making.preparing import prepare
 from iclora.making.session import Ask, Session
 from iclora.models.base import PARTS, DiffusionModel, Text
 from iclora.models.registry import pick_device, pick_dtype

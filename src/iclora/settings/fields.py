@@ -372,7 +372,7 @@ class Settings(Described):
         for name, value in values.items() if isinstance(values, Mapping) else ():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field and field.annotation is not bool:
-                raise ValueError(f"`{name}`: it is neither true nor false")
+                raise ValueError(f"`{name}`: takes a value, not {str(value).lower()}")
         return values
 
 
