@@ -105,6 +105,19 @@ def test_a_picture_with_a_drawn_step_of_many_lines_is_whole():
         assert read_image(saved(page, form), "p").size == page.size
 
 
+@pytest.mark.parametrize("ground", [(0, 0, 0, 0), (255, 255, 255, 255), (0, 0, 0, 255)])
+def test_shapes_on_a_flat_ground_are_whole_and_lost_sectors_beside_them_noticed(ground):
+    shapes = Image.new("RGBA", (300, 200), ground)
+    ImageDraw.Draw(shapes).ellipse((60, 20, 240, 150), fill=(250, 60, 240, 255))
+    # Its lower edge sinks by a pixel in 150.
+    ImageDraw.Draw(shapes).polygon((20, 170, 280, 170, 280, 181, 20, 180), fill=(9, 200, 90, 255))
+    data = saved(shapes, "TIFF")
+    assert read_image(data, "p").size == shapes.size
+    assert read_image(saved(shapes.convert("RGB"), "BMP"), "p").size == shapes.size
+    with pytest.raises(ImageError, match="turns flat"):
+        read_image(data[: 512 * 195] + bytes([ground[0]]) * 4096 + data[512 * 203 :], "p")
+
+
 def test_tiffs_of_other_layouts_are_read():
     values = np.asarray(photo(64, 48)).astype(np.uint16)[..., 0] * 257
     for image in (Image.fromarray(values), picture(64, 48).convert("CMYK")):

@@ -20,6 +20,8 @@ __all__ = ["lost_blocks", "went_astray"]
 
 _SECTOR = 512
 _NOISES = [random.Random(k).randbytes(16) for k in range(3)]
+_CHANCE = 8
+"""Bytes beside a lost sector that may be of its value by chance."""
 _ABRUPT = 24
 """Mean difference, in 256 levels, of the line above from the block's black or white."""
 _PACKBITS, _DEFLATE, _JPEG = 32773, (8, 32946), 7
@@ -192,30 +194,36 @@ def _strips(image: Any, size: int) -> Iterator[_Strip]:
 def _turns_flat(data: bytes, strips: list[_Strip]) -> str | None:
     """Find a block that begins or ends in the middle of a line, and goes on over several.
 
-    The line above it goes on as a picture there, where the block is black or white.
+    The line above it goes on as a picture there, where the block is black or white. Beside a ground
+    of that colour a shape may end so; there it counts at the edge of a sector alone.
     """
     if not strips or strips[0].stride < 8 or strips[0].bits < 8:
         return None
     stride, low, high = strips[0].stride, strips[0].start, strips[-1].end
     if any(a.end != b.start for a, b in pairwise(strips)):
         low, high = strips[0].start, strips[0].end
+    reach = max(16, stride // 8)
     for value in (0, 255):
+        ground = bytes([value]) * reach
         block = re.compile(re.escape(bytes([value])) + b"{%d,}" % max(2 * stride, _SECTOR))
         for found in block.finditer(data, low, high):
-            reach = max(16, stride // 8)
             # Where it begins, the line above is a picture on both sides; and where it ends.
             before, after = found.start() - stride, found.end() + stride
             in_line = (found.start() - low) % stride
             if min(in_line, stride - in_line) > 8 and before - reach >= low:
                 here = data[before : before + min(reach, stride - in_line)]
                 last = data[found.start() - min(reach, in_line) : found.start()]
-                if min(_away(here, value), _away(last, value)) > _ABRUPT:
+                line = data[before - in_line : before - in_line + stride]
+                lost = ground not in line or -found.start() % _SECTOR <= _CHANCE
+                if lost and min(_away(here, value), _away(last, value)) > _ABRUPT:
                     return "a part of its data are lost: it turns flat within a line"
             in_line = (found.end() - low) % stride
             if min(in_line, stride - in_line) > 8 and after <= high:
                 here = data[after - min(reach, in_line) : after]
                 next_ones = data[found.end() : found.end() + min(reach, stride - in_line)]
-                if min(_away(here, value), _away(next_ones, value)) > _ABRUPT:
+                line = data[after - in_line : after - in_line + stride]
+                lost = ground not in line or found.end() % _SECTOR <= _CHANCE
+                if lost and min(_away(here, value), _away(next_ones, value)) > _ABRUPT:
                     return "a part of its data are lost: it turns flat within a line"
     return None
 
