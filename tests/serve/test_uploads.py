@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import zipfile
 
 from tests.serve.conftest import picture
@@ -74,7 +75,19 @@ def test_what_is_no_dataset_is_refused_and_can_be_finished_another_way(opened, f
 
 
 UNSAFE = ("../x.png", "/etc/x.png", "a/../../x.png", "a\\..\\x.png", ".ssh/x.png", "c:x.png")
-OF_NO_USE = ("x.exe", "a" * 200, "a//b.png", "a\u202egnp.png", "a/b/c/d/e/f/g/h/i.png", "")
+RESERVED = ("NUL", "con", "Com1.x", "aux.", "shots.", "lpt9.tar.gz")
+OF_NO_USE = (
+    "nul/1.png",
+    "a/CON.png",
+    "a./1.png",
+    "a\x7f.png",
+    "x.exe",
+    "a" * 200,
+    "a//b.png",
+    "a\u202egnp.png",
+    "a/b/c/d/e/f/g/h/i.png",
+    "",
+)
 
 
 def test_names_that_lead_out_or_are_of_no_use_are_refused(opened, folder):
@@ -82,6 +95,20 @@ def test_names_that_lead_out_or_are_of_no_use_are_refused(opened, folder):
     for name in (*UNSAFE, *OF_NO_USE):
         assert send(opened, upload, {name: picture()}).status_code in (400, 422), name
     assert not [p for p in folder.rglob("*") if p.suffix in (".png", ".exe")]
+
+
+def test_no_dataset_or_run_gets_a_name_that_another_system_cannot_have(opened, folder):
+    """And none with a control character, or that leads elsewhere."""
+    upload = begin(opened)
+    send(opened, upload, a_set())
+    shutil.copytree(folder / ".iclora" / "uploads" / upload, folder / "data" / "there")
+    for name in (*RESERVED, "a\0b", "a\nb", "a\n", "a\x1bb", "..", ".iclora", "a/b", "a~b", ""):
+        told = {"compose": {"source": "data~there"}, "train": {"data": "data~there"}}
+        answers = [opened.post(kind, input={**ids, "name": name}) for kind, ids in told.items()]
+        for answer in (finish(opened, upload, name=name), *answers):
+            assert (answer.status_code, "name" in answer.text) == (422, True), name
+    assert [path.name for path in (folder / "data").iterdir()] == ["there"]
+    assert opened.client.get("/api/v1/jobs").json()["jobs"] == []
 
 
 def test_a_zip_with_names_that_lead_out_leaves_nothing_behind(opened, folder):

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict
 
 from iclora.errors import AdapterError, DatasetError, IcloraError, RecipeError, RunError
 from iclora.files import digest
+from iclora.files.names import fault_on_windows
+from iclora.files.visible import visible
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import Recipe, load_recipe, recipe_names
 
@@ -167,11 +169,13 @@ class Catalog:
 
     def new(self, kind: str, name: str) -> Path:
         """Where a new dataset ("data") or run ("runs") of a name will lie. Raises: RunError."""
-        path = self.folder / kind / name
-        parent = path.parent.resolve()
-        if not _ID.fullmatch(name) or "~" in name or not parent.is_relative_to(self.folder):
-            raise RunError(f'"{name[:80]}" is no name', "Use letters, digits, - and _.", "name")
-        return path
+        place = self.folder / kind
+        if not _ID.fullmatch(name) or "~" in name or not self.inside(place):
+            shown = visible(name[:80])
+            raise RunError(f'"{shown}" is no name', "Use letters, digits, - and _.", "name")
+        if fault := fault_on_windows(name):  # The folder may be copied, or shared with one.
+            raise RunError(f'"{name[:80]}" is {fault}', "Use another name.", "name")
+        return place / name
 
     def inside(self, path: Path) -> bool:
         """True for a path that does not lead out of the folder."""

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from iclora import files
 from iclora.errors import DatasetError
+from iclora.files.names import fault_on_windows
 from iclora.files.visible import visible
 from iclora.serve.catalog import Catalog
 from iclora.serve.jobs import Busy
@@ -221,11 +222,12 @@ def _safe(name: str, *, known: bool = True) -> PurePosixPath:
         not _PART.fullmatch(part)
         or visible(part) != part
         or part.startswith(".")
-        or part.endswith((" ", "."))
+        or fault_on_windows(part) is not None
         for part in parts
     )
     if unsafe or path.is_absolute():
-        raise Refused(422, f'"{name[:100]}" is no name of a file here', "Rename it.", "file")
+        shown = visible(name[:100])
+        raise Refused(422, f'"{shown}" is no name of a file here', "Rename it.", "file")
     if known and path.suffix.lower() not in _ENDINGS:
         raise Refused(
             422, f"{path.name[:100]} is neither a picture nor words", "Leave it out.", "file"

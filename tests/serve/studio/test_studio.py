@@ -186,7 +186,8 @@ def test_more_examples_are_drawn_under_a_name_that_is_free(served):
     assert ask(served, "POST", "examples", json=told).json() == {"id": "data~more"}
     assert ask(served, "GET", "datasets/data~more/sets").json()["recipe"] == "toyland-storyboard"
     assert ask(served, "POST", "examples", json=told).status_code == 409
-    assert ask(served, "POST", "examples", json={**told, "name": "../x"}).status_code == 422
+    for name in ("../x", "NUL", "more."):
+        assert ask(served, "POST", "examples", json={**told, "name": name}).status_code == 422
 
 
 def test_a_run_on_toyland_begins_with_its_sets_own_canvas_and_elsewhere_as_the_paper(
