@@ -87,8 +87,8 @@ class Warm(Opener):
         self.adapters: Lru[str, tuple[Stamp, Adapter]] = Lru(adapters, lambda kept: _held(kept[1]))
         self.texts: Lru[tuple[str, ...], Text] = Lru(texts, _bytes)
         self._base: tuple[tuple[object, ...], Stamp, DiffusionModel] | None = None
-        self._rules: dict[str, DiffusionModel] = {}
-        self._reading = threading.Lock()
+        self._rules: tuple[str, Stamp, DiffusionModel] | None = None
+        self._reading = threading.RLock()
         """Adapters are read for jobs, and for who asks if they fit."""
 
     def base(self, name: str, machine: Machine) -> DiffusionModel:
@@ -117,11 +117,18 @@ class Warm(Opener):
 
         Raises: AdapterError if it does not; ModelError if the base is not at hand.
         """
-        adapter = self.adapter(source)
+        check_adapter(self.rules(base), self.adapter(source))
+
+    def rules(self, name: str) -> DiffusionModel:
+        """As `Opener.rules`; the one that was asked for last is kept, with its modules' names."""
         with self._reading:
-            if base not in self._rules:
-                self._rules = {base: self.rules(base)}
-            check_adapter(self._rules[base], adapter)
+            kept = self._rules
+            if kept is None or kept[0] != name or kept[1] != _stamp(kept[2]):
+                model = super().rules(name)
+                # Once weights load, no other thread can work names out until that is done.
+                Adapter({}).check(model)
+                kept = self._rules = name, _stamp(model), model
+            return kept[2]
 
     def _adapter(self, source: str) -> Adapter:
         path = locate(source)

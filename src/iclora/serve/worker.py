@@ -192,6 +192,7 @@ class _Worker:
         from iclora.making.sampling import load_vae
         from iclora.settings import Machine
 
+        self._opener.rules(base)  # So that adapters can be asked about while it loads.
         model = self._opener.base(base, Machine(**machine))
         model.denoiser  # noqa: B018 (loads it)
         load_vae(model)
