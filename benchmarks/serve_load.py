@@ -3,7 +3,7 @@
     python -m benchmarks.serve_load start queue web-kills overhead worker-kills soak
     python -m benchmarks.serve_load web-kills --kills 50 --seed 1
     python -m benchmarks.serve_load kills soak --base toyland --write
-    python -m benchmarks.serve_load ray ray-kills --base toyland      # needs iclora[ray]
+    python -m benchmarks.serve_load ray ray-same ray-kills --base toyland   # needs iclora[ray]
 
 Everything runs on loopback in a folder that is removed. `start`, `overhead`, `kills`,
 `worker-kills` and `soak` run `iclora serve` itself, by default with a base of random weights
@@ -104,6 +104,12 @@ class Web:
         wait = told.pop("wait", None)
         body = {"kind": "generate", "input": {"prompt": [PROMPT], **told}}
         return self.ask("POST", "/api/v1/jobs", {**body, "wait": wait} if wait else body, key)
+
+    def done(self) -> int:
+        """Jobs that have succeeded."""
+        text = self.ask("GET", "/metrics")[1].decode()
+        counts = re.findall(r"^iclora_jobs_total.*succeeded.* ([0-9.]+)$", text, re.MULTILINE)
+        return int(sum(map(float, counts)))
 
     def made(self, **told: Any) -> dict[str, Any]:
         """A job once it has ended, however long a busy machine takes."""
@@ -274,54 +280,63 @@ def web_kills(args: argparse.Namespace, folder: Path) -> None:
 
 
 def kills(args: argparse.Namespace, folder: Path) -> None:
-    """SIGKILL of the web process at random moments while four clients post, with real workers.
+    """SIGKILL of the web process at random moments while clients post, with real workers.
 
-    Its workers end with it, and the next one's load the base anew: kills hit servers that load, and
-    such that make sets.
+    Its worker ends with it, and the next one's loads the base anew. Each kill but every fifth comes
+    after a further job has ended, or one job would take them all and be given up after five.
     """
-    draw = random.Random(args.seed)
+    from tests.serve.broker import broker
+
+    draw, took = random.Random(args.seed), 1.0
     acknowledged: dict[str, tuple[str, int]] = {}
     asked: dict[str, int] = {}
-    lock = threading.Lock()
     hit = {"loading": 0, "idle": 0, "at work": 0}
+    place = folder / "broker"
+
+    def web() -> Web:
+        return Web(folder, "tests.serve.serving", str(folder), "real", args.base, str(place))
 
     def client(web: Web, stop: threading.Event) -> None:
-        while not stop.wait(0.5):
-            with lock:
-                key, seed = f"key-{len(asked)}", len(asked)
-                asked[key] = seed
+        while not stop.wait(took):
+            key, seed = f"key-{len(asked)}", len(asked)
             try:
+                if web.ask("GET", "/api/v1/queue")[1]["waiting"] > 4:
+                    continue
+                asked[key] = seed
                 status, job = web.post(key, seed=seed, **SMALL)
             except ConnectionError:
                 return
             if status in (200, 202):
-                with lock:
-                    acknowledged[key] = job["id"], seed
+                acknowledged[key] = job["id"], seed
 
-    for number in range(args.kills):
-        web, stop = real(folder, args.base), threading.Event()
-        clients = [threading.Thread(target=client, args=(web, stop)) for _ in range(4)]
-        if number % 5:  # Else at any moment from its start on, so that some hit one that loads.
-            web.wait_until_ready()
-        for each in clients:
-            each.start()
-        time.sleep(draw.uniform(0.0, 2.0))
-        busy = web.ask("GET", "/api/v1/queue")[1]["running"]
-        ready = web.ask("GET", "/readyz")[0] == 200
-        hit["at work" if busy else "idle" if ready else "loading"] += 1
-        web.end(signal.SIGKILL)
-        stop.set()
-        for each in clients:
-            each.join()
-    web = real(folder, args.base)
-    for key, seed in asked.items():
-        if key not in acknowledged:
-            acknowledged[key] = web.post(key, seed=seed, **SMALL)[1]["id"], seed
-    web.wait_until_done(1.0)
-    found = {job["id"]: job for job in web.jobs()}
-    alone = {seed: web.made(seed=seed, **SMALL)["id"] for seed in asked.values()}
-    web.end()
-    say(f"killed: {', '.join(f'{count} {what}' for what, count in hit.items())}")
+    with broker(place):
+        for number in range(args.kills):
+            at, stop = web(), threading.Event()
+            posting = threading.Thread(target=client, args=(at, stop))
+            posting.start()
+            before = at.done()
+            while (number + 1) % 5 and at.done() == before:
+                time.sleep(0.1)
+            if ended := at.ask("GET", "/api/v1/jobs?status=succeeded&limit=1")[1]["jobs"]:
+                took = min(5.0, max(0.1, ended[0]["ended"] - ended[0]["started"]))
+            time.sleep(draw.uniform(0.0, 2 * took))
+            busy = at.ask("GET", "/api/v1/queue")[1]["running"]
+            ready = at.ask("GET", "/readyz")[0] == 200
+            hit["at work" if busy else "idle" if ready else "loading"] += 1
+            at.end(signal.SIGKILL)
+            stop.set()
+            posting.join()
+            print(number + 1, hit, len(asked), flush=True)
+        at = web()
+        for key, seed in asked.items():
+            if key not in acknowledged:
+                acknowledged[key] = at.post(key, seed=seed, **SMALL)[1]["id"], seed
+        at.wait_until_done(0.5)
+        found = {job["id"]: job for job in at.jobs()}
+        # The same jobs again, undisturbed.
+        alone = {seed: at.made(seed=seed, **SMALL)["id"] for seed in asked.values()}
+        at.end()
+    say(f"the web process was killed {', '.join(f'{n} times {what}' for what, n in hit.items())}")
     places = {seed: folder / "out" / job / "0001" for seed, job in alone.items()}
     report(folder, found, acknowledged, args.kills, lambda seed: _digest(places[seed]))
 
@@ -449,7 +464,7 @@ def kill_some(args: argparse.Namespace, folder: Path, web: Web, *kinds: str) -> 
 
 
 def ray(args: argparse.Namespace, folder: Path) -> None:
-    """Two Ray replicas against one, a thread each; and one request on three ways."""
+    """Two Ray replicas against one, a thread each."""
     os.environ["OMP_NUM_THREADS"] = "1"
     told = {**TOLD, "steps": args.steps}
     minutes: dict[int, list[float]] = {1: [], 2: []}
@@ -481,26 +496,68 @@ def ray(args: argparse.Namespace, folder: Path) -> None:
         f"sets a minute: one replica {spread(minutes[1], '')}, two {spread(minutes[2], '')}: "
         f"{two / one:.2f} times; {len(set(made.values()))} different sets of {args.jobs} requests"
     )
-    words = ["generate", "--base", args.base, "--prompt", PROMPT, "--seed", "0"]
-    words += ["--recipe", TOLD["recipe"], "--size", TOLD["size"], "--steps", str(args.steps)]
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, "-m", "iclora", *words, "--out", str(folder / "line")],
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        check=True,
+
+
+def ray_same(args: argparse.Namespace, folder: Path) -> None:
+    """One request by the command line, the API and Ray; sets and an evaluation shared on a cluster.
+
+    All with a thread each, or sums round otherwise.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    prompts = [PROMPT, PROMPT.replace("fox", "bear")]
+    (folder / "prompts.txt").write_text("\n\n".join(prompts))
+    how = ["--recipe", TOLD["recipe"], "--size", TOLD["size"], "--steps", str(args.steps)]
+    words = ["--base", args.base, "--prompts", str(folder / "prompts.txt"), *how]
+    on_ray = ["--engine", "ray", "--workers", "2", "--device", "cpu"]
+
+    def run(name: str, verb: str, *more: str) -> Path:
+        path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        subprocess.run(
+            [sys.executable, "-m", "iclora", verb, *words, *more, "--out", str(folder / name)],
+            env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        return folder / name
+
+    def served(name: str, *more: str) -> str:
+        place = folder / name
+        place.mkdir()
+        web = real(place, args.base, *more)
+        job = web.made(**{**TOLD, "steps": args.steps}, seed=0)["id"]
+        web.end()
+        return _digest(place / "out" / job / "0001")
+
+    line, shared = run("line", "generate"), run("shared", "generate", *on_ray)
+    ways = {_digest(line / "0001"), served("api"), served("ray", "--engine", "ray", "--cpus", "2")}
+    say(f"one request by the command line, the API and Ray: {len(ways)} different sets")
+    pairs = [(_whole(line / name), _whole(shared / name)) for name in ("0001", "0002")]
+    equal = sum(one == two for one, two in pairs)
+    say(f"`generate --workers 2 --engine ray`: {equal} of {len(pairs)} sets as by one process")
+    told: list[str] = ["--seeds", "2"]
+    if args.base == "toyland":
+        from benchmarks.serve_warm import write_adapters
+
+        adapters = write_adapters(folder)
+        told += [word for file in adapters for word in ("--adapter", str(file))]
+    one, two = run("one", "evaluate", *told), run("two", "evaluate", *told, *on_ray)
+    sets = sorted(path.parent.relative_to(one) for path in one.rglob("request.json"))
+    equal = sum(_whole(one / each) == _whole(two / each) for each in sets)
+    rows = [_figures_of(each) for each in (one, two)]
+    same = sum(rows[1].get(name) == row for name, row in rows[0].items())
+    say(
+        f"`evaluate --workers 2 --engine ray`: {equal} of {len(sets)} sets and {same} of "
+        f"{len(rows[0])} rows of figures as by one process (seconds and memory left out)"
     )
-    local = folder / "local"
-    local.mkdir()
-    web = real(local, args.base)
-    job = web.post(**told, seed=0, wait=60)[1]["id"]
-    web.end()
-    three = {
-        _digest(folder / "line" / "0001"),
-        _digest(local / "out" / job / "0001"),
-        made[0, 1, 0],
-    }
-    say(f"one request by the command line, the API and Ray: {len(three)} different bytes")
+
+
+def _whole(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _figures_of(out: Path) -> dict[str, Any]:
+    found = json.loads((out / "evaluation.json").read_text())["figures"]
+    return {name: row for name, row in found.items() if name not in ("seconds", "memory")}
 
 
 def soak(args: argparse.Namespace, folder: Path) -> None:
@@ -554,6 +611,7 @@ WHAT: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "worker-kills": worker_kills,
     "soak": soak,
     "ray": ray,
+    "ray-same": ray_same,
     "ray-kills": ray_kills,
 }
 
@@ -562,6 +620,7 @@ TITLES = {
     "kills": "The web process is killed while real workers make sets",
     "soak": "A thousand jobs",
     "ray": "Replicas of a Ray cluster",
+    "ray-same": "The same bytes on a Ray cluster",
 }
 
 

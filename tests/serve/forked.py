@@ -23,7 +23,7 @@ def start(environment: dict[str, str], log: Path, work: Callable[..., int] | Non
     log.parent.mkdir(parents=True, exist_ok=True)
     theirs, commands = multiprocessing.Pipe(duplex=False)
     answers, said = multiprocessing.Pipe(duplex=False)
-    process = processes.start(work or _work, log.parent, log, environment, theirs, said)
+    process = processes.start(work or be_one, log.parent, log, environment, theirs, said)
     for end in (theirs, said):
         end.close()
 
@@ -40,7 +40,8 @@ def start(environment: dict[str, str], log: Path, work: Callable[..., int] | Non
     return found
 
 
-def _work(commands, answers) -> int:
+def be_one(commands, answers) -> int:
+    """Be a worker with these ends of its pipes."""
     return be_worker(os.fdopen(commands.fileno(), "rb"), os.fdopen(answers.fileno(), "wb"))
 
 
@@ -56,4 +57,4 @@ def _work_late(commands, answers) -> int:
         Path("painted").touch()
 
     Warm.paint_once = late
-    return _work(commands, answers)
+    return be_one(commands, answers)

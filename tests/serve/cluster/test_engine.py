@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -87,6 +88,28 @@ def test_a_replica_makes_the_bytes_of_the_command_line_also_after_kills(engine, 
     outcome = engine.run("ray:0", wanted, lambda report: None)
     assert outcome.status == "succeeded", outcome
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_an_evaluation_on_a_cluster_has_the_sets_and_figures_of_one_process(
+    engine, cluster, tmp_path, monkeypatch
+):
+    words = ["evaluate", "--base", "tiny", "--prompt", CAPTION, "--size", "96x192", "--seeds", "2"]
+    words += ["--recipe", "film-storyboard", "--steps", "1", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "a")]) == 0
+    for name, value in cluster._secret.items():
+        monkeypatch.setenv(name, value)
+    words += ["--engine", "ray", "--cluster", cluster.found]
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+
+    def figures(out):
+        found = json.loads((out / "evaluation.json").read_text())["figures"]
+        return {name: row for name, row in found.items() if name not in ("seconds", "memory")}
+
+    assert figures(tmp_path / "a") == figures(tmp_path / "b")
+    for name in ("0001", "0002"):
+        places = [tmp_path / out / "base" / name for out in ("a", "b")]
+        assert contents(places[0]) == contents(places[1])
+    assert not list((tmp_path / "b").glob(".workers*"))
 
 
 def test_nobody_without_the_token_gets_into_the_cluster(engine, cluster):
