@@ -36,6 +36,12 @@ def engine(tmp_path_factory):
     made.stop()
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """A client waits as long as a busy machine takes to tell if an adapter fits."""
+    monkeypatch.setattr("iclora.serve.keeper._TELLS", 60.0)
+
+
 def order(folder: Path, kind: str = "generate", **settings) -> Order:
     return Order("job-1", kind, {"base": "tiny", **settings}, str(folder), 1)
 
@@ -122,7 +128,7 @@ def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, lora, tm
 
 
 def test_a_worker_tells_during_a_job_if_a_base_takes_an_adapter_and_a_dead_one_tells_nothing(
-    engine, lora, tmp_path
+    engine, lora, tmp_path, patient
 ):
     other = save_with_ghost(lora, tmp_path / "more.safetensors")
     broken = tmp_path / "broken.safetensors"
@@ -149,7 +155,7 @@ def test_a_worker_tells_during_a_job_if_a_base_takes_an_adapter_and_a_dead_one_t
     assert engine.fit("tiny", str(lora)) == Fit(known=False)
 
 
-def test_readyz_waits_for_the_warm_up_and_an_adapter_is_refused_meanwhile(lora, tmp_path):
+def test_readyz_waits_for_the_warm_up_and_an_adapter_is_refused_meanwhile(lora, tmp_path, patient):
     folder, logs = tmp_path / "served", tmp_path / "logs"
     save_with_ghost(lora, folder / "adapters" / "more.safetensors")
     late = LocalEngine(
