@@ -145,7 +145,14 @@ def test_a_name_of_255_bytes_is_written(tmp_path):
 def test_a_folder_is_tried_before_anything_is_computed_and_stays_as_it_was(tmp_path):
     check_folder(tmp_path / "new" / "deep")
     (tmp_path / "file").write_text("x")
-    for wrong in (tmp_path / "file", tmp_path / "file" / "x", "/dev/null", "/proc/x", "a\0b"):
+    for wrong in (
+        tmp_path / "file",
+        tmp_path / "file/x",
+        "/dev/null",
+        "/proc/x",
+        "a\0b",
+        "s3://b/x",
+    ):
         with pytest.raises(StorageError) as refused:
             check_folder(wrong, "out")
     assert refused.value.setting == "out"

@@ -75,6 +75,13 @@ def test_a_run_file_without_its_table_is_refused(tmp_path, text):
         read_settings(TrainSettings, tmp_path / "r.toml", NEEDED)
 
 
+def test_a_second_table_in_a_run_file_is_to_be_left_out(tmp_path):
+    (tmp_path / "r.toml").write_text("[train]\nsteps = 1\n[generate]\n")
+    with pytest.raises(SettingsError, match="has generate outside") as refused:
+        read_settings(TrainSettings, tmp_path / "r.toml", NEEDED)
+    assert refused.value.advice.startswith("Leave the rest out")
+
+
 def test_a_missing_run_file_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"none\.toml"):
         read_settings(TrainSettings, tmp_path / "none.toml", NEEDED)
@@ -139,6 +146,7 @@ def test_a_run_has_bounds(values):
         ("Steps", "steps"),
         ("micro-batch", "micro_batch"),
         ("stepz", "steps"),
+        ("lerning_rate", "lr"),
     ],
 )
 def test_an_unknown_setting_is_answered_with_the_one_that_is_meant(theirs, ours):
@@ -183,6 +191,7 @@ PATHS = {"out", "data", "base", "recipe", "validation", "cache"}
         ("some/x ", "white space"),
         ("C:\\Users\\me\\x", "path of Windows"),
         ("\\\\nas\\x", "path of Windows"),
+        ("D:\new\table", "forward slashes, or single quotes"),
     ],
 )
 def test_a_path_that_no_file_can_have_is_refused(tmp_path, monkeypatch, name, path, says):

@@ -146,6 +146,11 @@ _UNMEANT = (
     (r"^[\"'\u201c\u2018].*[\"'\u201d\u2019]$", "the quotes around {} would be part of its name"),
     (r"^(?:file|smb|nfs|afp)://", "it is an address ({}) and no path; leave that out"),
     (r"^\s|\s$", "the path begins or ends with white space"),
+    (
+        "[\b\t\n\v\f\r]",
+        "{!r} stands in it: a backslash in double quotes begins an escape; write forward slashes, "
+        "or single quotes",
+    ),
     *(
         ((r"^[A-Za-z]:[\\/]|^\\\\", "{} begins a path of Windows; in WSL, C:\\ is /mnt/c/"),)
         if os.name != "nt"
@@ -167,6 +172,9 @@ def check_folder(path: str | Path, setting: str | None = None) -> None:
         setting: the one that names it.
     Raises: StorageError.
     """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        problem = f"{path} is an address, and only folders of this machine are written to"
+        raise StorageError(problem, "Choose a folder, and copy it there afterwards.", setting)
     path = Path(path)
     try:
         with suppress(FileNotFoundError, NotADirectoryError):

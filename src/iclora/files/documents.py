@@ -328,4 +328,7 @@ def _advise(text: str, said: str) -> str:
             "This looks like YAML. If it is ai-toolkit's configuration, `iclora import` makes a "
             "run file of it; otherwise write TOML, NAME = VALUE in each line."
         )
-    return "Fix that line: NAME = VALUE, and text in quotes."
+    return (
+        "Fix that line: NAME = VALUE; text in straight quotes, decimals with a point, true and "
+        "false in small letters."
+    )

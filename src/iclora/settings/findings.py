@@ -175,5 +175,6 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     there = _ELSEWHERE.get(plain)
     if there in names:
         return there
-    close = difflib.get_close_matches(plain, names, 1)
-    return close[0] if close else None
+    theirs = [each for each, ours in _ELSEWHERE.items() if ours in names]
+    close = difflib.get_close_matches(plain, [*names, *theirs], 1)
+    return close[0] if close and close[0] in names else _ELSEWHERE.get(*close) if close else None

@@ -106,7 +106,9 @@ def read_settings(
             raise SettingsError(
                 f"run file {path} needs its settings in one table [{table}]"
                 + (f", but has {', '.join(unknown)} outside of it" if unknown else ""),
-                f"Write [{table}] on the first line.",
+                f"Leave the rest out: it has [{table}]."
+                if isinstance(found.get(table), dict)
+                else f"Write [{table}] on the first line.",
             )
         values = found[table]
     return settings_of(model, {**values, **overrides}, defaults)
