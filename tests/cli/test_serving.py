@@ -8,6 +8,7 @@ import pytest
 
 from iclora.cli import serving
 from iclora.cli.main import main
+from iclora.cli.output import Terminal
 from iclora.errors import SettingsError
 from iclora.settings import ServeSettings
 
@@ -22,6 +23,19 @@ def test_a_port_in_use_is_said_before_anything_is_opened(tmp_path, capsys):
         assert main(["serve", str(tmp_path), "--base", "toyland", "--port", port]) == 2
     assert "cannot listen" in said(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_server_of_one_folder_is_refused_by_its_name(tmp_path, capsys):
+    told = ServeSettings(folder=str(tmp_path), port=0)
+    with serving._opened(told, "toyland", Terminal(ServeSettings)) as (server, _):
+        before = sorted(tmp_path.rglob("*"))
+        for verb in ("serve", "studio"):
+            assert main([verb, str(tmp_path), "--base", "toyland", "--port", "0"]) == 2
+            assert f"another server has {tmp_path}" in said(capsys)
+        assert sorted(tmp_path.rglob("*")) == before
+        server.close()
+    with serving._opened(told, "toyland", Terminal(ServeSettings)) as (server, _):
+        server.close()
 
 
 def test_answers_are_not_held_back_by_nagles_algorithm():

@@ -54,7 +54,7 @@ class Server:
         self.catalog = Catalog(Path(settings.folder), settings.adapter)
         home = self.catalog.home
         with ExitStack() as opened:
-            opened.enter_context(alone(home / "lock", self.catalog.folder, RunError))
+            opened.enter_context(alone(home / "lock", self.catalog.folder, self._taken))
             self.access = Access(settings, home)
             self.store = Store(home / "serve.sqlite")
             opened.callback(self.store.close)
@@ -77,6 +77,14 @@ class Server:
         self.queue.watchers.append(self._tell)
         if settings.paused:
             self.queue.pause(True)
+
+    def _taken(self, problem: str, advice: str) -> RunError:
+        del problem, advice  # Another server does not end by itself.
+        return RunError(
+            f"another server has {self.catalog.folder}",
+            "Use its page, end it, or choose another folder.",
+            setting="folder",
+        )
 
     def _tell(self, job: Job) -> None:
         if job.status in ENDED:

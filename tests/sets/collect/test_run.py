@@ -46,8 +46,19 @@ def rows(out):
     return [json.loads(line) for line in (out / "sets.jsonl").read_text().splitlines()]
 
 
-def test_pairs_become_sets_once_and_damaged_ones_are_named(pairs, tmp_path):
-    done = collect(told(pairs, tmp_path / "sets"))
+def test_pairs_become_sets_once_damaged_ones_are_named_and_a_second_process_is_refused(
+    pairs, tmp_path
+):
+    refused = []
+
+    def meanwhile(_):
+        if not refused:
+            with pytest.raises(DatasetError, match="another process is writing") as error:
+                collect(told(pairs, tmp_path / "sets"))
+            refused.append(error.value.problem)
+
+    done = collect(told(pairs, tmp_path / "sets"), Progress(meanwhile))
+    assert str(tmp_path / "sets") in refused[0]
     assert (done.sets, done.found) == (6, 8)
     # An enlarged copy is worse than its original.
     (note,) = done.notes
