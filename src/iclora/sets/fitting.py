@@ -6,6 +6,7 @@ layout is made of the winner alone. Sizes are in px, every result is a multiple 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -77,7 +78,8 @@ def unrounded(sides: Sequence[int], grid: int) -> Sequence[int]:
     return [1] * len(sides) if high - low <= grid and high <= 1.25 * low else sides
 
 
-def fit_rows(rows: Sequence[Sequence[float]], area: float, grid: int) -> Rows:
+@functools.lru_cache(maxsize=1024)  # The pictures of most datasets have few sizes.
+def fit_rows(rows: tuple[tuple[float, ...], ...], area: float, grid: int) -> Rows:
     """Fit rows of panels to the aspects of their pictures.
 
     Among all canvases of at most `area` the one is chosen whose boxes come closest to the aspects

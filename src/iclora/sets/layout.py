@@ -282,7 +282,7 @@ class Layout(BaseModel):
         self.check_count(len(sizes))
         aspects = [w / h for w, h in sizes]
         if self.per_row:
-            rows = [[aspects[i] for i in row] for row in self._rows()]
+            rows = tuple(tuple(aspects[i] for i in row) for row in self._rows())
             return Layout.stacked(*fit_rows(rows, area, grid))
         return self._moved(*fit_edges(self.boxes, self.size, aspects, area, grid))
 
