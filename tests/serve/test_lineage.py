@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from iclora.serve import lineage
 from iclora.serve.lineage import family
 from iclora.serve.store import Store
 
@@ -49,3 +50,10 @@ def test_a_family_is_of_one_client_and_a_circle_in_a_damaged_record_ends(store):
     assert relations(family(store, "a", "me")) == {"a": "self", "b": "descendant"}
     add(store, "3", ["a"], {"set": "b", "panel": "?"}, client="me")
     assert set(relations(family(store, "a", "me"))) == {"a", "b"}
+
+
+def test_a_family_is_found_by_indexes_however_many_jobs_there_are(store):
+    plan = store.rows(f"EXPLAIN QUERY PLAN {lineage._LINKS}", "a", "")
+    steps = [row["detail"] for row in plan if "jobs" in row["detail"]]
+    assert len(steps) == 3
+    assert all("USING INDEX jobs_by_" in step for step in steps)

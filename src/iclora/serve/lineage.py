@@ -10,17 +10,25 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from iclora.serve.store import Store
+from iclora.serve.store import MADE_AGAIN, SOURCE, Store
 
 __all__ = ["Relative", "family"]
 
-_LINKS = """
-SELECT jobs.id AS job, jobs.kind AS kind, made.value AS made, jobs.client AS client,
-    coalesce(json_extract(jobs.input, '$.set'), json_extract(jobs.input, '$.request')) AS source,
-    json_extract(jobs.input, '$.panel') AS panels
-FROM jobs, json_each(jobs.result, '$.sets') AS made
-WHERE jobs.kind IN ('reroll', 'generate') AND jobs.status='succeeded' AND source IS NOT NULL
-ORDER BY jobs.id
+_IS_LINK = f"""{SOURCE} IS NOT NULL AND kind IN ('reroll', 'generate')
+    AND status='succeeded' AND (?2='' OR client=?2)"""
+# The order of these joins is given: SQLite would read all jobs first, which takes 40 ms of 10,000.
+_LINKS = f"""
+WITH RECURSIVE
+above(name) AS (
+    SELECT ?1
+    UNION SELECT {SOURCE} FROM above CROSS JOIN jobs WHERE {MADE_AGAIN}=above.name AND {_IS_LINK}
+),
+family(name) AS (
+    SELECT name FROM above
+    UNION SELECT {MADE_AGAIN} FROM family CROSS JOIN jobs WHERE {SOURCE}=family.name AND {_IS_LINK}
+)
+SELECT kind, name AS made, {SOURCE} AS source, json_extract(input, '$.panel') AS panels
+FROM family CROSS JOIN jobs WHERE {MADE_AGAIN}=family.name AND {_IS_LINK} ORDER BY jobs.id
 """
 
 
@@ -48,9 +56,7 @@ def family(store: Store, name: str, client: str = "") -> list[Relative]:
     """
     links: dict[str, Any] = {}
     children: dict[str, list[str]] = {}
-    for row in store.rows(_LINKS):
-        if client and row["client"] != client:
-            continue
+    for row in store.rows(_LINKS, name, client):
         links[row["made"]] = row
         children.setdefault(row["source"], []).append(row["made"])
     above = [name]

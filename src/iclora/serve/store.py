@@ -17,7 +17,7 @@ from pathlib import Path
 
 from iclora.errors import StorageError
 
-__all__ = ["Store", "new_id"]
+__all__ = ["MADE_AGAIN", "SOURCE", "Store", "new_id"]
 
 _VERSION = 1
 _TABLES = """
@@ -51,6 +51,20 @@ CREATE TABLE marks (
     trashed TEXT, version INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 """
+
+
+SOURCE = (
+    "CASE WHEN json_valid(input) THEN"
+    " coalesce(json_extract(input, '$.set'), json_extract(input, '$.request')) END"
+)
+"""The set that a job repeats, whole or in part; NULL for every other job."""
+MADE_AGAIN = "CASE WHEN json_valid(result) THEN json_extract(result, '$.sets[0]') END"
+"""The one set that came of such a job."""
+_INDEXES = f"""
+CREATE INDEX IF NOT EXISTS jobs_by_source ON jobs ({SOURCE}) WHERE {SOURCE} IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_by_made ON jobs ({MADE_AGAIN}) WHERE {SOURCE} IS NOT NULL;
+"""
+"""Of version 1 too: older programs keep what they do not know of up to date."""
 
 
 _SET_ASIDE = """
@@ -105,7 +119,7 @@ class Store:
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={_VERSION}; COMMIT;"
             )
-
+        self._db.executescript(_INDEXES)
         self._db.execute(_SET_ASIDE)
 
     @contextmanager
