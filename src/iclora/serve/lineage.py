@@ -29,7 +29,7 @@ family(name) AS (
 )
 SELECT kind, name AS made, {SOURCE} AS source, json_extract(input, '$.panel') AS panels
 FROM family CROSS JOIN jobs WHERE {MADE_AGAIN}=family.name AND {_IS_LINK} ORDER BY jobs.id
-"""
+"""  # noqa: S608
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from iclora.cli.main import main
 from iclora.serve.store import Store
 from iclora.serve.studio.toys import draw_toy_sets, write_toy_sets
 from tests.serve.studio.conftest import WIDE, watch
@@ -144,7 +146,9 @@ def playwright():
         yield found
 
 
-def test_a_queue_a_run_and_a_caption_that_are_killed_at_one_moment_lose_nothing(desk, playwright):
+def test_a_queue_a_run_and_a_caption_that_are_killed_at_one_moment_lose_nothing(
+    desk, playwright, monkeypatch
+):
     page = desk.open(playwright, "make")
     button(page, "Take the example").click()
     page.get_by_label("Steps").fill("1")
@@ -178,6 +182,25 @@ def test_a_queue_a_run_and_a_caption_that_are_killed_at_one_moment_lose_nothing(
     page.evaluate("location.hash = '#/gallery'")
     expect(page.locator(".card")).to_have_count(20)
     assert desk.elsewhere == []
+    page.locator(".card").first.get_by_role("link").click()
+    words = copied_command(desk, page)
+    monkeypatch.chdir(desk.folder)
+    assert main(words) == 0
+    assert contents(desk.folder / "out" / "0001") == contents(Path(words[1]).parent)
+
+
+def copied_command(desk, page):
+    """The words behind `iclora` of the command that makes the set on the page again."""
+    desk.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button(page, "Copy as command").click()
+    expect(page.get_by_text("The command is copied")).to_be_visible()
+    program, *words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
+    assert program == "iclora"
+    return words
+
+
+def contents(folder):
+    return {each.name: each.read_bytes() for each in folder.iterdir()}
 
 
 def queue(desk, page, count):
