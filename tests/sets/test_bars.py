@@ -152,3 +152,10 @@ def test_a_border_with_a_thin_line_around_the_picture_is_cut_with_the_line(seed)
     framed.paste(smooth(seed), (12, 12))
     ImageDraw.Draw(framed).rectangle((10, 10, 269, 205), outline="black", width=2)
     assert find_edges(framed) == Edges(12, 12, 12, 12)
+
+
+def test_a_bar_that_a_line_closes_is_found_though_no_step_is_the_larger_part():
+    grain = np.random.default_rng(5).integers(-15, 16, (120, 160, 3))
+    pixels = np.clip(100 + 4 * np.arange(-11, 149)[None, :, None], 0, 150) + grain
+    pixels[:, :8], pixels[:, 8:11] = 32, 0
+    assert find_edges(Image.fromarray(pixels.astype(np.uint8))) == Edges(left=11)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from iclora.sets.layout import Box
+from iclora.sets.leftovers import strip_depth
 from iclora.sets.strips import cut_strips
 from tests.sets.test_bars import smooth
 
@@ -99,3 +100,10 @@ def test_what_is_irregular_drawn_or_without_words_is_left(heights, draw, words):
     ]
     pixels, boxes = joined([panels[k] for k in (0, 2, 1, 3)], 2)
     assert cut_strips((2, 2), boxes, pixels) == (boxes, ())
+
+
+def test_paper_is_known_by_its_blank_lines_where_letters_are_small():
+    lines = np.full((15, 150, 3), 254, dtype=np.float32)
+    lines[4:10] = np.where(np.arange(150)[:, None] % 2 > 0, 60.0, 254.0)
+    picture = np.asarray(smooth(3, 150, 100), dtype=np.float32) * 0.3
+    assert strip_depth(np.concatenate([lines, picture])) == 15

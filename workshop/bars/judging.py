@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tomli_w
 
+from iclora.files import write_text
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
 from iclora.sets.recipe import Recipe, load_recipe
@@ -34,11 +36,16 @@ class Found:
 def judge(sheets: Sequence[Sheet], rows: tuple[int, ...]) -> Iterator[Found]:
     """What `check` finds in sheets of one arrangement."""
     with tempfile.TemporaryDirectory() as folder:
+        recipe = _recipe(rows)
+        known = Path(folder) / "rows.toml"
+        settings = recipe.model_dump(mode="json", exclude_defaults=True)
+        write_text(known, tomli_w.dumps(settings))
         for number, sheet in enumerate(sheets):
             ending, options = sheet.facts["encoding"]
             sheet.image.save(Path(folder) / f"{number:05d}.{ending}", **options)
-        dataset = open_dataset(folder, "film-storyboard")
-        dataset = replace(dataset, recipe=_recipe(rows))
+            # Without its words one sheet of several would be taken for a panel.
+            write_text(Path(folder) / f"{number:05d}.txt", recipe.example)
+        dataset = open_dataset(folder, known)
         for sheet, report in zip(sheets, check_dataset(dataset), strict=True):
             told = [p.text for p in report.problems if not p.caption and "megapixel" not in p.text]
             if report.set is None:

@@ -161,7 +161,20 @@ def _at_start(pixels: Pixels) -> int:
     if end < _THINNEST or end > len(pixels) * _MOST:
         return 0
     edge = _sharp_end(pixels, end, ground(sampled(pixels[max(0, end - 10) : end])))
+    edge = edge or _lined_end(pixels, end)
     return edge + _hairline(pixels[edge : edge + 4]) if edge else 0
+
+
+def _lined_end(pixels: Pixels, end: int) -> int:
+    """The first line behind a bar that a thin line of another colour closes; 0 if none does.
+
+    From the bar to the picture it is two steps, of which none need be the larger part.
+    """
+    closed = end + _flat_from(pixels[end : end + _THIN + 1])
+    # Drawings have grounds with outlines.
+    if not end < closed <= end + _THIN or is_drawn(pixels):
+        return 0
+    return _sharp_end(pixels, closed, ground(sampled(pixels[end:closed])))
 
 
 def _hairline(pixels: Pixels) -> int:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from iclora.errors import LayoutError
 from iclora.sets.bars import find_edges, is_page_colour, pairs_of
+from iclora.sets.blending import without_blended
 from iclora.sets.cutting import cut_apart, even_ends
 from iclora.sets.edges import Edges, Pixels, is_drawn
 from iclora.sets.frames import agreed_frames, lines_of
@@ -120,6 +121,7 @@ def find_panels(layout: Layout, composite: Image.Image) -> Panels:
             boxes, unseen, guessed, _ = _cut(layout, pixels, [], barred=False)
             doubts = [_GUESSED.format(guessed)] if guessed else []
             return Panels(_rows(layout, boxes), unseen, doubts=(*doubts, _DRAWN))
+        found = without_blended(layout.per_row, found, pixels)
     bars = _widest(layout, found, width, height)
     found, strips = _without_strips(layout, found, pixels, known)
     whole = _fills(found, width, height)
@@ -151,7 +153,7 @@ def _without_strips(
         top = box.top + thin.top * (box.top > before.top)
         bottom = box.bottom - thin.bottom * (box.bottom < before.bottom)
         found.append(Box(box.left, top, box.width, bottom - top))
-    return found, strips
+    return without_blended(layout.per_row, found, pixels), strips
 
 
 def _rows(layout: Layout, boxes: Sequence[Box]) -> Layout:

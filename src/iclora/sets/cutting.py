@@ -61,7 +61,7 @@ def cut_apart(
     if len(ends) == 1:
         return Cut([(0, length)])
     gutters: Gutters = {}
-    doubted = 0
+    seen: Gutters = {}
     if barred:
         seen = _gutters(pixels, ends)
         gutters = (
@@ -69,16 +69,15 @@ def cut_apart(
             or _believed(pixels, seen, ends, page)
             or _half_seen(pixels, len(ends))
         )
-        doubted = 0 if gutters else len(seen)
     colours = tuple(_colour(pixels, *gutter) for gutter in gutters.values())
     if len(gutters) == len(ends) - 1:
         own = [gutters[number][0] for number in sorted(gutters)]
         seams, missed, guessed = Seams([*own, length], 0, 0)
     elif not gutters and (exact := exact_seams(pixels, ends)):
-        seams, missed, guessed = Seams(exact, 0, 0)
+        seams, missed, guessed = Seams(exact, 0, _beside(exact, seen, pixels))
     else:
         seams, missed, guessed = find_seams(pixels, ends)
-        guessed = max(guessed, doubted)
+        guessed = max(guessed, 0 if gutters else len(seen))
     starts = [0, *seams[:-1]]
     for number, (first, behind) in gutters.items():
         seams[number], starts[number + 1] = first, behind
@@ -141,6 +140,16 @@ def _believed(
     if alike and (len(gutters) > 1 or is_page_colour(colours[0])):
         return gutters
     return {} if is_drawn(pixels) else gutters
+
+
+def _beside(seams: Sequence[int], gutters: Gutters, pixels: Pixels) -> int:
+    """How many bands that may be gutters begin or end just at seams.
+
+    A drawing has its floor there.
+    """
+    if is_drawn(pixels):
+        return 0
+    return sum(bool({first, behind} & set(seams)) for first, behind in gutters.values())
 
 
 def _colour(pixels: Pixels, first: int, behind: int) -> NDArray[np.float32]:
