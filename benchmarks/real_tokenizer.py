@@ -23,6 +23,7 @@ from diffusers.pipelines.krea2 import pipeline_krea2
 from diffusers.pipelines.qwenimage import pipeline_qwenimage, pipeline_qwenimage_edit
 
 from iclora.models import load_model
+from iclora.models.qwen_vl import AFTER, BEFORE
 
 TEXTS = (
     "",
@@ -57,6 +58,9 @@ def main() -> None:
                 )
                 assert model.count_tokens(text) == len(told), text
             print(f"{name}: {model.count_tokens('')} tokens of template around every text")
+    around = [len(tokenizer(words).input_ids) for words in (BEFORE, AFTER)]
+    print(f"our words around Qwen-Image's and Krea 2's texts: {around} tokens")
+    assert around == [34, 5]
     for module, pattern in CUT.items():
         source = inspect.getsource(module)
         found = re.search(pattern, source, re.DOTALL if module is pipeline_krea2 else 0)

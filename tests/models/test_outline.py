@@ -33,7 +33,8 @@ def test_a_pass_in_outline_has_the_shapes_of_a_real_one(small):
         Batch(2, 64, 96, given=True, texts=3),
         Batch(2, 64, 96, given=True, isolated=True, texts=3),
     ):
-        streams, shared = outline.begin(batch, lambda q, _k, _v: q.transpose(1, 2).flatten(2))
+        inputs = outline.inputs(batch, lambda q, _k, _v: q.transpose(1, 2).flatten(2))
+        streams, shared = outline.begin(inputs)
         for piece in outline.pieces:
             streams = piece.run(streams, shared, False)
         assert outline.end(streams, shared).shape == (2, 24, 64)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
-from iclora.adapter import Adapter
+from iclora.adapter import Adapter, attach
 from iclora.errors import SettingsError
 from iclora.making import sampling
 from iclora.making.session import complete, generate
-from iclora.models import load_model
+from iclora.models import flow, load_model
+from iclora.models.base import Given
+from iclora.models.outline import META
+from iclora.settings import TrainSettings, read_settings
+from iclora.train.ledger import Ledger
 from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, picture, stop_after
 from tests.making.helpers import prepared, run, told
+from tests.models.conftest import FAMILIES
+from tests.train.test_workers import assert_alike, start_all
 
 MODES = ("sdedit", "resample", "boost", "clean", "reference")
 
@@ -68,3 +77,55 @@ def test_a_run_on_quantised_blocks_learns_and_its_adapter_serves_the_base_in_ful
     made = generate(family, CAPTION, adapter=Adapter.load(result.adapter), **told(steps=1))
     plain = generate(family, CAPTION, **told(steps=1))
     assert made.composite.tobytes() != plain.composite.tobytes()
+
+
+def train_short(file, words):
+    """Train as one of some processes, with texts as short as the fixture's."""
+    settings = read_settings(TrainSettings, Path(file), {})
+    model = load_model(settings.base, device="cpu")
+    model.max_text_tokens = words
+    train(settings, model)
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_train_what_one_would_each_with_the_whole_base_or_half(
+    family, runs_of, tmp_path, shard
+):
+    settings = partial(runs_of(family), batch=2, lr=0.01)
+    one = train(settings("one"), family)
+    file = tmp_path / "run.toml"
+    file.write_text(settings("many", shard=shard).to_toml())
+    start_all(train_short, tmp_path, 2, str(file), family.max_text_tokens)
+    assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("name", ["tiny", *FAMILIES])
+def test_no_step_of_sampling_or_training_waits_for_the_device(name):
+    """On the meta device no number can be read: to ask for one, or to branch on it, raises."""
+    model = load_model(name, device="cpu")
+    model.max_text_tokens = min(model.max_text_tokens, 96)
+    text, empty = map(model.encode_text, ("a fox", ""))
+    model.denoiser.to(META)
+    model.device = META
+    unguided = [empty] if model.sampling.guided == "two-pass" else None
+    tokens = torch.arange(24) % 2 == 1
+    z = torch.empty(1, 24, model.channels, device=META)
+
+    def velocity(given, z, sigma):
+        sigmas = torch.full((1,), sigma, device=META)
+        return model.velocity(z, sigmas, [text], (64, 96), 4.0, given, unguided)
+
+    kept = Given(tokens, clean=True, isolated=True, cache=[])
+    for given, levels in ((kept, (1, 0.5, 0)), (Given(tokens, scale=2.0), (1, 0))):
+        # The ledger knows what torch takes long to say of tensors without content.
+        with Ledger(), torch.no_grad():
+            step = partial(velocity, given)
+            flow.denoise(step, z, levels, given=tokens.to(META), x0=z, clean=given.clean)
+    attach(model, rank=2, alpha=2, targets="all", seed=0)
+    for given in (None, Given(tokens, clean=True)):
+        with Ledger():
+            v = model.velocity(z, z[:, 0, 0], [text], (64, 96), 1.0, given)
+            flow.loss(v, z, z).sum().backward()
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(v.isfinite().all())

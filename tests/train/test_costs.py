@@ -77,13 +77,19 @@ class Real:
         self.lora = attach(self.model, rank=4, alpha=16, targets="all", seed=0)
         for parameter in self.lora.values():
             parameter.grad = torch.zeros_like(parameter)
+        # As of a run, texts are there before a step begins.
+        self._text = {"prompt": torch.randn(128, 64), "pooled": torch.randn(32)}
 
     def step(self, batch, recompute=0):
+        # As in training, nothing but the graph outlives the forward pass.
+        torch.autograd.backward(self._loss(batch, recompute).sum())
+
+    def _loss(self, batch, recompute):
         model = self.model
         model.recompute = recompute
         n = batch.width * batch.height // 256
-        x0 = torch.randn(batch.count, n, 64)
-        text = {"prompt": torch.randn(128, 64), "pooled": torch.randn(32)}
+        x0, eps = torch.randn(2, batch.count, n, 64).unbind()
+        text = self._text
         given, of = None, None
         if batch.given:
             tokens = torch.arange(n).expand(batch.count, n) < n // 2
@@ -95,8 +101,9 @@ class Real:
             owner = torch.arange(n) * batch.texts // n
             panels = Panels(owner, (128,) * batch.texts)
         texts = [text] * batch.count
-        v = model.velocity(x0, sigma, texts, size, 1.0, given, None, panels)
-        torch.autograd.backward(flow.loss(v, x0, x0, of).sum())
+        z = flow.add_noise(x0, eps, sigma)
+        v = model.velocity(z, sigma, texts, size, 1.0, given, None, panels)
+        return flow.loss(v, x0, eps, of)
 
 
 def small_part(batch):

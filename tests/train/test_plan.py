@@ -240,18 +240,46 @@ def test_smaller_resolutions_are_tried_without_decoding_a_picture_again(
 DEV = {"base": "black-forest-labs/FLUX.1-dev", "data": "DATA", "out": "RUN"}
 
 
-@pytest.mark.parametrize("vram", [80, 48, 24, 16, 12])
-def test_the_shipped_run_files_are_what_plan_chooses(vram):
-    """The paper's run: 4 sets, 512 to 1536 px, rank 16; 12 GB hold only up to 1024 px of it."""
-    sizes = [512, 768, 1024] if vram == 12 else [512, 768, 1024, 1280, 1536]
-    path = EXAMPLES / f"official-{vram}gb.toml"
+RUN_FILES = {
+    "official": (DEV["base"], (80, 48, 24, 16, 12)),
+    "klein": ("black-forest-labs/FLUX.2-klein-base-4B", (80, 48, 24, 16, 12)),
+    "zimage": ("Tongyi-MAI/Z-Image", (80, 48, 24, 16, 12)),
+    "krea": ("krea/Krea-2-Raw", (80, 48, 24, 16)),
+    "qwen-image": ("Qwen/Qwen-Image-2512", (80, 48, 24)),
+}
+"""The base and the cards of every run file that ships."""
+LESS = {"official-12gb": (512, 768, 1024), "krea-16gb": (512, 768, 1024, 1280)}
+"""The sides of those that do not reach 1536 px."""
+QUICK = {"official-24gb", "official-12gb", "klein-24gb", "zimage-80gb", "krea-48gb"}
+"""Those that `make test` plans: all of them take a minute."""
+
+
+def _run_files():
+    for family, (base, cards) in RUN_FILES.items():
+        for vram in cards:
+            name = f"{family}-{vram}gb"
+            slow = () if name in QUICK else pytest.mark.machine
+            yield pytest.param(name, base, vram, id=name, marks=slow)
+
+
+@pytest.mark.parametrize(("name", "base", "vram"), list(_run_files()))
+def test_a_run_file_that_ships_is_what_plan_chooses_and_fits(name, base, vram):
+    """The paper's run: 4 sets, rank 16, squares of 512 px and more."""
+    path = EXAMPLES / f"{name}.toml"
     shipped = read_settings(TrainSettings, path, {})
-    assert (shipped.batch, shipped.rank, list(shipped.resolutions)) == (4, 16, sizes)
-    found = plan_run(
-        read_settings(TrainSettings, None, {**DEV, "vram": vram, "resolutions": sizes}), here=False
-    )
+    sizes = LESS.get(name, (512, 768, 1024, 1280, 1536))
+    assert (shipped.batch, shipped.rank, shipped.resolutions) == (4, 16, sizes)
+    own = {"base": base, "data": "DATA", "out": "RUN", "vram": vram, "resolutions": sizes}
+    found = plan_run(read_settings(TrainSettings, None, own), here=False)
     assert found.run_file() == path.read_text()
     assert found.peak < found.card.usable < vram * GB
+
+
+def test_every_run_file_that_ships_is_one_of_these():
+    names = {f"{family}-{vram}gb" for family, (_, cards) in RUN_FILES.items() for vram in cards}
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == names
+    for name in names:
+        assert read_settings(TrainSettings, EXAMPLES / f"{name}.toml", {}).recompute is not None
 
 
 def test_the_shipped_outline_is_diffusers_own_default():

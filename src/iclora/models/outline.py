@@ -42,6 +42,7 @@ __all__ = [
     "QwenOutline",
     "Reads",
     "Streams",
+    "Taken",
     "as_loaded",
     "built",
     "loss",
@@ -84,6 +85,11 @@ class Batch:
     """Texts of a set: one for all panels, or one for each, which no other panel reads."""
 
 
+Taken = tuple[Any, Any]
+"""What a family's pass takes, without content: its own inputs, latents `z` among them, and its
+attention."""
+
+
 class Outline(Protocol):
     """A base as it is counted.
 
@@ -91,9 +97,6 @@ class Outline(Protocol):
     the run will have, and the precision of its blocks.
     """
 
-    fleeting: ClassVar[bool]
-    """True if what comes before the blocks takes far more than what is left of it: then the peak
-    there is a peak of its own, else it counts as beside all that follows."""
     shipped: ClassVar[Mapping[str, Path]]
     """Bases that can be planned for without a file of theirs, by name: folders of settings."""
 
@@ -119,7 +122,10 @@ class Outline(Protocol):
     def on_cpu(self) -> Attend:
         """Attention as its passes compute it on a CPU."""
 
-    def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Pass]:
+    def inputs(self, batch: Batch, attend: Attend) -> Taken:
+        """Make what a pass takes, which lives until it has given the velocity."""
+
+    def begin(self, inputs: Taken) -> tuple[Streams, Pass]:
         """Make the input of the first block, and what all blocks share."""
 
     def end(self, streams: Streams, shared: Pass) -> Tensor:
@@ -225,7 +231,6 @@ class FolderOutline(ABC):
     shipped: ClassVar[Mapping[str, Path]] = {}
     network: ClassVar[Network]
     """The family's pass."""
-    fleeting: ClassVar[bool] = False
     counts: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
     """The settings that say how many blocks of each kind the denoiser has."""
 
@@ -274,7 +279,7 @@ class FolderOutline(ABC):
         """A tensor of the weights' type."""
         return torch.empty(*shape, device=META, dtype=self.model.dtype)
 
-    def begin(self, batch: Batch, attend: Attend) -> tuple[Streams, Pass]:
+    def inputs(self, batch: Batch, attend: Attend) -> Taken:
         n = batch.width // self.model.grid * (batch.height // self.model.grid)
         given = panels = None
         levels = Levels(torch.empty(batch.count, 1, device=META), (n,))
@@ -290,13 +295,14 @@ class FolderOutline(ABC):
             panels = Panels(owner, (self.text_tokens,) * batch.texts)
         z = self.empty(batch.count, n, self.model.channels)
         reads = Reads(given, panels, attend)
-        return self.embed(z, levels, reads, batch.texts * self.text_tokens)
+        return self.taken(z, levels, reads, batch.texts * self.text_tokens)
 
     @abstractmethod
-    def embed(
-        self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
-    ) -> tuple[Streams, Pass]:
-        """Make the input of the first block from latent tokens and so many text tokens a set."""
+    def taken(self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int) -> Taken:
+        """What the family's pass takes for these latent tokens and so many text tokens a set."""
+
+    def begin(self, inputs: Taken) -> tuple[Streams, Pass]:
+        return self.network.embed(self.model.denoiser, *inputs)
 
     def end(self, streams: Streams, shared: Pass) -> Tensor:
         return self.network.read_out(self.model.denoiser, streams, shared).float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,19 @@ class Share:
     """Of both passes."""
 
 
+class _Around(NamedTuple):
+    """What a pass takes before its blocks, beside them and behind them."""
+
+    begun: int
+    """Bytes at the peak before the first block."""
+    beside: int
+    """Bytes that live as long as the graph: what all blocks share."""
+    inputs: int
+    """Bytes that live as long as the forward pass."""
+    end: Share
+    """The share of the last layer and the loss."""
+
+
 class _Source(torch.autograd.Function):
     """Tensors made by the block before: their gradients go on and are not kept."""
 
@@ -127,14 +140,22 @@ class _Sink(torch.autograd.Function):
         return tuple(torch.empty(shape, dtype=dtype, device=META) for shape, dtype in ctx.like)
 
 
-def _count(run: Callable[[Streams], Streams], shapes: Streams, kernels: Kernels) -> Share:
-    """Run a part of a pass forward and backward, on tensors of these shapes."""
+def _count(
+    run: Callable[[Streams], Streams], shapes: Streams, kernels: Kernels, last: bool = False
+) -> Share:
+    """Run a part of a pass forward and backward, on tensors of these shapes.
+
+    Args:
+        last: of its streams nothing but the first, the image, is read afterwards.
+    """
     with Ledger() as ledger, _As(kernels):
         leaves = [torch.empty_like(x).requires_grad_() for x in shapes]
         inside = _Source.apply(*leaves)  # type: ignore[no-untyped-call]
         before = ledger.mark()
         outside = run(inside)
         forward = ledger.peak - before
+        if last:
+            outside = outside[:1]
         del inside
         kept = ledger.live - before
         end = _Sink.apply(*outside)  # type: ignore[no-untyped-call]
@@ -159,8 +180,8 @@ class Costs:
     def __init__(self, outline: Outline, settings: TrainSettings, kernels: Kernels) -> None:
         self.outline, self.settings, self.kernels = outline, settings, kernels
         self._attend: Attend = outline.on_cpu if kernels == "cpu" else _fused
-        self._shares: dict[tuple[Batch, int, bool], Share] = {}
-        self._ends: dict[Batch, tuple[int, int, Share]] = {}
+        self._shares: dict[tuple[Batch, int, bool, bool], Share] = {}
+        self._arounds: dict[Batch, _Around] = {}
         self._begun: dict[Batch, tuple[Streams, Pass]] = {}
         lora = (
             free(outline.model)
@@ -215,29 +236,29 @@ class Costs:
 
     def step(self, batch: Batch, recompute: int) -> int:
         """Bytes at the peak of a forward and backward pass."""
-        begun, beside, end = self._end(batch)
-        live, peak = self.held + beside, self.held + begun
-        behind = []
-        for number, again in self._order(recompute):
-            share = self._share(batch, number, again)
-            peak = max(peak, live + share.forward)
+        begun, live, inputs, end = self._around(batch)
+        peak, behind = begun, []
+        for kind in self._order(recompute):
+            share = self._share(batch, *kind)
+            peak = max(peak, live + inputs + share.forward)
             live += share.kept
             behind.append((live, share))
-        peak = max(peak, live + end.forward, live + end.kept + end.backward)
-        return max(peak, *(live + share.backward for live, share in behind))
+        peak = max(peak, live + inputs + end.forward, live + end.kept + end.backward)
+        return self.held + max(peak, *(live + share.backward for live, share in behind))
 
     def flops(self, batch: Batch, recompute: int) -> int:
         """Of a forward and backward pass, those of recomputed blocks counted again."""
         blocks = sum(self._share(batch, *block).flops for block in self._order(recompute))
-        return blocks + self._end(batch)[2].flops
+        return blocks + self._around(batch).end.flops
 
-    def _order(self, recompute: int) -> Iterator[tuple[int, bool]]:
-        """The kind of every block, and whether it is recomputed."""
+    def _order(self, recompute: int) -> Iterator[tuple[int, bool, bool]]:
+        """The kind of every block, whether it is recomputed, and whether it is the last."""
         kinds = [n for n, piece in enumerate(self.outline.pieces) for _ in range(piece.count)]
-        return ((kind, number < recompute) for number, kind in enumerate(kinds))
+        end = len(kinds) - 1
+        return ((kind, number < recompute, number == end) for number, kind in enumerate(kinds))
 
-    def _share(self, batch: Batch, number: int, again: bool) -> Share:
-        key = (batch, number, again)
+    def _share(self, batch: Batch, number: int, again: bool, last: bool = False) -> Share:
+        key = (batch, number, again, last)
         if key not in self._shares:
             streams, shared = self._begin(batch)
             piece = self.outline.pieces[number]
@@ -249,27 +270,33 @@ class Costs:
                     return piece.block(*given)
 
             run = replace(piece, block=block).run if again else piece.run
-            self._shares[key] = _count(lambda x: run(x, shared, again), streams, self.kernels)
+            self._shares[key] = _count(lambda x: run(x, shared, again), streams, self.kernels, last)
         return self._shares[key]
 
     def _begin(self, batch: Batch) -> tuple[Streams, Pass]:
         if batch not in self._begun:
             # All blocks share it: the first backward pass would free its graph, if it had one.
             with torch.no_grad():
-                self._begun[batch] = self.outline.begin(batch, self._attend)
+                self._begun[batch] = self.outline.begin(self.outline.inputs(batch, self._attend))
         return self._begun[batch]
 
-    def _end(self, batch: Batch) -> tuple[int, int, Share]:
-        """Count the peak before the blocks, what lives beside them, and the share of the last
-        layer and the loss."""
-        if batch not in self._ends:
+    def _around(self, batch: Batch) -> _Around:
+        if batch not in self._arounds:
+            # Tables that a network makes once and keeps are there from here on.
+            self._begin(batch)
             with Ledger() as ledger, _As(self.kernels), torch.no_grad():
-                streams, shared = self.outline.begin(batch, self._attend)
-                begun, flops = ledger.peak, ledger.flops
-                beside = ledger.live if self.outline.fleeting else begun
+                inputs = self.outline.inputs(batch, self._attend)
+                # A step's latents, its noise, and both mixed, in float32.
+                z = inputs[0].z
+                step = [torch.empty_like(z).float() for _ in range(2 + (z.dtype != torch.float32))]
+                streams, shared = self.outline.begin(inputs)
+                begun, flops, live = ledger.peak, ledger.flops, ledger.live
+                del step, inputs, z
+                left = ledger.live
             found = _count(lambda x: (loss(self.outline, x, shared),), streams, self.kernels)
-            self._ends[batch] = begun, beside, replace(found, flops=found.flops + flops)
-        return self._ends[batch]
+            end = replace(found, flops=found.flops + flops)
+            self._arounds[batch] = _Around(begun, left, live - left, end)
+        return self._arounds[batch]
 
     def optimizer(self) -> int:
         """Bytes at the peak of clipping and AdamW."""
@@ -316,7 +343,8 @@ class Costs:
         batch = Batch(1, width, height, texts=texts)
 
         def sample() -> None:
-            streams, shared = self.outline.begin(batch, self._attend)
+            inputs = self.outline.inputs(batch, self._attend)
+            streams, shared = self.outline.begin(inputs)
             for piece in self.outline.pieces:
                 streams = piece.run(streams, shared, False)
             self.outline.end(streams, shared)

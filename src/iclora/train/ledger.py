@@ -172,4 +172,14 @@ def _hidden(packet: Any, args: Any) -> int:
         return int(args[0].nbytes)  # its input in another order, or unrolled in parts
     if packet is torch.ops.aten.index:
         return sum(8 * int(i.numel()) for i in _tensors(args[1]) if i.dtype == torch.int32)
+    if packet is torch.ops.aten.bmm and args[0].dtype == torch.bfloat16:
+        return _packed(*args)
     return 0
+
+
+def _packed(a: Tensor, b: Tensor) -> int:
+    """Bytes that a CPU's product of bfloat16 takes (oneDNN): copies of what lies in neither order,
+    and one matrix of b and some rows of a as its instructions read them."""
+    copies = sum(int(x.nbytes) for x in (a, b) if not (x.is_contiguous() or x.mT.is_contiguous()))
+    rows = 0 if a.stride(-1) == 1 else min(a.shape[1], 256) * a.shape[2]
+    return copies + 2 * (int(b[0].numel()) + rows)

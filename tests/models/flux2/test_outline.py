@@ -14,8 +14,8 @@ from iclora.models.flux2.outline import KleinOutline
 from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from tests.models.helpers import CPU, Real, shipped_run_file_is_planned
-from tests.train.test_costs import flops_of, measured_peak, small_part
+from tests.models.helpers import CPU, Real, peak_is_counted
+from tests.train.test_costs import flops_of
 
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
 SHIPPED = {
@@ -93,12 +93,7 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
 ):
     kind = getattr(torch, dtype)
     net = real(small, kind, precision)
-    net.step(small_part(batch), recompute)
-    measured = measured_peak(lambda: net.step(batch, recompute))
-    costs = counts(small, kind, precision)
-    counted = costs.step(batch, recompute) - costs.held
-    print(f"\n{precision} {dtype} {recompute} of 4: {counted / measured - 1:+.1%}")
-    assert counted == pytest.approx(measured, rel=0.05)
+    peak_is_counted(net, counts(small, kind, precision), batch, recompute)
 
 
 def test_flops_are_those_that_torch_counts_in_a_real_pass(tmp_path):
@@ -144,10 +139,3 @@ def test_encoders_are_counted_without_weights(small):
 def test_both_sizes_are_planned_for_without_a_file_of_theirs():
     for size, folder in SHIPPED.items():
         assert shipped_outline(f"black-forest-labs/FLUX.2-klein-base-{size}") == folder
-
-
-@pytest.mark.parametrize("vram", [24])
-def test_the_shipped_run_files_of_klein_are_what_plan_chooses(vram):
-    """The paper's run: 4 sets, 512 to 1536 px, rank 16."""
-    shipped = shipped_run_file_is_planned("klein", "black-forest-labs/FLUX.2-klein-base-4B", vram)
-    assert max(shipped.resolutions) == 1536

@@ -13,7 +13,7 @@ from iclora.models.krea2.outline import Krea2Outline
 from iclora.models.outline import Batch, outline_of, shipped_outline
 from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from tests.models.helpers import CPU, Real, peak_is_counted, shipped_run_file_is_planned
+from tests.models.helpers import CPU, Real, peak_is_counted
 from tests.train.test_costs import flops_of
 
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
@@ -108,10 +108,3 @@ def test_the_outline_has_the_published_sizes_and_a_lora_53_7_million_parameters(
     found.read_text()
     found.encode_pixels(64, 64)
     found.decode_pixels(64, 64)
-
-
-@pytest.mark.parametrize("vram", [80])
-def test_the_shipped_run_files_of_krea_2_are_what_plan_chooses(vram):
-    """The paper's run: 4 sets, 512 to 1536 px, rank 16."""
-    shipped = shipped_run_file_is_planned("krea", BASE, vram)
-    assert max(shipped.resolutions) == 1536

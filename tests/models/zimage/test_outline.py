@@ -13,7 +13,7 @@ from iclora.models.zimage.model import ZImageModel
 from iclora.models.zimage.outline import ZImageOutline
 from iclora.settings import TrainSettings
 from iclora.train.costs import Costs
-from tests.models.helpers import CPU, Real, peak_is_counted, shipped_run_file_is_planned
+from tests.models.helpers import CPU, Real, peak_is_counted
 from tests.train.test_costs import flops_of
 
 CONFIG = TrainSettings(base="b", data="d", out="o", rank=4, preview_every=0)
@@ -21,6 +21,8 @@ BASE = "Tongyi-MAI/Z-Image"
 SHIPPED = ZImageOutline.shipped[BASE]
 BLOCKS = 5
 """A refiner of the text, one of the image, and three joint ones."""
+WORDS = 64
+"""Tokens of a text: so few that what lies beside the blocks matters."""
 
 
 def opened(folder, dtype=torch.bfloat16):
@@ -67,7 +69,14 @@ def real(folder, dtype, precision):
         opened(folder, dtype),
         precision,
         lambda words: {"prompt": torch.randn(words, 32), "real": torch.ones(words)},
+        WORDS,
     )
+
+
+def costs_of(model):
+    found = outline_of(model, model.dtype, model.precision)
+    found.model.max_text_tokens = WORDS
+    return Costs(found, CONFIG, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -82,17 +91,16 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
 ):
     kind = getattr(torch, dtype)
     net = real(small, kind, precision)
-    costs = Costs(outline_of(opened(small), kind, precision), CONFIG, "cpu")
-    peak_is_counted(net, costs, batch, recompute)
+    peak_is_counted(net, costs_of(net.model), batch, recompute)
 
 
 def test_flops_are_those_that_torch_counts_in_a_real_pass(small):
     batch, recompute = Batch(1, 128, 128), 3
     net = real(small, torch.float32, "full")
-    counted = Costs(outline_of(opened(small), torch.float32, "full"), CONFIG, "cpu")
+    counted = costs_of(net.model).flops(batch, recompute)
     # A refiner's input needs no gradient, which matters where there are so few blocks.
     measured = flops_of(lambda: net.step(batch, recompute))
-    assert counted.flops(batch, recompute) == pytest.approx(measured, rel=0.02)
+    assert counted == pytest.approx(measured, rel=0.02)
 
 
 def test_the_outline_has_the_published_sizes():
@@ -110,10 +118,3 @@ def test_the_outline_has_the_published_sizes():
 def test_a_lora_of_rank_16_on_all_layers_has_47_7_million_parameters():
     costs = Costs(outline(), CONFIG.model_copy(update={"rank": 16}), "cuda")
     assert costs.lora / 1e6 == pytest.approx(47.7, abs=0.1)
-
-
-@pytest.mark.parametrize("vram", [80])
-def test_the_shipped_run_files_of_z_image_are_what_plan_chooses(vram):
-    """The paper's run: 4 sets, 512 to 1536 px, rank 16."""
-    shipped = shipped_run_file_is_planned("zimage", BASE, vram)
-    assert max(shipped.resolutions) == 1536

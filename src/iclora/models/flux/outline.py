@@ -13,10 +13,10 @@ import transformers
 from torch import Tensor, nn
 
 from iclora.models.attention import Attend, blockwise
-from iclora.models.flux.forward import FLUX, Inputs, embed
+from iclora.models.flux.forward import FLUX, Inputs
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import META, FolderOutline, Reads
-from iclora.models.passes import Levels, Pass, Streams
+from iclora.models.passes import Levels
 
 __all__ = ["FluxOutline"]
 
@@ -32,9 +32,9 @@ class FluxOutline(FolderOutline):
         ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-Krea-dev"), _DEV
     )
 
-    def embed(
+    def taken(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
-    ) -> tuple[Streams, Pass]:
+    ) -> tuple[Inputs, Any]:
         count, n, _ = z.shape
         settings = self.model.config("transformer")
         guided = cast(FluxModel, self.model).guided
@@ -46,7 +46,7 @@ class FluxOutline(FolderOutline):
             torch.empty(count, device=META) if guided else None,
             torch.empty(n, 3, device=META),
         )
-        return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
+        return inputs, reads.attention(text_tokens)
 
     @property
     def on_cpu(self) -> Attend:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from iclora.models.flux2.forward import FLUX2, Inputs, embed
+from iclora.models.flux2.forward import FLUX2, Inputs
 from iclora.models.outline import META, QwenOutline, Reads
-from iclora.models.passes import Levels, Pass, Streams
+from iclora.models.passes import Levels
 
 __all__ = ["KleinOutline"]
 
@@ -29,12 +29,12 @@ class KleinOutline(QwenOutline):
         for size in ("4B", "9B")
     }
 
-    def embed(
+    def taken(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
-    ) -> tuple[Streams, Pass]:
+    ) -> tuple[Inputs, Any]:
         count, n, _ = z.shape
         width = int(self.model.config("transformer")["joint_attention_dim"])
         prompt = self.empty(count, text_tokens, width)
         ids = torch.empty(n, 4, device=META)
         inputs = Inputs(z, prompt, levels, None, ids)
-        return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
+        return inputs, reads.attention(text_tokens)

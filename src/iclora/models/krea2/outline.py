@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from iclora.models.attention import grouped
-from iclora.models.krea2.forward import KREA2, Inputs, embed
+from iclora.models.krea2.forward import KREA2, Inputs
 from iclora.models.outline import META, QwenOutline, Reads
-from iclora.models.passes import Levels, Pass, Streams
+from iclora.models.passes import Levels
 
 __all__ = ["Krea2Outline"]
 
@@ -28,12 +28,10 @@ class Krea2Outline(QwenOutline):
     # of Qwen3-VL-4B.
     shipped: ClassVar[Mapping[str, Path]] = {"krea/Krea-2-Raw": _BASE}
     counts = ("num_layers",)
-    # A text's fusion: twelve layers for each of its tokens.
-    fleeting = True
 
-    def embed(
+    def taken(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
-    ) -> tuple[Streams, Pass]:
+    ) -> tuple[Inputs, Any]:
         count, n, _ = z.shape
         settings = self.model.config("transformer")
         layers, width = int(settings["num_text_layers"]), int(settings["text_hidden_dim"])
@@ -41,6 +39,5 @@ class Krea2Outline(QwenOutline):
         ids = torch.empty(n, 3, device=META)
         lengths = reads.panels.lengths if reads.panels else None
         attend = reads._replace(kernel=grouped(reads.kernel)).attention(text_tokens)
-        # They live as long as the pass.
-        self._inputs = Inputs(z, prompt, levels, ids, lengths)
-        return embed(self.model.denoiser, self._inputs, attend)
+        inputs = Inputs(z, prompt, levels, ids, lengths)
+        return inputs, attend

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from iclora.models.outline import META, QwenOutline, Reads
-from iclora.models.passes import Levels, Pass, Streams
-from iclora.models.qwen_image.forward import QWEN_IMAGE, Inputs, embed
+from iclora.models.passes import Levels
+from iclora.models.qwen_image.forward import QWEN_IMAGE, Inputs
 
 __all__ = ["QwenImageOutline"]
 
@@ -30,9 +30,9 @@ class QwenImageOutline(QwenOutline):
     )
     counts = ("num_layers",)
 
-    def embed(
+    def taken(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
-    ) -> tuple[Streams, Pass]:
+    ) -> tuple[Inputs, Any]:
         count, n, _ = z.shape
         width = int(self.model.config("transformer")["joint_attention_dim"])
         inputs = Inputs(
@@ -43,4 +43,4 @@ class QwenImageOutline(QwenOutline):
             0,
             reads.panels.lengths if reads.panels else None,
         )
-        return embed(self.model.denoiser, inputs, reads.attention(text_tokens))
+        return inputs, reads.attention(text_tokens)

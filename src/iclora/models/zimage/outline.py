@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from iclora.models.outline import META, QwenOutline, Reads
-from iclora.models.passes import Levels, Pass, Streams
-from iclora.models.zimage.forward import FILLED, ZIMAGE, Inputs, embed
+from iclora.models.passes import Levels
+from iclora.models.zimage.forward import FILLED, ZIMAGE, Inputs
 from iclora.models.zimage.model import attends_of
 
 __all__ = ["ZImageOutline"]
@@ -28,9 +28,9 @@ class ZImageOutline(QwenOutline):
     shipped: ClassVar[Mapping[str, Path]] = {"Tongyi-MAI/Z-Image": _BASE}
     counts = ("n_refiner_layers", "n_refiner_layers", "n_layers")
 
-    def embed(
+    def taken(
         self, z: Tensor, levels: Levels, reads: Reads, text_tokens: int
-    ) -> tuple[Streams, Pass]:
+    ) -> tuple[Inputs, Any]:
         count, n, _ = z.shape
         width = int(self.model.config("transformer")["cap_feat_dim"])
         lengths = reads.panels.lengths if reads.panels else (text_tokens,)
@@ -45,4 +45,4 @@ class ZImageOutline(QwenOutline):
             lengths,
             fill,
         )
-        return embed(self.model.denoiser, inputs, attends)
+        return inputs, attends
