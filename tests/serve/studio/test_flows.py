@@ -246,7 +246,14 @@ def test_on_a_phone_the_queue_is_paused_reordered_cancelled_and_nothing_scrolls_
     assert [job.status for job in studio.server.queue.page(limit=3)].count("cancelled") == 1
     button(page.locator("ul.rows .row").first, "Try again").tap()
     expect(rows).to_have_count(3)
+    studio.engine.hold()
     button(page, "Go on").tap()
+    expect(page.get_by_text("sampling, 0 of 4")).to_be_visible()
+    page.reload()
+    # The server tells how far that job is; only its own row will tell it later on, too.
+    expect(rows.first).to_contain_text("a job to generate runs")
+    expect(rows.first).not_to_contain_text(" of ")
+    studio.engine.go.set()
     expect(rows).to_have_count(0)
     expect(page.locator("ul.rows .row").first.get_by_role("link")).to_be_visible()
     for screen in (
