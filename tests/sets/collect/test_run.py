@@ -202,13 +202,17 @@ def test_families_and_what_is_kept_follow_a_model_instead_of_colours(tmp_path):
     assert sorted(map(sorted, kept)) in ([[0], [2]], [[0], [1]], [[1], [2]])
 
 
-def test_a_folder_that_holds_something_else_is_refused(pairs, tmp_path):
+def test_a_folder_that_holds_something_else_is_refused(pairs, film, tmp_path):
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "mine.txt").write_text("mine")
     with pytest.raises(DatasetError, match="not an empty folder"):
         collect(told(pairs, tmp_path / "sets"))
     with pytest.raises(DatasetError, match="no set of 2 pictures"):
         collect(told(tmp_path / "nowhere", tmp_path / "other"))
+    path, _ = film
+    four = told(path, tmp_path / "other").model_copy(update={"recipe": "font-design"})
+    with pytest.raises(DatasetError, match=r"no set of 4 pictures(?s:.*)film.mp4: \d+ shots in 3"):
+        collect(four)
     # The next, with the right source, may have that folder.
     assert not (tmp_path / "other").exists()
 

@@ -105,7 +105,7 @@ def _collect(
         pool.give_up()
         raise DatasetError(
             f"no set of {recipe.canvas.panels} pictures was found"
-            + "".join(f"\n  {problem}" for problem in problems[:20]),
+            + "".join(f"\n  {each}" for each in [*problems, *notes][:20]),
             "Look at what is said of each source.",
             setting="sources",
         )
