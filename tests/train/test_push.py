@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from iclora.adapter import Adapter
+from iclora.adapter.locate import locate
 from iclora.cli.main import main
-from iclora.errors import RunError
+from iclora.errors import AdapterError, RunError
 from iclora.files.locks import LOCK, alone
 from iclora.models.base import Sampling
 from iclora.settings import TrainSettings, settings_of
@@ -62,10 +63,36 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers["Content-Length"] or 0))
 
     def do_GET(self):
-        name = self.path.removeprefix("/api/models/").split("/revision")[0]
+        if "/resolve/" in self.path:
+            return self.send_file()
+        name, tree, _ = self.path.removeprefix("/api/models/").partition("/tree/")
+        name = name.split("/revision")[0]
         if name not in self.server.private:
             return self.answer({"error": "?"}, 404, **{"X-Error-Code": "RepoNotFound"})
-        return self.answer({"id": name, "private": self.server.private[name]})
+        files = [{"rfilename": file} for file in self.server.repositories.get(name, ())]
+        if tree:
+            held = self.server.repositories[name].items()
+            kind = {"type": "file", "oid": "1" * 40}
+            return self.answer([{**kind, "path": path, "size": len(data)} for path, data in held])
+        private = self.server.private[name]
+        return self.answer({"id": name, "private": private, "sha": "1" * 40, "siblings": files})
+
+    def send_file(self):
+        name, _, rest = self.path[1:].partition("/resolve/")
+        commit, _, file = rest.partition("/")
+        content = self.server.repositories.get(name, {}).get(file)
+        if content is None or self.headers["Authorization"] != f"Bearer {KEY}":
+            return self.answer({"error": "?"}, 404, **{"X-Error-Code": "RepoNotFound"})
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def do_HEAD(self):
+        self.send_file()
 
     def do_PUT(self):
         self.server.large[self.path.removeprefix("/put/")] = self.body()
@@ -123,6 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    # As HF_ENDPOINT sets them, had it been there when the client was imported.
+    form = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", form)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its server is another one
     monkeypatch.setenv("HF_TOKEN", KEY)
@@ -179,6 +209,24 @@ def test_the_hub_gets_adapter_card_and_previews_and_nothing_else(hub, ended, tmp
     assert KEY not in said.out + said.err
     assert all(name in said.out for name in SENT)
     assert said.out.index("private if it is new") < said.out.index("sent;")
+
+
+def test_what_was_pushed_is_read_again_by_its_id(hub, ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert main(["push", str(ended), "ana/story"]) == 0
+    files = hub.repositories["ana/story"]
+    for source in ("ana/story", "ana/story:adapter.safetensors"):
+        assert locate(source).read_bytes() == files["adapter.safetensors"]
+    there = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
+    assert there == {"adapter.safetensors"}
+    with pytest.raises(AdapterError, match="has no file other.safetensors"):
+        locate("ana/story:other.safetensors")
+    with pytest.raises(AdapterError, match="shows no such repository"):
+        locate("ana/none")
+    files["other.safetensors"] = files["../../out.safetensors"] = b"x"
+    with pytest.raises(AdapterError):
+        locate("ana/story:../../out.safetensors")
+    assert not list(tmp_path.rglob("out.safetensors"))
 
 
 def test_a_list_alone_sends_nothing_and_needs_no_key(hub, ended, monkeypatch, capsys):
