@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,76 @@ def test_a_path_written_as_told_is_read(ask, tmp_path):
         run.write_text(f'[train]\nbase = "tiny"\nout = "o"\ndata = {line}\n')
         # Elsewhere than on Windows it is no path, and is told to be one of Windows.
         assert re.search("no folder or zip archive C:|path of Windows", ask("train", run)[1])
+
+
+RUN = 'base = "tiny"\nout = "o"\ndata = "nowhere"\n'
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told", "right"),
+    [
+        (RUN, r"Write (\[train\]) on the first line", "{0}\n" + RUN),
+        (
+            f"[train]\n{RUN}[sample]\nx = 1\n",
+            r"Leave the rest out: it has (\[train\])",
+            "{0}\n" + RUN,
+        ),
+        ('{"train": {}}', r"a line for each setting: (steps = 1000)\.", "[train]\n" + RUN + "{0}"),
+        (
+            f"[train]\n{RUN}compile = True",
+            "true and false in small (letters)",
+            RUN + "compile = true",
+        ),
+        (f"[train]\n{RUN}lr = 0,1", "decimals with a (point)", RUN + "lr = 0.1"),
+        (f"[train]\n{RUN}learning_rate = 1", 'did you mean "(lr)"', "[train]\n" + RUN + "{0} = 1"),
+        (f"[train]\n{RUN}alpha = nan", "Write a (finite) number", RUN + "alpha = 1"),
+    ],
+)
+def test_a_run_file_changed_as_told_is_read(ask, wrong, told, right):
+    run = Path("run.toml")
+    run.write_text(wrong)
+    _, err = ask("train", run)
+    found = re.search(told, err)
+    assert found, err
+    text = right.format(found[1])
+    run.write_text(text if text.startswith("[train]") else f"[train]\n{text}")
+    assert "there is no folder or zip archive nowhere" in ask("train", run)[1]
+
+
+def test_files_that_are_unpacked_saved_and_written_as_told_are_read(ask, make_dataset, tmp_path):
+    data, words = make_dataset(sets=1), ["--recipe", "film-storyboard", "--resolutions", "64"]
+    with tarfile.open("d.tar", "w") as packed:
+        packed.add(data, "unpacked")
+    command = re.search("Unpack it with `(.*?)`", ask("check", "d.tar", *words)[1])[1]
+    subprocess.run(command.split(), check=True)
+    assert ask("check", "unpacked", *words)[0] == 0
+    caption = Path("unpacked/0001/caption.txt")
+    text = caption.read_text()
+    caption.write_bytes(text.replace("day", "déjeuner").encode("cp1252"))
+    coding = re.search(r"Save it again as (\S+)\.", ask("check", "unpacked", *words)[1])[1]
+    caption.write_text(text, encoding=coding)
+    assert ask("check", "unpacked", *words)[0] == 0
+    caption.unlink()
+    name = re.search(r"Write (\S+caption.txt)\.", ask("check", "unpacked", *words)[1])[1]
+    Path("unpacked", name).write_text(text)
+    assert ask("check", "unpacked", *words)[0] == 0
+
+
+def test_what_is_typed_again_as_told_leads_on(ask, make_dataset):
+    from PIL import Image
+
+    data, out = make_dataset(sets=1), ["--out", "o"]
+    making = ["generate", *STORY, "--prompt", "x", "--out", "/dev/null/x", "--adapter"]
+    meant = re.search("with a strength, write (.*)", ask(*making, "a.safetensors:0.7")[1])[1]
+    assert "/dev/null is not a folder" in ask(*making, meant)[1]
+    meant = re.search("write (.*) for a file so named", ask("check", "~nobody-here/x")[1])[1]
+    assert f"no folder or zip archive {Path(meant)}" in ask("check", f"{meant}/x")[1]
+    assert "Choose another --out, a new folder" in ask("compose", data, "--out", data)[1]
+    for number in (1, 2, 3):
+        Image.new("RGBA", (64, 64), (255, 255, 255, 8)).save(data / "0001" / f"{number}.png")
+    _, err = ask("check", data, "--resolutions", "64", *STORY)
+    assert re.search("compose the sets with another `background`, such as auto", err)
+    assert ask("compose", data, *STORY, *out, "--background", "auto")[0] == 0
 
 
 def test_settings_that_a_request_decides_can_be_left_out(ask):

@@ -82,7 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit, _, file = rest.partition("/")
         content = self.server.repositories.get(name, {}).get(file)
         if content is None or self.headers["Authorization"] != f"Bearer {KEY}":
-            return self.answer({"error": "?"}, 404, **{"X-Error-Code": "RepoNotFound"})
+            self.answer({"error": "?"}, 404, **{"X-Error-Code": "RepoNotFound"})
+            return
         self.send_response(200)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", commit)
@@ -219,7 +220,7 @@ def test_what_was_pushed_is_read_again_by_its_id(hub, ended, tmp_path, monkeypat
         assert locate(source).read_bytes() == files["adapter.safetensors"]
     there = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
     assert there == {"adapter.safetensors"}
-    with pytest.raises(AdapterError, match="has no file other.safetensors"):
+    with pytest.raises(AdapterError, match=r"has no file other\.safetensors"):
         locate("ana/story:other.safetensors")
     with pytest.raises(AdapterError, match="shows no such repository"):
         locate("ana/none")
