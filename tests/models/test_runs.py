@@ -11,15 +11,17 @@ import torch
 from iclora.adapter import Adapter, attach
 from iclora.errors import SettingsError
 from iclora.making import sampling
+from iclora.making.made import GeneratedSet
 from iclora.making.session import complete, generate
+from iclora.making.story import Story, extend, reroll
 from iclora.models import flow, load_model
 from iclora.models.base import Given
 from iclora.models.outline import META
-from iclora.settings import TrainSettings, read_settings
+from iclora.settings import MakeSettings, TrainSettings, read_settings
 from iclora.train.ledger import Ledger
 from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, picture, stop_after
-from tests.making.helpers import prepared, run, told
+from tests.making.helpers import SIZE, STORY, prepared, run, told
 from tests.models.conftest import FAMILIES
 from tests.train.test_workers import assert_alike, start_all
 
@@ -56,6 +58,20 @@ def test_a_whole_completion_with_kept_keys_is_the_one_without(family, monkeypatc
     plain = run(family, request, panels)
     for one, other in zip(kept.latents, plain.latents, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.machine
+def test_a_story_grows_over_its_first_image_of_which_a_panel_is_made_again(family, tmp_path):
+    story = Story("At sea,", tuple(f"<Ana> {n}." for n in range(1, 5)))
+    how = MakeSettings(size=SIZE, steps=1, seed=3)
+    images = extend(family, story, tmp_path, settings=how, recipe=STORY)
+    first, last = (GeneratedSet.load(tmp_path / f"windows/000{n}") for n in (1, 2))
+    assert len(images) == 4
+    assert last.latents[0].equal(first.latents[0])
+    assert last.panels[0].tobytes() == images[0].tobytes()
+    again = reroll(family, last, [2], seed=9)
+    kept = [a.tobytes() == b.tobytes() for a, b in zip(last.panels, again.panels, strict=True)]
+    assert kept == [True, False, True]
 
 
 def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(family, runs_of):
