@@ -71,7 +71,8 @@ class Sets:
 
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self._store, self._catalog = store, catalog
-        self._seen: dict[Path, int] = {}
+        self._seen: dict[str, int] = {}
+        """When each folder had changed last; by text, a tenth of a path's size."""
         self._looking = threading.Lock()
         self._many, self._next = False, 0.0
         self._found = False
@@ -108,7 +109,7 @@ class Sets:
 
     def made_by(self, folder: Path) -> list[str]:
         """Ids of the sets that a job has made in its folder."""
-        self._seen.pop(folder, None)
+        self._seen.pop(str(folder), None)
         self._look_into([folder])
         return [
             digest(path.relative_to(self._catalog.folder).as_posix())[:16]
@@ -121,7 +122,7 @@ class Sets:
         with self._looking:
             new: list[tuple[object, ...]] = []
             gone: list[tuple[str]] = []
-            seen: dict[Path, int] = {}
+            seen: dict[str, int] = {}
             for folder in folders:
                 self._compare(folder, new, gone, seen)
                 if len(new) >= _AT_ONCE:
@@ -133,14 +134,14 @@ class Sets:
         place: Path,
         new: list[tuple[object, ...]],
         gone: list[tuple[str]],
-        seen: dict[Path, int],
+        seen: dict[str, int],
     ) -> None:
         """Add to `new` and `gone` what differs between a folder and the index."""
         try:
             stamp = place.stat().st_mtime_ns
         except OSError:
             return
-        if self._seen.get(place) == stamp:
+        if self._seen.get(str(place)) == stamp:
             return
         here = f"{place.relative_to(self._catalog.folder).as_posix()}/"
         # All paths that begin so: "0" comes after "/".
@@ -153,10 +154,10 @@ class Sets:
         found = (self._row(path, there[path]) for path in there.keys() - known.keys())
         new.extend(row for row in found if row)
         gone.extend((known[path],) for path in known.keys() - there.keys())
-        seen[place] = stamp
+        seen[str(place)] = stamp
 
     def _write(
-        self, new: list[tuple[object, ...]], gone: list[tuple[str]], seen: dict[Path, int]
+        self, new: list[tuple[object, ...]], gone: list[tuple[str]], seen: dict[str, int]
     ) -> None:
         if new or gone:
             with self._store.change() as db:
