@@ -14,7 +14,7 @@ from iclora.errors import SettingsError
 from iclora.jobs import evaluating
 from iclora.jobs.opening import Opener
 from iclora.progress import Progress
-from iclora.serve.sharing import devices_for, make_shared, share_evaluation
+from iclora.serve.sharing import crowded, devices_for, make_shared, share_evaluation
 from iclora.settings import CompleteSettings, EvaluateSettings, GenerateSettings, settings_of
 from tests.conftest import CAPTION, picture
 from tests.serve import forked
@@ -137,3 +137,9 @@ def test_more_workers_than_gpus_are_refused():
     assert devices_for("cpu", 2) == ["cpu:0", "cpu:1"]
     with pytest.raises(SettingsError):
         devices_for("cuda", 2)
+
+
+def test_more_threads_than_cores_are_said_with_what_can_be_set():
+    assert "set `workers` to 2" in crowded(4, 1, 2)
+    assert "OMP_NUM_THREADS to 1 in" in crowded(4, 2, 2)
+    assert "OMP_NUM_THREADS to 4 in" in crowded(2, 8, 8)

@@ -34,7 +34,7 @@ from iclora.serve.keeper import Start
 from iclora.serve.local import LocalEngine
 from iclora.settings import CompleteSettings, EvaluateSettings, GenerateSettings, Settings
 
-__all__ = ["devices_for", "make_shared", "share_evaluation"]
+__all__ = ["crowded", "devices_for", "make_shared", "share_evaluation"]
 
 T = TypeVar("T")
 
@@ -123,6 +123,19 @@ def devices_for(device: str, count: int) -> list[str]:
             setting="workers",
         )
     return [device] if ":" in device else [f"cuda:{number}" for number in range(count)]
+
+
+def crowded(workers: int, threads: int, cores: int) -> str:
+    """What to know of CPU workers with more threads than there are cores."""
+    text = f"{workers} workers of {threads} thread{'s' * (threads > 1)} wait for each other on "
+    text += f"{cores} cores: "
+    if threads == 1:
+        return f"{text}set `workers` to {cores}"
+    least = max(1, cores // workers)
+    return (
+        f"{text}set OMP_NUM_THREADS to {least} in the environment, which rounds sums otherwise "
+        "than more threads do"
+    )
 
 
 def _check_dtype(settings: GenerateSettings | EvaluateSettings, kind: str) -> None:
@@ -225,12 +238,9 @@ class _Shares(Generic[T]):
 
     def _here(self, count: int, threads: int) -> tuple[LocalEngine, Path]:
         devices = devices_for(self._settings.device, count)
-        if devices[0].startswith("cpu") and threads * count > (cpu_count() or 1) > 1:
-            self._console.warn(
-                f"{count} workers of {threads} threads wait for each other on "
-                f"{cpu_count()} cores: set OMP_NUM_THREADS to {(cpu_count() or 1) // count} "
-                "in the environment, which rounds sums otherwise than more threads do"
-            )
+        cores = cpu_count() or 1
+        if devices[0].startswith("cpu") and threads * count > cores > 1:
+            self._console.warn(crowded(count, threads, cores))
         logs = Path(tempfile.mkdtemp(prefix="iclora-workers-"))
         return LocalEngine(devices, logs=logs, threads=threads, start=self._start), logs
 
