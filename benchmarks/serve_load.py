@@ -131,7 +131,7 @@ class Web:
 
     def wait_until_ready(self) -> float:
         while self.ask("GET", "/readyz")[0] != 200:
-            time.sleep(0.05)
+            time.sleep(0.1)
         return time.perf_counter() - self.began
 
     def wait_until_done(self, every: float = 0.1) -> None:
@@ -416,7 +416,12 @@ def overhead(args: argparse.Namespace, folder: Path) -> None:
 
 def worker_kills(args: argparse.Namespace, folder: Path) -> None:
     """SIGKILL of the worker at random moments while jobs run."""
-    kill_some(args, folder, real(folder, args.base))
+    from tests.serve.broker import broker
+
+    place = folder / "broker"
+    with broker(place) as pids:
+        web = Web(folder, "tests.serve.serving", str(folder), "real", args.base, str(place))
+        kill_some(args, folder, web, find=lambda _: pids[-1:])
 
 
 def ray_kills(args: argparse.Namespace, folder: Path) -> None:
@@ -425,8 +430,18 @@ def ray_kills(args: argparse.Namespace, folder: Path) -> None:
     kill_some(args, folder, web, "ray::Replica", "iclora.serve.worker", "cluster.bridge")
 
 
-def kill_some(args: argparse.Namespace, folder: Path, web: Web, *kinds: str) -> None:
-    """Kill one process of each kind after the other, each after a further job has ended."""
+def kill_some(
+    args: argparse.Namespace,
+    folder: Path,
+    web: Web,
+    *kinds: str,
+    find: Callable[[str], list[int]] | None = None,
+) -> None:
+    """Kill one process of each kind after the other, each after a further job has ended.
+
+    Args:
+        find: gives the numbers of the processes of a kind; by default those that the server runs.
+    """
     draw = random.Random(args.seed)
     web.wait_until_ready()
     acknowledged = {}
@@ -438,17 +453,18 @@ def kill_some(args: argparse.Namespace, folder: Path, web: Web, *kinds: str) -> 
         return len(acknowledged) - int(state["waiting"]) - int(state["running"])
 
     while kills < args.kills:
-        for seed in range(len(acknowledged), len(acknowledged) + 4):
+        for seed in range(len(acknowledged), len(acknowledged) + 2):
             acknowledged[f"key-{seed}"] = web.post(f"key-{seed}", seed=seed, **TOLD)[1]["id"], seed
         done = ended()
         while ended() == done:  # Else one job takes every kill, and is given up after five.
-            time.sleep(0.05)
+            time.sleep(0.1)
         time.sleep(draw.uniform(0.0, 1.0))
         kind = kinds[kills % len(kinds)] if kinds else "iclora.serve.worker"
-        if there := web.workers(kind):
+        if there := (find or web.workers)(kind):
             os.kill(draw.choice(there), signal.SIGKILL)
             kills += 1
             by_kind[kind] = by_kind.get(kind, 0) + 1
+            print(by_kind, len(acknowledged), flush=True)
         if not kinds:
             web.wait_until_ready()
     web.wait_until_done()
@@ -457,8 +473,7 @@ def kill_some(args: argparse.Namespace, folder: Path, web: Web, *kinds: str) -> 
     seeds = dict(acknowledged.values())
     alone = {}
     for seed in seeds.values():  # The same jobs again, undisturbed.
-        job = web.post(seed=seed, **TOLD, wait=60)[1]
-        alone[seed] = _digest(folder / "out" / job["id"] / "0001")
+        alone[seed] = _digest(folder / "out" / web.made(seed=seed, **TOLD)["id"] / "0001")
     web.end()
     report(folder, found, acknowledged, kills, alone.__getitem__)
 
@@ -618,6 +633,7 @@ WHAT: dict[str, Callable[[argparse.Namespace, Path], None]] = {
 
 TITLES = {
     "kills": "The web process is killed while real workers make sets",
+    "worker-kills": "Workers are killed",
     "soak": "A thousand jobs",
     "ray": "Replicas of a Ray cluster",
     "ray-same": "The same bytes on a Ray cluster",
@@ -628,6 +644,7 @@ def write(name: str, args: argparse.Namespace) -> None:
     """Put what was said into RESULTS.md, with the command, the day and how busy the machine was."""
     words = [name, *(["--base", args.base] if args.base != "tiny" else [])]
     words += [f"--seed {args.seed}"] * bool(args.seed)
+    words += [f"--steps {args.steps}"] * (name.startswith("ray") and args.steps != 20)
     busy = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     command = f"`python -m benchmarks.serve_load {' '.join(words)}`"
     lines = [f"{command}, {time.strftime('%Y-%m-%d, %H:%M')}, {busy}:", ""]

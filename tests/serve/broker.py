@@ -20,13 +20,17 @@ from iclora.serve.children import Child
 
 
 @contextmanager
-def broker(place: Path) -> Iterator[None]:
-    """Start workers for whoever asks at this socket."""
+def broker(place: Path) -> Iterator[list[int]]:
+    """Start workers for whoever asks at this socket.
+
+    Yields: the numbers of their processes, as they are started.
+    """
+    pids: list[int] = []
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(place))
         listening.listen()
-        threading.Thread(target=_serve, args=(listening,), daemon=True).start()
-        yield
+        threading.Thread(target=_serve, args=(listening, pids), daemon=True).start()
+        yield pids
 
 
 def start(place: str, environment: dict[str, str], log: Path) -> Child:
@@ -53,16 +57,16 @@ def start(place: str, environment: dict[str, str], log: Path) -> Child:
     return Child(pid, os.fdopen(commands, "wb"), os.fdopen(answers, "rb"), wait)
 
 
-def _serve(listening: socket.socket) -> None:
+def _serve(listening: socket.socket, pids: list[int]) -> None:
     while True:
         try:
             asked, _ = listening.accept()
         except OSError:  # It was closed.
             return
-        threading.Thread(target=_fork, args=(asked,), daemon=True).start()
+        threading.Thread(target=_fork, args=(asked, pids), daemon=True).start()
 
 
-def _fork(asked: socket.socket) -> None:
+def _fork(asked: socket.socket, pids: list[int]) -> None:
     from tests import processes
     from tests.serve import forked
 
@@ -77,6 +81,7 @@ def _fork(asked: socket.socket) -> None:
         process = processes.start(forked.be_one, folder, log, environment, *ends)
         for end in ends:
             end.close()
+        pids.append(process.pid)
         # Whoever asked may have been killed meanwhile.
         try:
             asked.sendall(f"{process.pid}\n".encode())
