@@ -223,7 +223,7 @@ def test_a_run_is_gone_on_with_at_once_by_the_next_server_and_can_be_stopped(fol
 
 
 def test_a_second_server_on_the_folder_is_refused(opened, folder):
-    with pytest.raises(RunError, match="another process"):
+    with pytest.raises(RunError, match="another server has"):
         Opened(folder)
 
 
