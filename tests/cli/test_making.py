@@ -120,6 +120,10 @@ def test_an_idea_without_a_captioner_or_recipe_is_an_error_before_anything_is_as
     status, _, err = run(*words, "--captioner", "openai:m", "--api", writer.url)
     assert status == 2
     assert "--recipe" in err
+    told = ["--captioner", "openai:m", "--api", writer.url, "--recipe", "film-storyboard"]
+    status, _, err = run(*words, *told, "--size", "50x90")
+    assert status == 2
+    assert "off the 16 px token grid" in err
     assert not writer.bodies
 
 

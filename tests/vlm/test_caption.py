@@ -10,7 +10,7 @@ import threading
 import pytest
 from PIL import Image
 
-from iclora.errors import CaptionError, DatasetError, VisionModelError
+from iclora.errors import CaptionError, DatasetError, StorageError, VisionModelError
 from iclora.progress import Progress
 from iclora.sets.check import check_dataset
 from iclora.sets.dataset import open_dataset
@@ -224,6 +224,16 @@ def test_a_killed_run_leaves_whole_captions_and_goes_on(bare, serve):
     summary = caption(root, serve(lambda body: (200, completion(good()))))
     assert set(summary.kept) == done
     assert set(summary.written) | done == {f"{n:04d}" for n in range(1, 9)}
+
+
+@pytest.mark.parametrize("name", ["0002/caption.txt", "caption-failures.json"])
+def test_a_caption_that_cannot_be_written_is_said_before_anything_is_asked(bare, serve, name):
+    root, server = bare(2), serve(lambda body: (200, completion(good())))
+    (root / name).mkdir()
+    (root / name / "x").touch()
+    with pytest.raises(StorageError, match="is a folder"):
+        caption(root, server)
+    assert server.bodies == []
 
 
 def test_a_second_process_that_captions_the_same_sets_is_refused_before_it_asks(bare, serve):

@@ -167,6 +167,9 @@ def asks_of(
         return [Ask(sources.request, sources.given, latents, sources.adapter)]
     if sources.adapter:  # Before anybody is paid to write ideas out.
         check_adapter(model, sources.adapter)
+    if settings.idea and sources.recipe:  # And whether there is a canvas for what they write.
+        wish = settings.wish(sources.recipe.example, seed=settings.seed)
+        prepare(model, wish, recipe=sources.recipe, adapter=sources.adapter, given=sources.given)
     written = _write_ideas(settings, model, sources, warn, say)
     vae = model.fingerprint("vae") if sources.latents else ""
     latents = {n: found for n, (found, kind) in sources.latents.items() if kind == vae}

@@ -15,7 +15,7 @@ from typing import Literal
 from PIL import Image
 
 from iclora.errors import CaptionError, DatasetError, IcloraError, VisionModelError
-from iclora.files import clear_leftovers, digest, write_text
+from iclora.files import check_file, clear_leftovers, digest, write_text
 from iclora.files.locks import alone
 from iclora.progress import Progress
 from iclora.sets.canvas import compose
@@ -142,6 +142,8 @@ def caption_dataset(
             done = set() if only else done & journal.begin()
         summary.kept += [s.name for s in chosen if s.name in done]
         todo = {s.name: s for s in chosen if s.name not in done}
+        for place in (dataset.path / FAILURES, *(caption_path(dataset, s) for s in todo.values())):
+            check_file(place)  # Before the first question is paid for.
         try:
             outcomes = _all_outcomes(list(todo.values()), captioner, judge, look, summary)
             for count, outcome in enumerate(outcomes, 1):
