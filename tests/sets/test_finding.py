@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import unicodedata
 import weakref
 from functools import partial
@@ -116,6 +117,28 @@ def test_a_caption_in_another_kind_of_file_is_named(tmp_path, name):
     (tmp_path / "0001" / name).write_text(json.dumps(CAPTION))
     (problem,) = open_dataset(tmp_path, STORY).problems
     assert "caption.txt" in problem.advice
+
+
+@pytest.mark.parametrize("ending", ["md", "text", "rtf", "html"])
+def test_texts_of_panels_in_another_kind_of_file_are_named(tmp_path, ending):
+    panels(tmp_path / "0001")
+    for number in (1, 2, 3):
+        (tmp_path / "0001" / f"{number}.{ending}").write_text("a boat")
+    (tmp_path / "0001" / "README.md").write_text("about")
+    (problem,) = open_dataset(tmp_path, STORY).problems
+    assert problem.text.startswith("3 texts of another kind")
+    assert "with .txt" in problem.advice
+
+
+def test_a_missing_caption_is_written_where_the_hint_says(tmp_path):
+    panels(tmp_path)  # The folder itself is the one set.
+    (one,) = open_dataset(tmp_path, STORY).sets
+    with pytest.raises(DatasetError) as refused:
+        one.caption()
+    name = re.search(r"Write (.*)\.", refused.value.advice)[1]
+    (tmp_path / name).write_text(CAPTION)
+    (one,) = open_dataset(tmp_path, STORY).sets
+    assert one.caption() == CAPTION
 
 
 def test_caches_of_other_trainers_beside_pictures_are_no_error(tmp_path):

@@ -102,6 +102,15 @@ class ImageSet:
         """Name of the file its caption is read from, the first of several; None without one."""
         return self.words.files[0] if self.words else None
 
+    @property
+    def caption_place(self) -> PurePosixPath:
+        """Where its caption lies in the dataset, or would."""
+        if self.words is not None and self.words.own:
+            # Perhaps 0001.TXT, which some disks take for the same file as 0001.txt.
+            return PurePosixPath(self.words.files[0])
+        image = PurePosixPath(self.images[0])
+        return image.with_suffix(".txt") if self.composite else image.parent / _CAPTION
+
     def load(self, recipe: Recipe, found: Layout | None = None) -> PanelSet:
         """Read its panels; a composite is split by the recipe's layout, along its own seams.
 
@@ -200,8 +209,7 @@ class ImageSet:
         Raises: DatasetError if there is none; CaptionError if it is empty or not UTF-8.
         """
         if self.words is None:
-            wanted = f"{self.name}.txt" if self.composite else f"{self.name}/{_CAPTION}"
-            raise DatasetError(f'set "{self.name}" has no caption', f"Write {wanted}.")
+            raise DatasetError(f'set "{self.name}" has no caption', f"Write {self.caption_place}.")
         text = self.words.read()
         if not text:
             raise CaptionError(f"caption {self.caption_file} is empty", "Write a joint caption.")
@@ -288,11 +296,7 @@ class Dataset:
 
 def caption_path(dataset: Dataset, image_set: ImageSet) -> Path:
     """The path of a set's caption, there or not, in a dataset that is a folder."""
-    if image_set.words is not None and image_set.words.own:
-        # Perhaps 0001.TXT, which some disks take for the same file as 0001.txt.
-        return dataset.path / image_set.words.files[0]
-    image = dataset.path / image_set.images[0]
-    return image.with_suffix(".txt") if image_set.composite else image.parent / _CAPTION
+    return dataset.path / image_set.caption_place
 
 
 def _recorded_layout(data: bytes, picture: Image.Image, recipe: Recipe) -> Layout | None:

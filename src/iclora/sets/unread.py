@@ -105,6 +105,9 @@ def _kind(listing: Files, name: str, root: PurePosixPath) -> Kind | None:
         )
     if path.stem.lower() in JOINT and (not ending or _is_one_of(ending, _TEXTS)):
         return _of("text{s} of another kind", "Save it as plain text: caption.txt.", "warning")
+    own = any(path.with_suffix(image).as_posix() in listing for image in IMAGE_SUFFIXES)
+    if own and _is_one_of(ending, _TEXTS):
+        return _of("text{s} of another kind", "Save each as plain text, with .txt.", "warning")
     if _is_one_of(ending, _QUIET):
         return None
     if _is_one_of(ending, _FILMS):
