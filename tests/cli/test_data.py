@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 
 import pytest
 
 from iclora.sets.images import open_image
+from iclora.toyland.tasks import TASKS, draw_set
 from tests.conftest import CAPTION
 from tests.vlm.test_openai import completion
 
@@ -68,6 +70,24 @@ def test_review_writes_a_page_beside_the_dataset(make_dataset, run):
     page = root.with_name(f"{root.name}-review.html")
     assert str(page) in out
     assert page.read_text().count("<section") == 2
+
+
+def test_collect_writes_the_best_sets_and_a_page_to_look_through_them(tmp_path, run):
+    for number in range(3):
+        drawn = draw_set(TASKS["sandstorm-effect"], random.Random(number))[0]
+        for panel, role in zip(drawn.panels, ("before", "after"), strict=True):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            panel.render().save(tmp_path / "in" / f"{number}_{role}.png")
+    words = ["collect", tmp_path / "in", "--recipe", "sandstorm-effect", "--out", tmp_path / "sets"]
+    status, out, _ = run(*words, "--keep", "2")
+    page = tmp_path / "sets-review.html"
+    assert status == 0
+    assert f"2 sets in {tmp_path / 'sets'}, of 3 found" in out
+    assert f"look through them: {page}" in out
+    assert page.read_text().count("<section") == 2
+    checked = run("check", tmp_path / "sets")[1]
+    assert "from 2 scenes; sets of one scene are held out together" in checked
+    assert "holds this collection already" in run(*words, "--keep", "2")[1]
 
 
 FOREIGN = {

@@ -2,6 +2,7 @@
 
     python -m workshop.bars --sheets 600 [--photos SETS.zip] [--kept FOLDER]
     python -m workshop.bars --kinds [--sheets 25] [--photos SETS.zip]
+    python -m workshop.bars --comics --sheets 60 [--photos SETS.zip]
     python -m workshop.bars --toyland 36
 
 A sheet's true boxes are known, so that it shows what is trained of its gutters, borders, frames,

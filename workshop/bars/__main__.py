@@ -17,7 +17,7 @@ from iclora.sets.canvas import find_panels
 from iclora.sets.dataset import open_dataset
 from iclora.toyland.tasks import TASKS, draw_set
 from workshop.bars.judging import Found, judge, plain_verdict, verdicts
-from workshop.bars.sheets import BARE, GUTTERS, Sheet, make_sheet, make_sheet_of
+from workshop.bars.sheets import BARE, GUTTERS, Sheet, make_comic, make_sheet, make_sheet_of
 
 _FINE = ("cut", "left, named", "1 px left, named", "1 px left", "exact", "exact, named", "named")
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, help="folder for the sheets that went wrong")
     parser.add_argument("--plain", action="store_true", help="sheets without any bar")
     parser.add_argument("--kinds", action="store_true", help="so many sheets of each of 12 kinds")
+    parser.add_argument("--comics", action="store_true", help="pages of comics")
     parser.add_argument("--toyland", type=int, help="so many joined sets of each of its tasks")
     parser.add_argument("--by", default="kind", help="the fact that makes the table's rows")
     parser.add_argument("--set", action="append", default=[], help="a fact, as gutter=3")
@@ -53,6 +54,8 @@ def main() -> None:
     if args.kinds:
         made = (make_sheet_of(kind, seed, photos) for kind in GUTTERS for seed in seeds)
         show(made, "gutters", plain_verdict, args.kept)
+    elif args.comics:
+        show((make_comic(seed, photos) for seed in seeds), "rows", plain_verdict, args.kept)
     else:
         show((make_sheet(seed, photos, **given) for seed in seeds), args.by, verdicts, args.kept)
 

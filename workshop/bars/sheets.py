@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from iclora.sets.layout import Box
 from workshop.bars.pictures import KINDS, pictures
 
-__all__ = ["BARE", "GUTTERS", "Sheet", "make_sheet", "make_sheet_of"]
+__all__ = ["BARE", "GUTTERS", "Sheet", "make_comic", "make_sheet", "make_sheet_of"]
 
 COLOURS = (
     *("white", "black", "gray", "#c0c0c0", "#202020", "#f4ead5", "#c03050", "magenta"),
@@ -273,3 +273,32 @@ def shown_share(pixels: np.ndarray, box: Box, inner: Box, side: int, reach: int 
         return 1.0
     own, other = (pixels[k, inner.left : inner.right] for k in (first, last))
     return float((np.abs(own - other).max(axis=1) > 24).mean())
+
+
+# -- pages of comics: rows of different counts and heights, pictures of different widths ---------
+
+
+def make_comic(seed: int, photos: Sequence[Image.Image] = ()) -> Sheet:
+    """A page whose pictures are uneven, but for the width of its rows."""
+    dice = random.Random(f"comic {seed}")
+    rows = dice.choice(((1, 2), (2, 1), (2, 3), (3, 2, 1), (1, 2, 3), (2, 1, 2)))
+    gutter, border, width = dice.choice((4, 8, 12, 16)), dice.choice((0, 8, 16)), 600
+    heights = [dice.randrange(170, 240) for _ in rows]
+    high = sum(heights) + gutter * (len(rows) - 1) + 2 * border
+    page = Image.new("RGB", (width + 2 * border, high), dice.choice(COLOURS))
+    boxes: list[Box] = []
+    top = border
+    for count, height in zip(rows, heights, strict=True):
+        room, left = width - gutter * (count - 1), border
+        widths = [room // count] * (count - 1)
+        if count > 1:
+            widths[0] += dice.choice((0, dice.randrange(-30, 30)))
+        for own in (*widths, room - sum(widths)):
+            kind = dice.choice([k for k in ("photo", "grain", "smooth") if photos or k != "photo"])
+            (drawn,) = pictures(kind, seed * 100 + len(boxes), 1, (own, height), photos)
+            page.paste(drawn, (left, top))
+            boxes.append(Box(left, top, own, height))
+            left += own + gutter
+        top += height + gutter
+    facts: dict[str, Any] = {"seed": seed, "rows": rows, "encoding": ("png", {}), "scale": 1.0}
+    return Sheet(page, boxes, rows, facts)

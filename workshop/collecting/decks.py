@@ -54,6 +54,7 @@ def write_pdf(
     *,
     count: int | None = None,
     trailer: str = "",
+    catalog: str = "",
     picture: tuple[int, int] | None = None,
 ) -> None:
     """Write a PDF of text and boxes.
@@ -61,6 +62,7 @@ def write_pdf(
     Args:
         count: pages that it claims to have; by default as many as there are.
         trailer: more for its trailer, such as an /Encrypt entry.
+        catalog: more for its catalog, such as an /OpenAction.
         picture: size in px that a picture on its first page claims to have.
     """
     objects: dict[int, bytes] = {}
@@ -83,7 +85,7 @@ def write_pdf(
         objects[at] = f"<< /Type /Page /Parent 2 0 R {page} /Contents {at + 1} 0 R >>".encode()
         data = content.encode()
         objects[at + 1] = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(data), data)
-    objects[1] = b"<< /Type /Catalog /Pages 2 0 R >>"
+    objects[1] = f"<< /Type /Catalog /Pages 2 0 R {catalog} >>".encode()
     total = len(pages) if count is None else count
     objects[2] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {total} >>".encode()
     objects[3] = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"

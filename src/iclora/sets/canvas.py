@@ -211,11 +211,13 @@ def _cut(
     ground = page[0] if page else None
     rows, unseen, guessed, colours = cut_apart(inner, bottoms, ground, barred)
     known = [*page, *colours]
+    gaps = [below[0] - above[1] for above, below in pairwise(rows)]
+    width = min(gaps, default=0) if np.ptp(gaps or [0]) <= 2 else 0
     strips, columns = [inner[top:bottom].transpose(1, 0, 2) for top, bottom in rows], []
     for strip, (start, end) in zip(strips, pairwise(ends), strict=True):
         rights = [box.right / layout.width for box in layout.boxes[start:end]]
         first = known[0] if known else None
-        spans, missed, unsure, more = cut_apart(strip, rights, first, barred)
+        spans, missed, unsure, more = cut_apart(strip, rights, first, barred, width or None)
         unseen += missed
         guessed += unsure
         known += more

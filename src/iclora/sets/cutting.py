@@ -28,6 +28,8 @@ _SMALLEST = 48
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _SAME = 16.0
 """Difference between colours that are meant to be one."""
+_BESIDE = 2
+"""px between the end of a gutter and a line that is taken for it."""
 
 
 class Cut(NamedTuple):
@@ -48,6 +50,7 @@ def cut_apart(
     ends: Sequence[float],
     page: NDArray[np.float32] | None = None,
     barred: bool = True,
+    width: int | None = None,
 ) -> Cut:
     """Cut stacked pictures apart.
 
@@ -56,6 +59,7 @@ def cut_apart(
         ends: expected ends as fractions of the height, the last one 1.
         page: colour of the border around them all, if there is one.
         barred: False to look for no gutters.
+        width: of the sheet's other gutters, px, if it has some.
     """
     length, ends = len(pixels), even_ends(ends)
     if len(ends) == 1:
@@ -63,10 +67,10 @@ def cut_apart(
     gutters: Gutters = {}
     seen: Gutters = {}
     if barred:
-        seen = _gutters(pixels, ends)
+        seen = _gutters(pixels, ends, width)
         gutters = (
             _regular(pixels, len(ends))
-            or _believed(pixels, seen, ends, page)
+            or _believed(pixels, seen, ends, page, width)
             or _half_seen(pixels, len(ends))
         )
     colours = tuple(_colour(pixels, *gutter) for gutter in gutters.values())
@@ -97,11 +101,11 @@ Gutters = Mapping[int, tuple[int, int]]
 """The first line of each gutter, and the one behind it, by its number."""
 
 
-def _gutters(pixels: Pixels, ends: Sequence[float]) -> Gutters:
+def _gutters(pixels: Pixels, ends: Sequence[float], width: int | None) -> Gutters:
     length = len(pixels)
     found: dict[int, tuple[int, int]] = {}
     for again in (False, True):
-        usual = max((b - a for a, b in found.values()), default=None)
+        usual = max((b - a for a, b in found.values()), default=width if again else None)
         for number, (before, end, after) in enumerate(
             zip([0.0, *ends], ends[:-1], ends[1:], strict=False)
         ):
@@ -115,7 +119,11 @@ def _gutters(pixels: Pixels, ends: Sequence[float]) -> Gutters:
 
 
 def _believed(
-    pixels: Pixels, gutters: Gutters, ends: Sequence[float], page: NDArray[np.float32] | None
+    pixels: Pixels,
+    gutters: Gutters,
+    ends: Sequence[float],
+    page: NDArray[np.float32] | None,
+    width: int | None,
 ) -> Gutters:
     """These gutters, or none if they are rather parts of pictures."""
     if not gutters:
@@ -133,13 +141,25 @@ def _believed(
         # A page's colour may run to another one from gutter to gutter.
         if len(gutters) > 1 and np.ptp(widths) <= 2 and np.ptp(pieces) <= 1:
             return gutters
-    if exact_seams(pixels, ends):
-        return {}
-    if page is not None and np.abs(colours - page).max() < _SAME:
+    of_page = page is not None and np.abs(colours - page).max() < _SAME
+    if exact := exact_seams(pixels, ends):
+        # A gutter of the page's colour may end there itself, or be as wide as the others are.
+        usual = width is not None and max(abs(each - width) for each in widths) <= 2
+        own = len(gutters) == len(ends) - 1 and (usual or _end_at(gutters, exact))
+        return gutters if of_page and own and not is_drawn(pixels) else {}
+    if of_page:
         return gutters
     if alike and (len(gutters) > 1 or is_page_colour(colours[0])):
         return gutters
     return {} if is_drawn(pixels) else gutters
+
+
+def _end_at(gutters: Gutters, seams: Sequence[int]) -> bool:
+    """True if every gutter holds its seam, or ends beside it."""
+    return all(
+        first - _BESIDE <= seams[number] <= behind + _BESIDE
+        for number, (first, behind) in gutters.items()
+    )
 
 
 def _beside(seams: Sequence[int], gutters: Gutters, pixels: Pixels) -> int:

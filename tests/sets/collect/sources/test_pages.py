@@ -52,17 +52,21 @@ def test_hostile_documents_are_refused_by_name_and_the_rest_goes_on(deck, want, 
     locked = "/Encrypt << /Filter /Standard /V 1 /R 2 /O (x) /U (y) /P -4 >> /ID [(a) (b)]"
     write_pdf(tmp_path / "locked.pdf", [one], trailer=locked)
     write_pdf(tmp_path / "bomb.pdf", [one] * 5, picture=(60_000, 60_000))
+    script = "/OpenAction << /S /JavaScript /JS (this.addField\\('x'\\)) >>"
+    write_pdf(tmp_path / "script.pdf", [page[:2] for page in deck_pages(4, 4)], catalog=script)
     (tmp_path / "cut.pdf").write_bytes(path.read_bytes()[:200])
     (tmp_path / "empty.pdf").write_bytes(b"")
     (tmp_path / "no.pptx").write_bytes(b"PK")
     wanted = want("ppt-template")
     found = read_source(str(tmp_path), wanted)
-    assert {each.scene.rsplit("/", 1)[-1] for each in found} >= {"deck.pdf"}
+    assert {each.scene.rsplit("/", 1)[-1] for each in found} == {"deck.pdf", "script.pdf"}
     told = {p.subject.rsplit("/", 1)[-1]: p.text for p in wanted.problems}
     assert set(told) >= {"endless.pdf", "locked.pdf", "bomb.pdf", "cut.pdf", "empty.pdf", "no.pptx"}
     assert "100,000 pages" in told["endless.pdf"]
     assert "encrypted" in told["locked.pdf"]
     assert "60000x60000" in told["bomb.pdf"]
+    assert "JavaScript is refused" in told["script.pdf"]
+    assert "deck.pdf" not in told
 
 
 def bomb():

@@ -6,6 +6,7 @@ Nothing of a document runs: PDFium is built without a JavaScript engine here, fo
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,16 @@ def read_pdf(source: str, path: Path, want: Wanted) -> list[Found]:
     told = json.loads((folder / _PAGES).read_text(encoding="utf-8"))
     for text in told["refused"]:
         want.tell(Problem(source, text, "Export that page again, or leave it out."))
+    if told.get("scripted"):
+        want.tell(
+            Problem(
+                source,
+                "its JavaScript is refused: nothing of a document runs, so what that would draw "
+                "is missing",
+                "Look at its pages.",
+                "warning",
+            )
+        )
     rows = told["pages"]
     pictures = [
         Picture(
@@ -145,6 +156,7 @@ def _extract(path: Path, embedded: bool, size: Size, progress: Progress, folder:
     document = _opened(pdfium, path)
     before: tuple[int, Any] = (-2, None)
     try:
+        scripted = _is_scripted(pdfium, document, path)
         for number in range(len(document)):
             progress("reading pages", number + 1, len(document))
             try:
@@ -164,7 +176,7 @@ def _extract(path: Path, embedded: bool, size: Size, progress: Progress, folder:
                 refused.append(f"page {number + 1} is not read: {why}")
     finally:
         document.close()
-    told = json.dumps({"pages": rows, "refused": refused})
+    told = json.dumps({"pages": rows, "refused": refused, "scripted": scripted})
     write_text(folder / _PAGES, told)
 
 
@@ -184,6 +196,13 @@ def _opened(pdfium: Any, path: Path) -> Any:
             f"PDF {path} has {pages:,} pages; 1 to {_MOST_PAGES:,} are read", "Split it."
         )
     return document
+
+
+def _is_scripted(pdfium: Any, document: Any, path: Path) -> bool:
+    """True if a document holds JavaScript, as far as that shows without running or unpacking it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        own = data.find(b"/JavaScript") >= 0
+    return own or pdfium.raw.FPDFDoc_GetJavaScriptActionCount(document.raw) > 0
 
 
 def _drawn(pdfium: Any, page: Any, size: Size) -> Any:
