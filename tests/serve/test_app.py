@@ -109,11 +109,13 @@ def test_a_waiting_job_says_why_it_waits(opened):
 
 def test_a_job_waits_for_a_base_that_is_not_loaded_yet(folder):
     engine = FakeEngine()
-    engine.why = "the base is being loaded"
+    engine.why = f"worker cpu was ended; its log is {folder}/.iclora/logs/worker-cpu.log"
     with Opened(folder, engine) as opened:
         job = opened.post().json()
-        assert job["waits_for"] == "the base is being loaded"
-        assert opened.client.get("/readyz").status_code == 503
+        said = "worker cpu was ended; its log is .iclora/logs/worker-cpu.log"
+        assert job["waits_for"] == said, "where the folder lies is not told"
+        waits = opened.client.get("/readyz")
+        assert (waits.status_code, waits.json()["problem"]) == (503, said)
         assert opened.client.get("/healthz").status_code == 200
         engine.why = None
         assert opened.ended(job["id"])["status"] == "succeeded"

@@ -92,6 +92,11 @@ class Server:
         about = {"id": job.id, "kind": job.kind, "status": job.status, "attempt": job.attempt}
         self.bus.tell("job", about, job.client, job.id)
 
+    def not_ready(self) -> str | None:
+        """None once every worker holds its base, else why not yet, as clients are told."""
+        why = self.engine.ready()
+        return why and self.catalog.hide(why)
+
     def check_room(self) -> None:
         """Raises: Refused with 507 if the disk is nearly full."""
         free = shutil.disk_usage(self.catalog.folder).free

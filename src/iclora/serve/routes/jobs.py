@@ -147,7 +147,7 @@ def why_jobs_wait(server: Server) -> Why:
     if server.queue.paused:
         return lambda _: "the queue is paused"
     running = server.queue.page(status="running", limit=1)
-    ready = server.engine.ready()
+    ready = server.not_ready()
     if ready is not None and not running:
         return lambda _: ready
     doing = f"; {_doing(server, running[0])}" if running else ""

@@ -46,7 +46,7 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", response_model=State)
 def readyz(server: Here) -> dict[str, str]:
     """503 with the reason until every worker holds its base."""
-    why = server.engine.ready()
+    why = server.not_ready()
     if why is not None or server.closing:
         raise Refused(
             503, why or "the server goes down", "Ask again soon.", headers={"Retry-After": "5"}

@@ -105,7 +105,7 @@ def machine(server: Here) -> dict[str, Any]:
         "base": server.base,
         "workers": list(server.engine.workers),
         "devices": _devices(tuple(server.engine.workers), int(time.monotonic() / _FRESH)),
-        "waits_for": server.engine.ready(),
+        "waits_for": server.not_ready(),
         "disk_free": disk.free,
         "disk_total": disk.total,
     }
