@@ -28,7 +28,7 @@ from iclora.evaluate.figures import Table
 from iclora.evaluate.making import read_sets
 from iclora.evaluate.metrics.base import Made
 from iclora.evaluate.setup import Arm, Case, Setup
-from iclora.files import write_text
+from iclora.files import work_folder, write_text
 from iclora.making.texts import checked_texts
 from iclora.models import DiffusionModel, load_model
 from iclora.sets.canvas import compose
@@ -38,9 +38,10 @@ from iclora.sets.tokens import cells_of
 from iclora.settings import SampleSettings, TextKind
 from iclora.toyland.judge import read
 from iclora.toyland.measuring import means, measure_arms, pictures, prompt_cases
-from iclora.toyland.tasks import TASKS, Task, draw_tuning_set
+from iclora.toyland.tasks import TASKS, Task, draw_tuning_set, write_sets
 from iclora.toyland.tuning import tune
 from iclora.toyland.wording import traits_said, write_caption
+from iclora.toyland.world import Canvas
 from workshop.toyland.claims import pool
 from workshop.toyland.figures import sheet, unrelated
 
@@ -112,20 +113,37 @@ def apart(model: DiffusionModel, task: Task, count: int) -> dict[str, float]:
     return {name: float(np.sqrt(np.mean(v) / np.mean(spread))) for name, v in squares.items() if v}
 
 
-def long_cases(task: Task, count: int, seeds: int, times: int = 4) -> list[Case]:
-    """Captions that say everything of every panel `times` times over, in other words each time."""
-    cases = []
+def long_caption(
+    task: Task, rng: random.Random, canvas: Canvas, said: Sequence[Sequence[str]], times: int = 4
+) -> str:
+    """A caption that says all of every panel `times` times over, in other words each time."""
     recipe = task.small_recipe
+    texts = [write_caption(rng, canvas, said, prefix=recipe.prefix).text for _ in range(times)]
+    told = [recipe.parse(text) for text in texts]
+    own = zip(*(t.words for t in told), strict=True)
+    panels = [", ".join(text.rstrip(".") for text in words) + "." for words in own]
+    return JointCaption.join(told[0].overview, panels, told[0].markers).render()
+
+
+def long_cases(task: Task, count: int, seeds: int) -> list[Case]:
+    """Such captions, of panels that share nothing that is said."""
+    cases = []
     for number in range(count):
         rng = random.Random(f"long {task.recipe} {number}")
-        canvas, said = unrelated(task, rng)
-        texts = [write_caption(rng, canvas, said, prefix=recipe.prefix).text for _ in range(times)]
-        told = [recipe.parse(text) for text in texts]
-        own = zip(*(t.words for t in told), strict=True)
-        panels = [", ".join(text.rstrip(".") for text in words) + "." for words in own]
-        text = JointCaption.join(told[0].overview, panels, told[0].markers).render()
+        text = long_caption(task, rng, *unrelated(task, rng))
         cases += [Case(f"long {number + 1}", text, 1000 * number + seed) for seed in range(seeds)]
     return cases
+
+
+def write_long_sets(task: Task, folder: Path, count: int, seed: int) -> None:
+    """A task's tuning sets with captions that are too long for one text."""
+    write_sets(task, folder, count, seed, captions=False)
+    for number in range(count):
+        canvas, _ = draw_tuning_set(task, seed, number)
+        rng = random.Random(f"long tuning {task.recipe} {seed} {number}")
+        said = [(*task.stated, *task.says_fixed)] * len(canvas.panels)
+        text = long_caption(task, rng, canvas, said)
+        write_text(folder / f"{number + 1:04d}" / "caption.txt", text + "\n")
 
 
 def leaked(said: Sequence[Mapping[str, str]], seen: Sequence[Mapping[str, str]]) -> list[bool]:
@@ -207,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--base", action="store_true", help="also the base alone, read both ways")
     parser.add_argument("--long", action="store_true", help="also captions beyond the budget")
+    parser.add_argument("--tune-long", action="store_true", help="tune on such captions as well")
     parser.add_argument("--placed", action="store_true", help="words where one text has them")
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -310,6 +329,9 @@ def _adapter(
     file = folder / "run" / "adapter.safetensors"
     if file.is_file():
         return Adapter.load(file)
+    if args.tune_long and not (folder / "sets").exists():
+        with work_folder(folder / "sets") as work:
+            write_long_sets(task, work, 40, seed)
     adapter, seconds = tune(model, task, folder, steps=args.steps, seed=seed, **KINDS[kind])
     print(f"{task.recipe}: {kind}, run {seed + 1} tuned in {seconds:.0f} s", flush=True)
     return adapter

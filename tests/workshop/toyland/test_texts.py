@@ -8,10 +8,10 @@ import pytest
 
 from iclora.settings import TrainSettings
 from iclora.toyland.measuring import prompt_cases
-from iclora.toyland.tasks import TASKS
+from iclora.toyland.tasks import TASKS, draw_tuning_set
 from iclora.toyland.wording import traits_said
 from workshop.toyland import texts
-from workshop.toyland.texts import KINDS, apart, leaked, long_cases, placed
+from workshop.toyland.texts import KINDS, apart, leaked, long_cases, placed, write_long_sets
 
 
 def test_a_trait_leaks_if_a_panel_shows_what_another_was_told():
@@ -41,6 +41,18 @@ def test_long_captions_fit_panel_by_panel_alone(toyland):
         assert toyland.count_tokens(case.prompt) > toyland.max_text_tokens
         assert all(toyland.count_tokens(t) < 128 for t in joint.texts("isolated"))
         assert len(traits_said(joint.words[0], task.topic)) >= 5
+
+
+def test_long_captions_of_tuning_sets_say_what_their_pictures_show(toyland, tmp_path):
+    task = TASKS["film-storyboard"]
+    write_long_sets(task, tmp_path, 1, 0)
+    text = (tmp_path / "0001" / "caption.txt").read_text().strip()
+    assert toyland.count_tokens(text) > toyland.max_text_tokens
+    canvas, _ = draw_tuning_set(task, 0, 0)
+    for words, panel in zip(task.small_recipe.parse(text).words, canvas.panels, strict=True):
+        said = traits_said(words, task.topic)
+        assert set(said) >= set(task.stated)
+        assert all(panel.traits[trait] == value for trait, value in said.items())
 
 
 def test_placed_words_stand_as_far_behind_as_in_one_text_and_within_the_budget(toyland):
