@@ -73,9 +73,8 @@ def _layers(bench: Bench, weight: Tensor, device: torch.device) -> dict[str, nn.
             made[name] = make(linear, device)
         except SettingsError as error:
             bench.tell(name, None, note=error.problem)
-        except (
-            Exception
-        ) as error:  # Others' code fails in its own ways: that costs its figure alone.
+        except Exception as error:
+            # Others' code fails in its own ways: that costs its figure alone.
             _failed(bench, name, error)
     return made
 
