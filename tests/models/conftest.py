@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.conftest import resting
 from tests.models.helpers import short_runs, without_adapter
 
 FAMILIES = {
@@ -19,11 +20,18 @@ def encodings(tmp_path_factory):
     return str(tmp_path_factory.mktemp("encoded"))
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(scope="session")
+def flux2():
+    """The tiny random FLUX.2-dev, float32 on the CPU. A test leaves no adapter in it."""
+    return resting("tiny-flux2")
+
+
+@pytest.fixture(params=[*FAMILIES, pytest.param("tiny-flux2", marks=pytest.mark.machine)])
 def family(request, monkeypatch):
-    """A base of each family, its texts short."""
-    model = request.getfixturevalue(FAMILIES[request.param])
-    monkeypatch.setattr(model, "max_text_tokens", min(model.max_text_tokens, 96))
+    """A base of each family, its texts short; FLUX.2-dev's begin with a long system message."""
+    model = request.getfixturevalue(FAMILIES.get(request.param, "flux2"))
+    most = 96 if request.param in FAMILIES else 160
+    monkeypatch.setattr(model, "max_text_tokens", min(model.max_text_tokens, most))
     with without_adapter(model):
         yield model
 

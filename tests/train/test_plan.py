@@ -243,6 +243,7 @@ DEV = {"base": "black-forest-labs/FLUX.1-dev", "data": "DATA", "out": "RUN"}
 RUN_FILES = {
     "official": (DEV["base"], (80, 48, 24, 16, 12)),
     "klein": ("black-forest-labs/FLUX.2-klein-base-4B", (80, 48, 24, 16, 12)),
+    "flux2-dev": ("black-forest-labs/FLUX.2-dev", (80, 48)),
     "zimage": ("Tongyi-MAI/Z-Image", (80, 48, 24, 16, 12)),
     "krea": ("krea/Krea-2-Raw", (80, 48, 24, 16)),
     "qwen-image": ("Qwen/Qwen-Image-2512", (80, 48, 24)),

@@ -60,8 +60,12 @@ class Qwen3Model(QwenModel):
         )
         return message
 
+    def tokens(self, text: str, **how: Any) -> Any:
+        """What the tokenizer makes of a text's message."""
+        return self._tokenizer(self._message(text), **how)
+
     def count_tokens(self, text: str) -> int:
-        return len(self._tokenizer(self._message(text), truncation=False, verbose=False).input_ids)
+        return len(self.tokens(text, truncation=False, verbose=False).input_ids)
 
     def read(self, text: str) -> tuple[Tensor, Tensor]:
         """Run the text encoder on one text, padded to `max_text_tokens`.
@@ -71,11 +75,8 @@ class Qwen3Model(QwenModel):
         Raises: CaptionError above `max_text_tokens`.
         """
         check_budget(text, self.count_tokens, self.max_text_tokens, "the text")
-        read = self._tokenizer(
-            self._message(text),
-            padding="max_length",
-            max_length=self.max_text_tokens,
-            return_tensors="pt",
+        read = self.tokens(
+            text, padding="max_length", max_length=self.max_text_tokens, return_tensors="pt"
         ).to(self.text_device)
         with torch.no_grad():
             states = self._encoder(

@@ -44,6 +44,7 @@ FAMILIES: Registry[Family] = Registry(
     {
         "FluxPipeline": "iclora.models.flux.model:FluxModel",
         "Flux2KleinPipeline": "iclora.models.flux2.model:KleinModel",
+        "Flux2Pipeline": "iclora.models.flux2.dev:DevModel",
         "ZImagePipeline": "iclora.models.zimage.model:ZImageModel",
         "Krea2Pipeline": "iclora.models.krea2.model:Krea2Model",
         "QwenImagePipeline": "iclora.models.qwen_image.model:QwenImageModel",
@@ -57,6 +58,7 @@ BASES: Registry[Callable[[], Path]] = Registry(
     {
         "tiny": "iclora.models.tiny:tiny_folder",
         "tiny-klein": "iclora.models.flux2.tiny:tiny_klein_folder",
+        "tiny-flux2": "iclora.models.flux2.tiny:tiny_flux2_folder",
         "tiny-zimage": "iclora.models.zimage.tiny:tiny_zimage_folder",
         "tiny-krea": "iclora.models.krea2.tiny:tiny_krea_folder",
         "tiny-qwen": "iclora.models.qwen_image.tiny:tiny_qwen_image_folder",
@@ -69,11 +71,6 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "it is distilled to 4 steps and to references whose keys are kept, and spoilt by training",
         "Use FLUX.2-klein-base-9B, or -9B to generate; iclora keeps the keys of given panels with "
         "adapters trained with `isolate_given`.",
-    ),
-    "Flux2Pipeline": (
-        "FLUX.2-dev has 32 billion parameters and a text encoder of 24 billion, which iclora does "
-        "not read yet",
-        "Use FLUX.2-klein-base-4B or -9B.",
     ),
     "FluxFillPipeline": (
         "it reads a mask and a picture beside the noise, which no other tool's adapter does",
@@ -237,8 +234,6 @@ def _snapshot(folder: Path) -> Path | None:
 def _whole(*files: Path) -> str:
     """Advice to somebody who has single checkpoint files, of which the first that shows counts."""
     base = next(filter(None, map(whole_of, files)), None)
-    if base == "black-forest-labs/FLUX.2-dev":  # Some hundred GB, to be refused then.
-        return "It is a part of FLUX.2-dev. " + _REFUSED["Flux2Pipeline"][1]
     what = f"`hf download {base}`" if base else "`hf download OWNER/NAME`"
     return (
         "A single checkpoint file, as ComfyUI uses, does not hold all parts: download the whole "

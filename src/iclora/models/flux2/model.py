@@ -86,11 +86,11 @@ class KleinModel(Qwen3Model):
             packed = self.set_grid()
             self.channels = int(config["in_channels"])
             width = int(config["joint_attention_dim"])
-            read = len(_LAYERS) * int(self.config("text_encoder")["hidden_size"])
+            read = len(self.text_layers) * self.text_width
         if (self.channels, width) != (packed, read):
             raise ModelError(
                 f"{name} takes {self.channels} channels a token and texts {width} wide, and its "
-                f"other parts make {packed} and {read}: they are not of one FLUX.2 klein",
+                f"other parts make {packed} and {read}: they are not of one {self.title}",
                 self.advice,
             )
         self.distilled = bool(self.config("", "model_index.json").get("is_distilled", False))
@@ -98,6 +98,11 @@ class KleinModel(Qwen3Model):
         if self.distilled:
             self.sampling = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
             self.takes_adapters_of = _BASES
+
+    @property
+    def text_width(self) -> int:
+        """Numbers of one hidden state of the text encoder."""
+        return int(self.config("text_encoder")["hidden_size"])
 
     def encode_text(self, text: str) -> Text:
         # What stands on the padding goes to the denoiser too, unmasked: it was trained to see it.
@@ -134,6 +139,8 @@ class KleinModel(Qwen3Model):
         panels: Panels | None = None,
     ) -> Tensor:
         ids = self._position_ids(size, given.references if given else None).to(self.device)
+        told = self.sampling.guided == "embedded"
+        value = torch.full((len(z),), guidance, device=self.device) if told else None
 
         def run(text: dict[str, Tensor], part: Placed, apart: Panels | None) -> Tensor:
             prompt = text["prompt"]
@@ -143,7 +150,7 @@ class KleinModel(Qwen3Model):
                     part.z.to(self.dtype),
                     prompt,
                     part.levels,
-                    None,
+                    value,
                     part.position_ids,
                     apart.lengths if apart else None,
                 ),

@@ -20,13 +20,13 @@ _OUTLINES = Path(str(files("iclora"))) / "models" / "flux2" / "outlines"
 
 
 class KleinOutline(QwenOutline):
-    """FLUX.2 klein's denoiser with one block of each kind, and its encoders."""
+    """A FLUX.2's denoiser with one block of each kind, and its encoders."""
 
     network = FLUX2
-    # Sizes as in the tables of Black Forest Labs' code and Qwen3's model cards.
+    # Sizes as in the tables of Black Forest Labs' code and of the readers' model cards.
     shipped: ClassVar[Mapping[str, Path]] = {
-        f"black-forest-labs/FLUX.2-klein-base-{size}": _OUTLINES / f"FLUX.2-klein-base-{size}"
-        for size in ("4B", "9B")
+        f"black-forest-labs/FLUX.2-{kind}": _OUTLINES / f"FLUX.2-{kind}"
+        for kind in ("klein-base-4B", "klein-base-9B", "dev")
     }
 
     def taken(
@@ -36,5 +36,6 @@ class KleinOutline(QwenOutline):
         width = int(self.model.config("transformer")["joint_attention_dim"])
         prompt = self.empty(count, text_tokens, width)
         ids = torch.empty(n, 4, device=META)
-        inputs = Inputs(z, prompt, levels, None, ids)
+        told = self.model.sampling.guided == "embedded"
+        inputs = Inputs(z, prompt, levels, torch.empty(count, device=META) if told else None, ids)
         return inputs, reads.attention(text_tokens)

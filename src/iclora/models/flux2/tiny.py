@@ -1,7 +1,9 @@
-"""The base called "tiny-klein": a random FLUX.2 klein of under a million parameters.
+"""The bases "tiny-klein" and "tiny-flux2": a random FLUX.2 klein and -dev, each under a million
+parameters.
 
-Its folder has FLUX.2-klein-base-4B's layout, its classes and its token grid; its text encoder has
-a layer more than is read, as the real one has nine. Its pictures are noise.
+Their folders have the layout of FLUX.2-klein-base-4B and of FLUX.2-dev, their classes and their
+token grid; a text encoder has a layer more than is read, as the real ones have nine and ten. Their
+pictures are noise.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import tokenizers
 import torch
+import transformers
 
-from iclora.models.tiny import made_folder, unequal_norms
+from iclora.models.tiny import made_folder, recipe_words, unequal_norms
 from iclora.models.tiny_qwen import qwen_tokenizer, tiny_qwen
 
-__all__ = ["tiny_klein_folder", "write_tiny_klein"]
+__all__ = ["tiny_flux2_folder", "tiny_klein_folder", "write_tiny_flux2", "write_tiny_klein"]
 
 
 def tiny_klein_folder() -> Path:
@@ -44,7 +48,94 @@ def write_tiny_klein(folder: Path, *, distilled: bool = False, seed: int = 0) ->
     ).save_pretrained(folder, safe_serialization=True)
 
 
-def _transformer() -> Any:
+def tiny_flux2_folder() -> Path:
+    """The folder of the tiny FLUX.2-dev; made on first use, in about two seconds."""
+    return made_folder("tiny-flux2", write_tiny_flux2, Path(__file__))
+
+
+def write_tiny_flux2(folder: Path, *, seed: int = 0) -> None:
+    """Write a tiny random FLUX.2-dev in diffusers' layout; the same bytes for the same seed."""
+    tokenizer = _mistral_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer, vae, encoder = _transformer(guided=True), _vae(), _mistral(len(tokenizer))
+    diffusers.Flux2Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder, safe_serialization=True)
+
+
+_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}"
+    "[SYSTEM_PROMPT]{{ message.content[0].text }}[/SYSTEM_PROMPT]{% else %}"
+    "[INST]{{ message.content[0].text }}[/INST]{% endif %}{% endfor %}"
+)
+"""What Mistral Small's own template makes of a system message and a user's."""
+
+
+def _mistral_tokenizer() -> Any:
+    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learnt.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learnt.decoder = tokenizers.decoders.ByteLevel()
+    marks = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]"]
+    learnt.train_from_iterator(
+        [recipe_words()],
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=1200,
+            special_tokens=["<unk>", "<s>", "</s>", "<pad>", *marks],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=learnt,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=marks,
+        padding_side="left",
+        model_max_length=131072,
+    )
+    tokenizer.chat_template = _TEMPLATE
+    return tokenizer
+
+
+def _mistral(words: int) -> Any:
+    """A Mistral 3 that sees pictures, of a layer more than is read."""
+    text = {
+        "model_type": "mistral",
+        "vocab_size": words,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 31,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "head_dim": 16,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision)
+    encoder = transformers.Mistral3ForConditionalGeneration(config)
+    # Else transformers writes no weights in any process of a group but the first.
+    for net in (encoder, encoder.model, encoder.model.language_model):
+        net.should_save_on_this_rank = lambda *_: True
+    return encoder
+
+
+def _transformer(guided: bool = False) -> Any:
     net = diffusers.Flux2Transformer2DModel(
         in_channels=128,
         num_layers=1,
@@ -53,7 +144,7 @@ def _transformer() -> Any:
         num_attention_heads=2,
         joint_attention_dim=96,
         axes_dims_rope=(8, 8, 8, 8),
-        guidance_embeds=False,
+        guidance_embeds=guided,
     )
     unequal_norms(net)
     return net
