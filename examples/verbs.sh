@@ -2,7 +2,7 @@
 # The whole of In-Context LoRA on the command line, verb by verb, on a tiny random base.
 # Its pictures are NOISE, for the base's weights are random; the walk is the one for a true base.
 #
-#     examples/verbs.sh FOLDER [tiny, tiny-klein, tiny-zimage, tiny-krea or tiny-qwen]
+#     examples/verbs.sh FOLDER [tiny, tiny-klein, tiny-flux2, tiny-zimage, tiny-krea or tiny-qwen]
 set -euo pipefail
 out=${1:?give a new folder}
 base=${2:-tiny}

@@ -31,7 +31,7 @@ class TrainSettings(Machine):
     """A training run. Defaults are those of the paper's released configuration."""
 
     base: FilePath = setting(example="toyland")
-    """base model: a diffusers folder, a hub id, toyland, tiny, tiny-klein, -flux2, -zimage, -krea"""
+    """base model: a diffusers folder, a hub id, toyland, toyland-klein, tiny, tiny-klein and kin"""
     data: FilePath = setting(example="my-sets")
     """dataset: a folder or zip archive of image sets"""
     out: FilePath = setting(example="my-run", metavar="FOLDER")
