@@ -498,7 +498,7 @@ def test_asks_that_cannot_be_met_are_refused_before_any_of_them_is_made(clean, l
 
 
 def test_an_adapter_that_does_not_fit_is_refused_before_weights_load_or_a_text_is_encoded(
-    loads, lora
+    lora, loads
 ):
     known, model = Adapter.load(lora), load_model("tiny", device="cpu")
     request, _ = prepared(model, CAPTION, adapter=known, **told())
@@ -526,7 +526,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_weights_load_or_a_text_i
 
 
 def test_a_family_whose_weights_alone_tell_its_modules_is_not_loaded_to_check_an_adapter(
-    loads, lora
+    lora, loads
 ):
     model = load_model("tiny", device="cpu")
     model.__class__ = type("Late", (type(model),), {"names": DiffusionModel.names})
