@@ -17,6 +17,8 @@ CASES = [
     (["train", "run.toml"], 'did you mean "lr"'),
     (["train", "ai.yml"], "looks like YAML"),
     (["plan", "run.toml"], 'did you mean "lr"'),
+    (["train", "--resume", "d"], "d holds no run"),
+    (["push", "d", "ana/x", "--dry-run"], "d holds no run"),
     ([*RUN, "--out", "file"], "file is a file (--out)"),
     ([*RUN, "--out", "r", "--cache", "file/x"], "--cache"),
     ([*RUN, "--out", "r", "--trackers", "wandb"], "wandb is not installed"),

@@ -79,7 +79,7 @@ def _read_run(given: dict[str, Any], console: Console) -> RunSettings:
         return read_settings(RunSettings, given.get("run_file"), given)
     if given.get("run_file"):
         raise SettingsError("a resumed run has its own settings", "Leave the run file out.")
-    from iclora.jobs.training import resumed
+    from iclora.train.resuming import resumed
 
     changes = {name: value for name, value in given.items() if name != "resume"}
     return resumed(folder, changes, _first(console).warn)
@@ -240,6 +240,9 @@ def push(settings: PushSettings, console: Console) -> None:
             "there is no key for the hub in the environment variable HF_TOKEN",
             "Make one that may write at https://huggingface.co/settings/tokens, and set it.",
         )
+    from iclora.train.resuming import find_run
+
+    find_run(settings.run, "run")
     from iclora.train.push import collect, send
 
     files = collect(Path(settings.run), settings.repository)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from iclora.jobs.opening import Opener
 from iclora.making.preview import make_preview
@@ -15,25 +14,10 @@ from iclora.settings import Machine, RunSettings, TrainSettings
 from iclora.train.data import RunData
 from iclora.train.loop import Preview
 from iclora.train.plan import plan_run
-from iclora.train.run import RunResult, resume_settings
+from iclora.train.run import RunResult
 from iclora.train.run import train as run
 
-__all__ = ["recomputes_unasked", "resumed", "train"]
-
-
-def resumed(
-    folder: str, changes: Mapping[str, Any], warn: Callable[[str], None] | None = None
-) -> RunSettings:
-    """Settings of the run in a folder, to go on with it.
-
-    Args:
-        changes: settings that a resumed run may change.
-        warn: told of changes after which the result differs from an unstopped run's.
-    Raises: RunError, SettingsError.
-    """
-    own = resume_settings(folder, changes, warn)
-    values = {name: getattr(own, name) for name in own.model_fields_set}
-    return RunSettings.model_validate({**values, "resume": folder})
+__all__ = ["recomputes_unasked", "train"]
 
 
 def train(

@@ -43,7 +43,8 @@ def be_trainee(place: Path) -> int:
 
 def _outcome(record: Record, console: JobConsole) -> Outcome:
     from iclora.jobs.opening import Opener
-    from iclora.jobs.training import resumed, train
+    from iclora.jobs.training import train
+    from iclora.train.resuming import resumed
 
     try:
         settings = _settings(record, console, resumed)

@@ -20,6 +20,7 @@ from iclora.files.documents import read_bytes, read_toml, read_words
 from iclora.files.locks import LOCK, is_held
 from iclora.models.licences import hub_id
 from iclora.train.model_card import ADAPTER, CARD
+from iclora.train.resuming import find_run
 
 __all__ = ["collect", "send"]
 
@@ -34,8 +35,7 @@ def collect(folder: Path, repository: str) -> dict[str, bytes]:
         no base of the hub, or a picture that is not among the run's previews.
     """
     _check_at_rest(folder)
-    if not (folder / "config.toml").is_file():
-        raise RunError(f"{folder} holds no run (no config.toml)", "Check the path.", "run")
+    find_run(folder, "run")
     if not (folder / ADAPTER).is_file():
         if (folder / "base").is_dir():
             raise RunError(

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from iclora.adapter import AdapterInfo
 from iclora.adapter.export import shared_name
@@ -26,13 +25,14 @@ from iclora.models.passes import COMPILED_SHAPES
 from iclora.progress import Progress
 from iclora.sets.check import typical_layout
 from iclora.sets.recipe import Recipe, recipe_names
-from iclora.settings import TrainSettings, about, read_settings
+from iclora.settings import TrainSettings
 from iclora.train.cache import Encoded, EncodedSet, encode
 from iclora.train.data import RunData, check_base, check_place, find_data
 from iclora.train.folder import RunFolder
 from iclora.train.launcher import unheeded
 from iclora.train.loop import Loop, Preview, interruptible
 from iclora.train.model_card import CARD, write_card
+from iclora.train.resuming import Warn, resume_settings
 from iclora.train.state import TrainState
 from iclora.train.trackers import tracking
 from iclora.train.validation import Validation
@@ -40,8 +40,6 @@ from iclora.train.whole import check_whole, folder_of
 from iclora.train.workers import Workers
 
 __all__ = ["RunResult", "resume_settings", "train"]
-
-Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -341,45 +339,6 @@ def _start(
     model.recompute = settings.recomputed(model.blocks)
     model.compiled = frozenset({"training"} if settings.compile else ())
     return state
-
-
-# -- resuming -----------------------------------------------------------------------------------
-
-
-def resume_settings(
-    folder: str | Path, overrides: Mapping[str, Any], warn: Warn | None = None
-) -> TrainSettings:
-    """Read the settings of the run in `folder`, with those changed that a resumed run may change.
-
-    What it may change is said by each field of `TrainSettings` ("resume" in its metadata).
-
-    Args:
-        overrides: settings by name, as numbers or strings.
-        warn: told of changes after which the run is no longer what it would have been unstopped.
-    Raises: RunError for a setting that would make it another run; SettingsError.
-    """
-    path = Path(folder, "config.toml")
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run (no config.toml)", "Check the path.")
-
-    def those(kind: str | None) -> list[str]:
-        known = [name for name in overrides if name in TrainSettings.model_fields]
-        return sorted(n for n in known if about(TrainSettings, n).get("resume") == kind)
-
-    fixed = those(None)
-    if fixed:
-        raise RunError(
-            f"a resumed run cannot change {', '.join(f'`{name}`' for name in fixed)}",
-            "Start a new run in another folder for that.",
-            setting=fixed[0],
-        )
-    differing = those("differs")
-    if differing and warn:
-        warn(
-            f"with another {', '.join(f'`{name}`' for name in differing)} the result differs from "
-            "an unstopped run's"
-        )
-    return read_settings(TrainSettings, path, {**overrides, "out": str(folder)})
 
 
 def base_beside(adapter: Path, name: str) -> str | None:
