@@ -72,7 +72,7 @@ class Sets:
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self._store, self._catalog = store, catalog
         self._seen: dict[str, int] = {}
-        """When each folder had changed last; by text, a tenth of a path's size."""
+        """When each folder had changed last; its text takes a third of a path's memory."""
         self._looking = threading.Lock()
         self._many, self._next = False, 0.0
         self._found = False
