@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from iclora.adapter import Adapter, attach
 from iclora.errors import SettingsError
+from iclora.evaluate.run import evaluate
+from iclora.evaluate.setup import arms_of, cases_of_prompts, set_up
 from iclora.making import sampling
 from iclora.making.made import GeneratedSet
 from iclora.making.session import complete, generate
@@ -17,12 +21,13 @@ from iclora.making.story import Story, extend, reroll
 from iclora.models import flow, load_model
 from iclora.models.base import Given
 from iclora.models.outline import META
-from iclora.settings import MakeSettings, TrainSettings, read_settings
+from iclora.settings import MakeSettings, SampleSettings, TrainSettings, read_settings
 from iclora.train.ledger import Ledger
 from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, picture, stop_after
 from tests.making.helpers import SIZE, STORY, prepared, run, told
 from tests.models.conftest import FAMILIES
+from tests.models.helpers import random_lora
 from tests.train.test_workers import assert_alike, start_all
 
 MODES = ("sdedit", "resample", "boost", "clean", "reference")
@@ -145,3 +150,20 @@ def test_no_step_of_sampling_or_training_waits_for_the_device(name):
             flow.loss(v, z, z).sum().backward()
     with pytest.raises(RuntimeError, match="meta"):
         bool(v.isfinite().all())
+
+
+@pytest.mark.machine
+def test_an_evaluation_sets_base_and_adapter_side_by_side(family, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    save_file({f"transformer.{name}": x / 50 for name, x in random_lora(family).items()}, file)
+    cases = cases_of_prompts([CAPTION], (0, 1), {2: picture(96, 64)})
+    arms = arms_of([str(file)], ["sdedit", "boost"])
+    how = SampleSettings(size=SIZE, steps=1)
+    setup = set_up(family, STORY, arms, cases, tmp_path / "out", how)
+    evaluate(family, setup, [])
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
+    given = found["pixels given error"]["arms"]
+    assert len(given) == 4
+    assert all(value == 0 for arm in given.values() for value in arm["values"].values())
+    pictures = {p.read_bytes() for p in (tmp_path / "out").glob("*/*/panel-1.png")}
+    assert len(pictures) == 8
