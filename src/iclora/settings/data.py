@@ -74,7 +74,7 @@ class CollectSettings(Settings):
     """how the pictures of a folder become sets: by their names, their order, their likeness, each
     as a sheet of joined panels, or auto for what fits"""
     pages: Paging = "drawn"
-    """take a deck's pages, or the pictures that lie in it; slides of a PPTX cannot be drawn"""
+    """take a deck's pages, or the pictures that lie in it; LibreOffice draws slides of a PPTX"""
     likeness: ModelName | None = setting(None, metavar="MODEL", example="dino:models/dinov2-small")
     """compare pictures by a model, dino:MODEL or clip:MODEL (a folder in transformers' layout, or a
     hub id), for families and for what is kept; by default their colours tell"""

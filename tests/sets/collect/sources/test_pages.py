@@ -10,6 +10,12 @@ from tests.conftest import picture
 from workshop.collecting.decks import deck_pages, png, write_pdf, write_pptx
 
 
+@pytest.fixture(autouse=True)
+def _no_office(monkeypatch):
+    """Decks of these tests are no files that an office program would open."""
+    monkeypatch.setattr("iclora.sets.collect.sources.pages.find_office", lambda: None)
+
+
 @pytest.fixture
 def deck(tmp_path):
     """A PDF of a title, twelve pages with builds and blanks between, and a closing page."""

@@ -1,4 +1,4 @@
-"""Decks: pages of a PDF as pictures, and the pictures that lie in a PDF or PPTX.
+"""Decks: pages of a PDF or slides of a PPTX as pictures, and the pictures that lie in them.
 
 Nothing of a document runs: PDFium is built without a JavaScript engine here, forms are not opened.
 """
@@ -22,6 +22,7 @@ from iclora.progress import Progress
 from iclora.sets.collect.picture import Found, Look, Origin, Picture
 from iclora.sets.collect.sources.extras import needed
 from iclora.sets.collect.sources.folders import loose_pictures
+from iclora.sets.collect.sources.office import SLIDES, draw_slides, find_office
 from iclora.sets.collect.sources.wanted import Wanted
 from iclora.sets.images import picture_size
 from iclora.sets.layout import Size
@@ -258,9 +259,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def read_pptx(source: str, path: Path, want: Wanted) -> list[Found]:
-    """Sets of the pictures that lie in a PPTX, in the order of its slides.
-
-    Slides are not drawn: that takes an office program.
+    """Sets of a PPTX's slides, drawn by LibreOffice, or of the pictures that lie in them.
 
     Raises: DatasetError for what is no such file.
     """
@@ -269,11 +268,45 @@ def read_pptx(source: str, path: Path, want: Wanted) -> list[Found]:
         want.tell(problem)
     if not any(name.startswith("ppt/") for name in listing):
         raise DatasetError(f"{path} is not a PPTX file", "Save it again as .pptx.")
-    if want.pages != "pictures":
-        want.note(
-            f"{source}: the pictures in it are taken, for its slides cannot be drawn without an "
-            "office program; save it as PDF to have its slides"
-        )
+    if want.pages == "drawn":
+        slides = _drawn_slides(source, path, listing, want)
+        if slides is not None:
+            return read_pdf(source, slides, want)
+    return _pictures_of_slides(source, listing, want)
+
+
+def _drawn_slides(source: str, path: Path, listing: Files, want: Wanted) -> Path | None:
+    """The slides as a PDF; None if they cannot be drawn here, which is told."""
+    office, why = find_office(), "LibreOffice, which would draw its slides, is not installed"
+    outside = _outside(listing)
+    if outside:
+        why = f"its slides are not drawn, for they show what lies outside of it ({outside})"
+    elif office:
+        about = path.stat()
+        key = ("slides", str(path.resolve()), str(about.st_size), str(about.st_mtime_ns))
+        want.note(f"{source}: its slides are drawn by LibreOffice")
+        try:
+            return want.pool.folder(*key, make=partial(draw_slides, office, path)) / SLIDES
+        except DatasetError as error:
+            why = error.problem
+    want.note(f"{source}: {why}; the pictures in it are taken. Save it as PDF to have its slides")
+    return None
+
+
+def _outside(listing: Files) -> str:
+    """Something beyond the file that a slide draws on, if there is any; a link draws nothing."""
+    for name in listing:
+        if name.endswith(".rels"):
+            for tag in re.findall(r"<Relationship\b[^>]*>", _text(listing, name)):
+                fields = dict(re.findall(r"(\w+)=\"([^\"]*)\"", tag))
+                kind = fields.get("Type", "").rsplit("/", 1)[-1]
+                if fields.get("TargetMode") == "External" and kind != "hyperlink":
+                    return f"{kind} {fields.get('Target', '')}"[:120]
+    return ""
+
+
+def _pictures_of_slides(source: str, listing: Files, want: Wanted) -> list[Found]:
+    """Sets of the pictures in a PPTX, in the order of its slides."""
     pictures: list[Picture] = []
     seen: set[str] = set()
     slides = _slide_names(listing)
