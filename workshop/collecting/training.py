@@ -42,6 +42,7 @@ from iclora.toyland.tasks import TASKS, held_out
 from iclora.toyland.tuning import tune
 from iclora.toyland.world import draw_traits
 from workshop.collecting.films import Film, Shot, Transition
+from workshop.toyland.claims import pool
 
 __all__ = ["draw_scenes", "run", "write_story"]
 
@@ -153,9 +154,9 @@ def _write_recipe(folder: Path) -> Path:
 
 
 def run(
-    out: Path, count: int = 40, steps: int = 75, prompts: int = 8, seeds: int = 3
+    out: Path, count: int = 40, steps: int = 75, prompts: int = 8, seeds: int = 3, runs: int = 1
 ) -> dict[str, Any]:
-    """Figures of an adapter of hand-made sets and of one of collected sets."""
+    """Figures of adapters of hand-made sets and of collected sets, as many tuning runs of each."""
     scenes = draw_scenes(count)
     film, collected, by_hand = out / "film.mp4", out / "collected", out / "by-hand"
     recipe = _write_recipe(out / "recipe")
@@ -179,18 +180,20 @@ def run(
             if not (each / "caption.txt").exists():  # The captioner could not tell what they show.
                 shutil.rmtree(each)
         captioned[place.name] = len(list((place / "sets").glob("[0-9]*")))
-        adapter = place / "adapter.safetensors"
-        if not adapter.exists():
-            for part in ("data", "run"):  # of a run that was stopped
-                shutil.rmtree(place / part, ignore_errors=True)
-            made, seconds[place.name] = tune(model, _TASK, place, steps=steps)
-            made.save(adapter)
-        arms.append(Arm(place.name, Adapter.load(adapter)))
+        for seed in range(runs):
+            adapter = place / f"adapter{f'-{seed}' * bool(seed)}.safetensors"
+            name = f"{place.name}, run {seed + 1}"
+            if not adapter.exists():
+                shutil.rmtree(place / "run", ignore_errors=True)  # Another's, or a stopped one.
+                made, seconds[name] = tune(model, _TASK, place, steps=steps, seed=seed)
+                made.save(adapter)
+            arms.append(Arm(name, Adapter.load(adapter)))
     cases = prompt_cases(_TASK, prompts, seeds)
     sampling = SampleSettings(steps=20)
     _, table = measure_arms(model, _TASK, arms, cases, out / "made", sampling)
+    names = [arm.name for arm in arms] + [*pool(table)]
     figures = {
-        row.name: {arm.name: asdict(e) for arm in arms if (e := row.estimate(arm.name))}
+        row.name: {name: asdict(e) for name in names if (e := row.estimate(name))}
         for row in table.rows.values()
         if row.name.startswith(("toyland same", "toyland stated", "toyland diversity"))
     }
@@ -209,6 +212,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--steps", type=int, default=75)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--runs", type=int, default=1, help="adapters of each kind of sets")
     parser.add_argument("--films", type=int, default=0, help="make only so many films")
     args = parser.parse_args()
     if args.films:
@@ -217,7 +222,8 @@ def main() -> None:
             path = args.folder / f"story-{seed}.mp4"
             write_story(path, draw_scenes(args.scenes, seed), seed)
         return
-    print(json.dumps(run(args.folder, args.scenes, args.steps), indent=2))
+    found = run(args.folder, args.scenes, args.steps, args.prompts, runs=args.runs)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ def draw_slides(office: str, path: Path, folder: Path) -> None:
         home = Path(work, "profile").as_uri()
         deck = Path(work, "slides.pptx")
         shutil.copyfile(path, deck)
-        options = ["--headless", "--norestore", f"-env:UserInstallation={home}"]
-        command = [office, *options, "--convert-to", _EXPORT, "--outdir", work, str(deck)]
+        options = {"headless": (), "norestore": (), "convert-to": (_EXPORT,), "outdir": (work,)}
+        told = [word for name, value in options.items() for word in (f"--{name}", *value)]
+        command = [office, f"-env:UserInstallation={home}", *told, str(deck)]
         said = _run(command)
         made = deck.with_suffix(".pdf")
         if not made.is_file():
