@@ -38,8 +38,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory types
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -rs -m machine \
-		tests/serve tests/models tests/workshop
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -rs -m machine
 
 # The page's JavaScript is checked against its comments' types. Nothing that runs needs npm.
 TYPES := typescript@7.0.2 preact@11.2.0 htm@3.1.1 @preact/signals@2.11.4
