@@ -4,10 +4,11 @@
     python -m workshop.collecting.training FOLDER --films 3   # films with their truth, and no more
 
 A film of toyland, each scene three or four shots of one character in one place, goes through
-`collect`, `caption` with toyland's captioner, `compose` and `train`; an adapter is tuned likewise
-on as many sets of the same scenes that are drawn, as somebody who had the originals would have cut
-them. Both adapters make sets of held-out prompts, and toyland's judge reads these. Without an
-adapter no set of the base shows one character (docs/toyland.md).
+`collect`, `caption` with toyland's captioner, `compose` and `train`; adapters are tuned likewise on
+as many sets of the same scenes that are cut out of the film where its truth says, as a patient hand
+would, and on the originals, which no film has grained and compressed. All make sets of held-out
+prompts, and toyland's judge reads these. Without an adapter no set of the base shows one character
+(docs/toyland.md).
 """
 
 from __future__ import annotations
@@ -129,13 +130,33 @@ def _frames(scenes: list[Scene], seed: int, film: Film) -> Iterator[np.ndarray[A
                 yield before
 
 
-def _write_by_hand(folder: Path, scenes: list[Scene]) -> None:
-    """The scenes' first three shots as they were drawn, a folder a set."""
+def _write_drawn(folder: Path, scenes: list[Scene]) -> None:
+    """The scenes' first three shots as they were drawn, before any film, a folder a set."""
     _write_recipe(folder)
     for number, scene in enumerate(scenes, 1):
         for panel, (traits, seed) in enumerate(scene[:3], 1):
             drawn = draw_character(traits, random.Random(seed)).reduce(SCALE)
             write_png(folder / f"{number:04d}" / f"{panel}.png", drawn)
+
+
+def _cut_by_hand(folder: Path, film: Path, count: int) -> None:
+    """The first three shots of the first scenes, cut out of the film where its truth says."""
+    _write_recipe(folder)
+    told = json.loads(film.with_suffix(".json").read_text())
+    left, top, width, height = told["box"]
+    wanted: dict[int, tuple[int, int]] = {}
+    seen: dict[int, int] = {}
+    for shot in told["shots"]:
+        place = seen[shot["scene"]] = seen.get(shot["scene"], 0) + 1
+        if place <= 3 and shot["scene"] < count:
+            wanted[(shot["first"] + shot["end"]) // 2] = (shot["scene"] + 1, place)
+    with av.open(str(film)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in wanted:
+                scene, panel = wanted[number]
+                whole = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                picture = whole.crop((left, top, left + width, top + height))
+                write_png(folder / f"{scene:04d}" / f"{panel}.png", picture)
 
 
 def _is_of_one(folder: Path) -> bool:
@@ -158,7 +179,8 @@ def run(
 ) -> dict[str, Any]:
     """Figures of adapters of hand-made sets and of collected sets, as many tuning runs of each."""
     scenes = draw_scenes(count)
-    film, collected, by_hand = out / "film.mp4", out / "collected", out / "by-hand"
+    film, collected = out / "film.mp4", out / "collected"
+    cut, drawn = out / "by-hand", out / "drawn"
     recipe = _write_recipe(out / "recipe")
     if not film.exists():
         write_story(film, scenes)
@@ -170,11 +192,13 @@ def run(
         for each in found
         if (collected / "sets" / each["set"]).exists()
     ]
-    if not by_hand.exists():
-        _write_by_hand(by_hand / "sets", scenes[: len(found)])
+    if not drawn.exists():
+        _write_drawn(drawn / "sets", scenes[: len(found)])
+    if not cut.exists():
+        _cut_by_hand(cut / "sets", film, len(found))
     arms, seconds, captioned = [], {}, {}
     model = load_model("toyland", device="cpu", dtype="bf16")
-    for place in (by_hand, collected):
+    for place in (cut, collected, drawn):
         iclora(["caption", str(place / "sets"), "--captioner", "toyland"])
         for each in (place / "sets").glob("[0-9]*"):
             if not (each / "caption.txt").exists():  # The captioner could not tell what they show.
