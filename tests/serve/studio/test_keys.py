@@ -68,6 +68,8 @@ def test_images_of_a_story_are_pinned_and_removed_by_keys(tab):
     expect(page.locator(".line")).to_have_count(3)
     press(page, "a")
     expect(page.locator(".line")).to_have_count(4)
+    # Its field takes the keys a moment after it is there.
+    expect(page.locator(".line").last.locator("textarea, input[type=text]").first).to_be_focused()
     press(page, "Escape", "j", "p")
     expect(button(page, "Pin image 1")).to_have_attribute("aria-pressed", "true")
     press(page, "Delete")
