@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import diffusers
@@ -13,7 +13,14 @@ import transformers
 from iclora.models.qwen_vl import AFTER, BEFORE
 from iclora.models.tiny import recipe_words
 
-__all__ = ["framed_tokenizer", "learn_tokenizer", "qwen_tokenizer", "tiny_qwen", "tiny_qwen_vae"]
+__all__ = [
+    "framed_tokenizer",
+    "learn_merges",
+    "learn_tokenizer",
+    "qwen_tokenizer",
+    "tiny_qwen",
+    "tiny_qwen_vae",
+]
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MARKS = ("<think>", "</think>")
@@ -43,6 +50,24 @@ def framed_tokenizer() -> Any:
     return learn_tokenizer([recipe_words(), *[around] * 50], words, size=1300, longest=131072)
 
 
+def learn_merges(
+    corpus: Iterable[str], words: Any, *, size: int, special: Sequence[str]
+) -> tokenizers.Tokenizer:
+    """Merges of bytes that were learnt of texts; `special` are the first tokens."""
+    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learnt.pre_tokenizer = words
+    learnt.train_from_iterator(
+        corpus,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=list(special),
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return learnt
+
+
 def learn_tokenizer(corpus: Iterable[str], words: Any, *, size: int, longest: int) -> Any:
     """A tokenizer of Qwen's kind, with its template, that learnt its merges of other texts.
 
@@ -51,17 +76,7 @@ def learn_tokenizer(corpus: Iterable[str], words: Any, *, size: int, longest: in
         size: of the vocabulary.
         longest: text it takes, in tokens.
     """
-    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learnt.pre_tokenizer = words
-    learnt.train_from_iterator(
-        corpus,
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=list(_SPECIAL),
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    learnt = learn_merges(corpus, words, size=size, special=_SPECIAL)
     model = json.loads(learnt.to_str())["model"]
     tokenizer = transformers.Qwen2TokenizerFast(
         vocab=model["vocab"],

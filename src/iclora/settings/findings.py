@@ -176,5 +176,6 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if there in names:
         return there
     theirs = [each for each, ours in _ELSEWHERE.items() if ours in names]
-    close = difflib.get_close_matches(plain, [*names, *theirs], 1)
-    return close[0] if close and close[0] in names else _ELSEWHERE.get(*close) if close else None
+    for close in difflib.get_close_matches(plain, [*names, *theirs], 1):
+        return close if close in names else _ELSEWHERE[close]
+    return None

@@ -17,6 +17,7 @@ from iclora.errors import SettingsError
 from iclora.jobs.bench.measuring import clear, median, seconds
 from iclora.jobs.bench.telling import Bench
 from iclora.models.quantize import Frozen, check_precision
+from iclora.settings import Precision
 
 __all__ = ["kinds"]
 
@@ -148,9 +149,9 @@ def _ways() -> dict[str, tuple[str | None, Make]]:
     }
 
 
-def _ours(kind: str) -> Make:
+def _ours(kind: Precision) -> Make:
     def make(linear: nn.Linear, device: torch.device) -> nn.Module:
-        check_precision(kind, device)  # type: ignore[arg-type]
+        check_precision(kind, device)
         return Frozen(linear, kind, device)
 
     return make

@@ -6,10 +6,8 @@ Source: `Flux2Pipeline` in diffusers, and Black Forest Labs' flux2.
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from torch import nn
@@ -17,7 +15,6 @@ from torch import nn
 from iclora.models.base import Sampling
 from iclora.models.flux2.model import KleinModel
 from iclora.models.qwen import without_end
-from iclora.settings import Precision
 
 __all__ = ["DevModel"]
 
@@ -35,17 +32,7 @@ class DevModel(KleinModel):
     advice = "Use black-forest-labs/FLUX.2-dev, whole and in diffusers' layout."
     reader = "Mistral 3"
     text_layers = (10, 20, 30)
-
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        precision: Precision = "full",
-    ) -> None:
-        super().__init__(folder, name, device, dtype, precision)
-        self.sampling = Sampling(steps=50, guidance=4.0, guided="embedded")
+    undistilled = Sampling(steps=50, guidance=4.0, guided="embedded")
 
     @property
     def text_width(self) -> int:
@@ -73,7 +60,10 @@ class DevModel(KleinModel):
         return tokenizer
 
     def _message(self, text: str) -> str:
-        """A text behind the base's own system message, as the chat template puts both."""
+        """A text behind the base's own system message, as the chat template puts both.
+
+        As in its pipeline without "[IMG]", which stands for a picture.
+        """
         told = {"system": SYSTEM_MESSAGE, "user": text.replace("[IMG]", "")}
         message: str = self._tokenizer.apply_chat_template(
             [

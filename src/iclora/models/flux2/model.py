@@ -71,6 +71,7 @@ class KleinModel(Qwen3Model):
     reads_apart = True
     passes = FLUX2
     reads_references = True
+    undistilled: ClassVar = Sampling(steps=50, guidance=4.0, guided="two-pass")
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class KleinModel(Qwen3Model):
                 self.advice,
             )
         self.distilled = bool(self.config("", "model_index.json").get("is_distilled", False))
-        self.sampling = Sampling(steps=50, guidance=4.0, guided="two-pass")
+        self.sampling = self.undistilled
         if self.distilled:
             self.sampling = Sampling(steps=4, guidance=None, guided="none", fixed_steps=True)
             self.takes_adapters_of = _BASES

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from iclora.models.tiny import made_folder, recipe_words, unequal_norms
-from iclora.models.tiny_qwen import qwen_tokenizer, tiny_qwen
+from iclora.models.tiny_qwen import learn_merges, qwen_tokenizer, tiny_qwen
 
 __all__ = ["tiny_flux2_folder", "tiny_klein_folder", "write_tiny_flux2", "write_tiny_klein"]
 
@@ -77,19 +77,11 @@ _TEMPLATE = (
 
 
 def _mistral_tokenizer() -> Any:
-    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learnt.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learnt.decoder = tokenizers.decoders.ByteLevel()
     marks = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]"]
-    learnt.train_from_iterator(
-        [recipe_words()],
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=1200,
-            special_tokens=["<unk>", "<s>", "</s>", "<pad>", *marks],
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<unk>", "<s>", "</s>", "<pad>", *marks]
+    learnt = learn_merges([recipe_words()], words, size=1200, special=special)
+    learnt.decoder = tokenizers.decoders.ByteLevel()
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=learnt,
         bos_token="<s>",

@@ -284,11 +284,13 @@ def _drawn_slides(source: str, path: Path, listing: Files, want: Wanted) -> Path
     elif office:
         about = path.stat()
         key = ("slides", str(path.resolve()), str(about.st_size), str(about.st_mtime_ns))
-        want.note(f"{source}: its slides are drawn by LibreOffice")
         try:
-            return want.pool.folder(*key, make=partial(draw_slides, office, path)) / SLIDES
+            folder = want.pool.folder(*key, make=partial(draw_slides, office, path))
         except DatasetError as error:
             why = error.problem
+        else:
+            want.note(f"{source}: its slides are drawn by LibreOffice")
+            return folder / SLIDES
     want.note(f"{source}: {why}; the pictures in it are taken. Save it as PDF to have its slides")
     return None
 
@@ -297,8 +299,7 @@ def _outside(listing: Files) -> str:
     """Something beyond the file that a slide draws on, if there is any; a link draws nothing."""
     for name in listing:
         if name.endswith(".rels"):
-            for tag in re.findall(r"<Relationship\b[^>]*>", _text(listing, name)):
-                fields = dict(re.findall(r"(\w+)=\"([^\"]*)\"", tag))
+            for fields in _relations(listing, name):
                 kind = fields.get("Type", "").rsplit("/", 1)[-1]
                 if fields.get("TargetMode") == "External" and kind != "hyperlink":
                     return f"{kind} {fields.get('Target', '')}"[:120]
@@ -372,10 +373,9 @@ def _media_of(listing: Files, slide: str) -> list[str]:
 def _related(listing: Files, part: str) -> dict[str, str]:
     """What a part of the file refers to, by its id: names inside the archive."""
     place = PurePosixPath(part)
-    text = _text(listing, (place.parent / "_rels" / f"{place.name}.rels").as_posix())
+    own = (place.parent / "_rels" / f"{place.name}.rels").as_posix()
     found: dict[str, str] = {}
-    for tag in re.findall(r"<Relationship\b[^>]*>", text):
-        fields = dict(re.findall(r"(\w+)=\"([^\"]*)\"", tag))
+    for fields in _relations(listing, own):
         if fields.get("TargetMode") == "External" or "Id" not in fields:
             continue
         target = fields.get("Target", "")
@@ -386,6 +386,12 @@ def _related(listing: Files, part: str) -> dict[str, str]:
             )
         found[fields["Id"]] = "/".join(parts)
     return found
+
+
+def _relations(listing: Files, name: str) -> Iterator[dict[str, str]]:
+    """The fields of each relation that a file of them lists."""
+    for tag in re.findall(r"<Relationship\b[^>]*>", _text(listing, name)):
+        yield dict(re.findall(r"(\w+)=\"([^\"]*)\"", tag))
 
 
 def _text(listing: Files, name: str) -> str:
