@@ -28,7 +28,7 @@ def sharpness(grey: NDArray[np.uint8]) -> float:
 def encode_still(picture: Image.Image) -> bytes:
     """An RGB picture as PNG bytes, lossless, by FFmpeg.
 
-    Pillow takes more than twice as long: it tries five filters on every row, and files become no
+    Pillow takes about twice as long: it tries five filters on every row, and files become no
     smaller by that.
     """
     av = needed("av", "av (PyAV)", "videos")
