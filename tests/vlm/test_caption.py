@@ -59,10 +59,28 @@ def caption(root, server, together=2, **more):
     return caption_dataset(open_dataset(root), captioner, **more)
 
 
+def test_sets_are_told_in_their_order_whenever_their_answers_came(bare, serve):
+    came, others = [], threading.Event()
+    first = iter([True])
+
+    def late(body):
+        # Asked for 0001 or 0002, and answered last, it does not come in its place.
+        assert not next(first, False) or others.wait(30)
+        return 200, completion(good())
+
+    def note(event):
+        came.append(event.note)
+        if len(came) == 2:
+            others.set()
+
+    summary = caption(bare(3), serve(late), progress=Progress(note))
+    assert summary.written == ["0001", "0002", "0003"] == sorted(came) != came
+
+
 def test_every_set_gets_a_caption_that_check_finds_nothing_wrong_with(bare, serve):
     root = bare(5)
     summary = caption(root, serve(lambda body: (200, completion(good()))))
-    assert sorted(summary.written) == ["0001", "0002", "0003", "0004", "0005"]
+    assert summary.written == ["0001", "0002", "0003", "0004", "0005"]
     assert (summary.read, summary.wrote) == (35, 15)
     for report in check_dataset(open_dataset(root), resolutions=(64,)):
         assert not [p for p in report.problems if p.caption]
@@ -126,7 +144,7 @@ def test_a_set_without_a_good_answer_is_listed_and_the_rest_goes_on(bare, serve)
     hopeless = seen.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
     server = serve(behave)
     summary = caption(root, server)
-    assert sorted(summary.written) == ["0002", "0003"]
+    assert summary.written == ["0002", "0003"]
     (row,) = json.loads((root / FAILURES).read_text())
     assert (row["set"], row["last answer"], row["tries"]) == ("0001", "no idea", 2)
     assert 'in prose, twice: "no idea"' in row["problem"]
@@ -150,7 +168,7 @@ def test_nothing_a_person_wrote_is_overwritten_unless_asked_for(make_dataset, se
     summary = caption(root, server)
     assert (summary.kept, summary.written) == (["0001"], ["0002"])
     assert (root / "0001" / "caption.txt").read_bytes() == mine
-    assert sorted(caption(root, server, overwrite=True).written) == ["0001", "0002"]
+    assert caption(root, server, overwrite=True).written == ["0001", "0002"]
     assert (root / "0001" / "caption.txt").read_bytes() != mine
 
 
@@ -370,7 +388,7 @@ def test_a_run_that_does_not_overwrite_leaves_the_journal_of_one_that_does(make_
     # A caption that somebody removed meanwhile is written again.
     (root / "0001" / "caption.txt").unlink()
     after = caption(root, server, overwrite=True)
-    assert (after.kept, sorted(after.written)) == (["0003"], ["0001", "0002"])
+    assert (after.kept, after.written) == (["0003"], ["0001", "0002"])
 
 
 def test_an_overwriting_run_with_other_settings_begins_anew(make_dataset, serve):

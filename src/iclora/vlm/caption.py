@@ -73,7 +73,7 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """The outcome for all sets."""
+    """The outcome for all sets, in the order of the dataset, whenever each answer came."""
 
     written: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -82,6 +82,13 @@ class Summary:
     read: int = 0
     """Tokens the model read, as far as its server says."""
     wrote: int = 0
+
+    def order(self, names: Sequence[str]) -> None:
+        """Put the sets of each list in the order of these names."""
+        rank = {name: place for place, name in enumerate(names)}
+        self.written.sort(key=rank.__getitem__)
+        self.kept.sort(key=rank.__getitem__)
+        self.failed.sort(key=lambda outcome: rank[outcome.name])
 
 
 def caption_dataset(
@@ -159,6 +166,7 @@ def caption_dataset(
                 f"{error.advice} The same command goes on with the rest.",
             ) from error
         finally:
+            summary.order([s.name for s in chosen])
             _list_failures(dataset.path / FAILURES, summary.failed)
         if overwrite and not only and not summary.failed:
             journal.end()
