@@ -23,7 +23,7 @@ from train_step import TEXT, build, dev_size, printed, proxy
 
 from iclora.jobs.bench.measuring import median, seconds
 from iclora.jobs.bench.telling import Tell
-from iclora.models.attention import blockwise, isolated, pick_attention, reading
+from iclora.models.attention import isolated, pick_attention, reading, steady
 from iclora.models.flux.forward import flux_forward
 from iclora.models.passes import Levels
 
@@ -66,18 +66,18 @@ class Canvas:
         """Everything at one level."""
         level = torch.full((1, 1), 0.5, device=self.device)
         levels = Levels(level, (self.noisy + self.known,))
-        return self._forward(slice(None), levels, pick_attention(self.device, on_cpu=blockwise))
+        return self._forward(slice(None), levels, pick_attention(self.device, on_cpu=steady))
 
     def fill(self, kept: list[Any] | None) -> Tensor:
         """Known panels clean and attending to themselves; their keys and values are kept."""
         level = torch.tensor([[0.5, 0.0]], device=self.device)
-        attend = isolated(pick_attention(self.device, on_cpu=blockwise), self.known, kept)
+        attend = isolated(pick_attention(self.device, on_cpu=steady), self.known, kept)
         return self._forward(slice(None), Levels(level, (self.noisy, self.known)), attend)
 
     def read(self, kept: list[Any]) -> Tensor:
         """The made panels alone."""
         levels = Levels(torch.full((1, 1), 0.5, device=self.device), (self.noisy,))
-        attend = reading(pick_attention(self.device, on_cpu=blockwise), kept)
+        attend = reading(pick_attention(self.device, on_cpu=steady), kept)
         return self._forward(slice(self.noisy), levels, attend)
 
 

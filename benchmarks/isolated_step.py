@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from train_step import SCRIPT_TARGETS, TEXT, Arm, Work, adapters, build, dev_size, proxy, step
 
-from iclora.models.attention import attention_to, blockwise, pick_attention
+from iclora.models.attention import attention_to, pick_attention, steady
 from iclora.models.base import Panels
 from iclora.models.flux.forward import flux_forward
 from iclora.models.passes import placed
@@ -61,7 +61,7 @@ def ours(net: Any, work: Work, rows: int, columns: int) -> Tensor:
                 prompt.device,
                 panels,
                 part.order,
-                attend=pick_attention(prompt.device, on_cpu=blockwise),
+                attend=pick_attention(prompt.device, on_cpu=steady),
             ),
         )
         loss = work.loss(part.back(v), of)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from iclora.models import attention_cpu
-from iclora.models.attention_cpu import blockwise, fused, headwise, shortest
+from iclora.models.attention_cpu import blockwise, fused, headwise, shortest, steady
 
-WAYS = (fused, headwise, blockwise)
+WAYS = (fused, headwise, blockwise, shortest, steady)
 
 
 def dense(q, k, v):
@@ -35,10 +35,23 @@ def test_every_way_is_softmax_and_its_gradient(attend, queries):
 
 
 @pytest.mark.parametrize(
-    ("kind", "keys", "way"),
-    [("float32", 4, "fused"), ("bfloat16", 2048, "headwise"), ("bfloat16", 2047, "blockwise")],
+    ("attend", "kind", "keys", "learns", "way"),
+    [
+        (shortest, "float32", 4, True, "fused"),
+        (shortest, "bfloat16", 2048, True, "headwise"),
+        (shortest, "bfloat16", 2047, True, "blockwise"),
+        (shortest, "bfloat16", 2048, False, "fused"),
+        (steady, "float32", 4096, True, "blockwise"),
+        (steady, "float32", 4, False, "fused"),
+    ],
 )
-def test_the_way_depends_on_type_and_keys(kind, keys, way, monkeypatch):
-    monkeypatch.setattr(attention_cpu, way, lambda *_: way)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_way_depends_on_type_keys_and_gradient(
+    attend, kind, keys, learns, way, enabled, monkeypatch
+):
+    for name in ("fused", "headwise", "blockwise"):
+        monkeypatch.setattr(attention_cpu, name, lambda *_, name=name: name)
     q, k = (torch.empty(1, 1, n, 8, dtype=getattr(torch, kind)) for n in (1, keys))
-    assert shortest(q, k, k) == way
+    # What a frozen layer gives needs no gradient either, also while gradients are enabled.
+    with torch.set_grad_enabled(enabled):
+        assert attend(q.requires_grad_(learns), k, k) == (way if enabled else "fused")

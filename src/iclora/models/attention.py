@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from iclora.models.attention_cpu import Attend, blockwise, fused, shortest
+from iclora.models.attention_cpu import Attend, blockwise, fused, shortest, steady
 from iclora.models.base import Given, Panels
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "reading",
     "scaled",
     "shortest",
+    "steady",
 ]
 
 Cache = list[tuple[Tensor, Tensor]]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from iclora.models.attention import Attend, blockwise, pick_attention
+from iclora.models.attention import Attend, pick_attention, steady
 from iclora.models.double import Parts, double_block, modulations_by
 from iclora.models.linear import linear_of_two, linears
 from iclora.models.network import Network, read_out
@@ -84,7 +84,7 @@ def flux_forward(
     Returns: (B, n, c) in the weights' type.
     """
     inputs = Inputs(z, prompt, pooled, levels, guidance, position_ids)
-    attend = attend or pick_attention(z.device, on_cpu=blockwise)
+    attend = attend or pick_attention(z.device, on_cpu=steady)
     return FLUX(net, inputs, attend, recompute=recompute, shapes=shapes)
 
 

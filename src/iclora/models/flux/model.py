@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from iclora.errors import ModelError
-from iclora.models.attention import attention_to, blockwise, pick_attention
+from iclora.models.attention import attention_to, pick_attention, steady
 from iclora.models.base import Given, Panels, Part, Sampling, Text
 from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.flux.names import flux_names
@@ -174,7 +174,7 @@ class FluxModel(PackedModel):
                     self.device,
                     panels,
                     part.order,
-                    attend=pick_attention(self.device, on_cpu=blockwise),
+                    attend=pick_attention(self.device, on_cpu=steady),
                 ),
                 shapes=self.compiling(),
             )

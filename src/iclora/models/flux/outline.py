@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from iclora.models.attention import Attend, blockwise
+from iclora.models.attention import Attend, steady
 from iclora.models.flux.forward import FLUX, Inputs
 from iclora.models.flux.model import FluxModel
 from iclora.models.outline import META, FolderOutline, Reads
@@ -50,7 +50,7 @@ class FluxOutline(FolderOutline):
 
     @property
     def on_cpu(self) -> Attend:
-        return blockwise
+        return steady
 
     @cached_property
     def text_encoders(self) -> tuple[nn.Module, ...]:
