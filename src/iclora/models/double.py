@@ -121,9 +121,8 @@ def joint_heads(
         (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
         modulate(txt, theirs.shift, theirs.scale, (t,)),
     )
-    cos, sin = rotary
-    img_qkv = heads(img_qkv, attn.norm_q, attn.norm_k, (cos[:, t:], sin[:, t:]), d)
-    txt_qkv = heads(txt_qkv, attn.norm_added_q, attn.norm_added_k, (cos[:, :t], sin[:, :t]), d)
+    img_qkv = heads(img_qkv, attn.norm_q, attn.norm_k, rotary[:, t:], d)
+    txt_qkv = heads(txt_qkv, attn.norm_added_q, attn.norm_added_k, rotary[:, :t], d)
     # Joined before they are turned to (B, heads, S, d): attention writes its output in the order of
     # q's memory, and so needs no copy to be read token by token, which to_out would keep.
     return [torch.cat(pair, 1).transpose(1, 2) for pair in zip(txt_qkv, img_qkv, strict=True)]

@@ -64,8 +64,9 @@ T = TypeVar("T")
 Streams = tuple[Tensor, ...]
 """The tensors that one block hands to the next, such as image and text tokens."""
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines that rotate queries and keys."""
+Rotary = Tensor
+"""Cosine and sine of the angle by which each pair of numbers of a query or key is turned, float32
+(1 or B, S, 1, d / 2, 2)."""
 
 
 # -- segments -----------------------------------------------------------------------------------
@@ -230,11 +231,11 @@ def modulations(out: Tensor, width: int) -> tuple[Modulation, ...]:
 
 
 def rotary_of(embedder: Any, position_ids: Tensor) -> Rotary:
-    """Cosines and sines, each (1 or B, S, 1, d / 2), of position ids (1 or B, S, axes)."""
-    # diffusers repeats every angle for both numbers of a pair; here a pair is rotated as one.
+    """The turns of position ids (1 or B, S, axes)."""
+    # diffusers repeats every angle for both numbers of a pair; here a pair is turned as one.
     shape = (*position_ids.shape[:2], 1, -1)
-    cos, sin = (t.view(shape)[..., ::2] for t in embedder(position_ids.flatten(0, 1)))
-    return cos, sin
+    both = (t.view(shape)[..., ::2] for t in embedder(position_ids.flatten(0, 1)))
+    return torch.stack(tuple(both), -1)
 
 
 def heads(
@@ -243,21 +244,23 @@ def heads(
     """q and k normed and rotated, and v, each (B, S, heads, d)."""
     q, k, v = (x.view(*x.shape[:-1], -1, d) for x in qkv)
     q, k = (
-        rotate(F.rms_norm(x, (d,), norm.weight, norm.eps), *rotary)
+        rotate(F.rms_norm(x, (d,), norm.weight, norm.eps), rotary)
         for x, norm in ((q, norm_q), (k, norm_k))
     )
     return q, k, v
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of neighbours in the last dimension, in float32.
-
-    Args:
-        x: (B, S, heads, d).
-        cos, sin: (1 or B, S, 1, d / 2).
-    """
-    a, b = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn pairs of neighbours in the last dimension of x, (B, S, heads, d), in float32."""
+    pairs = x.float().view(*x.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():
+        # A compiler makes one loop of it, but none of complex numbers.
+        (a, b), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1)
+    else:
+        # The same numbers as one product, which takes a CPU a sixth of the time.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
+    return turned.flatten(-2).to(x.dtype)
 
 
 # -- blocks -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
     txt           (B, t, h)   text tokens
     both          (B, S, h)   text before image
     temb          (B, G, h)   what modulation is made from, for each segment
-    rotary        cosines and sines, each (1 or B, S, 1, d / 2)
+    rotary        cosine and sine for each pair of a head, (1 or B, S, 1, d / 2, 2)
     position_ids  (n, 3) or (B, n, 3)   0, row, column of an image token; a text token's are 0
     tokens        how many tokens each segment has
 """
@@ -31,6 +31,7 @@ from iclora.models.network import Network, read_out
 from iclora.models.passes import (
     Levels,
     Pass,
+    Rotary,
     Shapes,
     Streams,
     compiled,
@@ -113,7 +114,7 @@ FLUX = Network(embed, _modules_of, read_out)
 """The pass."""
 
 
-def _rotary(embedder: Any, text_tokens: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _rotary(embedder: Any, text_tokens: int, position_ids: Tensor) -> Rotary:
     ids = position_ids if position_ids.ndim == 3 else position_ids[None]
     ids = torch.cat([ids.new_zeros(len(ids), text_tokens, ids.shape[-1]), ids], 1)
     return rotary_of(embedder, ids)
@@ -157,12 +158,7 @@ def _single(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
 
 
 def _single_before(
-    block: Any,
-    img: Tensor,
-    txt: Tensor,
-    temb: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...],
+    block: Any, img: Tensor, txt: Tensor, temb: Tensor, rotary: Rotary, tokens: tuple[int, ...]
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Queries, keys and values; both streams joined; the gate; the MLP's inside."""
     attn, both = block.attn, torch.cat([txt, img], 1)

@@ -10,7 +10,7 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
     img           (B, n, h)   image tokens, ordered by segment
     txt           (B, t, h)   text tokens
     both          (B, S, h)   text before image
-    rotary        cosines and sines, each (1 or B, S, 1, d / 2)
+    rotary        cosine and sine for each pair of a head, (1 or B, S, 1, d / 2, 2)
     position_ids  (n, 4) or (B, n, 4)   picture, row, column, 0; a text token's are 0, 0, 0, number
     tokens        how many tokens each segment has
 """
@@ -31,6 +31,7 @@ from iclora.models.passes import (
     Levels,
     Modulation,
     Pass,
+    Rotary,
     Shapes,
     Streams,
     compiled,
@@ -109,7 +110,7 @@ FLUX2 = Network(embed, _modules_of, read_out)
 """The pass."""
 
 
-def _rotary(embedder: Any, lengths: tuple[int, ...], position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _rotary(embedder: Any, lengths: tuple[int, ...], position_ids: Tensor) -> Rotary:
     ids = position_ids if position_ids.ndim == 3 else position_ids[None]
     text = ids.new_zeros(len(ids), sum(lengths), ids.shape[-1])
     text[..., -1] = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
@@ -162,7 +163,7 @@ def _double_before(
     txt: Tensor,
     img_mod: Tensor,
     txt_mod: Tensor,
-    rotary: tuple[Tensor, Tensor],
+    rotary: Rotary,
     tokens: tuple[int, ...],
 ) -> list[Tensor]:
     """Queries, keys and values of both."""
@@ -199,12 +200,7 @@ def _single(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
 
 
 def _single_before(
-    block: Any,
-    img: Tensor,
-    txt: Tensor,
-    mod: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    tokens: tuple[int, ...],
+    block: Any, img: Tensor, txt: Tensor, mod: Tensor, rotary: Rotary, tokens: tuple[int, ...]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Queries, keys and values; both streams joined; the MLP's gate and value."""
     attn, both = block.attn, torch.cat([txt, img], 1)

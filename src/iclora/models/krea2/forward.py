@@ -11,7 +11,7 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
 
     both          (B, S, h)   text, then image tokens ordered by segment
     prompt        (B, t, layers, width)   hidden states of the text
-    rotary        cosines and sines, each (1 or B, S, 1, d / 2)
+    rotary        cosine and sine for each pair of a head, (1 or B, S, 1, d / 2, 2)
     position_ids  (n, 3) or (B, n, 3)   0, row, column; a text token's are 0
     tokens        how many tokens each segment has
 """
@@ -184,4 +184,4 @@ def _read(x: Tensor, norm: Any, shift: Tensor, scale: Tensor, tokens: tuple[int,
 def _head(x: Tensor, norm: Any, rotary: Rotary) -> Tensor:
     """Queries or keys (B, S, heads, d) normed and rotated."""
     read = F.rms_norm(x, x.shape[-1:], eps=norm.eps).float() * (1 + norm.weight.float())
-    return rotate(read, *rotary).to(x.dtype)
+    return rotate(read, rotary).to(x.dtype)

@@ -10,7 +10,7 @@ Shapes: B samples, n image tokens, t text tokens, S = t + n, h width, d width of
     img           (B, n, h)   image tokens, ordered by segment
     txt           (B, t, h)   text tokens
     temb          (B, G, h)   what modulation is made from, for each segment
-    rotary        cosines and sines, each (1 or B, S, 1, d / 2)
+    rotary        cosine and sine for each pair of a head, (1 or B, S, 1, d / 2, 2)
     position_ids  (n, 3) or (B, n, 3)   frame, row, column; a text token's are its place three times
 """
 
@@ -113,7 +113,7 @@ def _rotary(embedder: Any, start: int, lengths: tuple[int, ...], position_ids: T
         for axis, width in enumerate(embedder.axes_dim)
     ]
     angle = torch.cat(angles, -1)[:, :, None]
-    return angle.cos(), angle.sin()
+    return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def _frequencies(theta: float, width: int, device: torch.device) -> Tensor:

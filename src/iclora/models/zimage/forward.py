@@ -12,7 +12,7 @@ width of a head, G segments.
 
     both          (B, S, h)   text, what fills the canvas up, image tokens ordered by segment
     temb          (B, G, w)   what modulation is made from, for each segment
-    rotary        cosines and sines, each (1 or B, S, 1, d / 2)
+    rotary        cosine and sine for each pair of a head, (1 or B, S, 1, d / 2, 2)
     position_ids  (n, 3) or (B, n, 3)   frame, row, column; a text's tokens count up to the frame
     tokens        how many tokens each segment has, those that fill up in the first one
 """
@@ -169,7 +169,7 @@ def _rotary(embedder: Any, lengths: tuple[int, ...], fill: int, position_ids: Te
     others[..., 0] = frame[..., 0] + torch.cat(far)
     places = torch.cat([others, ids], 1)
     turns = embedder(places.flatten(0, 1)).view(*places.shape[:2], 1, -1)
-    return turns.real.contiguous(), turns.imag.contiguous()
+    return torch.view_as_real(turns)
 
 
 # -- blocks -------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def _rotary(embedder: Any, lengths: tuple[int, ...], fill: int, position_ids: Te
 def _text(block: Any, both: Tensor, shared: _Pass) -> Streams:
     """A refiner of the text alone, which knows no noise level."""
     txt, rest = torch.split(both, [shared.text, both.shape[1] - shared.text], 1)
-    rotary = _part(shared.rotary, slice(shared.text))
+    rotary = shared.rotary[:, : shared.text]
     txt = _block(block, txt, shared, shared.attends.text, (), rotary, (shared.text,))
     return (torch.cat([txt, rest], 1),)
 
@@ -186,7 +186,7 @@ def _text(block: Any, both: Tensor, shared: _Pass) -> Streams:
 def _image(block: Any, both: Tensor, shared: _Pass) -> Streams:
     """A refiner of the image alone."""
     txt, img = torch.split(both, [shared.text, both.shape[1] - shared.text], 1)
-    rotary = _part(shared.rotary, slice(shared.text, None))
+    rotary = shared.rotary[:, shared.text :]
     mods = _modulations(block, shared)
     img = _block(block, img, shared, shared.attends.image, mods, rotary, shared.tokens)
     return (torch.cat([txt, img], 1),)
@@ -198,11 +198,6 @@ def _joint(block: Any, both: Tensor, shared: _Pass) -> Streams:
     mods = _modulations(block, shared)
     out = _block(block, both, shared, shared.attend, mods, shared.rotary, tokens)
     return (out,)
-
-
-def _part(rotary: Rotary, span: slice) -> Rotary:
-    cos, sin = rotary
-    return cos[:, span], sin[:, span]
 
 
 def _block(
