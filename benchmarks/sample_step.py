@@ -54,7 +54,7 @@ TARGETS = {("diffusers", "ours"): 1.6, ("diffusers", "ours-fp8"): 3.0}
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(z (1, n, c), sigma (1,)) to (1, n, c)."""
-ALTERING = ("ours-fp8", "ours-streamed")
+ALTERING = frozenset({"ours-fp8", "ours-streamed"})
 """Arms behind which the network is another; each runs alone, behind all that were named before."""
 
 
@@ -224,16 +224,21 @@ def _compare(
     for peer in ("diffusers", "diffusers-compiled"):
         for mine in ("ours", "ours-compiled", "ours-fp8", "ours-streamed"):
             if peer in times and mine in times:
-                ratio = median(times[peer]) / median(times[mine])
                 least = TARGETS.get((peer, mine)) if goals else None
-                tell(f"{peer} / {mine}", ratio, "times", least=least)
+                tell(f"{peer} / {mine}", _ratio(times, peer, mine), "times", least=least)
     if "ours" in times and "ours-streamed" in times:
-        ratio = median(times["ours"]) / median(times["ours-streamed"])
-        tell("ours / ours-streamed", ratio, "times")
+        tell("ours / ours-streamed", _ratio(times, "ours", "ours-streamed"), "times")
     if "ours" in times:
         rate = matmul_rate(device)
         share = work / 1e12 / median(times["ours"]) / rate
         tell("MFU of ours", share, note=f"of this run's matrix product, {rate:.4g} TFLOP/s")
+
+
+def _ratio(times: dict[str, list[float]], one: str, other: str) -> float:
+    """How many times as long as the other an arm took: round by round where they took turns."""
+    if ALTERING.isdisjoint((one, other)):
+        return median([a / b for a, b in zip(times[one], times[other], strict=True)])
+    return median(times[one]) / median(times[other])
 
 
 def main() -> None:
