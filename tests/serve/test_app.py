@@ -167,6 +167,16 @@ def test_a_job_whose_worker_dies_each_time_fails_with_the_signal(opened):
     assert opened.client.post(f"/api/v1/jobs/{done['id']}/retry").status_code == 409
 
 
+def test_a_cancel_that_comes_after_the_end_does_not_cancel_the_next_try(opened):
+    opened.engine.failure = RunError("it is too warm", "Open a window.")
+    first, _ = (opened.ended(opened.post().json()["id"])["id"] for _ in range(2))
+    opened.server.dispatcher.cancel(first)
+    opened.engine.failure = None
+    opened.client.post(f"/api/v1/jobs/{first}/retry")
+    assert opened.ended(first)["status"] == "succeeded"
+    assert first not in opened.engine.cancelled
+
+
 def test_an_error_of_the_engine_fails_the_job_with_problem_and_advice(opened):
     opened.engine.failure = RunError("it is too warm", "Open a window.")
     error = opened.ended(opened.post().json()["id"])["error"]

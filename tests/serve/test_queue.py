@@ -62,6 +62,13 @@ def test_ids_sort_by_time_and_none_is_given_twice():
     assert len(set(ids)) == 2000
 
 
+def test_what_a_job_says_is_kept_by_nobody_once_it_was_read(queue):
+    job = put(queue, input={"prompt": "a fox in a wood"})
+    first, again = (queue.get(job.id).input["prompt"] for _ in range(2))
+    assert first == again
+    assert first is not again
+
+
 def test_a_job_goes_from_queued_over_running_to_succeeded(queue):
     job = put(queue)
     assert job.status == "queued"

@@ -38,6 +38,20 @@ def test_a_set_made_or_removed_by_hand_is_seen_at_once(opened, folder, three):
     shutil.rmtree(folder / "out" / "0002")
     make_set(folder / "out" / "story" / "0001", {"prompt": ["new"]})
     assert [each["prompt"] for each in listed(opened)] == ["new", "a red bird", "a red fox"]
+    shutil.rmtree(folder / "out" / "story")
+    assert [each["prompt"] for each in listed(opened)] == ["a red bird", "a red fox"]
+
+
+def test_no_set_is_lost_while_its_folder_cannot_be_read(opened, folder, three, monkeypatch):
+    make_set(folder / "out" / "story" / "0001", {})
+
+    def fail(place):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.scandir", fail)
+        assert len(listed(opened)) == 3
+    assert len(listed(opened)) == 4
 
 
 def test_a_folder_of_many_sets_does_not_hold_up_who_asks(opened, folder, monkeypatch):

@@ -43,6 +43,8 @@ class Dispatcher:
         self._threads: list[threading.Thread] = []
         self._running: dict[str, str] = {}
         """Worker by job."""
+        self._ends = threading.Lock()
+        """Held while a job leaves `_running`, or is cancelled there."""
         self._notes: dict[str, list[str]] = {}
         self._cancelled: set[str] = set()
 
@@ -72,8 +74,10 @@ class Dispatcher:
         Args:
             now: end a training run without a checkpoint.
         """
-        self._cancelled.add(job)
-        worker = self._running.get(job)
+        with self._ends:  # One that has ended may be tried again, and is not cancelled then.
+            worker = self._running.get(job)
+            if worker is not None:
+                self._cancelled.add(job)
         if worker is not None:
             self._engine.cancel(worker, job)
             if now:
@@ -134,8 +138,9 @@ class Dispatcher:
                 self._finish(job, Outcome("failed", error=_problem(error)))
         finally:
             for job in jobs:
-                self._running.pop(job.id, None)
-                self._cancelled.discard(job.id)
+                with self._ends:
+                    self._running.pop(job.id, None)
+                    self._cancelled.discard(job.id)
                 self._notes.pop(job.id, None)
                 self._metrics.forget(job.id)
                 self._bus.forget(job.id)

@@ -102,6 +102,9 @@ class Sets:
             return
         self._found = False
         self._look_into(folders)
+        if len(self._seen) > len(folders):
+            for gone in set(self._seen) - set(map(str, folders)):
+                self._seen.pop(gone, None)
         if self._found and self._many and self.watcher:
             self.watcher()
         # Looking takes at most a tenth of the time.
@@ -139,18 +142,24 @@ class Sets:
         """Add to `new` and `gone` what differs between a folder and the index."""
         try:
             stamp = place.stat().st_mtime_ns
-        except OSError:
-            return
-        if self._seen.get(str(place)) == stamp:
+            if self._seen.get(str(place)) == stamp:
+                return
+            folders = _listed(place)
+        except OSError:  # Nothing is known of what is there.
             return
         here = f"{place.relative_to(self._catalog.folder).as_posix()}/"
         # All paths that begin so: "0" comes after "/".
         rows = self._store.rows(
             "SELECT id, path FROM sets WHERE path>? AND path<?", here, f"{here[:-1]}0"
         )
-        # Those of the folder itself, not of folders in it.
-        known = {r["path"]: r["id"] for r in rows if "/" not in r["path"][len(here) :]}
-        there = {f"{here}{path.name}": path for path in _folders(place) if _is_set(path)}
+        # Those of the folder itself, and of folders in it that are gone; others are looked into.
+        inner = {path.name for path in folders}
+        known = {}
+        for row in rows:
+            first, _, rest = row["path"][len(here) :].partition("/")
+            if not rest or first not in inner:
+                known[row["path"]] = row["id"]
+        there = {f"{here}{path.name}": path for path in folders if _is_set(path)}
         found = (self._row(path, there[path]) for path in there.keys() - known.keys())
         new.extend(row for row in found if row)
         gone.extend((known[path],) for path in known.keys() - there.keys())
@@ -332,16 +341,21 @@ def _called(path: Path) -> str:
 
 
 def _folders(place: Path) -> list[Path]:
-    """Visible folders in a folder, links left out, in order."""
+    """As `_listed`; none of a folder that cannot be read."""
     try:
-        with os.scandir(place) as found:
-            names = [
-                each.name
-                for each in found
-                if not each.name.startswith(".") and each.is_dir(follow_symlinks=False)
-            ]
+        return _listed(place)
     except OSError:
         return []
+
+
+def _listed(place: Path) -> list[Path]:
+    """Visible folders in a folder, links left out, in order. Raises: OSError."""
+    with os.scandir(place) as found:
+        names = [
+            each.name
+            for each in found
+            if not each.name.startswith(".") and each.is_dir(follow_symlinks=False)
+        ]
     return [place / name for name in sorted(names)]
 
 

@@ -78,5 +78,7 @@ def job_of(row: sqlite3.Row) -> Job:
     values: dict[str, Any] = dict(zip(row.keys(), row, strict=True))
     del values["passed"]
     for name in ("input", "settings", "result", "error"):
-        values[name] = from_json(values[name]) if values[name] is not None else None
+        if values[name] is not None:
+            # Values are not kept for another time: no other job has this one's words.
+            values[name] = from_json(values[name], cache_strings="keys")
     return Job(**values | {"exact": bool(values["exact"])})
