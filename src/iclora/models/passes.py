@@ -65,8 +65,7 @@ Streams = tuple[Tensor, ...]
 """The tensors that one block hands to the next, such as image and text tokens."""
 
 Rotary = Tensor
-"""Cosine and sine of the angle by which each pair of numbers of a query or key is turned, float32
-(1 or B, S, 1, d / 2, 2)."""
+"""Cosine and sine that turn each pair of a query's or key's, float32 (1 or B, S, 1, d / 2, 2)."""
 
 
 # -- segments -----------------------------------------------------------------------------------
@@ -349,8 +348,7 @@ def shard(
 # -- compiling ----------------------------------------------------------------------------------
 
 COMPILED_SHAPES = 24
-"""Shapes that blocks of one model are compiled for; each costs a compilation, others run as they
-are."""
+"""Shapes that one model's blocks are compiled for, each once; others run as they are."""
 
 
 class Shapes:
@@ -395,9 +393,8 @@ def prepare_compiler() -> None:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A part of a block compiled for static shapes, kept on disk between runs.
 
-    A block is two parts with attention between them: attention is a kernel of its own anyway, and
-    what `attention_to` wraps around it is new at every call, which a compiler would take for new
-    code.
+    A block is two parts around attention, which is a kernel of its own anyway: what `attention_to`
+    wraps around it is new at every call, and a compiler would take that for new code.
     """
     prepare_compiler()
     return torch.compile(function, dynamic=False, fullgraph=True)

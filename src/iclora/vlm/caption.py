@@ -132,8 +132,7 @@ def caption_dataset(
         return read_answer(answer, dataset.recipe, count_tokens, limit, text).render()
 
     def look(image_set: ImageSet) -> Ask:
-        panels = image_set.load(dataset.recipe)
-        pictures = _pictures(panels, dataset.recipe, send, longest)
+        pictures = _pictures(image_set.load(dataset.recipe), dataset.recipe, send, longest)
         return ask_about(dataset.recipe, pictures, limit, text)
 
     recipe = dataset.recipe.sampled(20, 3.5).model_dump_json()
