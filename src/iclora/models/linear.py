@@ -197,7 +197,7 @@ class _Adapted(torch.autograd.Function):
         halves, biases, matrices = _Adapted.sorted(tensors, len(scales))
         flat = _FUNCTIONS[activation].run(x).flatten(0, -2)
         downs, ups = halves[::2], halves[1::2]
-        u = flat @ torch.cat(downs).to(x.dtype).mT
+        u = flat @ _joined(downs).to(x.dtype).mT
         ys = KINDS[kind].times(matrices, flat, biases)
         at = 0
         for y, scale, up in zip(ys, scales, ups, strict=True):
@@ -228,11 +228,11 @@ class _Adapted(torch.autograd.Function):
             inner.append((g @ up.to(g.dtype)).mul_(scale))
             up_grads.append((g.mT @ u[:, at : at + rank]).to(up.dtype) * scale)
             at += rank
-        joined = torch.cat(inner, 1)
+        joined = _joined(inner, 1)
         function = _FUNCTIONS[ctx.activation]
         gx = None
         if ctx.needs_input_grad[0]:
-            gx = joined @ torch.cat(downs).to(joined.dtype)
+            gx = joined @ _joined(downs).to(joined.dtype)
             for g, parts in zip(flat, matrices, strict=True):
                 KINDS[ctx.kind].add_back(gx, parts, g)
             gx = gx.view(*x.shape[:-1], -1)
@@ -243,3 +243,8 @@ class _Adapted(torch.autograd.Function):
         pairs = zip(torch.split(down, [d.shape[0] for d in downs]), up_grads, strict=True)
         rest = (None for _ in tensors[len(halves) :])
         return gx, None, None, None, *(g for pair in pairs for g in pair), *rest
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors as one; one alone as it is, which torch would copy."""
+    return torch.cat(list(parts), dim) if len(parts) > 1 else parts[0]
