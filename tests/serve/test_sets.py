@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import time
 import zipfile
 
@@ -14,17 +15,24 @@ def listed(opened, **query):
     return opened.client.get("/api/v1/sets", params=query).json()["sets"]
 
 
+def make_ago(seconds, place, settings):
+    """A set that was made so long ago; systems tell times apart that are 10 ms apart at least."""
+    made = make_set(place, settings)
+    at = time.time() - seconds
+    os.utime(made / "request.json", (at, at))
+
+
 @pytest.fixture
 def three(opened, folder):
     for number, words in enumerate(["a red fox", "a brown bear", "a red bird"], 1):
-        make_set(folder / "out" / f"{number:04d}", {"prompt": [words], "seed": number})
-        time.sleep(0.002)
+        told = {"prompt": [words], "seed": number}
+        make_ago(10 - number, folder / "out" / f"{number:04d}", told)
     return [each["id"] for each in listed(opened)][::-1]
 
 
 def test_sets_of_jobs_and_of_the_command_line_are_listed_newest_first(opened, folder):
-    make_set(folder / "out" / "0001", {"prompt": ["by hand"], "seed": 2**60})
-    job = opened.post(input={"prompt": ["by a job"]}, headers={"Prefer": "wait=5"}).json()
+    make_ago(9, folder / "out" / "0001", {"prompt": ["by hand"], "seed": 2**60})
+    job = opened.post(input={"prompt": ["by a job"]}, headers={"Prefer": "wait=60"}).json()
     found = listed(opened)
     assert [each["prompt"] for each in found] == ["by a job", "by hand"]
     assert found[0]["id"] == job["result"]["sets"][0]
@@ -52,6 +60,14 @@ def test_no_set_is_lost_while_its_folder_cannot_be_read(opened, folder, three, m
         broken.setattr("os.scandir", fail)
         assert len(listed(opened)) == 3
     assert len(listed(opened)) == 4
+
+
+def test_a_set_made_in_the_same_tick_of_the_clock_as_a_look_is_seen(opened, folder):
+    at = time.time_ns() + 10**9  # Now, on a machine that stands still for a second.
+    for number in (1, 2):
+        make_set(folder / "out" / f"{number:04d}", {"seed": number})
+        os.utime(folder / "out", ns=(at, at))
+        assert len(listed(opened)) == number
 
 
 def test_a_folder_of_many_sets_does_not_hold_up_who_asks(opened, folder, monkeypatch):
@@ -107,7 +123,7 @@ def test_sets_are_those_of_a_recipe_or_of_an_adapter_by_its_id(opened, folder):
 
 def test_the_index_is_rebuilt_from_the_folders(folder):
     with Opened(folder) as opened:
-        made = opened.post(headers={"Prefer": "wait=5"}).json()["result"]["sets"]
+        made = opened.post(headers={"Prefer": "wait=60"}).json()["result"]["sets"]
         opened.client.patch(f"/api/v1/sets/{made[0]}", json={"star": True, "note": "nice"})
         with opened.server.store.change() as db:
             db.execute("DELETE FROM sets")

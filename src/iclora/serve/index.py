@@ -1,8 +1,8 @@
 """The made sets of a folder, indexed in SQLite; the folders on disk are the truth.
 
-A set appears on disk whole, by a rename, so a folder has changed only if its time has: a look at
-ten thousand sets reads nothing but what is new. Stars, notes and the trash are kept beside the
-index and survive it.
+A set appears on disk whole, by a rename, so a folder has changed only if its time has, or did so a
+moment ago: a look at ten thousand sets reads nothing but what is new. Stars, notes and the trash
+are kept beside the index and survive it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _MANY = 500
 """Folders that are looked into while a client waits: some 10 ms."""
 _AT_ONCE = 500
 """Rows in one transaction."""
+_TICK = 100_000_000
+"""ns: two changes that are nearer may leave one time on a folder; systems tick every 1 to 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ class Sets:
         self._seen: dict[str, int] = {}
         """When each folder had changed last; its text takes a third of a path's memory."""
         self._looking = threading.Lock()
-        self._many, self._next = False, 0.0
-        self._found = False
+        self._many, self._next, self._closed = False, 0.0, False
         self.watcher: Callable[[], None] | None = None
         """Told when a look that goes on by itself has found something."""
 
@@ -86,9 +87,18 @@ class Sets:
         """
         if self._many:
             if time.monotonic() >= self._next and not self._looking.locked():
-                threading.Thread(target=self._look, daemon=True).start()
+                self._look_aside()
             return
         self._look()
+
+    def close(self) -> None:
+        """End a look that goes on by itself, before the store is closed."""
+        self._closed = True
+        with self._looking:
+            pass
+
+    def _look_aside(self) -> None:
+        threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
         began = time.monotonic()
@@ -98,14 +108,13 @@ class Sets:
         folders = [out, *_folders(out)]
         if len(folders) > _MANY and not self._many:
             self._many = True
-            threading.Thread(target=self._look, daemon=True).start()
+            self._look_aside()
             return
-        self._found = False
-        self._look_into(folders)
+        changed = self._look_into(folders)
         if len(self._seen) > len(folders):
             for gone in set(self._seen) - set(map(str, folders)):
                 self._seen.pop(gone, None)
-        if self._found and self._many and self.watcher:
+        if changed and self._many and self.watcher:
             self.watcher()
         # Looking takes at most a tenth of the time.
         self._next = time.monotonic() + 10 * (time.monotonic() - began)
@@ -120,17 +129,24 @@ class Sets:
             if _is_set(path)
         ]
 
-    def _look_into(self, folders: Sequence[Path]) -> None:
-        """Look into folders that have changed; what is new is written a few hundred at a time."""
+    def _look_into(self, folders: Sequence[Path]) -> bool:
+        """Look into folders that have changed; what is new is written a few hundred at a time.
+
+        Returns: True if something was new or gone.
+        """
+        found = False
         with self._looking:
             new: list[tuple[object, ...]] = []
             gone: list[tuple[str]] = []
             seen: dict[str, int] = {}
             for folder in folders:
+                if self._closed:
+                    return found
                 self._compare(folder, new, gone, seen)
                 if len(new) >= _AT_ONCE:
-                    self._write(new, gone, seen)
-            self._write(new, gone, seen)
+                    found |= self._write(new, gone, seen)
+            found |= self._write(new, gone, seen)
+        return found
 
     def _compare(
         self,
@@ -140,6 +156,7 @@ class Sets:
         seen: dict[str, int],
     ) -> None:
         """Add to `new` and `gone` what differs between a folder and the index."""
+        now = time.time_ns()
         try:
             stamp = place.stat().st_mtime_ns
             if self._seen.get(str(place)) == stamp:
@@ -163,12 +180,15 @@ class Sets:
         found = (self._row(path, there[path]) for path in there.keys() - known.keys())
         new.extend(row for row in found if row)
         gone.extend((known[path],) for path in known.keys() - there.keys())
-        seen[str(place)] = stamp
+        if stamp < now - _TICK:  # Else a further change could leave it the same time.
+            seen[str(place)] = stamp
 
     def _write(
         self, new: list[tuple[object, ...]], gone: list[tuple[str]], seen: dict[str, int]
-    ) -> None:
-        if new or gone:
+    ) -> bool:
+        """Returns: True if something was new or gone."""
+        found = bool(new or gone)
+        if found:
             with self._store.change() as db:
                 db.executemany(
                     "INSERT OR REPLACE INTO sets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new
@@ -178,10 +198,10 @@ class Sets:
                     " (SELECT id FROM marks WHERE trashed IS NOT NULL)",
                     gone,
                 )
-            self._found = True
         self._seen.update(seen)
         for done in (new, gone, seen):
             done.clear()
+        return found
 
     def page(
         self,

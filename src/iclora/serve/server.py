@@ -116,6 +116,7 @@ class Server:
         """End workers and give the folder back; what ran is queued again."""
         self.go_down()
         self.dispatcher.stop()
+        self.sets.close()
         self._open.close()
 
 
