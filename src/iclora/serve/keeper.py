@@ -165,6 +165,11 @@ class Keeper:
             elif said["say"] == "ended":
                 self._by = said["by"]
             elif self._running and said.get("job") == self._running.order.job:
+                if said["say"] == "outcome":
+                    # Here, not where the job is followed: another process may be up by then.
+                    self.loaded = adapters_of(self._running.order.input)
+                    if not said["sound"]:  # It ends itself; the next job waits for another.
+                        self._up, self._problem = False, "is starting again after a fault"
                 self._running.said.put(said)
 
     @staticmethod
@@ -242,10 +247,6 @@ class Keeper:
             if said["say"] == "report":
                 report(said["report"])
             elif said["say"] == "outcome":
-                with self._state:
-                    self.loaded = adapters_of(running.order.input)
-                    if not said["sound"]:  # It ends itself; the next job waits for another.
-                        self._up, self._problem = False, "is starting again after a fault"
                 return Outcome.read(said["outcome"])
             elif not running.left:
                 ended = [Outcome("cancelled") for _ in running.order.all]
