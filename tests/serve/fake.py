@@ -34,7 +34,6 @@ class FakeEngine:
         self.ended_now = []
         self.stopped = False
         self._loaded = dict.fromkeys(self.workers)
-        self._changed = threading.Condition()
 
     def hold(self):
         self.go.clear()
@@ -54,6 +53,14 @@ class FakeEngine:
 
     def loaded(self, worker):
         return self._loaded[worker]
+
+    def given(self, job, seconds=60.0):
+        """The order of a job, once a worker has it: a moment after the job is said to run."""
+        until = time.monotonic() + seconds
+        while not (found := [order for order in self.orders if order.job == job]):
+            assert time.monotonic() < until, "no worker was given it"
+            time.sleep(0.002)
+        return found[-1]
 
     def run(self, worker, order, report):
         ended = [self._run(worker, each, report) for each in order.all]

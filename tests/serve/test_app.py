@@ -69,7 +69,7 @@ def test_two_jobs_without_a_seed_get_different_ones(opened):
 
 
 def test_waiting_for_a_job_answers_with_its_end(opened):
-    answer = opened.post(headers={"Prefer": "wait=5"})
+    answer = opened.post(headers={"Prefer": "wait=60"})
     assert answer.json()["status"] == "succeeded"
 
 
@@ -337,6 +337,7 @@ def test_metrics_count_jobs_by_kind_and_never_name_one(opened):
     opened.ended(job)
     opened.engine.hold()
     held = opened.post().json()["id"]
+    opened.until(held, {"running"})  # By the thread that counted the first one.
     opened.client.post(f"/api/v1/jobs/{held}/cancel")
     opened.ended(held)
     opened.engine.go.set()

@@ -302,8 +302,7 @@ def test_measures_and_notes_of_a_run_leave_out_what_is_no_number_and_where_thing
 def test_a_run_is_started_stopped_and_gone_on_with(opened, folder, dataset, run):
     opened.engine.hold()
     job = opened.post("train", input={"data": "data~shots", "name": "new", "steps": 9}).json()
-    opened.until(job["id"], {"running"})
-    told = opened.engine.orders[0].input
+    told = opened.engine.given(job["id"]).input
     assert told["out"] == str(folder / "runs" / "new")
     assert (told["data"], told["steps"]) == (str(dataset), 9)
     again = opened.post("train", input={"data": "data~shots", "name": "new"})
@@ -330,7 +329,7 @@ def test_a_run_is_started_stopped_and_gone_on_with(opened, folder, dataset, run)
 def test_a_run_can_be_ended_without_waiting_for_its_checkpoint(opened, folder, dataset, run):
     opened.engine.hold()
     job = opened.post("train", input={"data": "data~shots", "name": "new"}).json()
-    opened.until(job["id"], {"running"})
+    opened.engine.given(job["id"])
     waiting = opened.post().json()
     assert "a job to train runs" in waiting["waits_for"]
     (folder / "runs" / "new").mkdir(parents=True)
@@ -378,14 +377,14 @@ def test_a_plan_is_counted_once_for_the_same_settings(opened, dataset, monkeypat
 
 def test_a_plan_that_takes_long_is_found_by_who_asks_again(opened, monkeypatch):
     go, asked = threading.Event(), []
-    monkeypatch.setattr(planning, "_counted", lambda told: asked.append(go.wait(10)) or PLANNED)
+    monkeypatch.setattr(planning, "_counted", lambda told: asked.append(go.wait(60)) or PLANNED)
     monkeypatch.setattr(planning, "_known", {})
     monkeypatch.setattr(planning, "_PATIENCE", 0.01)
     first = opened.client.get("/api/v1/plan?vram=8")
     assert (first.status_code, first.headers["retry-after"]) == (429, "5")
     assert opened.client.get("/api/v1/plan?vram=9").status_code == 429
     go.set()
-    monkeypatch.setattr(planning, "_PATIENCE", 10.0)
+    monkeypatch.setattr(planning, "_PATIENCE", 60.0)
     assert opened.client.get("/api/v1/plan?vram=8").json()["peak"] == PLANNED["peak"]
     assert len(asked) == 1
 

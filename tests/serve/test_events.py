@@ -1,5 +1,6 @@
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,16 +77,21 @@ def test_what_is_too_old_begins_with_a_reset():
     assert run(work())[0][1] == "reset"
 
 
-def test_progress_is_told_four_times_a_second_and_its_end_always():
+def test_progress_is_told_four_times_a_second_and_its_end_always(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("iclora.serve.events.time", SimpleNamespace(monotonic=lambda: now[0]))
+
     async def work():
         bus = Bus()
-        reading = asyncio.create_task(read(bus, count=2))
+        reading = asyncio.create_task(read(bus, count=6))
         await asyncio.sleep(0)
         for done in range(101):
+            now[0] = done / 100  # s
             bus.tell("progress", {"done": done, "total": 100}, "", "a")
+        bus.tell("progress", {"done": 100, "total": 100}, "", "a")
         return await reading
 
-    assert [data["done"] for _, _, data in run(work())] == [0, 100]
+    assert [data["done"] for _, _, data in run(work())] == [0, 25, 50, 75, 100, 100]
 
 
 def test_a_stream_of_one_job_or_client_hears_of_no_other():

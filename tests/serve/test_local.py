@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +27,25 @@ SMALL = {"prompt": [CAPTION], "size": "96x192", "steps": 2, "seed": 3}
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    """One CPU worker with the tiny base, which gives a cancelled job a second."""
+    """One CPU worker with the tiny base; `heard` is called with what it will be told."""
     logs = tmp_path_factory.mktemp("logs")
-    made = LocalEngine(["cpu"], base="tiny", logs=logs, patience=1, start=forked.start)
+
+    def start(environment, log):
+        return forked.heard(forked.start_held(environment, log), lambda told: made.heard(told))
+
+    made = LocalEngine(["cpu"], base="tiny", logs=logs, start=start)
+    made.heard, made.hold = print, logs / "hold"
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def hold(engine):
+    """While there is this file, the worker stands still once it paints."""
+    engine.hold.touch()
+    yield engine.hold
+    engine.hold.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -83,7 +95,9 @@ def test_a_worker_makes_the_bytes_of_the_command_line(engine, lora, tmp_path):
     assert before == (contents(tmp_path / "b"), (tmp_path / "b" / "0001").stat().st_mtime_ns)
 
 
-def test_a_job_whose_worker_is_killed_gives_the_same_set_at_its_second_attempt(engine, tmp_path):
+def test_a_job_whose_worker_is_killed_gives_the_same_set_at_its_second_attempt(
+    engine, hold, tmp_path
+):
     wanted = order(tmp_path / "a", **SMALL | {"recipe": "film-storyboard", "steps": 30})
     killed = []
 
@@ -91,6 +105,7 @@ def test_a_job_whose_worker_is_killed_gives_the_same_set_at_its_second_attempt(e
         if report.get("stage") == "painting" and not killed:
             killed.append(engine.pid("cpu"))
             os.kill(engine.pid("cpu"), signal.SIGKILL)
+            hold.unlink()
 
     with pytest.raises(WorkerDied, match="SIGKILL"):
         engine.run("cpu", wanted, kill)
@@ -128,7 +143,7 @@ def test_what_is_wrong_comes_back_as_problem_advice_and_setting(engine, lora, tm
 
 
 def test_a_worker_tells_during_a_job_if_a_base_takes_an_adapter_and_a_dead_one_tells_nothing(
-    engine, lora, tmp_path, patient
+    engine, hold, lora, tmp_path, patient, monkeypatch
 ):
     other = save_with_ghost(lora, tmp_path / "more.safetensors")
     broken = tmp_path / "broken.safetensors"
@@ -142,6 +157,7 @@ def test_a_worker_tells_during_a_job_if_a_base_takes_an_adapter_and_a_dead_one_t
             fits["klein"] = engine.fit("tiny-klein", str(lora))
             fits["broken"] = engine.fit("tiny", str(broken))
             fits["nowhere"] = engine.fit(str(tmp_path / "nowhere"), str(lora))
+            hold.unlink()
 
     wanted = order(tmp_path / "a", **SMALL | {"recipe": "film-storyboard"})
     assert engine.run("cpu", wanted, ask).status == "succeeded"
@@ -150,9 +166,16 @@ def test_a_worker_tells_during_a_job_if_a_base_takes_an_adapter_and_a_dead_one_t
     assert "of the family flux, and" in fits["klein"].problem["problem"]
     assert "cannot be read" in fits["broken"].problem["problem"]
     assert fits["nowhere"] == Fit(known=False)
-    os.kill(engine.pid("cpu"), signal.SIGSTOP)
-    threading.Timer(0.1, os.kill, (engine.pid("cpu"), signal.SIGKILL)).start()
+    asked = []
+
+    def kill(told):
+        if told["do"] == "fit":
+            asked.append(told["adapter"])
+            os.kill(engine.pid("cpu"), signal.SIGKILL)
+
+    monkeypatch.setattr(engine, "heard", kill)
     assert engine.fit("tiny", str(lora)) == Fit(known=False)
+    assert asked == [str(lora)]
 
 
 def test_readyz_waits_for_the_warm_up_and_an_adapter_is_refused_meanwhile(lora, tmp_path, patient):
@@ -189,17 +212,18 @@ def test_a_fault_is_told_and_the_next_job_gets_another_process(engine, tmp_path)
     assert engine.pid("cpu") != before
 
 
-def test_cancelling_ends_the_job_it_names_between_two_steps_and_no_other(engine, tmp_path):
+def test_cancelling_ends_the_job_it_names_between_two_steps_and_no_other(engine, hold, tmp_path):
     long = SMALL | {"recipe": "film-storyboard", "steps": 900}
-    seen = threading.Event()
 
     def cancel(report):
-        if report.get("stage") == "painting" and not seen.is_set():
+        if report.get("stage") == "painting" and hold.exists():
             engine.cancel("cpu", "job-0")
             engine.cancel("cpu", "job-1")
-            seen.set()
+            hold.unlink()
 
+    hold.unlink()
     before = engine.run("cpu", order(tmp_path / "a", **long | {"steps": 1}), print)
+    hold.touch()
     same = engine.pid("cpu")
     assert engine.run("cpu", order(tmp_path / "b", **long), cancel).status == "cancelled"
     assert not (tmp_path / "b").exists()
@@ -244,12 +268,13 @@ def test_jobs_of_one_batch_give_the_sets_they_give_alone_but_for_rounding(engine
     assert [Request.read(path).together for path in requests] == 4 * [2]
 
 
-def test_a_batch_goes_on_for_those_that_were_not_cancelled(engine, tmp_path):
+def test_a_batch_goes_on_for_those_that_were_not_cancelled(engine, hold, tmp_path):
     def cancel(*jobs):
         def hear(report):
             if report.get("stage") == "painting":
                 for job in jobs:
                     engine.cancel("cpu", job)
+                hold.unlink(missing_ok=True)
 
         return hear
 
@@ -258,22 +283,33 @@ def test_a_batch_goes_on_for_those_that_were_not_cancelled(engine, tmp_path):
     both = engine.run("cpu", wanted, cancel("job-1", "job-2")).all
     assert [each.status for each in both] == ["cancelled", "cancelled"]
     assert not (tmp_path / "a").exists()
+    hold.touch()
     assert engine.run("cpu", wanted, cancel("job-2")).status == "succeeded"
     assert (tmp_path / "a" / "0001").exists()
 
 
-def test_a_worker_that_does_not_come_to_its_next_step_is_ended(engine, tmp_path):
+def test_a_worker_that_does_not_come_to_its_next_step_is_ended(tmp_path):
+    logs = tmp_path / "logs"
+    engine = LocalEngine(["cpu"], logs=logs, patience=1, start=forked.start_held)
+
     def hang(report):
         if report.get("stage") == "painting":
             os.kill(engine.pid("cpu"), signal.SIGSTOP)
             engine.cancel("cpu", "job-1")
 
-    wanted = order(tmp_path / "a", **SMALL | {"recipe": "film-storyboard", "steps": 900})
-    began = time.monotonic()
-    assert engine.run("cpu", wanted, hang).status == "cancelled"
-    assert time.monotonic() - began >= 1
-    quick = SMALL | {"recipe": "film-storyboard", "steps": 1}
-    assert engine.run("cpu", order(tmp_path / "b", **quick), print).status == "succeeded"
+    logs.mkdir()
+    (logs / "hold").touch()
+    engine.start()
+    try:
+        wanted = order(tmp_path / "a", **SMALL | {"recipe": "film-storyboard"})
+        began = time.monotonic()
+        assert engine.run("cpu", wanted, hang).status == "cancelled"
+        assert time.monotonic() - began >= 1
+        (logs / "hold").unlink()
+        again = replace(wanted, folder=str(tmp_path / "b"))
+        assert engine.run("cpu", again, print).status == "succeeded"
+    finally:
+        engine.stop()
 
 
 def test_an_engine_that_stops_leaves_no_process(tmp_path):

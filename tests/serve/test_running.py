@@ -37,8 +37,9 @@ class Process:
     def post(self):
         return self.ask("POST", "/api/v1/jobs", {"kind": "generate", "input": {"prompt": ["a"]}})
 
-    def end(self, how):
-        self.process.send_signal(how)  # Nothing to one that has ended.
+    def end(self, how=None):
+        if how:
+            self.process.send_signal(how)
         said = self.process.communicate(timeout=60)[0]
         for answer in self.streams:
             answer.close()
@@ -69,10 +70,9 @@ def test_a_server_without_torch_is_told_to_end_then_killed_and_loses_no_job(star
     stream = first.open("GET", "/api/v1/events")
     first.streams.append(stream)
     assert stream.readline() == b"retry: 2000\n"
-    began = time.monotonic()
-    imported_torch = first.end(signal.SIGTERM)
-    assert time.monotonic() - began < 9, "a stream held it up"
-    assert imported_torch == "False\n"
+    first.process.send_signal(signal.SIGTERM)
+    stream.read()  # To its end in order: one that held the server up would be cut off.
+    assert first.end() == "False\n"
     store = Store(folder / ".iclora" / "serve.sqlite")
     statuses = store.rows("SELECT status, attempt FROM jobs")
     store.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 
 import pytest
 
@@ -42,26 +42,15 @@ class Notes:
         yield Progress(self.events.append)
 
 
-class Stopping:
-    """The commands of a worker that stands still once it has a job."""
-
-    def __init__(self, child):
-        self.child, self.flush, self.close = child, child.commands.flush, child.commands.close
-
-    def write(self, line):
-        if b'"do": "run"' in line:
-            os.kill(self.child.pid, signal.SIGSTOP)
-        self.child.commands.write(line)
-
-
 @pytest.fixture
 def start():
     """Starts workers, and knows their processes."""
     started = []
 
     def start(environment, log):
-        started.append(forked.start(environment, log))
-        return started[-1]
+        child = forked.start(environment, log)  # Threads do it at the same time.
+        started.append(child)
+        return child
 
     start.pids = lambda: [child.pid for child in started]
     return start
@@ -75,12 +64,21 @@ def test_two_workers_fill_the_folders_of_one_also_if_one_of_them_is_killed(lora,
     words = ["complete", "--adapter", str(lora), "--prompts", told["prompts"]]
     words += ["--steps", "8", "--size", "96x192", "--given", told["given"][0]]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
-    console = Notes()
+    console, at_work = Notes(), threading.Event()
 
     def start_first(environment, log):
+        """The first one stands still once it has a share, and no other one comes before that."""
         child = start(environment, log)
-        first = len(start.pids()) == 1
-        return replace(child, commands=Stopping(child)) if first else child
+        if child.pid != start.pids()[0]:
+            assert at_work.wait(60)
+            return child
+
+        def hear(told):
+            if told["do"] == "run":
+                os.kill(child.pid, signal.SIGSTOP)
+                at_work.set()
+
+        return forked.heard(child, hear)
 
     def kill(event):
         console.events.append(event)

@@ -33,6 +33,7 @@ def start(place, environment, log):
 
 def _train(place):
     os.setsid()
+    forked.stand_still("training")
     return be_trainee(place)
 
 
@@ -73,7 +74,9 @@ def test_a_run_stopped_and_gone_on_with_ends_with_the_bytes_of_one_that_was_not(
     def stop(report):
         if report.get("stage") == "training":
             first.stop()
+            (logs / "hold").unlink(missing_ok=True)
 
+    (logs / "hold").touch()
     stopped = first.follow(stop)
     assert stopped.status == "cancelled"
     assert 1 <= stopped.result["step"] < 14

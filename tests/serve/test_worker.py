@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,8 +106,10 @@ def test_what_ended_a_process_is_named(status, name):
     assert ended_by(status) == name
 
 
-def test_reports_tell_how_far_and_how_long_and_hide_where_the_folder_lies():
-    said = []
+def test_reports_tell_how_far_and_how_long_and_hide_where_the_folder_lies(monkeypatch):
+    said, ticks = [], iter((10.0, 10.1, 10.15, 10.19))
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr("iclora.serve.worker.time", clock)
     console = JobConsole("/srv/jobs/7", said.append)
     with console.progress() as progress:
         for step in range(4):

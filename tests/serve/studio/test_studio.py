@@ -141,7 +141,7 @@ def test_a_preview_says_what_is_wrong_with_the_words(served):
 
 def test_a_set_knows_the_job_it_is_of_and_the_set_it_was_made_of(served):
     told = {"prompt": ["a fox"], "recipe": "toyland-storyboard"}
-    wait = {"Prefer": "wait=5", **served.token}
+    wait = {"Prefer": "wait=60", **served.token}
     job = served.post("/api/v1/jobs", json={"kind": "generate", "input": told}, headers=wait).json()
     first = job["result"]["sets"][0]
     told = {"set": first, "panel": [2]}
