@@ -12,6 +12,7 @@ from PIL import Image
 
 from iclora.files import work_folder
 from iclora.serve.engine import Fit, Outcome, WorkerDied, adapters_of
+from iclora.sets.layout import Layout
 
 
 class FakeEngine:
@@ -106,8 +107,10 @@ def make_set(folder: Path, settings: dict, number: int = 0) -> Path:
         return folder
     seed = settings.get("seed", 0) + number
     request = {
-        "base": "tiny", "prompt": (settings.get("prompt") or ["a prompt"])[0], "recipe": "none",
+        "base": "tiny", "base_fingerprint": "0", "device": "cpu", "dtype": "fp32",
+        "prompt": (settings.get("prompt") or ["a prompt"])[0], "recipe": "none",
         "adapter": (settings.get("adapter") or [None])[0], "seeds": [seed, seed + 1],
+        "layout": Layout.columns(2, 32, 16).to_json(), "steps": 1, "guidance": 1.0,
     }  # fmt: skip
     with work_folder(folder) as work:
         for name, width in (("composite", 32), ("panel-1", 16), ("panel-2", 16)):

@@ -10,6 +10,7 @@ import pytest
 
 from iclora.serve.store import Store
 from tests.serve.conftest import Opened
+from tests.serve.fake import make_set
 
 
 class Process:
@@ -67,6 +68,10 @@ def test_a_server_without_torch_is_told_to_end_then_killed_and_loses_no_job(star
     folder = tmp_path
     first = start("held")
     ids = [first.post()["id"] for _ in range(3)]
+    make_set(folder / "out" / "made", {})
+    (made,) = first.ask("GET", "/api/v1/sets")["sets"]
+    again = {"kind": "reroll", "input": {"set": made["id"], "panel": [1]}}
+    ids.append(first.ask("POST", "/api/v1/jobs", again)["id"])
     stream = first.open("GET", "/api/v1/events")
     first.streams.append(stream)
     assert stream.readline() == b"retry: 2000\n"
@@ -86,5 +91,5 @@ def test_a_server_without_torch_is_told_to_end_then_killed_and_loses_no_job(star
     with Opened(folder) as third:
         found = [third.ended(job, 60) for job in ids]
     assert [(job["id"], job["status"]) for job in found] == [(j, "succeeded") for j in ids]
-    assert sorted(job["attempt"] for job in found) == [1, 1, 2]
+    assert sorted(job["attempt"] for job in found) == [1, 1, 1, 2]
     assert sorted(p.parent.name for p in (folder / "out").glob("*/0*")) == ids

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 from PIL import Image
 
+from iclora.files import digest
 from tests.serve.conftest import Opened
 from tests.serve.fake import make_set
 
@@ -197,6 +198,42 @@ def test_rerolling_names_a_set_by_its_id(opened, folder, three):
     told = opened.engine.orders[-1].input
     assert told["set"] == str(folder / "out" / "0001")
     assert told["seed"] == job["input"]["seed"]
+
+
+def test_a_set_is_made_again_by_its_own_adapters_or_refused_before_the_job_is_acknowledged(
+    opened, folder
+):
+    style, other = (folder / "adapters" / f"{name}.safetensors" for name in ("style", "other"))
+    style.parent.mkdir()
+    for file in (style, other):
+        file.write_bytes(b"\2\0\0\0\0\0\0\0{}" + file.stem.encode() + bytes(2**20))
+    request = make_set(folder / "out" / "0001", {"adapter": [str(style)]}) / "request.json"
+    sha256 = digest(style.read_bytes())
+    request.write_text(json.dumps(json.loads(request.read_text()) | {"adapter_sha256": sha256}))
+    (name,) = (each["id"] for each in listed(opened))
+
+    def asked(**more):
+        again = opened.post("generate", input={"request": name, **more})
+        return again, opened.post("reroll", input={"set": name, "panel": [2], **more})
+
+    for more in ({}, {"adapter": ["style"]}):
+        for answer in asked(**more):
+            assert opened.ended(answer.json()["id"])["status"] == "succeeded"
+    refused = {
+        "other is not the adapter this request was made with": asked(adapter=["other"]),
+        "style=0.5 names a strength": asked(adapter=["style=0.5"]),
+    }
+    style.write_bytes(b"trained again")
+    refused["adapters/style.safetensors is not the adapter"] = asked()
+    style.unlink()
+    refused["the adapter adapters/style.safetensors, which"] = asked()
+    request.write_text('{"base": "tiny"}')
+    refused["out/0001/request.json is not a request"] = asked()
+    for problem, answers in refused.items():
+        for answer in answers:
+            assert answer.status_code == 422
+            assert answer.json()["problem"].startswith(problem)
+    assert len(opened.engine.orders) == 4
 
 
 def test_sets_are_packed_into_one_zip_without_latents_or_this_machines_folders(opened, folder):

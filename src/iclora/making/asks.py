@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from iclora.adapter import Adapter, Load, load_stack, stack
-from iclora.errors import AdapterError, SettingsError
+from iclora.errors import SettingsError
 from iclora.making.checks import check_adapter
 from iclora.making.made import given_latents, read_latents
 from iclora.making.preparing import check_base, prepare, recipe_of
@@ -27,7 +27,7 @@ from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
 from iclora.sets.images import open_given
 from iclora.sets.recipe import Recipe
-from iclora.settings import CompleteSettings, GenerateSettings, Machine, split_strength
+from iclora.settings import CompleteSettings, GenerateSettings, Machine
 from iclora.train.run import base_beside
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
@@ -242,38 +242,11 @@ def load_adapter_of(
     Raises: AdapterError if one is gone or has other content; SettingsError for a strength, which
         the request decides.
     """
-    told = next((path for path in paths if split_strength(path)[1] is not None), None)
-    if told:
-        raise SettingsError(
-            f"{told} names a strength, and the request decides it",
-            "Name the file alone, or make a new request.",
-            setting="adapter",
-        )
-    if not paths and not request.adapters:
+    found = {place: load(place) for place in request.places(paths)}
+    if not found:
         return None
-    where = list(paths) or [each.file for each in request.adapters if each.file]
-    if not paths and len(where) < len(request.adapters):
-        raise AdapterError(
-            "this request was made with an adapter, and does not say where it lies",
-            "Set `adapter` to its file.",
-            setting="adapter",
-        )
-    found = {str(path): load(str(path)) for path in where}
+    request.check_adapters({place: adapter.sha256 for place, adapter in found.items()})
     by_hash = {adapter.sha256: adapter for adapter in found.values()}
-    wanted = [each.sha256 for each in request.adapters]
-    other = next((path for path, each in found.items() if each.sha256 not in wanted), None)
-    if other:
-        raise AdapterError(
-            f"{other} is not the adapter this request was made with",
-            "Set `adapter` to the right file, or make a new request with this one.",
-            setting="adapter",
-        )
-    if set(wanted) - set(by_hash):
-        raise AdapterError(
-            f"this request was made with {len(wanted)} adapters, and {len(where)} are named",
-            "Name every one by `adapter`, or none where they still lie where they did.",
-            setting="adapter",
-        )
     return stack(
         [replace(by_hash[each.sha256], strength=each.strength) for each in request.adapters]
     )

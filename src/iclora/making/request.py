@@ -6,13 +6,14 @@ that is none is refused at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
-from iclora.errors import SettingsError
+from iclora.errors import AdapterError, SettingsError
 from iclora.files import digest, inside
 from iclora.files.documents import read_json
 from iclora.making.beside import Beside
@@ -37,6 +38,7 @@ from iclora.settings import (
     Strength,
     TextKind,
     problems_of,
+    split_strength,
 )
 
 __all__ = ["Request"]
@@ -154,6 +156,51 @@ class Request(Settings):
             return ()
         first = Beside(file=self.adapter, sha256=self.adapter_sha256, strength=self.strength)
         return (first, *self.beside)
+
+    def places(self, named: Sequence[str] = ()) -> list[str]:
+        """Where its adapters lie: as they are named, in any order, else where they lay then.
+
+        Raises: SettingsError for one that is named with a strength, which the request decides;
+            AdapterError if it is not known where one lay.
+        """
+        told = next((name for name in named if split_strength(name)[1] is not None), None)
+        if told:
+            raise SettingsError(
+                f"{told} names a strength, and the request decides it",
+                "Name the file alone, or make a new request.",
+                setting="adapter",
+            )
+        where = list(named) or [each.file for each in self.adapters if each.file]
+        if not named and len(where) < len(self.adapters):
+            raise AdapterError(
+                "this request was made with an adapter, and does not say where it lies",
+                "Set `adapter` to its file.",
+                setting="adapter",
+            )
+        return where
+
+    def check_adapters(self, found: Mapping[str, str]) -> None:
+        """Compare adapters with those it was made with.
+
+        Args:
+            found: the hash of each by what it is called.
+        Raises: AdapterError for another one, or if one is missing.
+        """
+        wanted = {each.sha256 for each in self.adapters}
+        other = next((name for name, sha256 in found.items() if sha256 not in wanted), None)
+        if other:
+            raise AdapterError(
+                f"{other} is not the adapter this request was made with",
+                "Set `adapter` to the right file, or make a new request with this one.",
+                setting="adapter",
+            )
+        if wanted - set(found.values()):
+            raise AdapterError(
+                f"this request was made with {len(self.adapters)} adapters, and {len(found)} are"
+                " named",
+                "Name every one by `adapter`, or none where they still lie where they did.",
+                setting="adapter",
+            )
 
     def shared(self) -> Request:
         """The same request without the folders of this machine, for files that are passed on."""

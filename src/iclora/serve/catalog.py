@@ -13,6 +13,7 @@ of the folder is not there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from iclora.errors import AdapterError, DatasetError, IcloraError, RecipeError, RunError
-from iclora.files import digest
 from iclora.files.names import fault_on_windows
 from iclora.files.visible import visible
 from iclora.sets.layout import Layout
@@ -124,14 +124,15 @@ class Catalog:
 
     def adapters_of(self, sha256: str) -> dict[str, AdapterFile]:
         """The adapters whose file has this hash, as requests hold it; files may be large."""
-        return {n: each for n, each in self.adapters().items() if self._hash(each) == sha256}
+        return {n: each for n, each in self.adapters().items() if self.hash_of(each.path) == sha256}
 
-    def _hash(self, adapter: AdapterFile) -> str:
+    def hash_of(self, path: Path) -> str:
+        """The hash of an adapter's file, as requests hold it; empty if it cannot be read."""
         try:
-            stamp = adapter.path.stat().st_mtime_ns
-            if self._hashed.get(adapter.path, (0, ""))[0] != stamp:
-                self._hashed[adapter.path] = stamp, digest(adapter.path.read_bytes())
-            return self._hashed[adapter.path][1]
+            stamp = path.stat().st_mtime_ns
+            if self._hashed.get(path, (0, ""))[0] != stamp:
+                self._hashed[path] = stamp, _digest(path)
+            return self._hashed[path][1]
         except OSError:
             return ""
 
@@ -229,6 +230,15 @@ def _of(known: dict[str, T], name: str, what: str, refuse: type[IcloraError]) ->
             f"Use one of {some}." if some else f"There is no {what} here yet.",
         )
     return known[name]
+
+
+def _digest(path: Path) -> str:
+    """As `files.digest` of a file's bytes, of which a megabyte is in memory. Raises: OSError."""
+    with path.open("rb") as file:
+        sha = hashlib.sha256(path.stat().st_size.to_bytes(8, "big"))
+        while part := file.read(2**20):
+            sha.update(part)
+    return sha.hexdigest()
 
 
 def _is_run(path: Path) -> bool:

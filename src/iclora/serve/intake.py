@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iclora.errors import SettingsError
+from iclora.errors import AdapterError, SettingsError
 from iclora.files import write_text
 from iclora.serve.assets import Assets
 from iclora.serve.catalog import Catalog
@@ -80,7 +80,9 @@ class Intake:
             self._check_making(settings, given)
         if kind == "evaluate":
             _check_evaluation(settings)
-        if not values.get("request") and kind != "reroll":  # A set's own base has made it before.
+        if again := _made_before(values):  # Its own base has taken its adapters once.
+            self._check_same(again, given.get("adapter", ()))
+        else:
             self._fits.check(map(self._catalog.adapter, _adapters(kind, given)))
         plain = settings.model_dump(mode="json", exclude_unset=True)
         return NewJob(
@@ -111,7 +113,7 @@ class Intake:
         """What the server decides. A set that is made again brings its base and precision."""
         fields = SETTINGS[kind].model_fields
         own: dict[str, Any] = {"out": str(folder)} if "out" in fields else {}
-        if values.get("request") or kind == "reroll":
+        if _made_before(values):
             return own
         if "base" in fields:
             own["base"] = self._base
@@ -201,6 +203,30 @@ class Intake:
                     f"there is no panel {far[0]} of {panels}", "Count from 1.", name
                 )
 
+    def _check_same(self, path: Path, named: Sequence[str]) -> None:
+        """Refuse to make a set again by other adapters than it was made with.
+
+        Args:
+            path: of its request.
+            named: ids of the adapters, if the client names them.
+        Raises: SettingsError, also for what is no request; AdapterError.
+        """
+        from iclora.making.request import Request
+
+        request, hashes = Request.read(path), {}
+        for place in request.places(named):
+            file = self._catalog.adapter(place).path if named else Path(place)
+            if not file.is_absolute():  # As in a set from elsewhere: the job looks for it.
+                return
+            hashes[place] = self._catalog.hash_of(file)
+            if not hashes[place]:
+                raise AdapterError(
+                    f"the adapter {place}, which the set was made with, cannot be read",
+                    "Set `adapter` to the one that holds it now.",
+                    "adapter",
+                )
+        request.check_adapters(hashes)
+
     def _recipe_of(self, given: dict[str, Any]) -> tuple[Recipe | None, int]:
         """The recipe of a wish and its number of panels, 0 if only the base can know them."""
         if given.get("recipe"):
@@ -211,6 +237,13 @@ class Intake:
         if not known or known[0].layout is None:
             return None, 0
         return known[0].recipe, known[0].layout.panels
+
+
+def _made_before(values: Mapping[str, Any]) -> Path | None:
+    """The request of a set that is made again, whole or in part; None for new sets."""
+    if values.get("request"):
+        return Path(values["request"])
+    return Path(values["set"]) / "request.json" if values.get("set") else None
 
 
 def _adapters(kind: str, given: dict[str, Any]) -> list[str]:
