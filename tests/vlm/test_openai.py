@@ -220,7 +220,9 @@ def test_a_model_that_refuses_a_temperature_is_asked_without_and_still_with_a_sc
     assert all("response_format" in body for body in server.bodies)
 
 
-def test_what_was_under_way_when_the_key_was_refused_is_not_lost(serve):
+def test_what_was_under_way_when_the_key_was_refused_is_not_lost(serve, monkeypatch):
+    monkeypatch.setattr("iclora.vlm.openai._BRIEF", 60.0)
+
     def behave(body):
         bad = "Bad." in body["messages"][0]["content"][-1]["text"]
         return (401, b"{}") if bad else (200, completion("paid"), 0.3)
@@ -233,21 +235,28 @@ def test_what_was_under_way_when_the_key_was_refused_is_not_lost(serve):
 
 
 def test_a_server_that_hangs_does_not_keep_a_run_whose_key_was_refused(serve, monkeypatch):
-    monkeypatch.setattr("iclora.vlm.openai._PATIENCE", 0.2)
+    monkeypatch.setattr("iclora.vlm.openai._BRIEF", 0.2)
+    hangs, over = threading.Event(), threading.Event()
 
     def behave(body):
-        bad = "Bad." in body["messages"][0]["content"][-1]["text"]
-        return (401, b"{}") if bad else (200, completion("late"), 5.0)
+        if "Bad." in body["messages"][0]["content"][-1]["text"]:
+            assert hangs.wait(60)
+            return 401, b"{}"
+        hangs.set()
+        over.wait(60)
+        return 200, completion("late")
 
-    captioner = OpenAIModel("m", serve(behave).url, together=2)
-    began = time.monotonic()
+    server = serve(behave)
+    captioner = OpenAIModel("m", server.url, together=2)
     with pytest.raises(VisionModelError, match="refuses the key"):
         list(captioner.answer([ask("Slow."), ask("Bad.")]))
-    assert time.monotonic() - began < 4
+    assert server.now == 1, "it was waited for"
+    over.set()
 
 
 def test_ctrl_c_waits_for_no_server(serve):
-    server = serve(lambda body: (200, completion("late"), 30.0))
+    over = threading.Event()
+    server = serve(lambda body: over.wait(300) and (200, completion("late")))
     program = (
         # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that.
         "import signal\n"
@@ -260,14 +269,14 @@ def test_ctrl_c_waits_for_no_server(serve):
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
         try:
             while len(server.bodies) < 4:
+                assert process.poll() is None
                 time.sleep(0.02)
-            began = time.monotonic()
             process.send_signal(signal.SIGINT)
-            assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
-            assert time.monotonic() - began < 10
+            assert b"KeyboardInterrupt" in process.communicate(timeout=120)[1]
         finally:
             # Left running it would be found, and blamed on, a later test.
             process.kill()
+            over.set()
 
 
 def test_an_account_without_quota_ends_the_run(serve):
@@ -466,15 +475,15 @@ def test_headers_that_come_one_by_one_are_not_waited_for():
         connection.recv(1 << 16)
         with suppress(OSError), connection:
             connection.sendall(b"HTTP/1.1 200 OK\r\n")
-            for number in range(50):
+            for number in range(90):
                 connection.sendall(b"X-%d: a\r\n" % number)
-                time.sleep(0.1)
+                time.sleep(0.3)
 
     threading.Thread(target=behave, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(Late):
         Wire(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "", 0.5).post("x", {})
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     listener.close()
 
 
@@ -596,7 +605,15 @@ def test_a_server_that_is_gone_ends_the_run_with_advice(serve):
 
 
 def test_no_more_requests_run_at_once_than_were_allowed(serve):
-    server = serve(lambda body: (200, completion("x"), 0.05))
+    full = threading.Event()
+
+    def behave(body):
+        if server.now >= 3:
+            full.set()
+        assert full.wait(60)
+        return 200, completion("x"), 0.05
+
+    server = serve(behave)
     list(OpenAIModel("m", server.url, together=3).answer([ask()] * 9))
     assert server.most == 3
 
