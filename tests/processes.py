@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,16 @@ def start(
     process = _FORKS.Process(target=_be_one, args=(run, str(folder), str(said), whole, args))
     process.start()
     return process
+
+
+def port_aside() -> int:
+    """A free port, also a while later: none of those that systems give to whoever asks for any."""
+    any_port = random.SystemRandom()
+    while True:
+        port = any_port.randrange(20_000, 32_000)
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def _be_one(

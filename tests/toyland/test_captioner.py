@@ -14,13 +14,14 @@ from iclora.toyland.wording import traits_said
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import caption_dataset, write_prompt
 from iclora.vlm.openai import OpenAIModel
-from tests.vlm.test_local import free_port, serving, serving_here
+from tests import processes
+from tests.vlm.test_local import serving, serving_here
 
 SHIPPED = captioner_folder()
 
 
 def test_sets_go_through_a_server_that_dies_half_way_and_then_on_this_machine(tmp_path):
-    task, port = TASKS["film-storyboard"], free_port()
+    task, port = TASKS["film-storyboard"], processes.port_aside()
     for name in ("remote", "local"):
         write_sets(task, tmp_path / name, 9, captions=False)
     data = open_dataset(tmp_path / "remote")
@@ -37,7 +38,7 @@ def test_sets_go_through_a_server_that_dies_half_way_and_then_on_this_machine(tm
         with pytest.raises(VisionModelError, match=r"no connection.*of 9 captions are written"):
             caption_dataset(data, remote(retries=0), progress=Progress(kill))
     first = {f.parent.name: f.read_text() for f in (tmp_path / "remote").rglob("caption.txt")}
-    assert 3 <= len(first) <= 5
+    assert 3 <= len(first) < 9  # What had come while the third one was written is kept, too.
     with serving_here(SHIPPED) as url:
         again = OpenAIModel(str(SHIPPED), url, together=2, schema=False)
         summary = caption_dataset(open_dataset(data.path), again)

@@ -1,7 +1,6 @@
 """Several processes on one run: the same gradient, one writer, any number on resuming."""
 
 import json
-import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -115,9 +114,7 @@ def together(tmp_path_factory, brief_folder):
 
 def start_all(run, folder, count, *args):
     """Start processes as torchrun would, each of which calls `run` in a folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = processes.port_aside()
     environments = [
         {
             "RANK": str(rank),

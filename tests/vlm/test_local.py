@@ -1,6 +1,5 @@
 """The local captioner, and the same model behind a real OpenAI-compatible server."""
 
-import socket
 import sys
 import time
 import urllib.error
@@ -34,12 +33,6 @@ def folder(tmp_path_factory):
     transformers.LlavaForConditionalGeneration(config).save_pretrained(where)
     processor.save_pretrained(where)
     return where
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def transformers_serve(*words):
@@ -77,7 +70,7 @@ def serving_here(folder):
     """The same server in this process, which has torch already. Yields its base URL."""
     from transformers.cli.serve import Serve
 
-    port = free_port()
+    port = processes.port_aside()
     server = Serve(
         str(folder), host="127.0.0.1", port=port, device="cpu", dtype="float32", non_blocking=True
     )
