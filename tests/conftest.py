@@ -25,7 +25,18 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
+
+# The same cases on every machine, also on one that draws them slowly; `-m fuzz` looks for others.
+settings.register_profile(
+    "tests",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
 FLUX_DEV = ROOT / "src" / "iclora" / "models" / "flux" / "outlines" / "FLUX.1-dev"
