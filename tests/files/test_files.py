@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -202,8 +203,10 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
 def test_who_is_alone_removes_young_leftovers_too_and_those_of_one_name(tmp_path):
     left = [".a.txt.0123456789ab.tmp", ".a-0123456789ab.tmp", ".ab-0123456789ab.tmp"]
+    now = time.time() + 60  # They stay young where a machine stands still for a second.
     for name in left:
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now, now))
     clear_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(left)
     clear_leftovers(tmp_path, "a", alone=True)
