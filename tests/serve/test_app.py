@@ -1,5 +1,6 @@
 import ast
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -103,8 +104,18 @@ def test_a_waiting_job_says_why_it_waits(opened):
     opened.client.post("/api/v1/queue", json={"paused": True})
     job = opened.post().json()
     assert (job["position"], job["waits_for"]) == (0, "the queue is paused")
+    opened.engine.hold()
     opened.client.post("/api/v1/queue", json={"paused": False})
-    assert opened.ended(job["id"])["waits_for"] is None
+    path = f"/api/v1/jobs/{job['id']}"
+    while not opened.client.get(path).json()["progress"]:
+        time.sleep(0.002)
+    behind = opened.post().json()
+    assert behind["waits_for"] == "a free worker; a job to generate runs"
+    assert behind["ahead"] == {"stage": "sampling", "done": 0, "total": 2, "eta_s": 1.0}
+    assert opened.client.get("/api/v1/jobs").json()["jobs"][0] == behind
+    opened.engine.go.set()
+    done = opened.ended(job["id"])
+    assert done["waits_for"] is done["ahead"] is None
 
 
 def test_a_job_waits_for_a_base_that_is_not_loaded_yet(folder):

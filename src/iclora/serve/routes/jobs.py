@@ -27,7 +27,8 @@ __all__ = ["job_page", "router", "show", "submit", "wait_for"]
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"], responses=PROBLEMS)
 
-Why = Callable[[int | None], str]
+Why = Callable[[int | None], dict[str, Any]]
+"""From how many jobs are before one to `waits_for` and `ahead`."""
 
 _FILES = {
     ".png": "image/png",
@@ -44,6 +45,17 @@ _AS_PAGE = {
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 
 
+class Ahead(BaseModel):
+    """How far a job is that runs while others wait."""
+
+    stage: str
+    done: int
+    total: int
+    """what its stage counts, such as steps"""
+    eta_s: float | None
+    """seconds that its stage may still take"""
+
+
 class ShownJob(BaseModel):
     """A job as clients see it."""
 
@@ -55,6 +67,8 @@ class ShownJob(BaseModel):
     """jobs before it, while it waits"""
     waits_for: str | None
     """why it waits"""
+    ahead: Ahead | None
+    """how far the job is that it waits for"""
     priority: int
     tag: str
     exact: bool
@@ -118,7 +132,7 @@ def show(
         position: jobs before it, if that is known.
         why: `why_jobs_wait`, if several are shown.
     """
-    waits = None
+    waits: dict[str, Any] = {"waits_for": None, "ahead": None}
     if job.status == "queued":
         position = server.queue.position(job) if position is None else position
         waits = (why or why_jobs_wait(server))(position)
@@ -127,7 +141,7 @@ def show(
         "kind": job.kind,
         "status": job.status,
         "position": position if job.status == "queued" else None,
-        "waits_for": waits,
+        **waits,
         "priority": job.priority,
         "tag": job.tag,
         "exact": job.exact,
@@ -145,28 +159,27 @@ def show(
 def why_jobs_wait(server: Server) -> Why:
     """Why jobs wait just now, by how many are before one."""
     if server.queue.paused:
-        return lambda _: "the queue is paused"
+        return lambda _: {"waits_for": "the queue is paused", "ahead": None}
     running = server.queue.page(status="running", limit=1)
     ready = server.not_ready()
     if ready is not None and not running:
-        return lambda _: ready
-    doing = f"; {_doing(server, running[0])}" if running else ""
+        return lambda _: {"waits_for": ready, "ahead": None}
+    # Of whose it is nothing is told.
+    doing = f"; a job to {running[0].kind} runs" if running else ""
+    ahead = _how_far(server, running[0]) if running else None
 
-    def why(position: int | None) -> str:
+    def why(position: int | None) -> dict[str, Any]:
         jobs = "1 job" if position == 1 else f"{position} jobs"
-        return (f"{jobs} before it" if position else "a free worker") + doing
+        first = f"{jobs} before it" if position else "a free worker"
+        return {"waits_for": first + doing, "ahead": ahead}
 
     return why
 
 
-def _doing(server: Server, job: Job) -> str:
-    """What a running job does and how long it may take; nothing of whose it is."""
+def _how_far(server: Server, job: Job) -> dict[str, Any] | None:
+    """As `Ahead` has it; None before its first report."""
     told = server.bus.progress.get(job.id)
-    if not told:
-        return f"a job to {job.kind} runs"
-    left = told.get("eta_s")
-    about = f", about {left:.0f} s left" if isinstance(left, int | float) else ""
-    return f"a job to {job.kind} runs ({told.get('done')} of {told.get('total')} steps{about})"
+    return {name: told.get(name) for name in Ahead.model_fields} if told else None
 
 
 def submit(server: Server, ask: Ask, client: str, key: str | None = None) -> tuple[Job, bool]:

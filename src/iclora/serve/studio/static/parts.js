@@ -132,8 +132,7 @@ export const Bar = ({ value, max, label }) =>
 
 /** How far a job is, in words. @param {{job: import("./state.js").Job}} props */
 export function Progress({ job }) {
-  // How far the job before it was when the server said so is not how far it is now.
-  if (job.status === "queued") return html`<span class="quiet">Waits: ${plain(job.waits_for ?? "").replace(/ \(\d+ of [^()]*\)$/, "")}</span>`;
+  if (job.status === "queued") return html`<span class="quiet">Waits: ${plain(job.waits_for ?? "")}</span>`;
   const now = job.progress;
   if (job.status === "cancelling") return html`<span class="quiet">Stops after this step</span>`;
   if (job.status !== "running") return null;

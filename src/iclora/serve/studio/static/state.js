@@ -7,6 +7,7 @@ import { attempt, trouble } from "./parts.js";
 
 /**
  * @typedef {{id: string, kind: string, status: string, position: number | null, waits_for: string | null,
+ *   ahead: {stage: string, done: number, total: number, eta_s: number | null} | null,
  *   priority: number, attempt: number, created: number, started: number | null, ended: number | null,
  *   progress: {stage: string, done: number, total: number, eta_s: number | null} | null,
  *   input: Record<string, any>, result: {sets?: string[]} | null,
