@@ -1,8 +1,11 @@
 """Arms and cases: fair to all arms, and whatever cannot work is said before anything is made."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
+from iclora.adapter import Adapter
 from iclora.errors import AdapterError, CaptionError, ImageError, SettingsError
 from iclora.evaluate.setup import Arm, arms_of, cases_of_data, cases_of_prompts, set_up
 from iclora.sets.dataset import open_dataset
@@ -46,6 +49,17 @@ def test_all_arms_paint_a_case_on_one_canvas_from_the_same_noise(clean, lora, tm
     assert {r.layout.size for r in (*base, *mine)} == {(96, 192)}
     assert base[0].adapter_sha256 == ""
     assert mine[0].adapter_sha256 != ""
+
+
+def test_arms_whose_panels_read_other_texts_are_named(clean, lora, tmp_path):
+    adapter = Adapter.load(lora)
+    apart = replace(adapter, info=adapter.info.model_copy(update={"text": "isolated"}))
+    arms, cases = [Arm("base"), Arm("mine", apart)], cases_of_prompts([CAPTION], [0])
+    says = "panels read other texts by arm: joint in base, isolated in mine; set `text`"
+    for text, said in ((None, True), ("isolated", False)):
+        settings = SampleSettings(size=(96, 192), **({} if text is None else {"text": text}))
+        found = set_up(clean, STORY, arms, cases, tmp_path / str(text), settings)
+        assert any(note.startswith(says) for note in found.notes) == said
 
 
 def test_an_arm_s_own_settings_are_its_own(clean, tmp_path):

@@ -233,6 +233,7 @@ def set_up(
             )
             requests[arm.name].append(request)
             notes += [f"{arm.name}: {n}" if n.about == "adapter" else str(n) for n in said]
+    notes += _notes_of_texts(arms, requests)
     found = Setup(
         recipe,
         tuple(arms),
@@ -245,6 +246,18 @@ def set_up(
         for number in range(len(cases)):
             found.is_made(arm, number)
     return found
+
+
+def _notes_of_texts(arms: Sequence[Arm], requests: Mapping[str, Sequence[Request]]) -> list[str]:
+    """What to know of arms whose panels read other texts, although nobody asked for it."""
+    own = [arm.name for arm in arms if "text" not in arm.own]
+    for case in zip(*(requests[name] for name in own), strict=True):
+        kinds, texts = {r.text for r in case}, {r.texts for r in case}
+        # A single picture reads the same in any way.
+        if len(kinds) > 1 and len(texts) > 1:
+            told = ", ".join(f"{r.text} in {name}" for name, r in zip(own, case, strict=True))
+            return [f"panels read other texts by arm: {told}; set `text` to compare adapters alone"]
+    return []
 
 
 def _notes_of_adapters(arms: Sequence[Arm]) -> list[str]:
