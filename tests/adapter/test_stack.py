@@ -196,6 +196,9 @@ def test_the_first_that_says_decides_recipe_and_canvas_and_others_are_named(two,
     (note,) = whole.notes
     assert "slides.safetensors was trained for ppt-template" in note
     assert "those of style.safetensors" in note
+    other = adapter_file(tmp_path / "apart.safetensors", FIRST, 3, text="isolated")
+    (note,) = load_stack([str(first), str(other)]).notes
+    assert "apart.safetensors was trained with `text` isolated; what panels read is joint" in note
     assert load_stack([str(first), str(second)]).notes == ()
     bare = replace(Adapter.load(second), info=None)
     assert stack([bare, Adapter.load(third)]).info.recipe.name == "ppt-template"

@@ -37,7 +37,8 @@ def load_stack(sources: Sequence[str], load: Load = Adapter.load) -> Adapter | N
 def stack(adapters: Sequence[Adapter]) -> Adapter:
     """One adapter that stands for several.
 
-    Recipe, layout and base are those of the first that says; it notes which others say otherwise.
+    Recipe, layout, base and what panels read are those of the first that says; it notes which
+    others say otherwise.
 
     Args:
         adapters: at least one; with their own `strength`.
@@ -57,6 +58,11 @@ def stack(adapters: Sequence[Adapter]) -> Adapter:
                 f"{_called(each)} was trained for {own.recipe.name} on "
                 f"{own.layout.width}x{own.layout.height} px; recipe and layout are those of "
                 f"{_called(deciding)}"
+            )
+        if own.text != about.text:
+            notes.append(
+                f"{_called(each)} was trained with `text` {own.text}; what panels read is "
+                f"{about.text}, as for {_called(deciding)}, unless `text` says otherwise"
             )
         if own.base != about.base:
             notes.append(
