@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -68,13 +69,15 @@ def test_a_whole_completion_with_kept_keys_is_the_one_without(family, monkeypatc
 @pytest.mark.machine
 def test_a_story_grows_over_its_first_image_of_which_a_panel_is_made_again(family, tmp_path):
     story = Story("At sea,", tuple(f"<Ana> {n}." for n in range(1, 5)))
-    how = MakeSettings(size=SIZE, steps=1, seed=3)
+    how = MakeSettings(size=SIZE, steps=1, seed=3, text="isolated")
     images = extend(family, story, tmp_path, settings=how, recipe=STORY)
     first, last = (GeneratedSet.load(tmp_path / f"windows/000{n}") for n in (1, 2))
     assert len(images) == 4
     assert last.latents[0].equal(first.latents[0])
     assert last.panels[0].tobytes() == images[0].tobytes()
     again = reroll(family, last, [2], seed=9)
+    assert len(last.request.panel_texts) == 3
+    assert again.request.panel_texts == last.request.panel_texts
     kept = [a.tobytes() == b.tobytes() for a, b in zip(last.panels, again.panels, strict=True)]
     assert kept == [True, False, True]
 
@@ -88,16 +91,38 @@ def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(family, runs_o
     assert not train(broken, family, progress=stop_after(1)).finished
     again = train(resume_settings(broken.out, {}), family, resume=True)
     assert again.adapter.read_bytes() == whole.adapter.read_bytes()
+    assert Adapter.load(again.adapter).info.text == "isolated"
 
 
 def test_a_run_on_quantised_blocks_learns_and_its_adapter_serves_the_base_in_full(family, runs_of):
+    """With panels that read texts of their own, which the adapter remembers."""
     kind = "nf4" if family.name == "tiny-qwen" else "int8"
     model = load_model(family.name, device="cpu", precision=kind)
     model.max_text_tokens = family.max_text_tokens
-    result = train(runs_of(family)(precision=kind, lr=0.02), model)
+    result = train(runs_of(family)(precision=kind, lr=0.02, text="isolated"), model)
     made = generate(family, CAPTION, adapter=Adapter.load(result.adapter), **told(steps=1))
-    plain = generate(family, CAPTION, **told(steps=1))
+    plain = generate(family, CAPTION, text="isolated", **told(steps=1))
+    assert made.request.panel_texts == plain.request.panel_texts
     assert made.composite.tobytes() != plain.composite.tobytes()
+
+
+@pytest.mark.machine
+def test_a_base_whose_every_weight_was_trained_opens_here_and_in_stock_diffusers(family, runs_of):
+    model = load_model(family.name, device="cpu")
+    model.max_text_tokens = family.max_text_tokens
+    said = []
+    settings = runs_of(family)(targets="full", lr=1e-3, steps=1, text="isolated")
+    made = train(settings, model, warn=said.append).made
+    assert any("does not remember what panels read" in each for each in said)
+    assert " --text isolated " in (made / "README.md").read_text(encoding="utf-8")
+    kept = dict(load_model(str(made), device="cpu").denoiser.named_parameters())
+    stock = diffusers.DiffusionPipeline.from_pretrained(made).transformer
+    before = dict(family.denoiser.named_parameters())
+    theirs = dict(stock.named_parameters())
+    assert kept.keys() == theirs.keys() == before.keys()
+    assert all(torch.equal(kept[name], theirs[name]) for name in kept)
+    # Nothing reads what the last block writes of the text, and what fills canvases up.
+    assert sum(not torch.equal(kept[name], before[name]) for name in kept) > 0.7 * len(kept)
 
 
 def train_short(file, words):

@@ -131,6 +131,12 @@ def test_the_code_of_a_card_takes_the_steps_that_a_distilled_base_has(info, sett
     assert "guidance_scale" not in code
 
 
+def test_a_card_says_where_diffusers_reads_other_texts_than_in_training(info, settings):
+    apart = settings.model_copy(update={"text": "isolated"})
+    cards = [of(info, each, DEV).text for each in (settings, apart)]
+    assert ["diffusers gives all panels one text" in text for text in cards] == [False, True]
+
+
 def test_a_run_ends_with_a_card_that_is_the_same_each_time(clean, config):
     one, two = (train(config(name, steps=1), clean).folder / "README.md" for name in "ab")
     assert one.read_bytes() == two.read_bytes()

@@ -1,5 +1,8 @@
 """Training every weight: gradients as diffusers' own, resumed runs, a base that opens, refusals."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
@@ -94,7 +97,9 @@ def test_gradients_of_all_weights_are_those_of_diffusers_forward(own):
         torch.testing.assert_close(live[name].grad, parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_what_a_whole_base_holds_is_counted_and_refused_where_it_does_not_fit(own, config):
+def test_what_a_whole_base_holds_is_counted_and_refused_where_it_does_not_fit(
+    own, config, monkeypatch
+):
     settings = config(**FULL, vram=24, dtype="fp32")
     costs = Costs(outline_of(own, torch.float32, "full"), settings, "cpu")
     count = sum(p.numel() for p in own.denoiser.parameters())
@@ -112,6 +117,12 @@ def test_what_a_whole_base_holds_is_counted_and_refused_where_it_does_not_fit(ow
         plan_run(
             config(**FULL, base="black-forest-labs/FLUX.1-dev", vram=80, dtype="fp32"), here=False
         )
+    # A run without a plan is refused by the same count.
+    for usable, fits in ((costs.held, True), (costs.held - 1, False)):
+        card = SimpleNamespace(usable=usable, kernels="cpu")
+        monkeypatch.setattr("iclora.train.card.find_card", lambda *_, card=card, **__: card)
+        with nullcontext() if fits else pytest.raises(SettingsError, match="weights of tiny"):
+            whole.check_whole(config(**FULL), own, print)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def check_whole(
     own = [f"`{name}`" for name in ("rank", "alpha") if _set(settings, name)]
     if own:
         warn(f"no LoRA is trained: {' and '.join(own)} have no effect")
+    if settings.text != "joint":
+        warn(
+            f"a base does not remember what panels read, as an adapter does: make sets of this one "
+            f"with `text` {settings.text}"
+        )
     if model.family not in OUTLINES or model.device.type == "mps":
         return
     card = find_card(settings.model_copy(update={"vram": None}), here=True)
