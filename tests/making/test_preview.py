@@ -6,6 +6,7 @@ from PIL import Image
 from iclora.adapter import attach, remove
 from iclora.making import sampling
 from iclora.making.preview import make_preview
+from iclora.making.session import generate
 from iclora.progress import Event, Progress
 from iclora.sets.layout import Layout
 from iclora.sets.recipe import LayoutSpec
@@ -70,12 +71,14 @@ def test_previews_stand_on_the_canvas_that_was_fitted_whatever_its_boxes(
 
 
 def test_a_denoiser_without_a_lora_is_drawn_alone(clean, tmp_path):
-    """Where every weight is trained there is no base beside it any more."""
+    """Where every weight is trained there is no base beside it any more; texts are the run's."""
     remove(clean)
-    draw = make_preview(clean, STORY, [CAPTION], resolution=96, seed=0, folder=tmp_path)
+    where = {"resolution": 96, "seed": 0, "folder": tmp_path}
+    draw = make_preview(clean, STORY, [CAPTION], text="isolated", **where)
     sheet = draw(2, True)
     box = STORY.canvas.fit(STORY.canvas.sizes, 96**2, 16)
     assert sheet.width == box.width + 2 * 16
     with Image.open(tmp_path / "step-000002-1.png") as alone:
-        assert alone.size == box.size
+        made = generate(clean, CAPTION, recipe=STORY, size=box.size, text="isolated")
+        assert alone.convert("RGB").tobytes() == made.composite.tobytes()
     assert not (tmp_path / "base-1.png").exists()

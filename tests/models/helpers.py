@@ -17,6 +17,7 @@ from iclora.adapter import Adapter, AdapterInfo, attach, remove
 from iclora.errors import SettingsError
 from iclora.making.session import generate
 from iclora.models import flow
+from iclora.models.attention import Shares, by_parts, isolated, parts_of
 from iclora.models.base import Given, Panels
 from iclora.models.outline import as_loaded
 from iclora.models.passes import Levels, Shapes
@@ -171,6 +172,21 @@ def near_quantised(make, add_lora, prefixes, ours, given, kind, limit):
     assert not torch.equal(out, rough)
     assert float((rough - out).norm() / out.norm()) < limit
     assert float((rough_grads - grads).norm() / grads.norm()) < 2 * limit
+
+
+def told_apart(attend, given, clean, pads=0):
+    """Attention of two panels that read texts of their own, and the input of such a pass.
+
+    Args:
+        clean: the last tokens, which see themselves alone.
+        pads: tokens before the image that fill a canvas up.
+    """
+    texts, noisy = (2, given.prompt.shape[1] - 2), (9, given.z.shape[1] - 9 - clean)
+    shares = Shares(texts, noisy, (0, clean))
+    if pads:
+        shares = Shares((0, *texts), (pads, *noisy), (0, 0, clean))
+    rest = by_parts(attend, parts_of(shares, given_rows=False))
+    return isolated(attend, clean, None, rest), given._replace(lengths=texts)
 
 
 def compiled_is_the_pass(net, ours, counted):

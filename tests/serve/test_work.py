@@ -37,13 +37,21 @@ def test_sets_that_a_worker_completes_rerolls_extends_and_compares_are_the_comma
     (tmp_path / "story.txt").write_text("\n".join(line.rpartition("] ")[2] for line in lines))
     small = {"size": "96x192", "steps": 1, "adapter": [str(lora)]}
     told = {
-        "complete": {"prompt": [CAPTION], "given": {"1": str(tmp_path / "shot.png")}, **small},
+        "complete": {
+            "prompt": [CAPTION],
+            "given": {"1": str(tmp_path / "shot.png")},
+            "text": "alone",
+            **small,
+        },
         "reroll": {"set": str(tmp_path / "complete" / "0001"), "panel": [2], "seed": 5},
         "extend": {"story": str(tmp_path / "story.txt"), **small},
         "evaluate": {"prompt": [CAPTION], **small},
     }
     words = {
-        "complete": ["--prompt", CAPTION, "--given", f"1={tmp_path / 'shot.png'}"],
+        "complete": [
+            *("--prompt", CAPTION, "--text", "alone"),
+            *("--given", f"1={tmp_path / 'shot.png'}"),
+        ],
         "reroll": [told["reroll"]["set"], "--panel", "2", "--seed", "5"],
         "extend": [told["extend"]["story"]],
         "evaluate": ["--prompt", CAPTION],
@@ -62,6 +70,15 @@ def test_sets_that_a_worker_completes_rerolls_extends_and_compares_are_the_comma
         # A second attempt finds what the first one made, and says the same.
         assert work(order, console, warm) == done
         assert contents(tmp_path / kind).keys() == mine.keys()
+    # The set remembers what its panels read, and so does one of which a panel is made again.
+    read = [request_in(tmp_path / kind)["panel_texts"] for kind in ("complete", "reroll")]
+    assert read[0] == read[1]
+    assert read[0][0] == "[SCENE-1] <Ana> sails out"
+
+
+def request_in(folder):
+    (path,) = folder.rglob("request.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_words_that_a_worker_writes_are_the_commands(writer, tmp_path, capsys):

@@ -242,10 +242,15 @@ def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(
     assert counted == pytest.approx(measured, rel=0.05)
 
 
-def test_on_cuda_no_square_of_the_tokens_is_counted():
-    """Fused attention keeps a number a row; the meta device itself would count all scores."""
+@pytest.mark.parametrize("texts", [1, 3])
+def test_on_cuda_no_square_of_the_tokens_is_counted(texts):
+    """Fused attention keeps a number a row; the meta device itself would count all scores.
+
+    Nor is a mask of all tokens made for panels that read texts of their own.
+    """
     costs = dev()
-    once, twice, thrice = (costs.step(Batch(1, 1024, 16 * n), 0) for n in (64, 128, 192))
+    sizes = (Batch(1, 1024, 16 * n, texts=texts) for n in (66, 132, 198))
+    once, twice, thrice = (costs.step(size, 0) for size in sizes)
     assert thrice - twice == pytest.approx(twice - once, rel=1e-3)
 
 

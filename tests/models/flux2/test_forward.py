@@ -24,6 +24,7 @@ from tests.models.helpers import (
     near_quantised,
     recomputed_keep_less,
     spread_is_the_pass,
+    told_apart,
     with_lora,
 )
 
@@ -170,8 +171,9 @@ def test_quantised_blocks_compute_with_their_codes_and_give_gradients(kind):
 @pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_give_the_same_gradients(counted):
+    """With panels that read texts of their own, and tokens that see themselves alone."""
     given = inputs(Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6)))
-    attend = isolated(blockwise, 6)
+    attend, given = told_apart(blockwise, given, 6)
     # As few blocks as there are sorts: tracing is what this test costs.
     net = adapted(transformer(double=1, single=1))
     made = compiled_is_the_pass(net, partial(flux2_forward, inputs=given, attend=attend), counted)

@@ -86,6 +86,7 @@ def real(folder, dtype, precision):
         ("int8", "float32", 1, Batch(1, 64, 128)),
         ("nf4", "bfloat16", 3, Batch(1, 64, 128)),
         ("full", "float32", 4, Batch(1, 384, 256, given=True, isolated=True)),
+        ("full", "bfloat16", 3, Batch(1, 64, 240, given=True, texts=2)),
     ],
 )
 def test_the_peak_of_a_pass_is_within_a_twentieth_of_a_real_ones(

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from iclora.models.attention import isolated, shortest
+from iclora.models.attention import shortest
 from iclora.models.passes import Levels
 from iclora.models.qwen_image.forward import QWEN_IMAGE, Inputs, qwen_image_forward
 from iclora.models.qwen_image.model import QwenImageModel
@@ -19,6 +19,7 @@ from tests.models.helpers import (
     exact_gradients,
     near_quantised,
     spread_is_the_pass,
+    told_apart,
     with_lora,
 )
 
@@ -94,8 +95,9 @@ def test_quantised_blocks_compute_with_their_codes_and_give_gradients(kind):
 @pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_give_the_same_gradients(counted):
+    """With panels that read texts of their own, and tokens that see themselves alone."""
     given = inputs(Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6)))
-    attend = isolated(shortest, 6)
+    attend, given = told_apart(shortest, given, 6)
     # As few blocks as there are sorts: tracing is what this test costs.
     net = adapted(transformer(layers=1))
     made = compiled_is_the_pass(

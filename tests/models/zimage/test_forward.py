@@ -21,6 +21,7 @@ from tests.models.helpers import (
     near_quantised,
     recomputed_keep_less,
     spread_is_the_pass,
+    told_apart,
     with_lora,
 )
 
@@ -197,8 +198,10 @@ def wider():
 @pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_give_the_same_gradients(counted):
+    """With panels that read texts of their own, and tokens that see themselves alone."""
     given = inputs(Levels(torch.stack([SIGMA, torch.zeros(2)], 1), (N - 6, 6)))
-    attends = Attends(*(isolated(blockwise, 6) for _ in range(2)), blockwise)
+    attend, given = told_apart(blockwise, given, 6, FILL)
+    attends = Attends(attend, isolated(blockwise, 6), blockwise)
     # Tracing is what this test costs: refiners are halved in the same way.
     net = adapted(transformer(refiners=0, layers=1))
     made = compiled_is_the_pass(
