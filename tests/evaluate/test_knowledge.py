@@ -39,14 +39,14 @@ def outside(tmp_path):
 
 
 def test_at_strength_0_every_byte_is_the_bases_and_at_1_none_need_be(
-    clean, lora, outside, tmp_path
+    clean, lora, outside, tmp_path, dino_folder
 ):
     arms = at_strengths(arms_of([str(lora)]), (0.0, 1.0))
     assert [arm.name for arm in arms] == ["base", "run at 0", "run at 1"]
     cases = cases_from_outside(outside, [5, 6])
     settings = SampleSettings(steps=2, size=(96, 192))
     setup = set_up(clean, outside["single-picture"][0], arms, cases, tmp_path / "out", settings)
-    table = evaluate(clean, setup)
+    table = evaluate(clean, setup, [dino := Dino(str(dino_folder), "cpu")])
     sizes = [each.layout.size for each in setup.requests["base"]]
     # An adapter's canvas, or the one that is asked for, is not that of other recipes.
     assert sizes == [(64, 48)] * 2 + [(64, 32)] * 2 + [(64, 48)] * 2
@@ -64,6 +64,22 @@ def test_at_strength_0_every_byte_is_the_bases_and_at_1_none_need_be(
     )
     found = distance.values["run at 1"]["single-picture, prompt 1, seed 5"]
     assert found == pytest.approx(np.abs(base - other).mean())
+    # A model of pictures sees the same: on one canvas of each arm, over prompts, with an interval.
+    likeness = table.rows["dino as the first"]
+    assert list(likeness.values["run at 0"].values()) == pytest.approx([1] * 6, abs=1e-5)
+    panels = [
+        GeneratedSet.load(setup.folder(arm, number)).panels[0]
+        for number in (0, 1)
+        for arm in (arms[0], arms[2])
+    ]
+    seen = dino.pictures(panels)
+    for seed, first, mine in zip((5, 6), seen[::2], seen[1::2], strict=True):
+        found = likeness.values["run at 1"][f"single-picture, prompt 1, seed {seed}"]
+        assert found == pytest.approx(float(first @ mine), abs=1e-5)
+    mean = likeness.estimate("run at 1")
+    assert mean.low < mean.mean < mean.high < 1
+    spread = table.rows["dino diversity"].values
+    assert spread["run at 0"] == pytest.approx(spread["base"], abs=1e-5)
 
 
 def test_figures_of_each_recipe_stand_apart_and_the_page_shows_all_pictures(
