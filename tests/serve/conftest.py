@@ -63,11 +63,11 @@ class Opened:
         body = {"kind": kind, "input": told, **more}
         return self.client.post("/api/v1/jobs", json=body, headers=headers)
 
-    def ended(self, job, seconds=30.0):
+    def ended(self, job, seconds=200.0):
         """The job once it has ended."""
         return self.until(job, ENDED, seconds)
 
-    def until(self, job, statuses, seconds=30.0):
+    def until(self, job, statuses, seconds=200.0):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = self.client.get(f"/api/v1/jobs/{job}").json()

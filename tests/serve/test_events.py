@@ -9,7 +9,7 @@ from iclora.serve.problems import Refused
 
 
 def run(work):
-    return asyncio.run(asyncio.wait_for(work, 30))
+    return asyncio.run(asyncio.wait_for(work, 200))
 
 
 async def read(bus, client="", job=None, last=None, count=1):

@@ -51,7 +51,7 @@ def hold(engine):
 @pytest.fixture
 def patient(monkeypatch):
     """A client waits as long as a busy machine takes to tell if an adapter fits."""
-    monkeypatch.setattr("iclora.serve.keeper._TELLS", 60.0)
+    monkeypatch.setattr("iclora.serve.keeper._TELLS", 200.0)
 
 
 def order(folder: Path, kind: str = "generate", **settings) -> Order:
@@ -190,7 +190,7 @@ def test_readyz_waits_for_the_warm_up_and_an_adapter_is_refused_meanwhile(lora, 
         assert (waits.status_code, "is starting" in waits.text) == (503, True)
         assert not (logs / "painted").exists()
         (logs / "go").touch()
-        until = time.monotonic() + 60
+        until = time.monotonic() + 200
         while opened.client.get("/readyz").status_code != 200 and time.monotonic() < until:
             time.sleep(0.01)
         assert opened.client.get("/readyz").status_code == 200
@@ -316,7 +316,7 @@ def test_an_engine_that_stops_leaves_no_process(tmp_path):
     engine = LocalEngine(["cpu:0", "cpu:1"], logs=tmp_path / "logs", start=forked.start)
     assert engine.ready() == "worker cpu:0 is starting"
     engine.start()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while engine.ready() and time.monotonic() < until:
         time.sleep(0.01)
     pids = [engine.pid(worker) for worker in engine.workers]
@@ -330,7 +330,7 @@ def test_a_base_that_cannot_be_held_is_why_a_worker_is_not_ready(tmp_path):
     base = str(tmp_path / "nowhere")
     engine = LocalEngine(["cpu"], base=base, logs=tmp_path / "logs", start=forked.start)
     engine.start()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while "is starting" in engine.ready() and time.monotonic() < until:
         time.sleep(0.01)
     assert "nowhere" in engine.ready()

@@ -24,7 +24,7 @@ class Process:
         self.token = (folder / ".iclora" / "token").read_text().strip()
 
     def open(self, method, path, body=None):
-        found = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        found = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
         self.connections.append(found)
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         found.request(method, path, body and json.dumps(body), headers)
@@ -41,7 +41,7 @@ class Process:
     def end(self, how=None):
         if how:
             self.process.send_signal(how)
-        said = self.process.communicate(timeout=60)[0]
+        said = self.process.communicate(timeout=200)[0]
         for answer in self.streams:
             answer.close()
         for connection in self.connections:
@@ -89,7 +89,7 @@ def test_a_server_without_torch_is_told_to_end_then_killed_and_loses_no_job(star
     second.end(signal.SIGKILL)
 
     with Opened(folder) as third:
-        found = [third.ended(job, 60) for job in ids]
+        found = [third.ended(job) for job in ids]
     assert [(job["id"], job["status"]) for job in found] == [(j, "succeeded") for j in ids]
     assert sorted(job["attempt"] for job in found) == [1, 1, 1, 2]
     assert sorted(p.parent.name for p in (folder / "out").glob("*/0*")) == ids

@@ -70,7 +70,7 @@ def test_two_workers_fill_the_folders_of_one_also_if_one_of_them_is_killed(lora,
         """The first one stands still once it has a share, and no other one comes before that."""
         child = start(environment, log)
         if child.pid != start.pids()[0]:
-            assert at_work.wait(60)
+            assert at_work.wait(200)
             return child
 
         def hear(told):

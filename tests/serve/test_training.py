@@ -107,7 +107,7 @@ def test_a_run_outlives_its_engine_and_the_next_one_finds_it_at_work(order, tmp_
 
     thread = threading.Thread(target=run)
     thread.start()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while not any(r.get("stage") == "training" for r in reports) and time.monotonic() < until:
         time.sleep(0.02)
     first.stop()
@@ -205,7 +205,7 @@ def test_a_trainee_has_a_session_of_its_own(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
     pid = start_trainee(tmp_path / "record.json", {"SECRET": "x"}, tmp_path / "log")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while not said.exists() and time.monotonic() < until:
         time.sleep(0.01)
     assert said.read_text() == f"-P -m iclora.serve.trainee {tmp_path / 'record.json'} x\n"

@@ -43,7 +43,7 @@ def test_what_libraries_print_goes_to_the_log_and_the_end_of_commands_is_the_wor
     )
     log = tmp_path / "logs" / "worker.log"
     child = start_worker(environment, log)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while "chatter" not in log.read_text() and time.monotonic() < until:
         time.sleep(0.01)
     child.commands.close()

@@ -89,7 +89,7 @@ def test_only_regular_files_are_read(make_dataset, tmp_path, monkeypatch, kind, 
         place.symlink_to("/dev/zero" if kind == "device" else name)
     start = time.monotonic()
     assert f"0001/{name}" in [p.subject for p in errors(open_dataset(root))]
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("name", ["2.png", "caption.txt"])

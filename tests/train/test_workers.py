@@ -136,7 +136,7 @@ def start_each(run, folder, environments, *args):
         processes.start(run, folder, words, environment, *args)
         for words, environment in zip(said, environments, strict=True)
     ]
-    until = time.monotonic() + 200
+    until = time.monotonic() + 400
     try:
         for process in running:
             process.join(until - time.monotonic())
@@ -191,7 +191,7 @@ def test_processes_that_accelerate_starts_train_what_one_would_and_one_goes_on_w
         assert all(one["TORCHELASTIC_USE_AGENT_STORE"] == "True" for one in environments)
         out = "".join(start_each(main, tmp_path, environments, given))
         (tmp_path / "ended").touch()
-        launcher.join(60)
+        launcher.join(200)
     finally:
         launcher.kill()
     assert launcher.exitcode == 0, said.read_text()[-2000:]

@@ -67,7 +67,7 @@ def test_sets_are_told_in_their_order_whenever_their_answers_came(bare, serve):
 
     def late(body):
         # Asked for 0001 or 0002, and answered last, it does not come in its place.
-        assert not next(first, False) or others.wait(30)
+        assert not next(first, False) or others.wait(200)
         return 200, completion(good())
 
     def note(event):

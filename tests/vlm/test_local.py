@@ -50,7 +50,7 @@ def serving(folder, port, where):
     process = processes.start(transformers_serve, where, where / "server.txt", {}, *words)
     url = f"http://localhost:{port}/v1"
     try:
-        for _ in range(600):
+        for _ in range(2000):
             try:
                 urllib.request.urlopen(f"{url}/models", timeout=5).close()
                 break
@@ -74,7 +74,7 @@ def serving_here(folder):
     server = Serve(
         str(folder), host="127.0.0.1", port=port, device="cpu", dtype="float32", non_blocking=True
     )
-    late = time.monotonic() + 60
+    late = time.monotonic() + 200
     try:
         while not server.server.started:
             assert time.monotonic() < late, "the server does not start"

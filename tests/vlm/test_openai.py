@@ -272,7 +272,7 @@ def test_ctrl_c_waits_for_no_server(serve):
                 assert process.poll() is None
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
-            assert b"KeyboardInterrupt" in process.communicate(timeout=120)[1]
+            assert b"KeyboardInterrupt" in process.communicate(timeout=200)[1]
         finally:
             # Left running it would be found, and blamed on, a later test.
             process.kill()

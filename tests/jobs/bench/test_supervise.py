@@ -21,7 +21,7 @@ HERE = "tests.jobs.bench.rows"
 CHILD = ("-m", HERE)
 
 
-def row(name: str, limit: int = 60, on: str = "any", takes: int = 1, **told) -> Row:
+def row(name: str, limit: int = 200, on: str = "any", takes: int = 1, **told) -> Row:
     call = f"{HERE}:{name.partition('-')[0]}"
     return Row(name, f"about {name}", call, told, limit, takes, on, packages=())
 
@@ -44,7 +44,7 @@ def _here(monkeypatch):
     # -P leaves the folder out in which the tests are.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     # The package takes a second to import on a busy machine.
-    monkeypatch.setattr(supervise, "OPENING", 60.0)
+    monkeypatch.setattr(supervise, "OPENING", 200.0)
 
 
 def run(out, *rows, child=CHILD, **settings):
@@ -97,13 +97,13 @@ def test_a_card_that_never_answers_is_left_alone_after_two_processes(tmp_path, m
     assert "did not open the device" in found["look"]["why"]
     assert [found[f"sound-{n}"]["status"] for n in (2, 3)] == ["not begun"] * 2
     assert "no longer answers" in found["sound-2"]["why"]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 200
 
 
 def test_rows_without_time_left_are_named_and_kept_ones_are_not_run_again(tmp_path):
     late = row("lasts", seconds=0.1, takes=500)
     small = row("sound", value=5.0, takes=0)
-    run(tmp_path, late, small, row("sound-card", on="card"), minutes=1)
+    run(tmp_path, late, small, row("sound-card", on="card"), minutes=5)
     found = written(tmp_path)
     assert found["lasts"]["status"] == "not begun"
     assert "it takes about 500" in found["lasts"]["why"]

@@ -34,7 +34,7 @@ def browser():
         flags = ["--no-sandbox", "--disable-gpu", "--renderer-process-limit=1"]
         found = playwright.chromium.launch(executable_path=chromium, args=flags)
         # Machines that run tests are busy.
-        sync_api.expect.set_options(timeout=15_000)
+        sync_api.expect.set_options(timeout=60_000)
         yield found
         found.close()
 
@@ -50,7 +50,7 @@ _EMPTY = """async () => {
 }"""
 
 
-def until(page, holds, seconds=15):
+def until(page, holds, seconds=60):
     """Waits, while the page goes on, for what is not on the page."""
     for _ in range(20 * seconds):
         if holds():
@@ -103,7 +103,7 @@ class Watched:
 
     def __init__(self, context, studio, once=True):
         self.studio, self.context, self.once = studio, context, once
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         self.elsewhere = watch(context)
         self.page = context.new_page()
         self.asked, self.errors = [], []

@@ -146,7 +146,7 @@ def test_thousands_of_sets_are_scrolled_and_only_pictures_that_are_seen_are_made
         os.link(told, place / "request.json")
     view = tab()
     page = view.open("gallery?q=number")
-    until(page, lambda: page.evaluate(SCROLL) >= MANY, 60)
+    until(page, lambda: page.evaluate(SCROLL) >= MANY, 200)
     card = page.locator(".card")
     expect(card).to_have_count(MANY)
     assert len(set(page.evaluate(NAMES))) == MANY

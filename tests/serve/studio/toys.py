@@ -165,7 +165,7 @@ class Studio:
     def stop(self):
         self.server.go_down()
         self._web.should_exit = True
-        self._thread.join(20)
+        self._thread.join(200)
         self.listening.close()
 
     @property
