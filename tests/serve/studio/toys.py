@@ -78,6 +78,10 @@ def caption(order):
     return {"problems": [], "written": list(only), "kept": [], "failed": []}
 
 
+def _given(number):
+    return {"file": f"panel-{number}.png", "sha256": "x"}
+
+
 def paint(folder, told, number=0):
     """Write a set as `GeneratedSet.save` does, as far as the page looks at it."""
     old = told.get("request") or (Path(told["set"]) / "request.json" if "set" in told else None)
@@ -90,17 +94,18 @@ def paint(folder, told, number=0):
         request["seeds"] = seeds
         if "panel" in told:  # What stays is given to the others, by its latents.
             stays = set(range(1, len(seeds) + 1)) - set(told["panel"])
-            request["given"] = {str(n): {"file": f"panel-{n}.png", "latents": "x"} for n in stays}
+            request["given"] = {str(n): {**_given(n), "latents": "x"} for n in stays}
     else:
         recipe = load_recipe(told["recipe"])
         given = {int(n): open_image(path) for n, path in told.get("given", {}).items()}
         canvas = recipe.canvas.model_dump(mode="json")
         start = told["seed"] + number
         request = {
-            "base": "toyland", "recipe": recipe.name, "prompt": recipe.prompt(told["prompt"][0])[0],
+            "base": "toyland", "base_fingerprint": "x", "device": "cpu", "dtype": "fp32",
+            "recipe": recipe.name, "prompt": recipe.prompt(told["prompt"][0])[0],
             "layout": canvas, "seeds": [start * 10 + n for n in range(len(canvas["boxes"]))],
             "steps": told.get("steps", 20), "guidance": 3.5, "mode": told.get("mode", "sdedit"),
-            "given": {str(n): {"file": f"panel-{n}.png"} for n in given},
+            "given": {str(n): _given(n) for n in given},
             "adapter": (told.get("adapter") or [None])[0],
         }  # fmt: skip
     boxes = request["layout"]["boxes"]
