@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from iclora.cli.main import main
 from iclora.making.request import Request
+from iclora.serve.children import Child
 from iclora.serve.engine import Fit, Order, WorkerDied
 from iclora.serve.local import LocalEngine
 from tests.conftest import CAPTION
@@ -210,6 +213,55 @@ def test_a_fault_is_told_and_the_next_job_gets_another_process(engine, tmp_path)
     assert "KeyError" in outcome.error["problem"]
     assert engine.run("cpu", order(tmp_path / "c", **small), print).status == first.status
     assert engine.pid("cpu") != before
+
+
+def test_a_fault_that_is_read_late_is_not_laid_to_the_next_process(tmp_path):
+    error = {"code": "InternalError", "problem": "p", "advice": "a", "setting": None}
+    answers = {
+        "start": [{"say": "ready", "problem": None}],
+        "run": [
+            {"say": "report", "job": "job-1", "report": {"type": "note", "text": "a note"}},
+            {
+                "say": "outcome",
+                "job": "job-1",
+                "outcome": {"status": "failed", "error": error},
+                "sound": False,
+            },
+        ],
+    }
+    started = []
+
+    def start(environment, log):
+        """A thread that speaks as a worker does, and ends with its job."""
+        (theirs, commands), (heard, said) = os.pipe(), os.pipe()
+
+        def work():
+            with os.fdopen(theirs, "rb") as told, os.fdopen(said, "wb", 0) as say:
+                for line in told:
+                    what = json.loads(line)["do"]
+                    for answer in answers[what]:
+                        say.write(json.dumps(answer).encode() + b"\n")
+                    if what == "run":
+                        return
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.append(thread)
+        ends = os.fdopen(commands, "wb"), os.fdopen(heard, "rb")
+        return Child(2**30, *ends, lambda: thread.join() or 1)
+
+    engine = LocalEngine(["cpu"], logs=tmp_path, start=start)
+
+    def late(report):
+        until = time.monotonic() + 200
+        while len(started) < 2 or not engine.able("cpu"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    engine.start()
+    assert engine.run("cpu", order(tmp_path / "a"), late).error == error
+    assert engine.able("cpu")
+    engine.stop()
 
 
 def test_cancelling_ends_the_job_it_names_between_two_steps_and_no_other(engine, hold, tmp_path):
