@@ -41,7 +41,9 @@ def test_every_way_is_softmax_and_its_gradient(attend, queries):
         (shortest, "bfloat16", 2048, True, "headwise"),
         (shortest, "bfloat16", 2047, True, "blockwise"),
         (shortest, "bfloat16", 2048, False, "fused"),
-        (steady, "float32", 4096, True, "blockwise"),
+        (steady, "float32", 2047, True, "blockwise"),
+        (steady, "float32", 2048, True, "fused"),
+        (steady, "bfloat16", 2048, True, "headwise"),
         (steady, "float32", 4, False, "fused"),
     ],
 )

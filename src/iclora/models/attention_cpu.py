@@ -35,9 +35,9 @@ def shortest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def steady(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`blockwise` where a gradient is wanted, else `fused`: FLUX.1's, whose adapters stay the same
-    to the bit."""
-    return blockwise(q, k, v) if _learns(q, k, v) else fused(q, k, v)
+    """`shortest`, but for gradients of small canvases: FLUX.1's adapters stay the same to the bit."""
+    small = k.shape[2] < _LONG
+    return blockwise(q, k, v) if small and _learns(q, k, v) else shortest(q, k, v)
 
 
 def _learns(*tensors: Tensor) -> bool:
