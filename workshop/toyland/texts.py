@@ -27,6 +27,7 @@ from iclora.errors import CaptionError
 from iclora.evaluate.figures import Table
 from iclora.evaluate.making import read_sets
 from iclora.evaluate.metrics.base import Made
+from iclora.evaluate.metrics.pixels import seam
 from iclora.evaluate.setup import Arm, Case, Setup
 from iclora.files import work_folder, write_text
 from iclora.making.texts import checked_texts
@@ -57,6 +58,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 _LEAKED = "toyland leaked"
+_SEAM = "pixels seam"
 _SILENT = " a character is seen, an animal appears, a figure can be seen, a character appears, "
 """What a panel of characters reads as if nothing is said of it, about as long as a usual one."""
 
@@ -173,6 +175,14 @@ def _leaks(found: Table, task: Task, setup: Setup, arm: Arm) -> None:
             found.add(_LEAKED, "shows another panel's trait", arm.name, case.key, case.name, share)
 
 
+def _seams(found: Table, setup: Setup, arm: Arm) -> None:
+    """Enter how sharp the borders between panels are in each set of an arm."""
+    for case, made in zip(setup.cases, read_sets(setup, arm), strict=True):
+        sharp = seam(np.asarray(made.composite), made.layout)
+        if sharp is not None:
+            found.add(_SEAM, "", arm.name, case.key, case.name, sharp)
+
+
 def table(found: Table) -> str:
     """Figures as Markdown, with 95% intervals over prompts; a row an arm."""
     arms = list(found.rows["toyland same all"].values)
@@ -180,7 +190,7 @@ def table(found: Table) -> str:
     same = found.rows["toyland same all"]
     first = "joint" if "joint" in arms else arms[0]
     panels = [name for name in found.rows if name.startswith("panel ")]
-    heads = ["arm", "same all", f"less {first}", *stated, *panels, "leaked", "diversity"]
+    heads = ["arm", "same all", f"less {first}", *stated, *panels, "leaked", "seam", "diversity"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm in arms:
         rows = [*(f"toyland {name}" for name in stated), *panels]
@@ -188,10 +198,10 @@ def table(found: Table) -> str:
         less = "" if arm == first else _said(same.difference(arm, first))
         cells = [_said(same.estimate(arm)), less, *cells]
         leak = _said(found.rows[_LEAKED].estimate(arm)) if _LEAKED in found.rows else ""
+        sharp = _said(found.rows[_SEAM].estimate(arm), ".2f") if _SEAM in found.rows else ""
         spread = means(found, arm, "diversity").get("diversity")
-        lines.append(
-            f"| {' | '.join((arm, *cells, leak, '' if spread is None else f'{spread:.0%}'))} |"
-        )
+        row = (arm, *cells, leak, sharp, "" if spread is None else f"{spread:.0%}")
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -206,10 +216,10 @@ def _by_panel(found: Table, task: Task, setup: Setup, arm: Arm) -> list[str]:
     return [name for name in names if name in found.rows]
 
 
-def _said(found: Any) -> str:
+def _said(found: Any, form: str = ".0%") -> str:
     if found is None or found.low is None:
         return ""
-    return f"{found.mean:.0%} ({found.low:.0%} to {found.high:.0%})"
+    return f"{found.mean:{form}} ({found.low:{form}} to {found.high:{form}})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -259,12 +269,13 @@ def _measure(task: Task, args: argparse.Namespace) -> str:
         write_png(out / f"{arm.folder}.png", sheet(pictures(setup, arm)[:24]))
     for arm in arms:
         _leaks(found, task, setup, arm)
+        _seams(found, setup, arm)
         _by_panel(found, task, setup, arm)
     pool(found)
     write_text(out / "figures.json", json.dumps(found.to_json(arms[0].name)) + "\n")
     lines = [
         f"Latents of panels encoded alone lie {share:.1%} of the canvas's deviation away {where}."
-        for where, share in apart(model, task, 8).items()
+        for where, share in apart(load_model("toyland", dtype="fp32"), task, 40).items()
     ]
     if args.long:
         lines += ["", _beyond(model, task, [a for a in arms if _apart(a)], out / "long", args)]
