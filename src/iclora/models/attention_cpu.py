@@ -35,7 +35,7 @@ def shortest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def steady(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`shortest`, but for gradients of small canvases: FLUX.1's adapters stay the same to the bit."""
+    """`shortest`, but for gradients of small canvases: FLUX.1's adapters keep their bytes."""
     small = k.shape[2] < _LONG
     return blockwise(q, k, v) if small and _learns(q, k, v) else shortest(q, k, v)
 
