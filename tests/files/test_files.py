@@ -17,7 +17,6 @@ from iclora.files import (
     check_folder,
     clear_leftovers,
     damaged_name,
-    digest,
     inside,
     natural_key,
     replacing,
@@ -89,11 +88,6 @@ def test_what_is_damaged_is_set_aside_and_nothing_is_replaced(tmp_path):
 def test_names_sort_as_people_count():
     names = ["panel-10", "panel-2", "Panel-1", "a"]
     assert sorted(names, key=natural_key) == ["a", "Panel-1", "panel-2", "panel-10"]
-
-
-def test_a_digest_depends_on_where_its_parts_end():
-    assert digest("ab", "c") != digest("a", "bc")
-    assert digest(b"ab", "c") == digest("ab", b"c")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "link/x"])

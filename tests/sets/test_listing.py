@@ -87,9 +87,9 @@ def test_only_regular_files_are_read(make_dataset, tmp_path, monkeypatch, kind, 
             server.bind(name)
     else:
         place.symlink_to("/dev/zero" if kind == "device" else name)
-    start = time.monotonic()
+    start = time.process_time()
     assert f"0001/{name}" in [p.subject for p in errors(open_dataset(root))]
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("name", ["2.png", "caption.txt"])

@@ -38,7 +38,7 @@ def test_sets_go_through_a_server_that_dies_half_way_and_then_on_this_machine(tm
         with pytest.raises(VisionModelError, match=r"no connection.*of 9 captions are written"):
             caption_dataset(data, remote(retries=0), progress=Progress(kill))
     first = {f.parent.name: f.read_text() for f in (tmp_path / "remote").rglob("caption.txt")}
-    assert 3 <= len(first) < 9  # What had come while the third one was written is kept, too.
+    assert 3 <= len(first) <= 5
     with serving_here(SHIPPED) as url:
         again = OpenAIModel(str(SHIPPED), url, together=2, schema=False)
         summary = caption_dataset(open_dataset(data.path), again)

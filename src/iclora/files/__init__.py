@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -12,13 +11,14 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
 from iclora.errors import IcloraError, StorageError
+from iclora.files.digests import digest, digest_each, digest_file
 from iclora.files.names import fault_on_windows
 
 try:
@@ -36,6 +36,7 @@ __all__ = [
     "damaged_name",
     "digest",
     "digest_each",
+    "digest_file",
     "inside",
     "is_leftover",
     "make_cache",
@@ -51,21 +52,6 @@ __all__ = [
 
 Refusal: TypeAlias = Callable[[str, str], IcloraError]
 """Makes the error to raise from (problem, advice), such as SettingsError."""
-
-
-def digest(*parts: bytes | str) -> str:
-    """SHA-256 over length-prefixed parts, as 64 hex digits; ("ab", "c") and ("a", "bc") differ."""
-    return digest_each(parts)
-
-
-def digest_each(parts: Iterable[bytes | str]) -> str:
-    """The `digest` of parts that come one at a time, so that only one is in memory."""
-    sha = hashlib.sha256()
-    for part in parts:
-        raw = part.encode() if isinstance(part, str) else part
-        sha.update(len(raw).to_bytes(8, "big"))
-        sha.update(raw)
-    return sha.hexdigest()
 
 
 def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:

@@ -13,7 +13,6 @@ of the folder is not there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from iclora.errors import AdapterError, DatasetError, IcloraError, RecipeError, RunError
+from iclora.files import digest_file
 from iclora.files.names import fault_on_windows
 from iclora.files.visible import visible
 from iclora.sets.layout import Layout
@@ -131,7 +131,7 @@ class Catalog:
         try:
             stamp = path.stat().st_mtime_ns
             if self._hashed.get(path, (0, ""))[0] != stamp:
-                self._hashed[path] = stamp, _digest(path)
+                self._hashed[path] = stamp, digest_file(path)
             return self._hashed[path][1]
         except OSError:
             return ""
@@ -230,15 +230,6 @@ def _of(known: dict[str, T], name: str, what: str, refuse: type[IcloraError]) ->
             f"Use one of {some}." if some else f"There is no {what} here yet.",
         )
     return known[name]
-
-
-def _digest(path: Path) -> str:
-    """As `files.digest` of a file's bytes, of which a megabyte is in memory. Raises: OSError."""
-    with path.open("rb") as file:
-        sha = hashlib.sha256(path.stat().st_size.to_bytes(8, "big"))
-        while part := file.read(2**20):
-            sha.update(part)
-    return sha.hexdigest()
 
 
 def _is_run(path: Path) -> bool:
