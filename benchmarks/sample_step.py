@@ -9,11 +9,12 @@ Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer 
     diffusers-compiled   that with compiled blocks, and cuDNN's attention on a GPU
     ours                 iclora's forward pass
     ours-compiled        that with compiled blocks, as `compile` makes sets
+    ours-beside          iclora's, the LoRA beside its matrices instead of in their products
     ours-fp8             that with the blocks' weights and products in fp8
     ours-streamed        iclora's, the blocks coming from the machine's memory one ahead (`offload`)
 
 A time is that of all steps, Euler steps included, texts and pictures apart. Before any, velocities
-must agree. Arms take turns, but for those that leave the weights another way (fp8, streamed).
+must agree. Arms take turns, but for those that leave the weights another way (the last three).
 """
 
 from __future__ import annotations
@@ -47,14 +48,23 @@ from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.passes import Levels, Shapes
 from iclora.models.quantize import check_precision, quantize
 from iclora.models.streaming import Stream
+from iclora.models.widened import lend, narrow
 
-ARMS = ("diffusers", "diffusers-compiled", "ours", "ours-compiled", "ours-fp8", "ours-streamed")
+ARMS = (
+    "diffusers",
+    "diffusers-compiled",
+    "ours",
+    "ours-compiled",
+    "ours-beside",
+    "ours-fp8",
+    "ours-streamed",
+)
 TARGETS = {("diffusers", "ours"): 1.6, ("diffusers", "ours-fp8"): 3.0}
 """How many times as fast as diffusers ours is to be, on an H100 at true size."""
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(z (1, n, c), sigma (1,)) to (1, n, c)."""
-ALTERING = frozenset({"ours-fp8", "ours-streamed"})
+ALTERING = frozenset({"ours-beside", "ours-fp8", "ours-streamed"})
 """Arms behind which the network is another; each runs alone, behind all that were named before."""
 
 
@@ -138,7 +148,7 @@ def measure(
     turns = [name for name in wanted if name not in ALTERING]
     for group in (turns, *([name] for name in wanted if name in ALTERING)):
         there = {name: arm for name in group if (arm := _begin(tell, name, net, work, first))}
-        found = _take_turns(tell, there, net, work.eps, sigmas, rounds)
+        found = _take_turns(tell, there, net, work, sigmas, rounds)
         for name, (run, most) in found.items():
             note = f"peak {most / 2**30:.1f} GiB"
             tell(name, median(run), f"s for {steps} steps", note=note, all=run)
@@ -167,14 +177,15 @@ def _begin(tell: Tell, name: str, net: Any, work: Work, first: list[Tensor]) -> 
 
 
 def _take_turns(
-    tell: Tell, arms: dict[str, Velocity], net: Any, noise: Tensor, sigmas: list[float], rounds: int
+    tell: Tell, arms: dict[str, Velocity], net: Any, work: Work, sigmas: list[float], rounds: int
 ) -> dict[str, tuple[list[float], int]]:
     """The seconds of each round of each arm, and the most memory it took, in bytes."""
+    noise = work.eps
     found: dict[str, tuple[list[float], int]] = {}
     for _ in range(rounds):
         for name, velocity in list(arms.items()):
             try:
-                _switch(name, net)
+                _ready(name, net, work)
                 reset_peak(noise.device)
                 (took,) = seconds(
                     lambda v=velocity: sample(v, noise, sigmas), noise.device, 1, warm=0
@@ -195,15 +206,19 @@ def _failed(tell: Tell, name: str, error: Exception, device: torch.device) -> No
     clear(device)
 
 
-def _switch(name: str, net: Any) -> None:
-    """Compile diffusers' own blocks, or leave them plain."""
+def _ready(name: str, net: Any, work: Work) -> None:
+    """Leave the network as the arm wants it; what that takes is not timed."""
     if name.startswith("diffusers"):
+        narrow(net)
         compile_blocks(net, name.endswith("compiled"))
+    else:
+        # Widens what can be: a compiled pass only finds what is.
+        ours(net, work)(work.eps, torch.full((1,), 0.5, device=work.x0.device))
 
 
 def _arm(name: str, net: Any, work: Work) -> Velocity:
-    _switch(name, net)
     if name.startswith("diffusers"):
+        _ready(name, net, work)
         return theirs(net, work)
     if name == "ours-fp8":
         check_precision("fp8", work.x0.device)
@@ -212,9 +227,12 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
         quantize(net, "fp8", work.x0.device, blocks)
         clear(work.x0.device)
         lora(net)
+    if name == "ours-beside":
+        lend(net)
     if name == "ours-streamed":
         Stream([block for _, block in FLUX.modules(net)], work.x0.device)
         clear(work.x0.device)
+    _ready(name, net, work)
     return ours(net, work, name == "ours-compiled")
 
 
@@ -222,12 +240,13 @@ def _compare(
     tell: Tell, times: dict[str, list[float]], work: float, device: torch.device, goals: bool
 ) -> None:
     for peer in ("diffusers", "diffusers-compiled"):
-        for mine in ("ours", "ours-compiled", "ours-fp8", "ours-streamed"):
+        for mine in (name for name in ARMS if name.startswith("ours")):
             if peer in times and mine in times:
                 least = TARGETS.get((peer, mine)) if goals else None
                 tell(f"{peer} / {mine}", _ratio(times, peer, mine), "times", least=least)
-    if "ours" in times and "ours-streamed" in times:
-        tell("ours / ours-streamed", _ratio(times, "ours", "ours-streamed"), "times")
+    for other in ("ours-beside", "ours-streamed"):
+        if "ours" in times and other in times:
+            tell(f"{other} / ours", _ratio(times, other, "ours"), "times")
     if "ours" in times:
         rate = matmul_rate(device)
         share = work / 1e12 / median(times["ours"]) / rate

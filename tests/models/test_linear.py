@@ -14,10 +14,10 @@ from iclora.models.quantize import KINDS, Frozen
 WIDTH, OUT, RANK = 32, 24, 4
 
 
-def layer_of(kind="full", seed=0, width=WIDTH, **more):
+def layer_of(kind="full", seed=0, width=WIDTH, out=OUT, **more):
     """A layer as PEFT wraps it, both halves random, in float64."""
     torch.manual_seed(seed)
-    base = nn.Linear(width, OUT).requires_grad_(False)
+    base = nn.Linear(width, out).requires_grad_(False)
     base = base if kind == "full" else Frozen(base, kind, torch.device("cpu"))
     net = nn.ModuleDict({"one": base})
     config = {"r": RANK, "lora_alpha": 6, "target_modules": ["one"], **more}

@@ -13,6 +13,7 @@ from iclora.adapter.formats import check_fit, fit
 from iclora.files.locks import building
 from iclora.models.base import DiffusionModel
 from iclora.models.linear import check_loras
+from iclora.models.widened import narrow
 
 __all__ = ["Part", "apply", "attach", "check", "lora_parameters", "remove", "stack"]
 
@@ -72,6 +73,12 @@ def apply(model: DiffusionModel, parts: Sequence[Part]) -> None:
     if model.applied and len(before) == len(parts) and all(same):
         return
     fitted = [(fit(weights, model.names, model.name), strength) for weights, strength in parts]
+    # At strength 0 the base alone is meant, and a product with zeros would round in another way.
+    fitted = [(weights, strength) for weights, strength in fitted if strength]
+    if not fitted:
+        remove(model)
+        model.applied = tuple(parts)
+        return
     # One adapter keeps its numbers; several become one LoRA, for there is one product to compute.
     # Compiled code would hold a strength as a constant, and be made again for each other one.
     alone = len(fitted) == 1 and "sampling" not in model.compiled
@@ -86,6 +93,8 @@ def apply(model: DiffusionModel, parts: Sequence[Part]) -> None:
         )
     denoiser.set_adapters([_NAME], [strength])
     check_loras(denoiser)
+    for parameter in lora_parameters(model).values():
+        parameter.requires_grad_(False)
     model.applied = tuple(parts)
 
 
@@ -109,9 +118,10 @@ def stack(parts: Sequence[Part]) -> dict[str, Tensor]:
 def remove(model: DiffusionModel) -> None:
     """Take any adapter off the base's denoiser."""
     denoiser: Any = model.denoiser
+    narrow(denoiser)
     if getattr(denoiser, "peft_config", None):
         denoiser.unload_lora()
-    model.applied = None
+    model.applied, model.primed = None, False
 
 
 def lora_parameters(model: DiffusionModel) -> dict[str, nn.Parameter]:

@@ -120,6 +120,7 @@ def _denoise(
     guided, lengths = zip(*(model.as_one(text.guided) for text in texts), strict=True)
     unguided = [text.unguided for text in texts if text.unguided is not None]
     panels = Panels.of(layout, lengths[0], model.grid)
+    model.prime(guided[:1], first.guidance)
 
     def velocity(z: Tensor, sigma: float) -> Tensor:
         sigmas = torch.full((len(z),), sigma, device=model.device)

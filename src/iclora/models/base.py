@@ -198,6 +198,8 @@ class DiffusionModel(ABC):
     applied: tuple[tuple[Mapping[str, Tensor], float], ...] | None = None
     """Weights and strength of the adapters that the denoiser carries, so that the same ones are
     not loaded again; None after a release or a removal."""
+    primed: bool = False
+    """True if layers had a plain pass since the adapters that the denoiser carries; see `prime`."""
     recompute: int = 0
     """Number of blocks that keep their input alone for the backward pass."""
     compiled: frozenset[Compiling] = frozenset()
@@ -285,6 +287,12 @@ class DiffusionModel(ABC):
                 "Set `text` to joint.",
                 setting="text",
             )
+
+    def prime(self, texts: Sequence[Text], guidance: float) -> None:  # noqa: B027 (families know)
+        """Do what the first pass with an adapter does, before one is compiled.
+
+        Args: as of `velocity`; the texts of one sample.
+        """
 
     def check_offload(self, kind: Offload) -> None:
         """Raises: ModelError if the base cannot keep this in the machine's memory."""

@@ -30,6 +30,7 @@ from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
 from iclora.models.sizes import check_sizes
 from iclora.models.streaming import Stream
+from iclora.models.widened import narrow
 from iclora.settings import Offload, Precision
 
 __all__ = ["FolderModel", "files_read"]
@@ -239,6 +240,21 @@ class FolderModel(DiffusionModel):
         kind: Compiling = "training" if torch.is_grad_enabled() else "sampling"
         return self.shapes if kind in self.compiled else None
 
+    @torch.no_grad()
+    def prime(self, texts: Sequence[Text], guidance: float) -> None:
+        if self.primed or self.applied is None or "sampling" not in self.compiled:
+            return
+        # What is compiled uses widened layers and cannot widen them: a plain pass over the
+        # smallest canvas does.
+        compiled, self.compiled = self.compiled, frozenset()
+        edge = self.multiple
+        z = torch.zeros(1, (edge // self.grid) ** 2, self.channels, device=self.device)
+        try:
+            self.velocity(z, z.new_ones(1), texts, (edge, edge), guidance)
+        finally:
+            self.compiled = compiled
+        self.primed = True
+
     def release(self, *parts: Part) -> None:
         if "denoiser" in parts:
             self._joined.clear()
@@ -254,7 +270,7 @@ class FolderModel(DiffusionModel):
             stays = all(rest) and self.device.type == "cpu"
             freed |= not stays and any(module is not None for module in held)
             if part == "denoiser":
-                self.applied = None
+                self.applied, self.primed = None, False
         if not freed:
             return
         gc.collect()
@@ -272,6 +288,7 @@ class FolderModel(DiffusionModel):
         if not self.rests or (self.device.type != "cpu" and size + _SPARE > _available()):
             del self._resting[folder]
             return False
+        narrow(module)
         module.to("cpu")
         return True
 

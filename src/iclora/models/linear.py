@@ -4,6 +4,9 @@ Layers that read the same input share one product with all their LoRA As. No inp
 float32, and an activation before a layer is computed again in the backward pass instead of kept.
 The frozen matrix may be of any kind that `iclora.models.quantize` knows.
 
+Without gradients, frozen matrices as they are take their LoRA into the same product
+(`iclora.models.widened`).
+
 Tests hold outputs and gradients equal to PEFT's and to float64.
 """
 
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iclora.models.quantize import KINDS, Matrix, Parts, matrix
+from iclora.models.widened import Wide, wide
 
 __all__ = ["Activation", "Lora", "activate", "check_loras", "linear", "linear_of_two", "linears"]
 
@@ -32,6 +36,8 @@ class _Function(NamedTuple):
     run: Callable[[Tensor], Tensor]
     back: Callable[[Tensor, Tensor], Tensor]
     """(gradient of the output, input) to the gradient of the input."""
+    into: Callable[[Tensor, Tensor], object]
+    """(input, output), which it writes; without gradients."""
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -41,6 +47,10 @@ def _gelu(x: Tensor) -> Tensor:
 def _gelu_back(grad: Tensor, x: Tensor) -> Tensor:
     found: Tensor = torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
     return found
+
+
+def _gelu_into(x: Tensor, out: Tensor) -> None:
+    torch.ops.aten.gelu.out(x, approximate="tanh", out=out)
 
 
 def _swiglu(x: Tensor) -> Tensor:
@@ -54,10 +64,15 @@ def _swiglu_back(grad: Tensor, x: Tensor) -> Tensor:
     return torch.cat([of_gate, grad * F.silu(gate)], -1)
 
 
+def _swiglu_into(x: Tensor, out: Tensor) -> None:
+    gate, value = x.chunk(2, -1)
+    torch.mul(F.silu(gate), value, out=out)
+
+
 _FUNCTIONS: dict[Activation, _Function] = {
-    "none": _Function(lambda x: x, lambda grad, _: grad),
-    "gelu": _Function(_gelu, _gelu_back),
-    "swiglu": _Function(_swiglu, _swiglu_back),
+    "none": _Function(lambda x: x, lambda grad, _: grad, lambda x, out: out.copy_(x)),
+    "gelu": _Function(_gelu, _gelu_back, _gelu_into),
+    "swiglu": _Function(_swiglu, _swiglu_back, _swiglu_into),
 }
 
 
@@ -120,6 +135,9 @@ def linears(
 ) -> tuple[Tensor, ...]:
     """Several layers of one activation(x), (B, S, in) each to (B, S, out)."""
     bases, loras = zip(*map(_parts, layers), strict=True)
+    found = _wide(bases, loras, activation, x)
+    if found:
+        return _widened(found, [(x, activation)])
     if all(loras):
         known = [m for m in map(matrix, bases) if m]
         if len(known) == len(bases) and len({m.kind for m in known}) == 1:
@@ -132,6 +150,9 @@ def linear_of_two(layer: Any, first: Tensor, second: Tensor, activation: Activat
     """The layer of [first, activation(second)] without joining them, each (B, S, ...)."""
     base, lora = _parts(layer)
     at, whole = first.shape[-1], matrix(base)
+    found = _wide((base,), (lora,), activation, first)
+    if found:
+        return _widened(found, [(first, "none"), (second, activation)])[0]
     halves = _split(whole, at) if whole else None
     if halves is None or (not lora and type(base) is not nn.Linear):
         return _plain(base, lora, torch.cat([first, activate(second, activation)], -1))
@@ -161,6 +182,42 @@ def _plain(base: nn.Module, lora: Lora | None, x: Tensor) -> Tensor:
         inner = F.linear(x, lora.down.to(x.dtype))
         y = y + F.linear(inner, lora.up.to(x.dtype)) * lora.scale
     return y
+
+
+def _wide(
+    bases: Sequence[Any], loras: Sequence[Lora | None], activation: Activation, x: Tensor
+) -> Wide | None:
+    """The layers widened, if they can be and it saves time.
+
+    An input that goes through an activation is written anyway, and one that does not is written
+    once more: that pays if the outputs, which are not read and written again, are more.
+    """
+    if torch.is_grad_enabled() or not all(loras):
+        return None
+    if activation == "none" and sum(b.out_features for b in bases) <= bases[0].in_features:
+        return None
+    found = wide(bases, [(each.down, each.up, each.scale) for each in loras if each])
+    return found if found and found.down.dtype == x.dtype else None
+
+
+def _widened(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> tuple[Tensor, ...]:
+    """What they give for activations of inputs that stand side by side."""
+    shape, down = read[0][0].shape[:-1], layers.down
+    rows = [(x.flatten(0, -2), _FUNCTIONS[activation]) for x, activation in read]
+    if torch.compiler.is_compiling():
+        # A compiler lets what makes each part write it in place.
+        seen = torch.cat([function.run(x) for x, function in rows], -1)
+        both = torch.cat([seen, seen @ down.mT], -1)
+    else:
+        width, at = down.shape[1], 0
+        both = down.new_empty(len(rows[0][0]), width + len(down))
+        for x, function in rows:
+            wide = x.shape[1] // 2 if function is _FUNCTIONS["swiglu"] else x.shape[1]
+            function.into(x, both[:, at : at + wide])
+            at += wide
+        torch.mm(both[:, :width], down.mT, out=both[:, width:])
+    pairs = zip(layers.weights, layers.layers, strict=True)
+    return tuple(F.linear(both, weight, base.bias).view(*shape, -1) for weight, base in pairs)
 
 
 def _adapted(

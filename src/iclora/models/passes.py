@@ -30,6 +30,7 @@ from iclora.files import cache_home
 from iclora.models.attention import Attend
 from iclora.models.base import Given, Panels
 from iclora.models.streaming import arrive
+from iclora.models.widened import lend
 
 __all__ = [
     "COMPILED_SHAPES",
@@ -335,6 +336,7 @@ def shard(
         forward: the whole pass, called with the network first.
         blocks: each block with the function of (block, *streams, pass) that runs it.
     """
+    lend(net)
     # FSDP gathers around a module's call, so that call must be our pass, not diffusers'.
     module: Any
     for run, module in blocks:

@@ -1,7 +1,8 @@
 """Blocks that wait in the machine's memory and come to the device one ahead.
 
 For a card that does not hold the denoiser: of its blocks it holds two at a time, the one that
-computes and the next, which is copied meanwhile. What a block computes is the same to the bit.
+computes and the next, which is copied meanwhile. What a block computes is the same to the bit, but
+for a LoRA while sampling: it stays beside its matrix (`iclora.models.widened`), which lies here.
 
 Source: the double buffering of Rajbhandari et al. 2021 (ZeRO-Infinity, arXiv 2104.07857, section
 5.1), for weights that are frozen and hence never go back.
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from iclora.models.widened import lend
 
 __all__ = ["Stream", "arrive", "block_bytes", "slot_bytes"]
 
@@ -55,6 +58,7 @@ class Stream:
         if cuda:
             weakref.finalize(self, _unpin, self._waiting, pinned := [])
         for number, block in enumerate(blocks):
+            lend(block)
             self._waiting.append(_moved(block, self._slots[number % 2]))
             if cuda and _pin(self._waiting[-1]):
                 pinned.append(self._waiting[-1].data_ptr())

@@ -115,7 +115,7 @@ ROWS: tuple[Row, ...] = (
         "20 steps at FLUX.1-dev's size, 1024x1536, with an adapter: ours, in bf16 and fp8, against "
         "diffusers",
         "sample_step.py",
-        {"true_size": True, "arms": ["diffusers", "ours", "ours-fp8"]},
+        {"true_size": True, "arms": ["diffusers", "ours", "ours-beside", "ours-fp8"]},
         limit=150,
         takes=50,
         on="card",
