@@ -199,7 +199,7 @@ class DiffusionModel(ABC):
     """Weights and strength of the adapters that the denoiser carries, so that the same ones are
     not loaded again; None after a release or a removal."""
     primed: bool = False
-    """True if layers had a plain pass since the adapters that the denoiser carries; see `prime`."""
+    """True if `prime` has run since the adapters that the denoiser carries were loaded."""
     recompute: int = 0
     """Number of blocks that keep their input alone for the backward pass."""
     compiled: frozenset[Compiling] = frozenset()
@@ -289,10 +289,7 @@ class DiffusionModel(ABC):
             )
 
     def prime(self, texts: Sequence[Text], guidance: float) -> None:  # noqa: B027 (families know)
-        """Do what the first pass with an adapter does, before one is compiled.
-
-        Args: as of `velocity`; the texts of one sample.
-        """
+        """Do what the first pass with an adapter does, before one is compiled."""
 
     def check_offload(self, kind: Offload) -> None:
         """Raises: ModelError if the base cannot keep this in the machine's memory."""

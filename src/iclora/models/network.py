@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
 
 from iclora.models.linear import linear
-from iclora.models.passes import Block, Pass, Shapes, Streams, as_block, modulate, run_block, shard
+from iclora.models.passes import Block, Pass, Shapes, Streams, as_block, modulate, run_block
+from iclora.models.widened import lend
 
-__all__ = ["Network", "read_out"]
+__all__ = ["Network", "read_out", "shard"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,37 @@ class Network:
         return [as_block(run, module) for run, module in self.modules(net)]
 
     def shard(self, net: Any, mesh: Any) -> None:
-        """Spread the weights over a device mesh; see `iclora.models.passes.shard`."""
+        """Spread the weights over a device mesh; see `shard`."""
         shard(net, self._whole, self.modules(net), mesh)
+
+
+def shard(
+    net: nn.Module,
+    forward: Callable[..., Any],
+    blocks: Sequence[tuple[Callable[..., Streams], nn.Module]],
+    mesh: Any,
+) -> None:
+    """Spread a network's weights over a device mesh (FSDP2).
+
+    A block's weights are gathered for its forward pass and again for its backward pass, and freed
+    behind each. The network itself is the one root, so that the next block is gathered while one
+    computes, and it spreads what stands outside the blocks. Only what is there now is spread: a
+    LoRA that is added later is whole on every device. From here on every process of the mesh must
+    run every pass. Blocks are brought to the mesh's device one by one.
+
+    Args:
+        forward: the whole pass, called with the network first.
+        blocks: each block with the function of (block, *streams, pass) that runs it.
+    """
+    lend(net)
+    # FSDP gathers around a module's call, so that call must be our pass, not diffusers'.
+    module: Any
+    for run, module in blocks:
+        module.forward = partial(run, module)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    module = net
+    module.forward = partial(forward, net)
+    fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
 
 def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:

@@ -138,6 +138,21 @@ class PackedModel(FolderModel):
 
         return self.by_two_passes(one, texts, guidance, unguided)
 
+    @torch.no_grad()
+    def prime(self, texts: Sequence[Text], guidance: float) -> None:
+        if self.primed or self.applied is None or "sampling" not in self.compiled:
+            return
+        # What is compiled uses widened layers and cannot widen them: a plain pass over the
+        # smallest canvas does.
+        compiled, self.compiled = self.compiled, frozenset()
+        edge = self.multiple
+        z = torch.zeros(1, (edge // self.grid) ** 2, self.channels, device=self.device)
+        try:
+            self.velocity(z, z.new_ones(1), texts, (edge, edge), guidance)
+        finally:
+            self.compiled = compiled
+        self.primed = True
+
     # -- schedule -------------------------------------------------------------------------------
 
     @cached_property

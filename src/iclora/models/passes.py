@@ -1,4 +1,4 @@
-"""Parts of every family's forward pass: segments, modulation, blocks, compiling, spreading.
+"""Parts of every family's forward pass: segments, modulation, blocks, compiling.
 
 Tokens of one canvas may have different noise levels. They come in segments, one level each, and
 modulation is computed per segment (Peebles and Xie 2022, AdaLN; per-token levels as in Cut2Next).
@@ -17,12 +17,12 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +30,6 @@ from iclora.files import cache_home
 from iclora.models.attention import Attend
 from iclora.models.base import Given, Panels
 from iclora.models.streaming import arrive
-from iclora.models.widened import lend
 
 __all__ = [
     "COMPILED_SHAPES",
@@ -56,7 +55,6 @@ __all__ = [
     "rotate",
     "run_block",
     "segments",
-    "shard",
     "with_text",
 ]
 
@@ -316,35 +314,6 @@ def run_block(block: Block, streams: Streams, shared: Pass, recomputed: bool) ->
         )
         return out
     return block(*streams, shared)
-
-
-def shard(
-    net: nn.Module,
-    forward: Callable[..., Any],
-    blocks: Sequence[tuple[Callable[..., Streams], nn.Module]],
-    mesh: Any,
-) -> None:
-    """Spread a network's weights over a device mesh (FSDP2).
-
-    A block's weights are gathered for its forward pass and again for its backward pass, and freed
-    behind each. The network itself is the one root, so that the next block is gathered while one
-    computes, and it spreads what stands outside the blocks. Only what is there now is spread: a
-    LoRA that is added later is whole on every device. From here on every process of the mesh must
-    run every pass. Blocks are brought to the mesh's device one by one.
-
-    Args:
-        forward: the whole pass, called with the network first.
-        blocks: each block with the function of (block, *streams, pass) that runs it.
-    """
-    lend(net)
-    # FSDP gathers around a module's call, so that call must be our pass, not diffusers'.
-    module: Any
-    for run, module in blocks:
-        module.forward = partial(run, module)
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    module = net
-    module.forward = partial(forward, net)
-    fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
 
 # -- compiling ----------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def _may(layers: Sequence[Any], loras: Sequence[Half]) -> bool:
         return False
     weights = [each.weight for each in layers]
     kept = {(w.dtype, w.device) for w in weights}
-    return len(kept) == 1 and not weights[0].is_meta and weights[0].is_floating_point()
+    return len(kept) == 1 and weights[0].is_floating_point()
 
 
 def _columns(loras: Sequence[Half]) -> int:

@@ -1,0 +1,141 @@
+"""What a sampling pass of FLUX.1-dev multiplies, reads and writes: counted, on no device.
+
+    python benchmarks/counted.py                     1024x1536 and 512x512
+
+The network stands on torch's meta device with a LoRA of rank 16 in bf16 on every linear layer of
+its blocks. FLOPs are torch's own count. Bytes are those of every operation's tensors, read and
+written once each, as plain kernels do; attention and a norm are one kernel. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from sample_step import Velocity, lora, ours, theirs
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+from train_step import Work, build, dev_size
+
+from iclora.models.widened import lend, narrow
+
+META = torch.device("meta")
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes of all operations that are no views, and how many there were."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._weights = {weight.untyped_storage()._cdata for weight in weights}
+        self.weights = self.others = self.operations = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        out = function(*args, **kwargs)
+        name = function._schema.name.removeprefix("aten::")
+        if not function.is_view and "empty" not in name:
+            # What is only written is among the outputs.
+            kwargs.pop("out", None)
+            read = args[1:] if name in ("copy_", "zero_", "fill_") else args
+            self.book(tensors((read, kwargs, out)))
+        return out
+
+    def book(self, found: Iterable[Tensor]) -> None:
+        """Count an operation of these tensors."""
+        self.operations += 1
+        for tensor in found:
+            storage = tensor.untyped_storage()
+            size = min(int(tensor.nbytes), storage.nbytes())
+            if storage._cdata in self._weights:
+                self.weights += size
+            else:
+                self.others += size
+
+
+def tensors(found: Any) -> list[Tensor]:
+    """The tensors in it."""
+    return [each for each in tree_iter(found) if isinstance(each, Tensor)]
+
+
+@contextmanager
+def as_kernels(traffic: Traffic) -> Iterator[None]:
+    """Attention and norms as one kernel each, as on a card: attention keeps no scores."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        q, k, v = query, key, value
+        b, heads, length, d = q.shape
+        out = q.new_empty(b, length, heads, d).transpose(1, 2)
+        traffic.book((q, k, v, out))
+        return out
+
+    def norm(x: Tensor, _: Any, weight: Tensor, *__: Any) -> Tensor:
+        out = torch.empty_like(x)
+        traffic.book((x, weight, out))
+        return out
+
+    with (
+        mock.patch.object(F, "scaled_dot_product_attention", attend),
+        mock.patch.object(F, "rms_norm", norm),
+    ):
+        yield
+
+
+def count(net: Any, work: Work, velocity: Velocity) -> tuple[float, Traffic]:
+    """TFLOP of a pass, and its traffic."""
+    sigma = torch.full((1,), 0.5, device=META)
+    velocity(work.eps, sigma)
+    with FlopCounterMode(display=False) as flops:
+        velocity(work.eps, sigma)
+    traffic = Traffic(net.parameters())
+    with as_kernels(traffic), traffic:
+        velocity(work.eps, sigma)
+    return flops.get_total_flops() / 1e12, traffic
+
+
+def arms(net: Any, work: Work) -> Iterator[tuple[str, Callable[[], Velocity]]]:
+    """Ways to make a pass, in this order."""
+
+    def beside() -> Velocity:
+        lend(net)
+        return ours(net, work)
+
+    def bare() -> Velocity:
+        narrow(net)
+        net.unload_lora()
+        return ours(net, work)
+
+    yield "diffusers, the LoRA in PEFT's layers", lambda: theirs(net, work)
+    yield "ours", lambda: ours(net, work)
+    yield "ours, the LoRA beside its matrices", beside
+    yield "ours without a LoRA", bare
+
+
+@torch.no_grad()
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.parse_args()
+    print("| a pass | canvas | TFLOP | GB of weights | GB of all else | operations |")
+    print("|---|---|---|---|---|---|")
+    for width, height in ((1024, 1536), (512, 512)):
+        net = build(dev_size, META)
+        lora(net)
+        work = Work.draw(net, 1, width, height, META)
+        for name, arm in arms(net, work):
+            flops, found = count(net, work, arm())
+            cells = (f"{flops:.1f}", f"{found.weights / 1e9:.1f}", f"{found.others / 1e9:.1f}")
+            print(f"| {name} | {width}x{height} | {' | '.join(cells)} | {found.operations} |")
+
+
+if __name__ == "__main__":
+    main()
