@@ -470,9 +470,11 @@ def test_a_base_guided_by_two_passes_reads_the_negative_prompt(clean, monkeypatc
     seen = []
     velocity = clean.velocity
 
-    def two_passes(z, sigma, texts, size, guidance, given=None, unguided=None, panels=None):
-        seen.append((texts, unguided))
-        return velocity(z, sigma, texts, size, guidance, given)
+    def two_passes(z, sigma, texts, size, guidance, given, unguided, *more):
+        found = velocity(z, sigma, texts, size, guidance, given, None, *more)
+        (_, step) = more
+        seen.append((texts, unguided, step.schedule, step.schedule.nbytes))
+        return found
 
     monkeypatch.setattr(clean, "velocity", two_passes)
     for negative in ("", "rain"):
@@ -480,7 +482,8 @@ def test_a_base_guided_by_two_passes_reads_the_negative_prompt(clean, monkeypatc
         assert (request.negative, notes) == (negative, [])
         session = Session(clean)
         list(session.make([Ask(request)]))
-        (texts, unguided) = seen.pop()
+        texts, unguided, schedule, kept = seen.pop()
+        assert kept > schedule.nbytes == 0, "what a sampling keeps is let go"
         assert torch.equal(texts[0]["prompt"], clean.encode_text(CAPTION)["prompt"])
         assert torch.equal(unguided[0]["prompt"], clean.encode_text(negative)["prompt"])
 

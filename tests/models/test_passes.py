@@ -7,8 +7,7 @@ import torch
 
 from iclora.models.attention import attention_to
 from iclora.models.base import Given
-from iclora.models.outline import outline_of
-from iclora.models.passes import Levels, in_order, in_place, segments, with_text
+from iclora.models.passes import in_order, in_place, segments, with_text
 
 CPU = torch.device("cpu")
 
@@ -38,29 +37,6 @@ def test_other_tokens_are_one_segment_in_their_own_order(given):
 def test_the_text_takes_the_first_level():
     assert with_text((3, 2), 10) == (13, 2)
     assert with_text((5,), 10) == (15,)
-
-
-@pytest.mark.parametrize("name", ["klein", "qwen"])
-def test_modulation_is_made_once_for_both_passes_of_a_step(name, request, monkeypatch):
-    model = request.getfixturevalue(name)
-    there = outline_of(model, torch.float32, "full").model
-    word, made, once = model.encode_text("a cat"), [], Levels.once
-    monkeypatch.setattr(
-        Levels, "once", lambda of, what, make: once(of, what, lambda: made.append(what) or make())
-    )
-    z = torch.randn(1, 24, model.channels, device="meta")
-
-    def step(sigma, *unguided):
-        with torch.no_grad():
-            there.velocity(z, z.new_full((1,), sigma), [word], (96, 64), 3.5, None, *unguided)
-
-    step(1.0)
-    alone = len(made)
-    step(1.0, [word])
-    assert made[alone:] == made[:alone]
-    assert any("modulation" in what for what in made)
-    step(0.5, [word])
-    assert len(made) == 3 * alone, "another level has another modulation"
 
 
 def test_given_tokens_are_counted_once_however_often_a_pass_asks(monkeypatch):

@@ -294,6 +294,17 @@ def test_the_peaks_of_encoding_and_decoding_are_near_real_ones(tiny, long_texts)
     assert 0.8 < costs.decoding(192, 256) / measured < 1.05
 
 
+def test_the_modulation_of_every_step_is_counted_in_sampling(monkeypatch):
+    costs, found = dev(), []
+    for steps in (20, 50):
+        sampling = replace(costs.outline.model.sampling, steps=steps)
+        monkeypatch.setattr(costs.outline.model, "sampling", sampling)
+        found.append(costs.sampling(256, 256))
+    # Six vectors a stream of 19 double blocks, three of 38 single ones, two at the end, and what
+    # they are made from, in bf16.
+    assert found[1] - found[0] == 30 * (19 * 12 + 38 * 3 + 2 + 1) * 3072 * 2
+
+
 def test_clipping_and_adamw_take_no_more_than_the_lora_again():
     costs = dev()
     assert 0 < costs.optimizer() - costs.held <= 2 * 4 * costs.lora

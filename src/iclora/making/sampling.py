@@ -24,6 +24,7 @@ from iclora.making.made import Cost, GeneratedSet
 from iclora.making.request import Request
 from iclora.models import flow
 from iclora.models.base import DiffusionModel, Given, Panels, Text
+from iclora.models.levels import Schedule
 from iclora.sets.canvas import split
 from iclora.sets.layout import Layout, token_mask
 from iclora.sets.tokens import cells_of
@@ -121,22 +122,25 @@ def _denoise(
     unguided = [text.unguided for text in texts if text.unguided is not None]
     panels = Panels.of(layout, lengths[0], model.grid)
     model.prime(guided[:1], first.guidance)
+    how = (layout.size, first.guidance, given, unguided or None, panels)
 
     def velocity(z: Tensor, sigma: float) -> Tensor:
         sigmas = torch.full((len(z),), sigma, device=model.device)
-        how = (layout.size, first.guidance, given, unguided or None, panels)
-        return model.velocity(z, sigmas, guided, *how)
+        step = (schedule.at(sigma),) if model.ahead else ()
+        return model.velocity(z, sigmas, guided, *how, *step)
 
-    return flow.denoise(
-        velocity,
-        noise,
-        _sigmas(model, first),
-        given=tokens,
-        x0=x0,
-        clean=first.mode in ("clean", "reference"),
-        resample=_resample(model, requests),
-        on_step=on_step,
-    ).cpu()
+    levels = _sigmas(model, first)
+    with Schedule(levels) as schedule:
+        return flow.denoise(
+            velocity,
+            noise,
+            levels,
+            given=tokens,
+            x0=x0,
+            clean=first.mode in ("clean", "reference"),
+            resample=_resample(model, requests),
+            on_step=on_step,
+        ).cpu()
 
 
 def _decode(

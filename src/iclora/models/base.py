@@ -21,8 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -34,9 +33,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from iclora.errors import ModelError
 from iclora.files import digest
+from iclora.models.levels import Step
 from iclora.models.names import Names, linears_of
-from iclora.sets.layout import Layout
-from iclora.sets.tokens import token_owners
+from iclora.models.reading import Given, Panels
 from iclora.settings import Offload, Precision, TextKind
 
 __all__ = [
@@ -80,86 +79,6 @@ class Sampling:
     unguided one, or not at all."""
     fixed_steps: bool = False
     """True if the base was distilled to `steps`, so that they win over a recipe's."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """Tokens of a canvas whose content is given, and how the denoiser is to read them."""
-
-    tokens: Tensor
-    """bool (n,), True at given tokens; or (B, n), with as many in every sample, if they are clean.
-    On the CPU they are counted without waiting for the device."""
-    clean: bool = False
-    """They carry no noise, and the denoiser is told so, token by token."""
-    isolated: bool = False
-    """They attend to each other only, so that they are the same whatever the rest shows."""
-    scale: float = 1.0
-    """Factor on the attention that the rest of the canvas pays them."""
-    cache: list[tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
-    """With `isolated`, an empty list for their keys and values. The base fills it once; as long
-    as the same list is passed, given tokens are not computed again."""
-    references: Tensor | None = field(default=None, compare=False)
-    """int (n,) on the CPU: 0 at tokens of the canvas, k at those of reference k, from 1. References
-    are left off the canvas and read beside it as the base was trained to read pictures, for a
-    base with `reads_references`. Each is a rectangle."""
-    count: int = field(init=False)
-    """Given tokens of a sample, counted at construction."""
-
-    def __post_init__(self) -> None:
-        assert self.cache is None or (self.isolated and self.clean), "what changes is not cached"
-        assert self.scale == 1 or not self.clean, "clean tokens need no scale"
-        assert self.tokens.ndim == 1 or self.clean, "only clean tokens may differ in a batch"
-        plain = not self.clean and self.scale == 1
-        assert self.references is None or plain, "references are read in one way"
-        count = int(self.tokens.view(-1, self.tokens.shape[-1])[0].sum())
-        object.__setattr__(self, "count", count)
-
-
-@dataclass(frozen=True)
-class Panels:
-    """The panels of a canvas of which each reads a text of its own.
-
-    An image token attends to all image tokens and to its panel's text alone; a text token to its
-    own text and to its panel's image tokens. So no panel's words reach another panel but through
-    what is painted.
-
-    Source: Huang et al. 2024 (Group Diffusion Transformers, arXiv 2410.15027), for a base whose
-    texts attend, too.
-    """
-
-    owner: Tensor
-    """int64 (n,), the panel of each image token, from 0; on the CPU."""
-    lengths: tuple[int, ...]
-    """Tokens of each panel's text, in the order in which `DiffusionModel.join_texts` put them."""
-
-    @classmethod
-    def of(cls, layout: Layout, lengths: Sequence[int], grid: int) -> Panels | None:
-        """The panels of a canvas, or None if there is one text, which all of them read.
-
-        Args:
-            lengths: tokens of each text.
-            grid: edge of a token, px.
-        """
-        if len(lengths) == 1:
-            return None
-        assert len(lengths) == layout.panels, "one text, or one for each panel"
-        return cls(torch.from_numpy(token_owners(layout, grid)).flatten(), tuple(lengths))
-
-    @cached_property
-    def order(self) -> Tensor | None:
-        """What brings each panel's tokens together; None if they stand so."""
-        together = bool((self.owner.diff() >= 0).all())
-        return None if together else torch.argsort(self.owner, stable=True)
-
-    def shares(self, given: Given | None) -> tuple[list[int], list[int]]:
-        """How many image tokens of each panel are noisy, and how many are given, clean."""
-        clean = torch.zeros_like(self.owner, dtype=torch.bool)
-        if given is not None and given.clean and given.count:
-            rows = given.tokens.view(-1, len(clean)).cpu()
-            clean = rows[0]
-            assert (rows == clean).all(), "samples that read texts apart have equal panels given"
-        counts = [self.owner[of].bincount(minlength=len(self.lengths)) for of in (~clean, clean)]
-        return counts[0].tolist(), counts[1].tolist()
 
 
 class DiffusionModel(ABC):
@@ -206,6 +125,8 @@ class DiffusionModel(ABC):
     """Which passes run compiled blocks: those with gradients, those that sample."""
     reads_apart: bool = False
     """True if `velocity` takes `panels`."""
+    ahead: bool = False
+    """True if `velocity` takes `step`, and makes what depends on levels alone once for all."""
     offload: Offload = "none"
     """What stays in the machine's memory, set before a part is first used."""
     rests: bool = False
@@ -324,6 +245,7 @@ class DiffusionModel(ABC):
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         """Predict eps - x0.
 
@@ -345,6 +267,8 @@ class DiffusionModel(ABC):
             panels: each panel reads a text of its own; every one of `texts` is then joined by
                 `join_texts`, and samples have the same panels given. The unguided pass reads one
                 text for all panels. None for a base that is not `reads_apart`.
+            step: while sampling, which of all levels `sigma` is, in every sample; then `guidance`
+                and texts stay as they were. Left out for a base that is not `ahead`.
         Returns: (B, n, channels) float32.
         """
 

@@ -28,7 +28,7 @@ from iclora.models.passes import (
     modulations,
 )
 
-__all__ = ["Parts", "double_block", "joint_heads", "joint_output", "modulations_by"]
+__all__ = ["Parts", "double_block", "joint_heads", "joint_output", "modulations_by", "of_silu"]
 
 
 class Parts(NamedTuple):
@@ -48,19 +48,32 @@ def double_block(
     Args:
         parts: names its layers; q, k and v are those of `block.attn`.
     """
-    made, before, after = _made, _before, _after
+    before, after = _before, _after
     if shared.compiled:
-        made, before, after = compiled(made), compiled(before), compiled(after)
-    mods = shared.once(f"modulation of {id(block)}", lambda: made(parts, block, shared.temb))
+        before, after = compiled(before), compiled(after)
+    own = parts(block)
+    # The text takes the first level.
+    mods = (*modulations_by(own.img_mod, shared), *modulations_by(own.txt_mod, shared, first=True))
     qkv = before(block, img, txt, mods, shared.rotary, shared.tokens)
     return after(parts, block, img, txt, shared.attend(*qkv), mods, shared.tokens)
 
 
-def _made(parts: Callable[[Any], Parts], block: Any, temb: Tensor) -> tuple[Modulation, ...]:
-    """The modulations of attention and MLP, of the image and then of the text."""
-    own = parts(block)
-    # The text takes the first level.
-    return *modulations_by(own.img_mod, temb), *modulations_by(own.txt_mod, temb[:, :1])
+def modulations_by(layer: Any, shared: Pass, first: bool = False) -> tuple[Modulation, ...]:
+    """A modulation for every three of the outputs of a block's own layer.
+
+    Args:
+        first: of the first segment alone.
+    """
+    make = of_silu
+    if shared.compiled and shared.levels.step is None:
+        # What is made once for a number of steps would be compiled for each such number.
+        make = compiled(make)
+    return modulations(shared.made(layer, make, first), shared.temb.shape[-1])
+
+
+def of_silu(layer: Any, temb: Tensor) -> Tensor:
+    """What a layer makes of temb (..., h)."""
+    return linear(layer, F.silu(temb))
 
 
 def _before(
@@ -91,11 +104,6 @@ def _after(
     img = _mlp(own.img_mlp, img, img_mod_mlp, tokens)
     txt = _mlp(own.txt_mlp, txt, txt_mod_mlp, (txt.shape[1],))
     return img, txt
-
-
-def modulations_by(layer: Any, temb: Tensor) -> tuple[Modulation, ...]:
-    """A modulation for every three of the layer's outputs."""
-    return modulations(linear(layer, F.silu(temb)), temb.shape[-1])
 
 
 def joint_heads(

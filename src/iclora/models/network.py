@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn import functional as F
 
-from iclora.models.linear import linear
+from iclora.models.double import of_silu
 from iclora.models.passes import Block, Pass, Shapes, Streams, as_block, modulate, run_block
 from iclora.models.widened import lend
 
@@ -100,7 +99,7 @@ def shard(
 def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
     """The velocity from what the last block made of the image's tokens: FLUX's and Qwen-Image's."""
     img = streams[0]
-    mod = shared.once("last", lambda: linear(net.norm_out.linear, F.silu(shared.temb)))
+    mod = shared.made(net.norm_out.linear, of_silu)
     scale, shift = mod.to(img.dtype).chunk(2, -1)
     out: Tensor = net.proj_out(modulate(img, shift, scale, shared.tokens))
     return out

@@ -24,6 +24,7 @@ from iclora.models import flow
 from iclora.models.attention import Attend, attention_to, shortest
 from iclora.models.base import DiffusionModel, Given, Panels
 from iclora.models.latents import PACK
+from iclora.models.levels import Schedule
 from iclora.models.network import Network
 from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
@@ -83,6 +84,8 @@ class Batch:
     """True if given panels attend to themselves alone."""
     texts: int = 1
     """Texts of a set: one for all panels, or one for each, which no other panel reads."""
+    steps: int = 0
+    """Those of a sampling, whose levels are all modulated in its first pass; 0 for a pass alone."""
 
 
 Taken = tuple[Any, Any]
@@ -282,12 +285,15 @@ class FolderOutline(ABC):
     def inputs(self, batch: Batch, attend: Attend) -> Taken:
         n = batch.width // self.model.grid * (batch.height // self.model.grid)
         given = panels = None
-        levels = Levels(torch.empty(batch.count, 1, device=META), (n,))
+        step = None
+        if batch.steps:
+            step = Schedule([left / batch.steps for left in range(batch.steps, -1, -1)]).at(1.0)
+        levels = Levels(torch.empty(batch.count, 1, device=META), (n,), step)
         if batch.given:
             # Which tokens are given does not matter to what is counted; half of each panel's are.
             given = Given(torch.arange(n) % 2 == 1, clean=True, isolated=batch.isolated)
             levels = Levels(
-                torch.empty(batch.count, 2, device=META), (n - given.count, given.count)
+                torch.empty(batch.count, 2, device=META), (n - given.count, given.count), step
             )
         if batch.texts > 1:
             # Panels are about as large.

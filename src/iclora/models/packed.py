@@ -23,7 +23,8 @@ from iclora.models import flow
 from iclora.models.base import Given, Panels, Text
 from iclora.models.folder import FolderModel
 from iclora.models.latents import PACK, fold, signal_of, to_pixels, unfold
-from iclora.models.passes import Levels, Placed, placed
+from iclora.models.levels import Step
+from iclora.models.passes import Placed, placed
 
 __all__ = ["PackedModel"]
 
@@ -37,6 +38,7 @@ class PackedModel(FolderModel):
 
     title: ClassVar[str]
     """What its bases are called in messages, such as "FLUX.1"."""
+    ahead = True
     advice: ClassVar[str]
     """What somebody should take whose base is none."""
     vae_class: ClassVar[str] = "AutoencoderKL"
@@ -115,6 +117,7 @@ class PackedModel(FolderModel):
         given: Given | None,
         unguided: Sequence[Text] | None,
         panels: Panels | None,
+        step: Step | None,
     ) -> Tensor:
         """The velocity of a base with two passes; see `DiffusionModel.velocity`.
 
@@ -124,17 +127,13 @@ class PackedModel(FolderModel):
             position_ids: (n, axes), on the device.
         """
         sigma = sigma.to(self.device)
-        seen: dict[tuple[int, ...], Levels] = {}
 
         def one(texts: Sequence[Text]) -> Tensor:
             # The unguided pass reads one text for all panels, as the base was trained to.
             apart = None if texts is unguided else panels
             # In each pass: the second may read what the first one cached.
-            part = placed(z, position_ids, sigma, given, apart)
-            # Both passes share what is made of the same levels.
-            levels = seen.setdefault(part.levels.tokens, part.levels)
-            text = self.on_device(texts)
-            return part.back(run(text, part._replace(levels=levels), apart))
+            part = placed(z, position_ids, sigma, given, apart, step)
+            return part.back(run(self.on_device(texts), part, apart))
 
         return self.by_two_passes(one, texts, guidance, unguided)
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from iclora.files import cache_home
 from iclora.models.attention import Attend
 from iclora.models.base import Given, Panels
+from iclora.models.levels import Levels, Step
 from iclora.models.streaming import arrive
 
 __all__ = [
@@ -58,8 +59,6 @@ __all__ = [
     "with_text",
 ]
 
-T = TypeVar("T")
-
 Streams = tuple[Tensor, ...]
 """The tensors that one block hands to the next, such as image and text tokens."""
 
@@ -70,35 +69,12 @@ Rotary = Tensor
 # -- segments -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Levels:
-    """Which tokens are at which noise level."""
-
-    sigma: Tensor
-    """(B, G), the levels of G segments; the text takes the first."""
-    tokens: tuple[int, ...]
-    """Image tokens of each segment, in order."""
-    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def once(self, what: str, make: Callable[[], T]) -> T:
-        """What is made of these levels alone: once for the guided and the unguided pass of a step.
-
-        With gradients it is made for each pass, or the first one's backward would take it away.
-        """
-        if torch.is_grad_enabled():
-            return make()
-        if what not in self._kept:
-            self._kept[what] = make()
-        found: T = self._kept[what]
-        return found
-
-    def first(self) -> Levels:
-        """The first segment alone."""
-        return Levels(self.sigma[:, :1], self.tokens[:1])
-
-
 def segments(
-    sigma: Tensor, given: Given | None, count: int, panels: Panels | None = None
+    sigma: Tensor,
+    given: Given | None,
+    count: int,
+    panels: Panels | None = None,
+    step: Step | None = None,
 ) -> tuple[Levels, Tensor | None]:
     """The levels of all tokens, and the order that brings clean given tokens last.
 
@@ -107,18 +83,20 @@ def segments(
     Args:
         sigma: (B,), of the noisy tokens.
         count: tokens of the canvas.
+        step: where a sampling stands; with gradients nothing is kept.
     Returns: the levels, and an order: (n,), (B, n) if samples differ in which tokens are given,
         or None if the tokens stay as they are.
     """
+    step = None if torch.is_grad_enabled() else step
     if given is None or not given.clean or not given.count:
         own = panels.order if panels else None
-        return Levels(sigma[:, None], (count,)), None if own is None else own.to(sigma.device)
+        return Levels(sigma[:, None], (count,), step), None if own is None else own.to(sigma.device)
     key = given.tokens.to(torch.uint8)
     if panels is not None:
         key = len(panels.lengths) * key.long() + panels.owner.to(key.device)
     order = torch.argsort(key, dim=-1, stable=True).to(sigma.device)
     both = torch.stack([sigma, torch.zeros_like(sigma)], 1)
-    return Levels(both, (count - given.count, given.count)), order
+    return Levels(both, (count - given.count, given.count), step), order
 
 
 def in_order(x: Tensor, order: Tensor) -> Tensor:
@@ -154,7 +132,12 @@ class Placed(NamedTuple):
 
 
 def placed(
-    z: Tensor, position_ids: Tensor, sigma: Tensor, given: Given | None, panels: Panels | None
+    z: Tensor,
+    position_ids: Tensor,
+    sigma: Tensor,
+    given: Given | None,
+    panels: Panels | None,
+    step: Step | None = None,
 ) -> Placed:
     """Put tokens in the order of their segments, without those that `given` has computed before.
 
@@ -162,8 +145,9 @@ def placed(
         z: (B, n, c), row by row.
         position_ids: (n, axes); those of references are the family's own.
         sigma: (B,), of the noisy tokens, on the device.
+        step: as `segments` takes it.
     """
-    levels, order = segments(sigma, given, z.shape[1], panels)
+    levels, order = segments(sigma, given, z.shape[1], panels, step)
     if given and given.references is not None:
         assert panels is None, "references are read with one text for all panels"
         order = torch.argsort(given.references, stable=True).to(z.device)
@@ -269,22 +253,27 @@ class Pass:
     """Everything that all blocks of one pass share."""
 
     temb: Tensor
-    """(B, G, h), from which modulation is made."""
+    """(B or 1, G, h), from which modulation is made."""
     rotary: Rotary
-    tokens: tuple[int, ...]
-    """Image tokens of each segment, in order."""
+    levels: Levels
+    """Those of the image tokens, in segments."""
     attend: Attend
     compiled: bool = False
     """True if blocks are compiled for this pass's shapes."""
     modulation: tuple[Tensor, ...] = ()
-    """Modulations that all blocks of a kind share, (B, G, 3 k h) each; none in a family whose
+    """Modulations that all blocks of a kind share, (B or 1, G, 3 k h) each; none in a family whose
     blocks make their own."""
-    levels: Levels | None = None
-    """The levels, if they alone decide the modulation; None in a family where a text does, too."""
 
-    def once(self, what: str, make: Callable[[], T]) -> T:
-        """What is made of `temb`: once for both passes of a step, if no text decides it."""
-        return self.levels.once(what, make) if self.levels else make()
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Image tokens of each segment, in order."""
+        return self.levels.tokens
+
+    def made(
+        self, layer: Any, make: Callable[[Any, Tensor], Tensor], first: bool = False
+    ) -> Tensor:
+        """What `make` makes of a layer and `temb`; see `Levels.made`."""
+        return self.levels.made(layer, make, self.temb, first)
 
 
 Block = Callable[..., Streams]

@@ -340,17 +340,29 @@ class Costs:
 
     def preview(self, width: int, height: int, texts: int = 1) -> int:
         """Bytes at the peak of sampling and decoding a picture, the averaged weights on loan."""
-        batch = Batch(1, width, height, texts=texts)
+        most = max(self.sampling(width, height, texts), self.decoding(width, height))
+        return self.held + 4 * self.lora + most
+
+    def sampling(self, width: int, height: int, texts: int = 1) -> int:
+        """Bytes at the peak of sampling, the weights apart: a pass, and the modulation of all
+        steps, which is kept from the first one on."""
+        batch = Batch(1, width, height, texts=texts, steps=self.outline.model.sampling.steps)
+        others = 0
 
         def sample() -> None:
+            nonlocal others
             inputs = self.outline.inputs(batch, self._attend)
             streams, shared = self.outline.begin(inputs)
+            kept = [_kept(shared)]
             for piece in self.outline.pieces:
                 streams = piece.run(streams, shared, False)
+                kept.append(_kept(shared))
+                others += (piece.count - 1) * (kept[-1] - kept[-2])
             self.outline.end(streams, shared)
+            # There from the second pass on, and not yet at the peak of this one.
+            others += _kept(shared) - kept[-1]
 
-        most = max(self._without_gradient(sample), self.decoding(width, height))
-        return self.held + 4 * self.lora + most
+        return self._without_gradient(sample) + others
 
     def decoding(self, width: int, height: int) -> int:
         """Bytes at the peak of decoding a picture, the decoder's weights apart."""
@@ -365,6 +377,10 @@ class Costs:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _kept(shared: Pass) -> int:
+    return shared.levels.step.schedule.nbytes if shared.levels.step else 0
 
 
 def _bytes(module: nn.Module) -> int:

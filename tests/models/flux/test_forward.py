@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from iclora.files import cache_home
 from iclora.models.attention import Shares, blockwise, by_parts, isolated, parts_of
 from iclora.models.flux.forward import flux_forward
+from iclora.models.levels import Schedule
 from iclora.models.passes import COMPILED_SHAPES, Levels, Shapes, compiled, prepare_compiler
 from iclora.models.quantize import KINDS, Frozen, quantize
 
@@ -119,6 +120,23 @@ def test_it_gives_what_diffusers_forward_gives(guided, lora):
         torch.testing.assert_close(
             ours(net, SIGMA, guidance, given),
             theirs(net, SIGMA, guidance, given),
+            atol=2e-5,
+            rtol=1e-5,
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_step_whose_levels_were_modulated_together_is_what_diffusers_forward_gives(guided):
+    net, given = with_lora(transformer(guided=guided)), inputs()
+    guidance = given["guidance"] if guided else None
+    schedule = Schedule([0.9, 0.3, 0.0])
+    for level in (0.9, 0.3):
+        sigma = torch.full((B,), level)
+        levels = Levels(sigma[:, None], (N,), schedule.at(level))
+        torch.testing.assert_close(
+            at(net, levels, guidance, given),
+            theirs(net, sigma, guidance, given),
             atol=2e-5,
             rtol=1e-5,
         )
@@ -251,15 +269,15 @@ def test_compiled_blocks_give_the_same_gradients_and_every_shape_is_compiled_onc
         other = gradients(net, attend=around)
         torch.testing.assert_close(fast, other, atol=1e-3, rtol=1e-3)
         assert (fast[0] - eager[0]).abs().max() > 1e-3
-        # Two halves of two sorts of block and one modulation, however many blocks; once more where
-        # nothing before a block has a gradient, or its words come out of a double block.
-        assert counted() - began == 8
+        # Two halves of two sorts of block and three layers that modulate, however many blocks; once
+        # more where nothing before a block has a gradient, or its words come out of a double block.
+        assert counted() - began == 10
     # Which text a panel reads is attention's alone: no graph is made for it.
     apart, mask = texts_apart(given=6)
     fast = gradients(net, shapes=shapes, attend=apart)
     torch.testing.assert_close(fast, gradients(net, attend=masked_by(mask)), atol=1e-3, rtol=1e-3)
     assert (fast[0] - eager[0]).abs().max() > 1e-3
-    assert counted() - began == 8
+    assert counted() - began == 10
 
 
 def masked_by(mask):

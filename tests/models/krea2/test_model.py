@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from iclora.errors import CaptionError, ModelError
 from iclora.models import load_model
 from iclora.models.base import Given, Panels
-from iclora.models.krea2 import forward
 from iclora.models.krea2 import model as module
 from iclora.models.krea2.model import Krea2Model
 from iclora.models.latents import unfold
-from iclora.models.linear import linear
+from iclora.models.levels import Schedule
 from iclora.models.qwen_vl import BEFORE
 from iclora.sets.layout import Layout
 from tests.conftest import CAPTION, picture
@@ -126,20 +125,15 @@ def test_the_schedule_is_the_pipelines_by_the_canvas_and_turbos_on_any(krea, tur
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [SIZE, (64, 128)])
-def test_a_velocity_is_diffusers_and_guidance_is_u_plus_w_times_c_minus_u(
-    krea, pipeline, monkeypatch, size
-):
+def test_a_velocity_is_diffusers_and_guidance_is_u_plus_w_times_c_minus_u(krea, pipeline, size):
     """The pipeline's c + g (c - u), so its 4.5 is 5.5 here; texts of unlike lengths."""
     z, sigma = noise(5, tokens=size[0] * size[1] // 256), torch.tensor([0.4])
     one, free = krea.encode_text(CAPTION), krea.encode_text("")
     c, u = (theirs(pipeline, z, sigma, text, size) for text in (CAPTION, ""))
     alone = krea.velocity(z, sigma, [one], size, 1.0, None, [free])
     torch.testing.assert_close(alone, c, atol=1e-5, rtol=1e-5)
-    asked, layer = [], krea.denoiser.time_mod_proj
-    monkeypatch.setattr(forward, "linear", lambda of, *x: asked.append(of) or linear(of, *x))
-    both = krea.velocity(z, sigma, [one], size, 5.5, None, [free])
-    # No text decides the modulation: both passes of a step share it.
-    assert sum(of is layer for of in asked) == 1
+    step = Schedule([0.9, 0.4, 0.0]).at(0.4)
+    both = krea.velocity(z, sigma, [one], size, 5.5, None, [free], step=step)
     torch.testing.assert_close(both, c + 4.5 * (c - u), atol=1e-4, rtol=1e-5)
 
 

@@ -103,4 +103,4 @@ def test_compiled_blocks_give_the_same_gradients(counted):
     made = compiled_is_the_pass(
         net, partial(qwen_image_forward, inputs=given, attend=attend), counted
     )
-    assert made == 3, "the modulation and the halves of a block"
+    assert made == 4, "modulation of image and text, and the halves of a block"

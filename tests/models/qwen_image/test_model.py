@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from iclora.errors import CaptionError, ModelError
-from iclora.models import double, load_model, network
+from iclora.models import load_model
 from iclora.models.base import Given, Panels
-from iclora.models.linear import linear
+from iclora.models.levels import Schedule
 from iclora.models.qwen_image import model as module
 from iclora.models.qwen_image.model import QwenImageModel
 from iclora.models.single_file import whole_of
@@ -122,9 +122,7 @@ def test_the_schedule_is_the_pipelines_and_ends_at_a_fiftieth(qwen, pipeline):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [SIZE, (48, 112)])
-def test_a_velocity_is_diffusers_and_guidance_keeps_each_tokens_length(
-    qwen, pipeline, monkeypatch, size
-):
+def test_a_velocity_is_diffusers_and_guidance_keeps_each_tokens_length(qwen, pipeline, size):
     """Of even and odd numbers of rows and columns, which count from the middle."""
     z, sigma = noise(5, tokens=size[0] * size[1] // 256), torch.tensor([0.4])
     one, free = qwen.encode_text(CAPTION), qwen.encode_text("")
@@ -133,14 +131,8 @@ def test_a_velocity_is_diffusers_and_guidance_keeps_each_tokens_length(
     torch.testing.assert_close(alone, c, atol=1e-5, rtol=1e-5)
     both = u + 4 * (c - u)
     both = both * c.norm(dim=-1, keepdim=True) / both.norm(dim=-1, keepdim=True)
-    asked, net = [], qwen.denoiser
-    for where in (double, network):
-        monkeypatch.setattr(where, "linear", lambda of, *x: asked.append(of) or linear(of, *x))
-    found = qwen.velocity(z, sigma, [one], size, 4.0, None, [free])
-    # No text decides the modulation: both passes of a step share it.
-    block = net.transformer_blocks[0]
-    for layer in (block.img_mod[1], block.txt_mod[1], net.norm_out.linear):
-        assert sum(of is layer for of in asked) == 1
+    step = Schedule([0.9, 0.4, 0.0]).at(0.4)
+    found = qwen.velocity(z, sigma, [one], size, 4.0, None, [free], step=step)
     torch.testing.assert_close(found, both, atol=1e-4, rtol=1e-5)
 
 

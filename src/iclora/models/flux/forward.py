@@ -30,6 +30,7 @@ from iclora.models.linear import linear_of_two, linears
 from iclora.models.network import Network, read_out
 from iclora.models.passes import (
     Levels,
+    Modulation,
     Pass,
     Rotary,
     Shapes,
@@ -98,11 +99,14 @@ def embed(
     """Make the input of the first block, and what all blocks share."""
     z, prompt, pooled, levels, guidance, position_ids = inputs
     img, txt = net.x_embedder(z), net.context_embedder(prompt)
-    temb = _embed_levels(net.time_text_embed, levels.sigma, guidance, pooled, img.dtype)
+    # A text decides it as well, so samples differ; a sampling has one pass a step.
+    temb = levels.embedded(
+        lambda sigma: _embed_levels(net.time_text_embed, sigma, guidance, pooled, img.dtype), len(z)
+    )
     rotary = _rotary(net.pos_embed, txt.shape[1], position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
     wanted = shapes is not None and shapes.take(*shape)
-    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted)
+    return (img, txt), Pass(temb, rotary, levels, attend, wanted)
 
 
 def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
@@ -153,22 +157,22 @@ def _single(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
         before, after = compiled(before), compiled(after)
     t = txt.shape[1]
     tokens = with_text(shared.tokens, t)
-    qkv, both, gate, inner = before(block, img, txt, shared.temb, shared.rotary, tokens)
-    return after(block, both, shared.attend(*qkv), inner, gate, t, tokens)
+    (mod,) = modulations_by(block.norm.linear, shared)
+    qkv, both, inner = before(block, img, txt, mod, shared.rotary, tokens)
+    return after(block, both, shared.attend(*qkv), inner, mod.gate, t, tokens)
 
 
 def _single_before(
-    block: Any, img: Tensor, txt: Tensor, temb: Tensor, rotary: Rotary, tokens: tuple[int, ...]
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Queries, keys and values; both streams joined; the gate; the MLP's inside."""
+    block: Any, img: Tensor, txt: Tensor, mod: Modulation, rotary: Rotary, tokens: tuple[int, ...]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Queries, keys and values; both streams joined; the MLP's inside."""
     attn, both = block.attn, torch.cat([txt, img], 1)
-    (mod,) = modulations_by(block.norm.linear, temb)
     q, k, v, inner = linears(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp),
         modulate(both, mod.shift, mod.scale, tokens),
     )
     qkv = heads((q, k, v), attn.norm_q, attn.norm_k, rotary, attn.head_dim)
-    return [x.transpose(1, 2) for x in qkv], both, mod.gate, inner
+    return [x.transpose(1, 2) for x in qkv], both, inner
 
 
 def _single_after(

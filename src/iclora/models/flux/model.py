@@ -16,6 +16,7 @@ from iclora.models.attention import attention_to, pick_attention, steady
 from iclora.models.base import Given, Panels, Part, Sampling, Text
 from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.flux.names import flux_names
+from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.packed import PackedModel
 from iclora.models.passes import placed
@@ -154,8 +155,9 @@ class FluxModel(PackedModel):
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
+        step: Step | None = None,
     ) -> Tensor:
-        part = placed(z, self._position_ids(size), sigma.to(self.device), given, panels)
+        part = placed(z, self._position_ids(size), sigma.to(self.device), given, panels, step)
 
         def one(texts: Sequence[Text]) -> Tensor:
             text = self.on_device(texts)

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iclora.models.attention import Attend, pick_attention
-from iclora.models.double import joint_heads, joint_output
+from iclora.models.double import joint_heads, joint_output, of_silu
 from iclora.models.linear import linear, linear_of_two
 from iclora.models.network import Network, read_out
 from iclora.models.passes import (
@@ -92,13 +91,20 @@ def embed(
     """Make the input of the first block, and what all blocks share."""
     z, prompt, levels, guidance, position_ids, lengths = inputs
     img, txt = net.x_embedder(z), net.context_embedder(prompt)
-    temb, modulation = levels.once(
-        "modulation", lambda: _modulation(net, levels, guidance, img.dtype)
+    # No text decides it, and all samples of a sampling are told one guidance.
+    temb = levels.embedded(
+        lambda sigma: _embed_levels(net.time_guidance_embed, sigma, guidance, img.dtype)
+    )
+    modulation = (
+        levels.made(net.double_stream_modulation_img.linear, of_silu, temb),
+        # The text takes the first level.
+        levels.made(net.double_stream_modulation_txt.linear, of_silu, temb, first=True),
+        levels.made(net.single_stream_modulation.linear, of_silu, temb),
     )
     rotary = _rotary(net.pos_embed, lengths or (txt.shape[1],), position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
     wanted = shapes is not None and shapes.take(*shape)
-    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, modulation, levels)
+    return (img, txt), Pass(temb, rotary, levels, attend, wanted, modulation)
 
 
 def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
@@ -117,29 +123,15 @@ def _rotary(embedder: Any, lengths: tuple[int, ...], position_ids: Tensor) -> Ro
     return rotary_of(embedder, torch.cat([text, ids], 1))
 
 
-def _modulation(
-    net: Any, levels: Levels, guidance: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The temb of levels, and the modulations that all blocks share: no text decides them."""
-    temb = _embed_levels(net.time_guidance_embed, levels.sigma, guidance, dtype)
-    act = F.silu(temb)
-    return temb, (
-        linear(net.double_stream_modulation_img.linear, act),
-        # The text takes the first level.
-        linear(net.double_stream_modulation_txt.linear, act[:, :1]),
-        linear(net.single_stream_modulation.linear, act),
-    )
-
-
 def _embed_levels(
     embedder: Any, sigma: Tensor, guidance: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """The temb of levels (B, G)."""
-    count = sigma.shape[1]
+    samples, count = sigma.shape
     # Rounded before it is multiplied, as diffusers does, and the base was trained.
     times = sigma.to(dtype).flatten() * 1000
     if guidance is not None:
-        guidance = guidance.to(dtype).repeat_interleave(count) * 1000
+        guidance = guidance[:samples].to(dtype).repeat_interleave(count) * 1000
     temb: Tensor = embedder(times, guidance)
     return temb.view(-1, count, temb.shape[-1])
 

@@ -14,6 +14,7 @@ from iclora.models.attention import attention_to
 from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.flux2.forward import FLUX2, Inputs, flux2_forward
 from iclora.models.flux2.names import flux2_names
+from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.passes import Placed
 from iclora.models.qwen3 import Qwen3Model
@@ -138,6 +139,7 @@ class KleinModel(Qwen3Model):
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         ids = self._position_ids(size, given.references if given else None).to(self.device)
         told = self.sampling.guided == "embedded"
@@ -160,7 +162,7 @@ class KleinModel(Qwen3Model):
                 shapes=self.compiling(),
             ).float()
 
-        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels)
+        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels, step)
 
     @property
     def blocks(self) -> int:

@@ -92,20 +92,25 @@ def embed(
     texts = torch.split(prompt, list(lengths or (prompt.shape[1],)), 1)
     txt = net.txt_in(torch.cat([net.text_fusion(text) for text in texts], 1))
     both = torch.cat([txt, net.img_in(z)], 1)
-    temb, modulation = levels.once("modulation", lambda: _modulation(net, levels, z.dtype))
+    temb = levels.embedded(lambda sigma: _embed_levels(net.time_embed, sigma, z.dtype))
+    modulation = levels.made(net.time_mod_proj, _of_gelu, temb)
     ids = position_ids if position_ids.ndim == 3 else position_ids[None]
     rotary = rotary_of(net.rotary_emb, F.pad(ids, (0, 0, txt.shape[1], 0)))
     shape = (z.shape, txt.shape, z.dtype, z.device, levels.tokens)
     wanted = shapes is not None and shapes.take(*shape)
-    return (both,), Pass(temb, rotary, levels.tokens, attend, wanted, (modulation,))
+    return (both,), Pass(temb, rotary, levels, attend, wanted, (modulation,))
 
 
-def _modulation(net: Any, levels: Levels, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The temb of levels (B, G, h), and the modulation that all blocks share (B, G, 6 h)."""
+def _embed_levels(embedder: Any, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """The temb of levels, (B, G) to (B, G, h)."""
     # The level is multiplied in float32, not rounded before as in FLUX.
-    temb = net.time_embed(levels.sigma.float().flatten(), dtype)
-    temb = temb.view(*levels.sigma.shape, -1)
-    return temb, linear(net.time_mod_proj, F.gelu(temb, approximate="tanh"))
+    temb: Tensor = embedder(sigma.float().flatten(), dtype)
+    return temb.view(*sigma.shape, -1)
+
+
+def _of_gelu(layer: Any, temb: Tensor) -> Tensor:
+    """The modulation that all blocks share, (..., 6 h)."""
+    return linear(layer, F.gelu(temb, approximate="tanh"))
 
 
 def _read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:

@@ -15,6 +15,7 @@ from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.krea2.forward import KREA2, Inputs, krea2_forward
 from iclora.models.krea2.names import krea2_names
 from iclora.models.latents import PACK
+from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.passes import Placed
 from iclora.models.qwen_vae import QwenVae
@@ -111,6 +112,7 @@ class Krea2Model(QwenVae, Qwen3VLModel):
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         ids = self._position_ids(size).to(self.device)
         kernel = grouped(pick_attention(self.device))
@@ -129,7 +131,7 @@ class Krea2Model(QwenVae, Qwen3VLModel):
                 shapes=self.compiling(),
             ).float()
 
-        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels)
+        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels, step)
 
     @property
     def blocks(self) -> int:

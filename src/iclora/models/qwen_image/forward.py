@@ -77,11 +77,11 @@ def embed(
     """Make the input of the first block, and what all blocks share."""
     z, prompt, levels, position_ids, start, lengths = inputs
     img, txt = net.img_in(z), net.txt_in(net.txt_norm(prompt))
-    temb = levels.once("temb", lambda: _embed_levels(net.time_text_embed, levels.sigma, img))
+    temb = levels.embedded(lambda sigma: _embed_levels(net.time_text_embed, sigma, img))
     rotary = _rotary(net.pos_embed, start, lengths or (txt.shape[1],), position_ids)
     shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
     wanted = shapes is not None and shapes.take(*shape)
-    return (img, txt), Pass(temb, rotary, levels.tokens, attend, wanted, levels=levels)
+    return (img, txt), Pass(temb, rotary, levels, attend, wanted)
 
 
 def _parts(block: Any) -> Parts:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to
 from iclora.models.base import Given, Panels, Sampling, Text
+from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.passes import Placed
 from iclora.models.qwen_image.forward import QWEN_IMAGE, Inputs, qwen_image_forward
@@ -134,6 +135,7 @@ class QwenImageModel(QwenVae, QwenVLModel):
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         rows, columns = size[1] // self.grid, size[0] // self.grid
         ids = self._position_ids(rows, columns).to(self.device)
@@ -151,7 +153,7 @@ class QwenImageModel(QwenVae, QwenVLModel):
                 shapes=self.compiling(),
             ).float()
 
-        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels)
+        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels, step)
 
     def guide(self, guided: Tensor, free: Tensor, guidance: float) -> Tensor:
         """u + w (c - u), of which every token is then as long as that of c.

@@ -19,7 +19,7 @@ width of a head, G segments.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iclora.models.attention import Attend
+from iclora.models.double import of_silu
 from iclora.models.linear import linear, linears
 from iclora.models.network import Network
 from iclora.models.passes import (
@@ -116,32 +117,37 @@ def embed(
     img, txt = net.all_x_embedder[_PATCH](z), net.cap_embedder(prompt)
     txt = torch.where(real[..., None] > 0, txt, net.cap_pad_token.to(txt.dtype))
     both = torch.cat([txt, net.x_pad_token.to(txt.dtype).expand(len(z), fill, -1), img], 1)
-    # Its time is the share of the picture: 1 is clean. It is not rounded as in other families.
-    temb = net.t_embedder((1 - levels.sigma.float().flatten()) * net.t_scale).to(img.dtype)
-    temb = temb.view(*levels.sigma.shape, -1)
+    # What fills the canvas up is at the level of the noisy tokens.
+    levels = replace(levels, tokens=with_text(levels.tokens, fill))
+    temb = levels.embedded(lambda sigma: _embed_levels(net, sigma, img.dtype))
     rotary = _rotary(net.rope_embedder, lengths, fill, position_ids)
-    tokens = with_text(levels.tokens, fill)
-    shape = (img.shape, txt.shape, img.dtype, img.device, tokens)
+    shape = (img.shape, txt.shape, img.dtype, img.device, levels.tokens)
     wanted = shapes is not None and shapes.take(*shape)
     shared = _Pass(
         temb=temb,
         rotary=rotary,
-        tokens=tokens,
+        levels=levels,
         attend=attends.whole,
         compiled=wanted,
         text=txt.shape[1],
         fill=fill,
         attends=attends,
-        levels=levels,
     )
     return (both,), shared
+
+
+def _embed_levels(net: Any, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """The temb of levels (B, G)."""
+    # Its time is the share of the picture: 1 is clean. It is not rounded as in other families.
+    temb: Tensor = net.t_embedder((1 - sigma.float().flatten()) * net.t_scale).to(dtype)
+    return temb.view(*sigma.shape, -1)
 
 
 def read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:
     """x0 - eps from what the last block made of the image's tokens."""
     assert isinstance(shared, _Pass)
     last = net.all_final_layer[_PATCH]
-    scale = shared.once("last", lambda: linear(last.adaLN_modulation[1], F.silu(shared.temb)))
+    scale = shared.made(last.adaLN_modulation[1], of_silu)
     first, *rest = shared.tokens
     img = streams[0][:, shared.text + shared.fill :]
     img = modulate(img, torch.zeros_like(scale), scale, (first - shared.fill, *rest))
@@ -224,13 +230,15 @@ class _Modulation(NamedTuple):
 
 
 def _modulations(block: Any, shared: _Pass) -> tuple[_Modulation, ...]:
-    """Those of attention and MLP: of the levels alone, so that both passes of a step share them."""
+    """Those of attention and MLP."""
+    parts = shared.made(block.adaLN_modulation[0], _scales_and_gates).chunk(4, -1)
+    return tuple(_Modulation(*parts[i : i + 2]) for i in (0, 2))
 
-    def make() -> tuple[_Modulation, ...]:
-        parts = linear(block.adaLN_modulation[0], shared.temb).chunk(4, -1)
-        return tuple(_Modulation(parts[i], parts[i + 1].tanh()) for i in (0, 2))
 
-    return shared.once(f"modulation of {id(block)}", make)
+def _scales_and_gates(layer: Any, temb: Tensor) -> Tensor:
+    """Scale and gate of attention, and those of the MLP, (..., 4 h)."""
+    scale, gate, scale_mlp, gate_mlp = linear(layer, temb).chunk(4, -1)
+    return torch.cat([scale, gate.tanh(), scale_mlp, gate_mlp.tanh()], -1)
 
 
 def _before(

@@ -16,6 +16,7 @@ from iclora.errors import ModelError
 from iclora.models.attention import Attend, alone, attention_to, pick_attention
 from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.latents import PACK
+from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.passes import Placed
 from iclora.models.qwen3 import Qwen3Model
@@ -131,6 +132,7 @@ class ZImageModel(Qwen3Model):
         given: Given | None = None,
         unguided: Sequence[Text] | None = None,
         panels: Panels | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         lengths = panels.lengths if panels else (self.text_tokens(texts[0]),)
         free = (self.text_tokens(unguided[0]),) if unguided else ()
@@ -158,7 +160,7 @@ class ZImageModel(Qwen3Model):
             # It gives x0 - eps.
             return -_turned(out.float(), self.channels // PACK**2)
 
-        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels)
+        return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels, step)
 
     @property
     def blocks(self) -> int:
