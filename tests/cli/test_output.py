@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pty
 import subprocess
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rich.progress import Progress as Bars
 
-from iclora.cli.output import Terminal, bar_mover, show_error, show_table
+from iclora.cli.output import Terminal, bar_mover, noting, show_error, show_table
 from iclora.progress import Event, Progress
 from iclora.settings import RunSettings
 
@@ -189,3 +190,15 @@ def test_names_in_a_bar_are_no_markup_and_no_commands():
     shown = in_a_terminal(BAR.replace("loss 0.5", "[bold]x[/bold]\\x1b[2J"))
     assert "[bold]x[/bold]" in shown
     assert "\\x1b[2J" in shown
+
+
+def test_what_models_say_of_the_machine_is_a_note_while_a_verb_runs(capsys):
+    log = logging.getLogger("iclora.models")
+    with noting(Terminal(RunSettings)):
+        log.info("attention (%s): flash\x1b[2J", "forward")
+    log.info("and nothing later")
+    with noting(Terminal(RunSettings, silent=True)):
+        log.warning("nor from the other processes of a run")
+    said = capsys.readouterr()
+    assert said.err == "note: attention (forward): flash\\x1b[2J\n"
+    assert said.out == ""

@@ -20,6 +20,7 @@ from iclora.cli.options import list_verbs, verb_parser
 from iclora.cli.output import (
     Terminal,
     as_options,
+    noting,
     open_streams,
     option_of,
     quiet_libraries,
@@ -102,7 +103,7 @@ def _run(arguments: list[str]) -> int:
     console = Terminal(verb.settings)
     try:
         settings = verb.read(given, console) if verb.read else settings_of(verb.settings, given)
-        with _ending_in_order():
+        with _ending_in_order(), noting(console):
             return verb.run(settings, console) or 0
     except IcloraError as error:
         _show(error, verb.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ __all__ = [
     "Terminal",
     "as_options",
     "bar_mover",
+    "noting",
     "open_streams",
     "option_of",
     "quiet_libraries",
@@ -136,6 +138,25 @@ def tell(role: str, text: str) -> None:
     )
     shown = f"\x1b[{_COLOURS[role]}m{role}:\x1b[0m" if colourful else f"{role}:"
     print(f"{shown} {visible(text)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def noting(console: Terminal) -> Iterator[None]:
+    """Show as notes, inside the block, what models say of the machine: its attention kernels."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.warn(record.getMessage())
+
+    log, notes = logging.getLogger("iclora.models"), Notes()
+    before = log.level
+    log.addHandler(notes)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)
+        log.setLevel(before)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: int = 0) -> None:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from iclora.models.attention_cpu import Attend, blockwise, fused, shortest, steady
 from iclora.models.base import Given, Panels
+from iclora.models.kernels import chooser
 
 __all__ = [
     "Attend",
@@ -39,22 +39,10 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 def pick_attention(device: torch.device, on_cpu: Attend = shortest) -> Attend:
-    """`on_cpu` on a CPU; elsewhere torch's own, cuDNN's first where it is the fastest."""
-    if device.type == "cpu":
-        return on_cpu
-    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return _first(SDPBackend.CUDNN_ATTENTION) if fast else fused
-
-
-def _first(kernel: SDPBackend) -> Attend:
-    """Attention by this kernel of torch's where it can, else by another."""
-    rest = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel([kernel, *rest], set_priority=True):
-            return fused(q, k, v)
-
-    return run
+    """`on_cpu` on a CPU; the kernel that is the fastest there on a card; else torch's own."""
+    if device.type == "cuda":
+        return chooser(device)
+    return on_cpu if device.type == "cpu" else fused
 
 
 def grouped(attend: Attend) -> Attend:

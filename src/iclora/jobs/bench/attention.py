@@ -1,89 +1,94 @@
-"""torch's attention kernels at the sizes of training and sampling, forward and backward."""
+"""Attention's kernels at the sizes of training and sampling, and the choice among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from iclora.jobs.bench.measuring import clear, median, seconds
 from iclora.jobs.bench.telling import Bench
+from iclora.models.attention import pick_attention
+from iclora.models.kernels import Chooser, kind_of, ways_on
+from iclora.models.trials import Example, Trial, try_ways
 
 __all__ = ["kernels"]
-
-_KERNELS = {
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "memory efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
 
 _HEADS, _WIDE = 24, 128
 """FLUX.1-dev's."""
 
-_LENGTHS = {"1024x1024": 4608, "1024x1536": 6656}
-"""Tokens of a canvas and its text."""
+_LENGTHS = {
+    "1024x1024": (4608, 4608),
+    "1024x1536": (6656, 6656),
+    "1024x1024, 1 of 2 panels given": (2560, 4608),
+    "1024x1536, 1 of 2 panels given": (3584, 6656),
+}
+"""Queries and keys: tokens of a canvas and its text. Given panels are read by the rest, as when
+their keys are kept."""
+_ON_CPU = {"128x192": (608, 608), "128x192, 1 of 2 panels given": (560, 608)}
 
 
 def kernels(bench: Bench) -> None:
-    """Time every kernel that this device has, and the one that iclora takes."""
-    from iclora.models.attention import pick_attention
-
+    """Try every kernel that this device has, and time what iclora takes there."""
     device = torch.device(bench.device)
     cuda = device.type == "cuda"
-    lengths = _LENGTHS if cuda else {"128x192": 608}
-    ours = pick_attention(device)
-    ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"iclora's": ours}
-    for name, kernel in _KERNELS.items() if cuda else ():
-        ways[name] = _with(kernel)
-    ways["torch's choice"] = F.scaled_dot_product_attention
-    for canvas, length in lengths.items():
-        generator = torch.Generator(device).manual_seed(0)
-        q, k, v = (
-            torch.randn(1, _HEADS, length, _WIDE, device=device, generator=generator).bfloat16()
-            for _ in range(3)
-        )
-        for name, way in ways.items():
-            _time(bench, f"{canvas}, {name}", way, (q, k, v), 10 if cuda else 1)
-        clear(device)
+    for canvas, (queries, keys) in (_LENGTHS if cuda else _ON_CPU).items():
+        for learns in (False, True):
+            heads = _HEADS if cuda else 2
+            example = Example(heads, _WIDE, queries, keys, torch.bfloat16, learns)
+            what = f"{canvas}, {{}}, {'both passes' if learns else 'forward'}"
+            _compare(bench, what, example, device)
+            _ours(bench, what, example, device)
+            clear(device)
 
 
-def _with(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(kernel):
-            return F.scaled_dot_product_attention(q, k, v)
+def _compare(bench: Bench, what: str, example: Example, device: torch.device) -> None:
+    """Tell TFLOP/s of each kernel, and which one is to be taken."""
+    ways = ways_on(device)
+    began = time.perf_counter()
+    try:
+        trial = try_ways(ways, example, device)
+    except RuntimeError as error:  # A card that is full.
+        bench.tell(what.format("chosen"), None, note=str(error).strip().splitlines()[0])
+        return
+    took = time.perf_counter() - began
+    for name in ways:
+        _tell(bench, what.format(name), example, trial, name)
+    bench.tell(
+        what.format("chosen"),
+        trial.chosen,
+        note=f"{trial.words()}; found in {took:.1f} s",
+        must=True,
+    )
 
-    return attend
+
+def _tell(bench: Bench, what: str, example: Example, trial: Trial, name: str) -> None:
+    if fault := trial.out.get(name):
+        bench.tell(what, None, note=fault.why)
+        return
+    _rate(bench, what, example, trial.times[name])
 
 
-def _time(
-    bench: Bench,
-    what: str,
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-    qkv: tuple[Tensor, Tensor, Tensor],
-    calls: int,
-) -> None:
-    """Tell TFLOP/s of a forward pass, and of both passes."""
-    device, length = qkv[0].device, qkv[0].shape[2]
-    work = 4 * length**2 * _HEADS * _WIDE
+def _rate(bench: Bench, what: str, example: Example, times: list[float]) -> None:
+    work = 4 * example.queries * example.keys * example.heads * example.width
+    rate = (3.5 if example.learns else 1) * work / median(times) / 1e12
+    bench.tell(what, rate, "TFLOP/s", note=f"{1000 * median(times):.4g} ms")
 
-    def forward() -> None:
-        with torch.no_grad():
-            attend(*qkv)
 
-    leaves = [x.clone().requires_grad_() for x in qkv]
+def _ours(bench: Bench, what: str, example: Example, device: torch.device) -> None:
+    """Time what models compute with, which on a card chooses at its first call and is kept."""
+    attend = pick_attention(device)
+    *qkv, grad = example.tensors(device)
 
-    def both() -> None:
-        out = attend(*leaves)
-        torch.autograd.grad(out, leaves, out.detach())
+    def run() -> None:
+        with torch.set_grad_enabled(example.learns):
+            out = attend(*qkv)
+            if example.learns:
+                torch.autograd.grad(out, qkv, grad)
 
-    for name, run, cost in (("forward", forward, work), ("both passes", both, 3.5 * work)):
-        try:
-            times = seconds(run, device, 5, warm=2, calls=calls)
-        except RuntimeError as error:
-            bench.tell(f"{what}, {name}", None, note=str(error).strip().splitlines()[0])
-            continue
-        note = f"{1000 * median(times):.4g} ms"
-        bench.tell(f"{what}, {name}", cost / median(times) / 1e12, "TFLOP/s", note=note)
+    times = seconds(run, device, 5, warm=2, calls=10 if device.type == "cuda" else 1)
+    chosen: Mapping[str, str] = attend.chosen if isinstance(attend, Chooser) else {}
+    _rate(bench, what.format("iclora's"), example, times)
+    if name := chosen.get(kind_of(example)):
+        bench.tell(what.format("iclora's kernel"), name, note="kept for this card and versions")

@@ -123,7 +123,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "attention",
-        "torch's attention kernels at the sizes of training",
+        "torch's attention kernels at the sizes of training, and the choice among them",
         "iclora.jobs.bench.attention:kernels",
         limit=90,
         takes=12,
