@@ -20,6 +20,8 @@ from tests.models.test_attention_cpu import dense, gradients
 CPU = torch.device("cpu")
 HEADS, WIDTH = 3, 16
 ABOUT = about(CPU)
+CHECKS = 6
+"""Calls before any is timed: two sizes, each with scores near zero and far below and above."""
 
 
 class Clock:
@@ -89,7 +91,7 @@ def test_the_fastest_way_computes_the_formula(tmp_path, learns):
         ([1.0], [0.96], "first"),
         ([1.0], [0.94], "other"),
         # Faster by far, but not in every round.
-        ([1.0], [0.5, 0.5, 1.5, 1.5, 1.5, 0.5], "first"),
+        ([1.0], [*[0.5] * (CHECKS + 3), *[1.5] * 3, 0.5], "first"),
         ([1.0], [2.0], "first"),
     ],
 )
@@ -110,11 +112,24 @@ def _raises(q, k, v):
     raise RuntimeError("no kernel\nimage")
 
 
+def _naive(q, k, v):
+    """The formula without taking the largest score off first."""
+    exp = (q @ k.mT / q.shape[-1] ** 0.5).exp()
+    return (exp @ v / exp.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
+
+
+def _half_full(q, k, v):
+    """Right but where the last block of 128 keys is half full."""
+    return fused(q, k[:, :, :-1], v[:, :, :-1]) if k.shape[2] % 128 == 64 else fused(q, k, v)
+
+
 WRONG = {
     "NaN": Way(lambda q, k, v: fused(q, k, v).index_fill(1, torch.tensor([7]), torch.nan)),
     "another": Way(lambda q, k, v: fused(q, k, v.roll(1, 2))),
     "one head": Way(lambda q, k, v: fused(q, torch.cat([k[:, :2], k[:, 2:] * 1.2], 1), v)),
     "gradient": Way(_doubled),
+    "naive": Way(_naive),
+    "half full": Way(_half_full),
 }
 
 
@@ -134,7 +149,8 @@ def test_a_wrong_or_raising_way_is_out_however_fast_it_is(tmp_path, caplog):
     assert set(trial.out) == set(ways) - {"right"}
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == len(WRONG)
-    assert all("differs from the formula" in w for w in warned)
+    assert sum("differs from the formula" in w for w in warned) == len(WRONG) - 1
+    assert sum("(float32, 3 heads" in w and "far from zero" in w for w in warned) == 1
     (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
     assert "forward and backward): right; right 9e+03 ms, NaN differs" in told
 

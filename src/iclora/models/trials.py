@@ -24,6 +24,8 @@ CLEARLY = 1.05
 _ROUNDS, _CALLS = 5, 3
 _ENOUGH = 3.0
 """Seconds of timing after which no round is begun; two are made in any case."""
+_FAR = 120.0
+"""A score whose exponential, and that of its negative, float32 has not."""
 _ROWS = 16
 """Queries that are compared with the formula."""
 _MOST_BYTES = 64 * 2**20
@@ -128,12 +130,19 @@ def try_ways(
         ways: the one to be taken if none is clearly faster first.
     Raises: torch.OutOfMemoryError, which says nothing of a way.
     """
-    q, k, v, grad = example.tensors(device)
-    truth = _truth(q, k, v, grad, example.learns)
     trial = Trial()
-    for name, way in ways.items():
-        if fault := _fault(way, (q, k, v), grad, truth):
-            trial.out[name] = fault
+    # The short one's last blocks of 128 are half full, where a kernel's ends go wrong first.
+    for number, one in enumerate((example, example._replace(queries=192, keys=320))):
+        q, k, v, grad = one.tensors(device)
+        truth = _truth(q, k, v, grad, one.learns)
+        for name, way in ways.items():
+            if name in trial.out:
+                continue
+            if number == 0 and not way.fits(q, k, v):
+                trial.out[name] = Fault("cannot compute this")
+            elif fault := _fault(way.attend, (q, k, v), grad, truth):
+                trial.out[name] = fault
+    q, k, v, grad = example.tensors(device)
     runs = {n: way.attend for n, way in ways.items() if n not in trial.out}
     trial.times = {name: [] for name in runs}
     began = clock()
@@ -145,15 +154,16 @@ def try_ways(
     return trial
 
 
-def _fault(way: Way, qkv: Sequence[Tensor], grad: Tensor, truth: Sequence[Tensor]) -> Fault | None:
+def _fault(
+    attend: Attend, qkv: Sequence[Tensor], grad: Tensor, truth: Sequence[Tensor]
+) -> Fault | None:
     """Why a way is not to be taken; None for one that is right."""
     learns = qkv[0].requires_grad
     try:
-        if not way.fits(qkv[0], qkv[1], qkv[2]):
-            return Fault("cannot compute this")
-        found = _run(way.attend, qkv, _some_rows(grad), learns)
-        whole = all(bool(x.isfinite().all()) for x in found)
+        found = _run(attend, qkv, _some_rows(grad), learns)
+        whole = _finite(found)
         errors = [_error(x, y) for x, y in zip(_seen(*found), truth, strict=True)]
+        far = [_finite(_run(attend, _far(qkv, score), grad, learns)) for score in (-_FAR, _FAR)]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Whatever a kernel raises costs itself alone.
@@ -161,7 +171,20 @@ def _fault(way: Way, qkv: Sequence[Tensor], grad: Tensor, truth: Sequence[Tensor
     worst = max(errors) if whole else float("nan")
     if not worst <= _BOUNDS.get(qkv[0].dtype, 2e-3):
         return Fault(f"differs from the formula by {worst:.2g}", wrong=True)
+    if not all(far):
+        return Fault("gives no numbers where all scores are far from zero", wrong=True)
     return None
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(x.isfinite().all()) for x in tensors)
+
+
+def _far(qkv: Sequence[Tensor], score: float) -> list[Tensor]:
+    """The same, all scores near this one; such gradients of cuDNN's were NaN (pytorch 196678)."""
+    q, k, v = (x.detach().clone() for x in qkv)
+    q[..., 0], k[..., 0] = 1, score * q.shape[-1] ** 0.5
+    return [x.requires_grad_(qkv[0].requires_grad) for x in (q, k, v)]
 
 
 def _run(attend: Attend, qkv: Sequence[Tensor], grad: Tensor, learns: bool) -> tuple[Tensor, ...]:
