@@ -47,7 +47,6 @@ from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.passes import Levels, Shapes
 from iclora.models.quantize import check_precision, quantize
-from iclora.models.streaming import Stream
 from iclora.models.widened import lend, narrow
 
 ARMS = (
@@ -230,7 +229,7 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
     if name == "ours-beside":
         lend(net)
     if name == "ours-streamed":
-        Stream([block for _, block in FLUX.modules(net)], work.x0.device)
+        FLUX.stream(net, work.x0.device)
         clear(work.x0.device)
     _ready(name, net, work)
     return ours(net, work, name == "ours-compiled")

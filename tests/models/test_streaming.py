@@ -13,6 +13,7 @@ from torch import nn
 from iclora.adapter import attach, remove
 from iclora.adapter.layers import apply
 from iclora.models import load_model
+from iclora.models.levels import Schedule
 from iclora.models.streaming import Stream, arrive, block_bytes, slot_bytes
 from iclora.models.widened import widened
 from iclora.settings import Machine
@@ -79,6 +80,30 @@ def test_a_pass_is_the_same_to_the_bit_and_with_an_adapter_to_rounding(pair):
         assert not torch.allclose(found, plain, atol=1e-2)
         remove(whole)
         assert torch.equal(velocity(whole, text, free), plain)
+
+
+def test_steps_that_are_modulated_together_are_the_same_to_the_bit_in_every_sampling(pair):
+    streamed, whole = pair
+    text = whole.encode_text(CAPTION)
+    z = torch.randn(1, 12, whole.channels, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for steps in (3, 2):  # The second sampling reads them again.
+            sigmas, found = whole.sigmas(steps, 12), []
+            for model in pair:
+                with Schedule(sigmas) as schedule:
+                    for sigma in sigmas[:-1]:
+                        level, step = torch.tensor([sigma]), schedule.at(sigma)
+                        v = model.velocity(z, level, [text], SIZE, 3.0, step=step)
+                        found.append(v)
+            assert all(map(torch.equal, found[:steps], found[steps:]))
+    # What blocks modulate themselves by comes last, and only where they do.
+    spared = 0
+    for block in blocks_of(streamed):
+        stream, number = block.__dict__["_arrival"]
+        less = sum(map(block_bytes, streamed.passes.modulating(block)))
+        assert stream._needed[number] == block_bytes(block) - less
+        spared += less
+    assert (spared > 0) == (whole.family in ("flux", "zimage", "qwen-image"))
 
 
 def test_the_gradients_of_a_lora_are_the_same_to_the_bit(pair):
@@ -153,10 +178,10 @@ def line():
     stream, copied = Stream(blocks, torch.device("cpu")), []
     begin = stream._begin
 
-    def watch(number):
-        if stream._there[number % 2] != number:
+    def watch(number, whole):
+        if stream._there[number % 2][0] != number:
             copied.append(number)
-        begin(number)
+        begin(number, whole)
 
     stream._begin = watch
     return blocks, before, copied
@@ -183,6 +208,25 @@ def test_the_next_block_is_copied_while_one_computes_forwards_and_backwards(line
     for number in range(5):
         arrive(blocks[number])
     assert copied[8:] == [2, 3, 4]
+
+
+def test_what_is_spared_comes_when_it_is_wanted_and_not_before():
+    blocks = [
+        nn.Sequential(nn.Linear(9, 9), nn.Linear(5, 5)).requires_grad_(False) for _ in range(3)
+    ]
+    before = [[t.clone() for t in tensors(block)] for block in blocks]
+    stream = Stream(blocks, torch.device("cpu"), lambda block: [block[0]])
+    for whole in (True, False, True):
+        if not whole:
+            stream._there = [(None, 0)] * 2
+            for slot in stream._slots:
+                slot.zero_()
+        for number, block in enumerate(blocks):
+            arrive(block, whole)
+            same = [torch.equal(*each) for each in zip(tensors(block), before[number], strict=True)]
+            assert same == [whole, whole, True, True]
+            size = block_bytes(block if whole else block[1])
+            assert stream._there[number % 2] == (number, size)
 
 
 def test_places_are_as_large_as_the_largest_of_the_blocks_that_take_turns_there(line):

@@ -29,7 +29,6 @@ from iclora.models.network import Network
 from iclora.models.passes import Shapes
 from iclora.models.quantize import quantize
 from iclora.models.sizes import check_sizes
-from iclora.models.streaming import Stream
 from iclora.models.widened import narrow
 from iclora.settings import Offload, Precision
 
@@ -202,7 +201,7 @@ class FolderModel(DiffusionModel):
             if streams:
                 self.check_offload("blocks")
                 assert self.passes is not None
-                Stream([block for _, block in self.passes.modules(model)], device)
+                self.passes.stream(model, device)
             model.to(device)
             # What streams lies in the machine's memory already, bound to its places on the device.
             if self.rests and not streams:

@@ -11,7 +11,7 @@ do not differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +84,10 @@ class Schedule:
             self._made[id(layer)] = found[0] if len(found) == 1 else torch.cat(found)
         return self._made[id(layer)]
 
+    def known(self, layer: Any) -> bool:
+        """True if a layer was computed."""
+        return id(layer) in self._made
+
 
 class Step(NamedTuple):
     """Where a sampling stands."""
@@ -135,6 +139,10 @@ class Levels:
         return self.step.pick(
             self.step.schedule.made(layer, make), 1 if first else len(self.tokens)
         )
+
+    def known(self, layers: Iterable[Any]) -> bool:
+        """True if a sampling computed these layers for all its levels, and reads them no more."""
+        return self.step is not None and all(map(self.step.schedule.known, layers))
 
     def first(self) -> Levels:
         """The first segment alone."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from iclora.models.double import of_silu
 from iclora.models.passes import Block, Pass, Shapes, Streams, as_block, modulate, run_block
+from iclora.models.streaming import Stream
 from iclora.models.widened import lend
 
 __all__ = ["Network", "read_out", "shard"]
@@ -27,6 +29,9 @@ class Network:
     """The blocks in order, each behind the function of (block, *streams, pass) that runs it."""
     read_out: Callable[[Any, Streams, Pass], Tensor]
     """(net, streams behind the last block, pass) to what the network gives."""
+    modulating: Callable[[Any], Sequence[nn.Module]] = lambda _: ()
+    """The layers of a block that modulate it, which it gives to `Pass.made`; none in a family whose
+    blocks share theirs."""
 
     def __call__(
         self,
@@ -60,7 +65,11 @@ class Network:
 
     def blocks(self, net: Any) -> list[Block]:
         """The blocks in order, as functions of (*streams, pass)."""
-        return [as_block(run, module) for run, module in self.modules(net)]
+        return [as_block(run, module, self.modulating) for run, module in self.modules(net)]
+
+    def stream(self, net: Any, device: torch.device) -> None:
+        """Have the blocks' weights come to a device one ahead; see `iclora.models.streaming`."""
+        Stream([block for _, block in self.modules(net)], device, self.modulating)
 
     def shard(self, net: Any, mesh: Any) -> None:
         """Spread the weights over a device mesh; see `shard`."""

@@ -280,16 +280,25 @@ Block = Callable[..., Streams]
 """(*streams, pass) to streams."""
 
 
-def as_block(run: Callable[..., Streams], module: nn.Module) -> Block:
+def as_block(
+    run: Callable[..., Streams],
+    module: nn.Module,
+    modulating: Callable[[Any], Sequence[nn.Module]] = lambda _: (),
+) -> Block:
     """A module's block: `run` on it, whose weights arrive first if they lie elsewhere.
 
     One whose weights are spread gathers them when called.
+
+    Args:
+        modulating: the layers of a block that modulate, whose weights need not arrive if they were
+            computed for all steps.
     """
     if isinstance(module, FSDPModule):
         return cast(Block, module)
 
     def block(*given: Any) -> Streams:
-        arrive(module)
+        shared: Pass = given[-1]
+        arrive(module, whole=not shared.levels.known(modulating(module)))
         return run(module, *given)
 
     return block

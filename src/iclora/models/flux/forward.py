@@ -114,7 +114,13 @@ def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
     return [*double, *((_single, block) for block in net.single_transformer_blocks)]
 
 
-FLUX = Network(embed, _modules_of, read_out)
+def _modulating(block: Any) -> list[nn.Module]:
+    double = hasattr(block, "norm1_context")
+    own = (block.norm1, block.norm1_context) if double else (block.norm,)
+    return [norm.linear for norm in own]
+
+
+FLUX = Network(embed, _modules_of, read_out, _modulating)
 """The pass."""
 
 

@@ -92,7 +92,11 @@ def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
     return [(partial(double_block, _parts), block) for block in net.transformer_blocks]
 
 
-QWEN_IMAGE = Network(embed, _modules_of, read_out)
+def _modulating(block: Any) -> list[nn.Module]:
+    return [block.img_mod[1], block.txt_mod[1]]
+
+
+QWEN_IMAGE = Network(embed, _modules_of, read_out, _modulating)
 """The pass."""
 
 

@@ -160,7 +160,11 @@ def _modules_of(net: Any) -> list[tuple[Any, nn.Module]]:
     return [(run, block) for run, blocks in kinds for block in blocks]
 
 
-ZIMAGE = Network(embed, _modules_of, read_out)
+def _modulating(block: Any) -> list[nn.Module]:
+    return [block.adaLN_modulation[0]] if block.modulation else []
+
+
+ZIMAGE = Network(embed, _modules_of, read_out, _modulating)
 """The pass."""
 
 
