@@ -31,6 +31,15 @@ from tests.train.test_costs import measured_peak, small_part
 CPU = torch.device("cpu")
 
 
+def tensors(x):
+    """All tensors in a tensor, or in a tuple or list of them."""
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, tuple | list):
+        for one in x:
+            yield from tensors(one)
+
+
 # -- a network ----------------------------------------------------------------------------------
 
 
@@ -295,14 +304,14 @@ def alike(made, other):
     return np.abs(np.asarray(made.composite) / 255 - other).max() <= 0.5 / 255 + 1e-4
 
 
-def random_lora(model, modules=None):
-    """Weights of rank 2 on these linear layers, by default on all that a run adapts."""
+def random_lora(model, modules=None, rank=2):
+    """Weights on these linear layers, by default on all that a run adapts."""
     rng = torch.Generator().manual_seed(0)
     truth = {}
     for module in modules or model.lora_targets("all"):
         tall, wide = model.names.linears[module]
-        truth[f"{module}.lora_A.weight"] = torch.randn(2, wide, generator=rng)
-        truth[f"{module}.lora_B.weight"] = torch.randn(tall, 2, generator=rng)
+        truth[f"{module}.lora_A.weight"] = torch.randn(rank, wide, generator=rng)
+        truth[f"{module}.lora_B.weight"] = torch.randn(tall, rank, generator=rng)
     return truth
 
 

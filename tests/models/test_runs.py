@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iclora.adapter import Adapter, attach
 from iclora.errors import SettingsError
@@ -21,6 +23,7 @@ from iclora.making.session import complete, generate
 from iclora.making.story import Story, extend, reroll
 from iclora.models import flow, load_model
 from iclora.models.base import Given
+from iclora.models.graphs import Graphs
 from iclora.models.outline import META
 from iclora.settings import MakeSettings, SampleSettings, TrainSettings, read_settings
 from iclora.train.ledger import Ledger
@@ -28,7 +31,7 @@ from iclora.train.run import resume_settings, train
 from tests.conftest import CAPTION, picture, stop_after
 from tests.making.helpers import SIZE, STORY, prepared, run, told
 from tests.models.conftest import FAMILIES
-from tests.models.helpers import random_lora
+from tests.models.helpers import random_lora, tensors
 from tests.train.test_workers import assert_alike, start_all
 
 MODES = ("sdedit", "resample", "boost", "clean", "reference")
@@ -146,14 +149,37 @@ def test_two_processes_train_what_one_would_each_with_the_whole_base_or_half(
     assert_alike(one.adapter, tmp_path / "many" / "adapter.safetensors")
 
 
+class There(TorchDispatchMode):
+    """Refuses whatever a pass reads or makes in the machine's memory, but for single numbers."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = op(*args, **kwargs)
+        for x in tensors((args, *kwargs.values(), out)):
+            assert x.is_meta or not x.ndim, f"{op} on {tuple(x.shape)} that lies on the host"
+        return out
+
+    def warm(self, run):
+        with self:
+            return run()
+
+    def record(self, run):
+        out = self.warm(run)
+        return SimpleNamespace(replay=lambda: out, free=lambda: None)
+
+
 @pytest.mark.parametrize("name", ["tiny", *FAMILIES])
 def test_no_step_of_sampling_or_training_waits_for_the_device(name):
-    """On the meta device no number can be read: to ask for one, or to branch on it, raises."""
+    """On the meta device no number can be read: to ask for one, or to branch on it, raises.
+
+    What is copied to the device inside a pass would wait, too, and could not be recorded.
+    """
     model = load_model(name, device="cpu")
     model.max_text_tokens = min(model.max_text_tokens, 96)
     text, empty = map(model.encode_text, ("a fox", ""))
     model.denoiser.to(META)
     model.device = META
+    model.graphs = Graphs(There())
     unguided = [empty] if model.sampling.guided == "two-pass" else None
     tokens = torch.arange(24) % 2 == 1
     z = torch.empty(1, 24, model.channels, device=META)

@@ -12,7 +12,7 @@ from iclora.adapter.layers import apply, remove
 from iclora.models import load_model
 from iclora.models.linear import linear_of_two, linears
 from iclora.models.quantize import Frozen
-from iclora.models.widened import lend, narrow, widened
+from iclora.models.widened import lend, moves, narrow, still, widened
 
 from . import test_linear
 from .test_linear import formula, plain
@@ -82,6 +82,26 @@ def test_in_bf16_an_update_is_there_that_added_to_the_weights_would_be_lost():
         exact = formula(each.double(), turns.double().expand(1, 64, WIDTH))
         assert exact.abs().min() > 1e-4
         torch.testing.assert_close(ours.double(), exact, rtol=0.01, atol=0)
+
+
+def test_no_weight_moves_while_a_pass_is_recorded_and_every_move_is_counted():
+    layers, x = frozen(layer_of(seed=1)), torch.randn(1, 5, WIDTH, dtype=torch.float64)
+    began = moves()
+    with still():
+        (beside,) = linears(layers, x, "gelu")
+    assert (moves(), is_wide(layers[0])) == (began, False)
+    linears(layers, x, "gelu")
+    assert moves() > began
+    assert is_wide(layers[0])
+    with still():
+        (found,) = linears(layers, x, "gelu")
+        torch.testing.assert_close(found, beside, atol=1e-12, rtol=1e-9)
+        layers[0].lora_B["default"].weight.mul_(2)
+        with pytest.raises(RuntimeError, match="weights would move"):
+            linears(layers, x, "gelu")
+    again = moves()
+    narrow(layers)
+    assert moves() > again
 
 
 def test_taken_off_a_weight_has_its_bits_and_memory_of_its_own():

@@ -36,6 +36,7 @@ def attach(
     )
     denoiser: Any = model.denoiser
     devices = [model.device] if model.device.type == "cuda" else []
+    _forget_graphs(model)
     with building(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         denoiser.add_adapter(config, adapter_name=_NAME)
@@ -84,6 +85,7 @@ def apply(model: DiffusionModel, parts: Sequence[Part]) -> None:
     alone = len(fitted) == 1 and "sampling" not in model.compiled
     weights, strength = fitted[0] if alone else (stack(fitted), 1.0)
     remove(model)
+    _forget_graphs(model)
     denoiser: Any = model.denoiser
     with building():
         denoiser.load_lora_adapter(
@@ -118,10 +120,19 @@ def stack(parts: Sequence[Part]) -> dict[str, Tensor]:
 def remove(model: DiffusionModel) -> None:
     """Take any adapter off the base's denoiser."""
     denoiser: Any = model.denoiser
+    lora = bool(getattr(denoiser, "peft_config", None))
+    if lora:
+        _forget_graphs(model)
     narrow(denoiser)
-    if getattr(denoiser, "peft_config", None):
+    if lora:
         denoiser.unload_lora()
     model.applied, model.primed = None, False
+
+
+def _forget_graphs(model: DiffusionModel) -> None:
+    """Free recorded passes: they would run with the layers that were there."""
+    if model.graphs is not None:
+        model.graphs.clear()
 
 
 def lora_parameters(model: DiffusionModel) -> dict[str, nn.Parameter]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from iclora.errors import SettingsError
 from iclora.files import check_folder
 from iclora.progress import Console
-from iclora.settings import Machine, ServeSettings, StudioSettings, verb
+from iclora.settings import MakingMachine, ServeSettings, StudioSettings, verb
 
 if TYPE_CHECKING:
     from iclora.serve.engine import Engine
@@ -154,10 +154,10 @@ def _engine_of(settings: ServeSettings, base: str, console: Console) -> Engine:
     from iclora.serve.catalog import Catalog
     from iclora.serve.local import LocalEngine
 
-    machine = Machine(
+    machine = MakingMachine(
         **{
             n: getattr(settings, n)
-            for n in ("dtype", "precision", "compile")
+            for n in ("dtype", "precision", "compile", "graphs")
             if n in settings.model_fields_set
         }
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from iclora.progress import Progress
-from iclora.settings import Machine
+from iclora.settings import Machine, MakingMachine
 
 if TYPE_CHECKING:
     from iclora.adapter import Adapter
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from iclora.models.base import Compiling
     from iclora.sets.recipe import Recipe
 
-__all__ = ["Opener", "compiled_by", "quiet_loading"]
+__all__ = ["Opener", "compiled_by", "quiet_loading", "record_by"]
+
+_log = logging.getLogger("iclora.models")
 
 
 class Opener:
@@ -30,6 +33,8 @@ class Opener:
         model.compiled = compiled_by(machine)
         model.check_offload(machine.offload)
         model.offload = machine.offload
+        if why := record_by(model, machine):
+            _log.warning("`graphs` has no effect: %s", why)
         return model
 
     def rules(self, name: str) -> DiffusionModel:
@@ -64,6 +69,24 @@ class Opener:
 def compiled_by(machine: Machine) -> frozenset[Compiling]:
     """Which passes of a base that makes sets run compiled blocks."""
     return frozenset({"sampling"} if machine.compile else ())
+
+
+def record_by(model: DiffusionModel, machine: Machine) -> str | None:
+    """Record a base's passes, or do not.
+
+    Returns: why they are not although they were to be.
+    """
+    from iclora.models.graphs import Graphs, prevented
+
+    wanted = isinstance(machine, MakingMachine) and machine.graphs
+    why = prevented(model) if wanted else None
+    if not wanted or why is not None:
+        if model.graphs is not None:
+            model.graphs.clear()
+        model.graphs = None
+    elif model.graphs is None:
+        model.graphs = Graphs.on(model.device)
+    return why
 
 
 def quiet_loading() -> None:

@@ -27,7 +27,7 @@ from iclora.making.words import read_prompts
 from iclora.models.base import DiffusionModel
 from iclora.sets.images import open_given
 from iclora.sets.recipe import Recipe
-from iclora.settings import CompleteSettings, GenerateSettings, Machine
+from iclora.settings import CompleteSettings, GenerateSettings, Machine, MakingMachine
 from iclora.train.run import base_beside
 from iclora.vlm import load_vision_model
 from iclora.vlm.caption import write_prompt
@@ -108,13 +108,15 @@ def _of_request(settings: GenerateSettings, path: Path, load: Load) -> Sources:
     )
 
 
-def machine_for(settings: Machine, request: Request | None = None) -> Machine:
+def machine_for(settings: MakingMachine, request: Request | None = None) -> MakingMachine:
     """The machine that settings ask for, and for what they leave open the request's."""
-    told = {n: getattr(settings, n) for n in Machine.model_fields if n in settings.model_fields_set}
+    names = settings.model_fields_set & set(MakingMachine.model_fields)
+    told = {n: getattr(settings, n) for n in names}
     if request is None:
-        return Machine(**told)
+        return MakingMachine(**told)
+    # Of the rest no pixel depends on.
     before = {n: getattr(request, n) for n in Machine.model_fields}
-    return Machine(**before | {n: value for n, value in told.items() if value != "auto"})
+    return MakingMachine(**before | {n: value for n, value in told.items() if value != "auto"})
 
 
 def base_of(base: str | None, *adapters: Adapter | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
@@ -130,7 +131,8 @@ def _denoise(
         return model.velocity(z, sigmas, guided, *how, *step)
 
     levels = _sigmas(model, first)
-    with Schedule(levels) as schedule:
+    recorded = model.graphs.sampling(given) if model.graphs else nullcontext()
+    with Schedule(levels) as schedule, recorded:
         return flow.denoise(
             velocity,
             noise,

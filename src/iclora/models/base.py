@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from iclora.models.levels import Step
 from iclora.models.names import Names, linears_of
 from iclora.models.reading import Given, Panels
 from iclora.settings import Offload, Precision, TextKind
+
+if TYPE_CHECKING:
+    from iclora.models.graphs import Graphs
 
 __all__ = [
     "DTYPES",
@@ -123,6 +126,8 @@ class DiffusionModel(ABC):
     """Number of blocks that keep their input alone for the backward pass."""
     compiled: frozenset[Compiling] = frozenset()
     """Which passes run compiled blocks: those with gradients, those that sample."""
+    graphs: Graphs | None = None
+    """The passes that are recorded and replayed; None records none."""
     reads_apart: bool = False
     """True if `velocity` takes `panels`."""
     ahead: bool = False

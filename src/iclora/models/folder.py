@@ -243,6 +243,9 @@ class FolderModel(DiffusionModel):
         if "denoiser" in parts:
             self._joined.clear()
             self.shapes = Shapes()
+            self.applied, self.primed = None, False
+            if self.graphs is not None:
+                self.graphs.clear()
         freed = False
         for part in parts:
             held = [self.__dict__.pop(attribute, None) for attribute in self.held[part]]
@@ -253,8 +256,6 @@ class FolderModel(DiffusionModel):
             # What rests on the CPU stays where it is.
             stays = all(rest) and self.device.type == "cpu"
             freed |= not stays and any(module is not None for module in held)
-            if part == "denoiser":
-                self.applied, self.primed = None, False
         if not freed:
             return
         gc.collect()

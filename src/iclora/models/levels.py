@@ -11,14 +11,17 @@ do not differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Levels", "Schedule", "Step"]
+__all__ = ["Levels", "Rows", "Schedule", "Step"]
+
+Rows = Tensor | tuple[Tensor, ...]
+"""Of each level what was made of it, (R, width)."""
 
 _ROWS = 31
 """Rows of one product at most: with more, a layer in fp8 would round them to fp8, too, as it does
@@ -39,8 +42,8 @@ class Schedule:
     def __init__(self, sigmas: Sequence[float]) -> None:
         self.levels = tuple(dict.fromkeys(map(float, sigmas)))
         assert self.levels[-1] == 0, "a schedule ends at 0"
-        self._temb: Tensor | None = None
-        self._made: dict[int, Tensor] = {}
+        self._temb: Rows | None = None
+        self._made: dict[int, Rows] = {}
         """What each layer made, by its id: layers outlive a sampling."""
 
     def __enter__(self) -> Schedule:
@@ -53,14 +56,27 @@ class Schedule:
     @property
     def nbytes(self) -> int:
         """Bytes that are kept."""
-        found = (self._temb, *self._made.values())
-        return sum(int(kept.nbytes) for kept in found if kept is not None)
+        return sum(int(row.nbytes) for kept in self.kept().values() for row in kept)
+
+    def kept(self) -> dict[int | None, Rows]:
+        """What was made so far: the temb under None, and what layers made of it by their ids."""
+        found: dict[int | None, Rows] = {} if self._temb is None else {None: self._temb}
+        found.update(self._made.items())
+        return found
+
+    @classmethod
+    def of(cls, sigmas: Sequence[float], kept: Mapping[int | None, Rows]) -> Schedule:
+        """One of whose levels all this was made."""
+        made = cls(sigmas)
+        made._temb = kept[None]
+        made._made = {layer: rows for layer, rows in kept.items() if layer is not None}
+        return made
 
     def at(self, sigma: float) -> Step:
         """The step that begins at one of the levels; each repetition of a step is at its level."""
         return Step(self, (self.levels.index(sigma), len(self.levels) - 1))
 
-    def embedded(self, embed: Callable[[Tensor], Tensor], sigma: Tensor, samples: int) -> Tensor:
+    def embedded(self, embed: Callable[[Tensor], Tensor], sigma: Tensor, samples: int) -> Rows:
         """The temb of all levels, (L, R, h).
 
         Args:
@@ -75,10 +91,10 @@ class Schedule:
             self._temb = turned.clone(memory_format=torch.contiguous_format)
         return self._temb
 
-    def made(self, layer: Any, make: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    def made(self, layer: Any, make: Callable[[Any, Tensor], Tensor]) -> Rows:
         """What `make` makes of a layer and the temb of all levels, (L, R, width)."""
         if id(layer) not in self._made:
-            assert self._temb is not None, "levels are embedded before layers read them"
+            assert isinstance(self._temb, Tensor), "levels are embedded before layers read them"
             parts = torch.split(self._temb, max(1, _ROWS // self._temb.shape[1]))
             found = [make(layer, part) for part in parts]
             self._made[id(layer)] = found[0] if len(found) == 1 else torch.cat(found)
@@ -96,7 +112,18 @@ class Step(NamedTuple):
     places: tuple[int, int]
     """The places of its own level in the schedule, and of level 0."""
 
-    def pick(self, kept: Tensor, segments: int) -> Tensor:
+    def rows(self, segments: int) -> dict[int | None, Rows]:
+        """What was made of the levels that so many segments are at; nothing before a first pass."""
+        places = self.places[:segments]
+        kept = self.schedule.kept()
+        return {layer: tuple(rows[place] for place in places) for layer, rows in kept.items()}
+
+    @classmethod
+    def of(cls, rows: Mapping[int | None, Rows]) -> Step:
+        """A step of its own, of whose levels all this was made; the reverse of `rows`."""
+        return cls(Schedule.of((1, 0), rows), (0, 1))
+
+    def pick(self, kept: Rows, segments: int) -> Tensor:
         """Those of this step, (L, R, width) to (R, segments, width); a second one is at level 0."""
         first, *rest = (kept[place] for place in self.places[:segments])
         # As a layer's own output would lie, or compiled blocks would be compiled again for it.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from iclora.models.double import of_silu
+from iclora.models.graphs import Keyed
 from iclora.models.passes import Block, Pass, Shapes, Streams, as_block, modulate, run_block
 from iclora.models.streaming import Stream
 from iclora.models.widened import lend
@@ -41,6 +42,7 @@ class Network:
         *,
         recompute: int = 0,
         shapes: Shapes | None = None,
+        graphs: Keyed | None = None,
     ) -> Tensor:
         """Run the whole pass.
 
@@ -49,9 +51,12 @@ class Network:
             inputs, attention: as the family's `embed` takes them.
             recompute: how many of the blocks keep their input alone for the backward pass.
             shapes: those that blocks are compiled for; None compiles none.
+            graphs: those that the pass is recorded in, or replayed from; None runs it as it is.
         """
         # A spread network gathers its weights around its own call.
         run: Any = net if isinstance(net, FSDPModule) else partial(self._whole, net)
+        if graphs is not None:
+            return graphs.run(lambda inputs: run(inputs, attention, 0, shapes), inputs, attention)
         out: Tensor = run(inputs, attention, recompute, shapes)
         return out
 

@@ -10,13 +10,18 @@ Nothing here has gradients. A layer is widened by its first pass, and `narrow` u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Half", "Wide", "lend", "narrow", "wide", "widened"]
+__all__ = ["Half", "Wide", "lend", "moves", "narrow", "still", "wide", "widened"]
+
+_STILL = ContextVar("_STILL", default=False)
+_moves = 0
 
 _ALIGNED = 8
 """R is a multiple of it: kernels want rows that begin at multiples of 16 bytes."""
@@ -48,6 +53,11 @@ def wide(layers: Sequence[Any], loras: Sequence[Half]) -> Wide | None:
         same = len(found.layers) == len(layers) and all(map(_is, found.layers, layers))
         if same and _same(found.state, _state(loras)):
             return found
+    if _STILL.get():
+        if found is not None:
+            raise RuntimeError("weights would move while a pass is recorded")
+        return None
+    if found is not None:
         _undo(found)
     if not _may(layers, loras):
         return None
@@ -57,6 +67,21 @@ def wide(layers: Sequence[Any], loras: Sequence[Half]) -> Wide | None:
         return None
     layers[0]._wide = made
     return made
+
+
+def moves() -> int:
+    """How often weights moved so far in this process: what read them before reads other memory."""
+    return _moves
+
+
+@contextmanager
+def still() -> Iterator[None]:
+    """Move no weight in here, while a pass is recorded that was run before."""
+    before = _STILL.set(True)
+    try:
+        yield
+    finally:
+        _STILL.reset(before)
 
 
 def widened(net: nn.Module) -> list[Wide]:
@@ -111,6 +136,7 @@ def _make(layers: Sequence[Any], loras: Sequence[Half]) -> Wide:
         columns[:, at : at + rank] = up.detach().to(exact) * scale
         at += rank
         made.append(columns)
+    _moved()
     for layer, columns in zip(layers, made, strict=True):
         # The memory it had is free from here on.
         layer.weight.data = columns[:, :width]
@@ -120,8 +146,14 @@ def _make(layers: Sequence[Any], loras: Sequence[Half]) -> Wide:
 def _undo(found: Wide) -> None:
     first: Any = found.layers[0]
     del first._wide
+    _moved()
     for layer in found.layers:
         layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
+
+
+def _moved() -> None:
+    global _moves
+    _moves += 1
 
 
 def _state(loras: Sequence[Half]) -> tuple[Any, ...]:

@@ -99,6 +99,7 @@ _SERVERS = frozenset(
         "dtype",
         "precision",
         "offload",
+        "graphs",
         "model_device",
         "api",
         "cache",

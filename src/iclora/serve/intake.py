@@ -29,7 +29,7 @@ __all__ = ["Intake"]
 _MOST_SETS = 8
 _MOST_COMPARED = 1000
 _LONGEST_PROMPT = 20_000
-_MACHINE = ("dtype", "precision", "offload", "compile")
+_MACHINE = ("dtype", "precision", "offload", "compile", "graphs")
 """Each worker has a device of its own."""
 _IN_OUT = frozenset({"generate", "complete", "reroll", "extend", "evaluate", "check", "prompt"})
 

@@ -10,7 +10,7 @@ from iclora.serve.children import environment_of, start_worker
 from iclora.serve.engine import Fit, Order, Outcome, Report
 from iclora.serve.keeper import How, Keeper, Start
 from iclora.serve.training import StartTrainee, start_trainee
-from iclora.settings import Machine
+from iclora.settings import MakingMachine
 
 __all__ = ["PATIENCE", "LocalEngine"]
 
@@ -26,7 +26,7 @@ class LocalEngine:
     Args:
         devices: such as "cpu" or "cuda:0"; CPUs may be several, "cpu:0", "cpu:1".
         base: what each worker loads before it is ready; None for what the first job needs.
-        machine: number format and precision of the base, and whether it is compiled.
+        machine: number format and precision of the base, and whether it is compiled or recorded.
         warm: adapters with which each worker paints a step before it is ready.
         logs: folder for what the workers print.
         together: most jobs of one order, which then share a batch where they can.
@@ -42,7 +42,7 @@ class LocalEngine:
         devices: Sequence[str],
         *,
         base: str | None = None,
-        machine: Machine | None = None,
+        machine: MakingMachine | None = None,
         warm: Sequence[str] = (),
         logs: Path,
         together: int = 1,
@@ -57,7 +57,7 @@ class LocalEngine:
         self.workers: Sequence[str] = tuple(devices)
         self._close = close
         self.together = together
-        numbers = (machine or Machine()).model_dump()
+        numbers = (machine or MakingMachine()).model_dump()
         first = {"do": "start", "base": base, "machine": numbers, "warm": list(warm)}
         self._keepers = {
             name: Keeper(

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from iclora.adapter import Adapter
 from iclora.adapter.locate import locate
 from iclora.errors import IcloraError
-from iclora.jobs.opening import Opener, compiled_by
+from iclora.jobs.opening import Opener, compiled_by, record_by
 from iclora.making.checks import check_adapter
 from iclora.making.preparing import prepare
 from iclora.making.session import Ask, Session
@@ -99,6 +99,7 @@ class Warm(Opener):
         wanted = (name, device, *how)
         if self._base and self._base[0] == wanted and self._base[1] == _stamp(self._base[2]):
             self._base[2].compiled = compiled_by(machine)
+            record_by(self._base[2], machine)
             return self._base[2]
         self.release()
         model = super().base(name, machine)

@@ -190,10 +190,10 @@ class _Worker:
 
     def _hold(self, base: str, machine: dict[str, Any], adapters: list[str]) -> None:
         from iclora.making.sampling import load_vae
-        from iclora.settings import Machine
+        from iclora.settings import MakingMachine
 
         self._opener.rules(base)  # So that adapters can be asked about while it loads.
-        model = self._opener.base(base, Machine(**machine))
+        model = self._opener.base(base, MakingMachine(**machine))
         model.denoiser  # noqa: B018 (loads it)
         load_vae(model)
         if model.device.type == "cpu":  # Elsewhere they are never loaded beside the denoiser.

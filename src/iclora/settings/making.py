@@ -47,6 +47,7 @@ __all__ = [
     "ExtendSettings",
     "GenerateSettings",
     "MakeSettings",
+    "MakingMachine",
     "OnBase",
     "OnCluster",
     "RerollSettings",
@@ -122,7 +123,16 @@ class Wish(MakeSettings):
         return self
 
 
-class OnBase(Machine):
+class MakingMachine(Machine):
+    """A machine that makes sets."""
+
+    graphs: bool = False
+    """record passes of the base and replay them (CUDA graphs): for small canvases and small bases
+    on a fast card, where starting a pass takes longer than computing it. Numbers stay the same; it
+    takes the memory of one more pass. Not measured on a card yet"""
+
+
+class OnBase(MakingMachine):
     base: FilePath | None = None
     """base model; by default the one the adapter was trained on"""
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from iclora.models.attention import Attend, pick_attention, steady
 from iclora.models.double import Parts, double_block, modulations_by
+from iclora.models.graphs import Keyed
 from iclora.models.linear import linear_of_two, linears
 from iclora.models.network import Network, read_out
 from iclora.models.passes import (
@@ -69,6 +70,7 @@ def flux_forward(
     recompute: int = 0,
     attend: Attend | None = None,
     shapes: Shapes | None = None,
+    graphs: Keyed | None = None,
 ) -> Tensor:
     """The velocity that a FluxTransformer2DModel gives.
 
@@ -83,11 +85,12 @@ def flux_forward(
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
         shapes: those that blocks are compiled for; None compiles none.
+        graphs: those that the pass is recorded in, or replayed from; None runs it as it is.
     Returns: (B, n, c) in the weights' type.
     """
     inputs = Inputs(z, prompt, pooled, levels, guidance, position_ids)
     attend = attend or pick_attention(z.device, on_cpu=steady)
-    return FLUX(net, inputs, attend, recompute=recompute, shapes=shapes)
+    return FLUX(net, inputs, attend, recompute=recompute, shapes=shapes, graphs=graphs)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`iclora.models.flux.outline`) ----

@@ -16,6 +16,7 @@ from iclora.models.attention import attention_to, pick_attention, steady
 from iclora.models.base import Given, Panels, Part, Sampling, Text
 from iclora.models.flux.forward import FLUX, flux_forward
 from iclora.models.flux.names import flux_names
+from iclora.models.graphs import graphs_for
 from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.packed import PackedModel
@@ -179,6 +180,7 @@ class FluxModel(PackedModel):
                     attend=pick_attention(self.device, on_cpu=steady),
                 ),
                 shapes=self.compiling(),
+                graphs=graphs_for(self, given, panels),
             )
             return part.back(out.float())
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from iclora.models.attention import Attend, pick_attention
 from iclora.models.double import joint_heads, joint_output, of_silu
+from iclora.models.graphs import Keyed
 from iclora.models.linear import linear, linear_of_two
 from iclora.models.network import Network, read_out
 from iclora.models.passes import (
@@ -64,6 +65,7 @@ def flux2_forward(
     recompute: int = 0,
     attend: Attend | None = None,
     shapes: Shapes | None = None,
+    graphs: Keyed | None = None,
 ) -> Tensor:
     """The velocity that a Flux2Transformer2DModel gives.
 
@@ -76,10 +78,11 @@ def flux2_forward(
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
         shapes: those that blocks are compiled for; None compiles none.
+        graphs: those that the pass is recorded in, or replayed from; None runs it as it is.
     Returns: (B, n, c) in the weights' type.
     """
     attend = attend or pick_attention(inputs.z.device)
-    return FLUX2(net, inputs, attend, recompute=recompute, shapes=shapes)
+    return FLUX2(net, inputs, attend, recompute=recompute, shapes=shapes, graphs=graphs)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`iclora.models.flux2.outline`) ---

@@ -14,6 +14,7 @@ from iclora.models.attention import attention_to
 from iclora.models.base import Given, Panels, Sampling, Text
 from iclora.models.flux2.forward import FLUX2, Inputs, flux2_forward
 from iclora.models.flux2.names import flux2_names
+from iclora.models.graphs import graphs_for
 from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.passes import Placed
@@ -160,6 +161,7 @@ class KleinModel(Qwen3Model):
                 recompute=self.recompute,
                 attend=attention_to(given, prompt.shape[1], self.device, apart, part.order),
                 shapes=self.compiling(),
+                graphs=graphs_for(self, given, apart),
             ).float()
 
         return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels, step)

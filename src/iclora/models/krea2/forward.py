@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iclora.models.attention import Attend, grouped, pick_attention
+from iclora.models.graphs import Keyed
 from iclora.models.linear import linear, linears
 from iclora.models.network import Network
 from iclora.models.passes import (
@@ -64,6 +65,7 @@ def krea2_forward(
     recompute: int = 0,
     attend: Attend | None = None,
     shapes: Shapes | None = None,
+    graphs: Keyed | None = None,
 ) -> Tensor:
     """The velocity that a Krea2Transformer2DModel gives.
 
@@ -75,10 +77,11 @@ def krea2_forward(
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: takes keys of fewer heads than queries; by default the best one for the device.
         shapes: those that blocks are compiled for; None compiles none.
+        graphs: those that the pass is recorded in, or replayed from; None runs it as it is.
     Returns: (B, n, c) in the weights' type.
     """
     attend = attend or grouped(pick_attention(inputs.z.device))
-    return KREA2(net, inputs, attend, recompute=recompute, shapes=shapes)
+    return KREA2(net, inputs, attend, recompute=recompute, shapes=shapes, graphs=graphs)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`iclora.models.krea2.outline`) ---

@@ -12,6 +12,7 @@ from torch import Tensor
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to, grouped, pick_attention
 from iclora.models.base import Given, Panels, Sampling, Text
+from iclora.models.graphs import graphs_for
 from iclora.models.krea2.forward import KREA2, Inputs, krea2_forward
 from iclora.models.krea2.names import krea2_names
 from iclora.models.latents import PACK
@@ -129,6 +130,7 @@ class Krea2Model(QwenVae, Qwen3VLModel):
                 recompute=self.recompute,
                 attend=attend,
                 shapes=self.compiling(),
+                graphs=graphs_for(self, given, apart),
             ).float()
 
         return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels, step)

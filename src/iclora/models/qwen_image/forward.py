@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from iclora.models.attention import Attend, pick_attention
 from iclora.models.double import Parts, double_block
+from iclora.models.graphs import Keyed
 from iclora.models.network import Network, read_out
 from iclora.models.passes import Levels, Pass, Rotary, Shapes, Streams
 
@@ -50,6 +51,7 @@ def qwen_image_forward(
     recompute: int = 0,
     attend: Attend | None = None,
     shapes: Shapes | None = None,
+    graphs: Keyed | None = None,
 ) -> Tensor:
     """The velocity that a QwenImageTransformer2DModel gives.
 
@@ -62,10 +64,11 @@ def qwen_image_forward(
         recompute: how many of the blocks keep their input alone for the backward pass.
         attend: by default the best one for the device.
         shapes: those that blocks are compiled for; None compiles none.
+        graphs: those that the pass is recorded in, or replayed from; None runs it as it is.
     Returns: (B, n, c) in the weights' type.
     """
     attend = attend or pick_attention(inputs.z.device)
-    return QWEN_IMAGE(net, inputs, attend, recompute=recompute, shapes=shapes)
+    return QWEN_IMAGE(net, inputs, attend, recompute=recompute, shapes=shapes, graphs=graphs)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`qwen_image.outline`) ------------
@@ -109,7 +112,8 @@ def _embed_levels(embedder: Any, sigma: Tensor, like: Tensor) -> Tensor:
 
 def _rotary(embedder: Any, start: int, lengths: tuple[int, ...], position_ids: Tensor) -> Rotary:
     ids = position_ids if position_ids.ndim == 3 else position_ids[None]
-    text = torch.cat([torch.arange(start, start + length) for length in lengths]).to(ids)
+    at = ids.device
+    text = torch.cat([torch.arange(start, start + n, device=at) for n in lengths]).to(ids)
     places = torch.cat([text[None, :, None].expand(len(ids), -1, ids.shape[-1]), ids], 1)
     # By the formula: diffusers looks angles up in two tables, of places below 0 and of others.
     angles = [

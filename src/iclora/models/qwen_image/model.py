@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from iclora.errors import ModelError
 from iclora.models.attention import attention_to
 from iclora.models.base import Given, Panels, Sampling, Text
+from iclora.models.graphs import graphs_for
 from iclora.models.levels import Step
 from iclora.models.names import Names
 from iclora.models.passes import Placed
@@ -151,6 +152,7 @@ class QwenImageModel(QwenVae, QwenVLModel):
                 recompute=self.recompute,
                 attend=attention_to(given, prompt.shape[1], self.device, apart, part.order),
                 shapes=self.compiling(),
+                graphs=graphs_for(self, given, apart),
             ).float()
 
         return self.in_passes(run, z, ids, sigma, texts, guidance, given, unguided, panels, step)

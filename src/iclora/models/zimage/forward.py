@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from iclora.models.attention import Attend
 from iclora.models.double import of_silu
+from iclora.models.graphs import Keyed
 from iclora.models.linear import linear, linears
 from iclora.models.network import Network
 from iclora.models.passes import (
@@ -77,7 +78,13 @@ class Inputs(NamedTuple):
 
 
 def zimage_forward(
-    net: Any, inputs: Inputs, attends: Attends, *, recompute: int = 0, shapes: Shapes | None = None
+    net: Any,
+    inputs: Inputs,
+    attends: Attends,
+    *,
+    recompute: int = 0,
+    shapes: Shapes | None = None,
+    graphs: Keyed | None = None,
 ) -> Tensor:
     """What a ZImageTransformer2DModel gives: x0 - eps.
 
@@ -90,9 +97,10 @@ def zimage_forward(
             prompt; fill, how many tokens fill up the canvas.
         recompute: how many of the blocks keep their input alone for the backward pass.
         shapes: those that blocks are compiled for; None compiles none.
+        graphs: those that the pass is recorded in, or replayed from; None runs it as it is.
     Returns: (B, n, c) in the weights' type.
     """
-    return ZIMAGE(net, inputs, attends, recompute=recompute, shapes=shapes)
+    return ZIMAGE(net, inputs, attends, recompute=recompute, shapes=shapes, graphs=graphs)
 
 
 # -- the parts of a pass, each to be run and counted by itself (`iclora.models.zimage.outline`) --

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from iclora.errors import ModelError
 from iclora.models.attention import Attend, alone, attention_to, pick_attention
 from iclora.models.base import Given, Panels, Sampling, Text
+from iclora.models.graphs import graphs_for
 from iclora.models.latents import PACK
 from iclora.models.levels import Step
 from iclora.models.names import Names
@@ -156,6 +157,7 @@ class ZImageModel(Qwen3Model):
                 attends_of(given, apart, own, self.device, fill, part.order, self._refiners),
                 recompute=self.recompute,
                 shapes=self.compiling(),
+                graphs=graphs_for(self, given, apart),
             )
             # It gives x0 - eps.
             return -_turned(out.float(), self.channels // PACK**2)
