@@ -28,7 +28,7 @@ from iclora.toyland.tuning import tune
 from iclora.toyland.wording import write_caption
 from iclora.toyland.world import TOPICS, Canvas, Panel
 
-__all__ = ["full_cases", "sheet", "table", "unrelated"]
+__all__ = ["everything", "full_cases", "sheet", "table", "unrelated"]
 
 
 def unrelated(task: Task, rng: random.Random) -> tuple[Canvas, list[list[str]]]:
@@ -40,12 +40,16 @@ def unrelated(task: Task, rng: random.Random) -> tuple[Canvas, list[list[str]]]:
         Panel(p.topic, {**o, **f}, p.seed)
         for p, o, f in zip(canvas.panels, others, task.fixed, strict=True)
     ]
+    return Canvas(canvas.arrangement, tuple(panels)), everything(task)
+
+
+def everything(task: Task) -> list[list[str]]:
+    """All traits that the words of each panel can state."""
     # A picture is flat and clear unless its words say otherwise.
-    said = [
+    return [
         [t for t in TOPICS[task.topic] if fixed.get(t) not in ("flat", "clear")]
         for fixed in task.fixed
     ]
-    return Canvas(canvas.arrangement, tuple(panels)), said
 
 
 def full_cases(task: Task, count: int) -> list[Case]:

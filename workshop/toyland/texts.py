@@ -39,12 +39,12 @@ from iclora.sets.tokens import cells_of
 from iclora.settings import SampleSettings, TextKind
 from iclora.toyland.judge import read
 from iclora.toyland.measuring import means, measure_arms, pictures, prompt_cases
-from iclora.toyland.tasks import TASKS, Task, draw_tuning_set, write_sets
+from iclora.toyland.tasks import TASKS, Task, draw_set, draw_tuning_set, write_sets
 from iclora.toyland.tuning import tune
 from iclora.toyland.wording import traits_said, write_caption
 from iclora.toyland.world import Canvas
 from workshop.toyland.claims import pool
-from workshop.toyland.figures import sheet, unrelated
+from workshop.toyland.figures import everything, sheet, unrelated
 
 __all__ = ["KINDS", "apart", "leaked", "long_cases", "placed", "table"]
 
@@ -127,12 +127,16 @@ def long_caption(
     return JointCaption.join(told[0].overview, panels, told[0].markers).render()
 
 
-def long_cases(task: Task, count: int, seeds: int) -> list[Case]:
-    """Such captions, of panels that share nothing that is said."""
+def long_cases(task: Task, count: int, seeds: int, related: bool = False) -> list[Case]:
+    """Such captions, of panels that share nothing that is said, or what the task's panels share."""
     cases = []
     for number in range(count):
-        rng = random.Random(f"long {task.recipe} {number}")
-        text = long_caption(task, rng, *unrelated(task, rng))
+        rng = random.Random(f"long {task.recipe} {number}{' related' if related else ''}")
+        if related:
+            canvas, said = draw_set(task, rng, unseen=True)[0], everything(task)
+        else:
+            canvas, said = unrelated(task, rng)
+        text = long_caption(task, rng, canvas, said)
         cases += [Case(f"long {number + 1}", text, 1000 * number + seed) for seed in range(seeds)]
     return cases
 
@@ -235,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--base", action="store_true", help="also the base alone, read both ways")
     parser.add_argument("--long", action="store_true", help="also captions beyond the budget")
+    parser.add_argument("--related", action="store_true", help="those of the task's own kind")
     parser.add_argument("--tune-long", action="store_true", help="tune on such captions as well")
     parser.add_argument("--placed", action="store_true", help="words where one text has them")
     parser.add_argument("--dtype", default="auto", help="of the base: fp32 or bf16")
@@ -278,7 +283,8 @@ def _measure(task: Task, args: argparse.Namespace) -> str:
         for where, share in apart(load_model("toyland", dtype="fp32"), task, 40).items()
     ]
     if args.long:
-        lines += ["", _beyond(model, task, [a for a in arms if _apart(a)], out / "long", args)]
+        name = "long-related" if args.related else "long"
+        lines += ["", _beyond(model, task, [a for a in arms if _apart(a)], out / name, args)]
     return table(found) + "\n" + "\n".join(lines) + "\n"
 
 
@@ -292,7 +298,7 @@ def _beyond(
     model: DiffusionModel, task: Task, arms: Sequence[Arm], out: Path, args: argparse.Namespace
 ) -> str:
     """What arms with isolated texts paint of captions that are too long for one text."""
-    cases = long_cases(task, args.prompts, args.seeds)
+    cases = long_cases(task, args.prompts, args.seeds, args.related)
     texts = list(dict.fromkeys(case.prompt for case in cases))
     counts = [model.count_tokens(text) for text in texts]
     refused = sum(_refused(model, task, text) for text in texts)
