@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from iclora.adapter import Adapter, attach, remove
 from iclora.adapter.layers import apply
+from iclora.jobs.bench.equality import replayed
 from iclora.jobs.opening import Opener, record_by
 from iclora.making.session import Ask, Session
 from iclora.models.base import Given, Panels
@@ -378,6 +379,18 @@ def test_weights_that_moved_are_read_where_they_lie(base, recorder):
     for _ in range(3):
         assert torch.equal(velocity(base), expected)
     assert recorder.warmed == 2
+
+
+def test_the_bench_finds_replayed_passes_equal_and_says_how_far_wrong_ones_are(base, recorder):
+    assert replayed(base, Graphs(recorder)) == 0
+    assert recorder.replays > 4
+    assert recorder.warmed == len(recorder.made)
+
+    class Wrong(CpuRecorder):
+        def record(self, run):
+            return super().record(lambda: run() * 1.01)
+
+    assert 1e-3 < replayed(base, Graphs(Wrong())) < 0.1
 
 
 @pytest.mark.machine

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from iclora.adapter import attach
 from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.telling import Bench
 from iclora.models import flow, load_model
-from iclora.models.base import DiffusionModel, Text
+from iclora.models.base import DiffusionModel, Given, Text
+from iclora.models.graphs import Graphs
+from iclora.models.levels import Schedule
 
-__all__ = ["BASES", "Found", "compute", "equal", "off"]
+__all__ = ["BASES", "Found", "compute", "equal", "off", "replayed"]
 
 BASES = ("tiny", "tiny-klein", "tiny-zimage", "tiny-krea", "tiny-qwen", "toyland")
 
@@ -60,6 +63,11 @@ def _compare(bench: Bench, base: str) -> None:
     text = reference.encode_text(_WORDS)
     truth = compute(reference, text)
     _streamed(bench, base, text)
+    if bench.device != "cpu":
+        model = load_model(base, bench.device, "bf16")
+        away = replayed(model, Graphs.on(model.device))
+        # The same kernels in the same order: 0, unless a library takes others for a recording.
+        bench.tell(f"{base}: latents by replayed passes", away, most=1e-3, must=True)
     kinds = ("fp32", "bf16") if bench.device != "cpu" else ("bf16",)
     for kind in kinds:
         model = load_model(base, bench.device, kind)
@@ -93,6 +101,42 @@ def _streamed(bench: Bench, base: str, text: Text) -> None:
     for name, most in (("velocity", 0.0), ("gradient", 1e-5)):
         away = off(getattr(streamed, name), getattr(whole, name))
         bench.tell(f"{base}: {name} of streamed blocks", away, most=most, must=True)
+
+
+@torch.no_grad()
+def replayed(model: DiffusionModel, graphs: Graphs) -> float:
+    """How far samplings with recorded and replayed passes are from those with passes as they are.
+
+    One without given tokens, and one that keeps the keys and values of every second token.
+    """
+    text, empty = model.encode_text(_WORDS), model.encode_text("")
+    unguided = [empty] if model.sampling.guided == "two-pass" else None
+    tokens = torch.arange(_SIZE[0] * _SIZE[1] // model.grid**2) % 2 == 1
+    shape = (1, len(tokens), model.channels)
+    noise = torch.randn(shape, generator=flow.generator("bench", "eps")).to(model.device)
+    levels = model.sigmas(_STEPS, len(tokens))
+
+    def sampled(given: Given | None) -> Tensor:
+        how: tuple[Any, ...] = ([text], _SIZE, 3.0, given, unguided, None)
+        with Schedule(levels) as schedule:
+
+            def velocity(z: Tensor, level: float) -> Tensor:
+                sigma = torch.full((1,), level, device=model.device)
+                step = (schedule.at(level),) if model.ahead else ()
+                return model.velocity(z, sigma, *how, *step)
+
+            return flow.denoise(velocity, noise, levels)
+
+    away = []
+    for cached in (False, True):
+        found = []
+        for recorded in (None, graphs):
+            model.graphs = recorded
+            kept = Given(tokens, clean=True, isolated=True, cache=[]) if cached else None
+            found.append(sampled(kept))
+        away.append(off(found[1], found[0]))
+    model.graphs = None
+    return max(away)
 
 
 def off(one: Tensor, other: Tensor) -> float:

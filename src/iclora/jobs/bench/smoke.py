@@ -158,6 +158,8 @@ def verbs(bench: Bench, base: str) -> None:
             "device": bench.device,
         }
         walk.do("reroll", "reroll", **on)
+    if bench.device != "cpu":
+        walk.make("generate, passes replayed", "generate", "replayed", **with_it, graphs=True)
     given = {"given": {1: first}}
     walk.make("complete", "complete", "completed", **with_it, **given)
     walk.make("complete, boosted", "complete", "boosted", **with_it, **given, mode="boost")
