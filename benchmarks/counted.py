@@ -4,7 +4,8 @@
 
 The network stands on torch's meta device with a LoRA of rank 16 in bf16 on every linear layer of
 its blocks. FLOPs are torch's own count. Bytes are those of every operation's tensors, read and
-written once each, as plain kernels do; attention and a norm are one kernel. Nothing is timed.
+written once each, as plain kernels do; attention and a norm are one kernel. Nothing is timed. A
+pass is any but the first of a sampling of 20 steps, which also modulates all others.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import Work, build, dev_size
 
+from iclora.models.levels import Schedule
 from iclora.models.widened import lend, narrow
 
 META = torch.device("meta")
+STEPS = 20
+FIRST = f"ours, the first pass of {STEPS}"
 
 
 class Traffic(TorchDispatchMode):
@@ -90,15 +94,21 @@ def as_kernels(traffic: Traffic) -> Iterator[None]:
         yield
 
 
-def count(net: Any, work: Work, velocity: Velocity) -> tuple[float, Traffic]:
-    """TFLOP of a pass, and its traffic."""
+def count(net: Any, work: Work, velocity: Velocity, began: bool = True) -> tuple[float, Traffic]:
+    """TFLOP of a pass, and its traffic; `began` says that it is not the first of its sampling."""
     sigma = torch.full((1,), 0.5, device=META)
-    velocity(work.eps, sigma)
+    schedule = Schedule([left / STEPS for left in range(STEPS, -1, -1)])
+
+    def run() -> None:
+        own = schedule if began else Schedule(schedule.levels)
+        velocity(work.eps, sigma, own.at(0.5))
+
+    run()
     with FlopCounterMode(display=False) as flops:
-        velocity(work.eps, sigma)
+        run()
     traffic = Traffic(net.parameters())
     with as_kernels(traffic), traffic:
-        velocity(work.eps, sigma)
+        run()
     return flops.get_total_flops() / 1e12, traffic
 
 
@@ -116,6 +126,8 @@ def arms(net: Any, work: Work) -> Iterator[tuple[str, Callable[[], Velocity]]]:
 
     yield "diffusers, the LoRA in PEFT's layers", lambda: theirs(net, work)
     yield "ours", lambda: ours(net, work)
+    yield FIRST, lambda: ours(net, work)
+    yield "ours, each step modulated by itself", lambda: ours(net, work, ahead=False)
     yield "ours, the LoRA beside its matrices", beside
     yield "ours without a LoRA", bare
 
@@ -132,7 +144,7 @@ def main() -> None:
         lora(net)
         work = Work.draw(net, 1, width, height, META)
         for name, arm in arms(net, work):
-            flops, found = count(net, work, arm())
+            flops, found = count(net, work, arm(), began=name != FIRST)
             cells = (f"{flops:.1f}", f"{found.weights / 1e9:.1f}", f"{found.others / 1e9:.1f}")
             print(f"| {name} | {width}x{height} | {' | '.join(cells)} | {found.operations} |")
 

@@ -9,6 +9,7 @@ Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer 
     diffusers-compiled   that with compiled blocks, and cuDNN's attention on a GPU
     ours                 iclora's forward pass
     ours-compiled        that with compiled blocks, as `compile` makes sets
+    ours-each            iclora's, each step modulated by itself instead of all at once
     ours-beside          iclora's, the LoRA beside its matrices instead of in their products
     ours-fp8             that with the blocks' weights and products in fp8
     ours-streamed        iclora's, the blocks coming from the machine's memory one ahead (`offload`)
@@ -45,7 +46,8 @@ from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import FLUX, flux_forward
-from iclora.models.passes import Levels, Shapes
+from iclora.models.levels import Levels, Schedule, Step
+from iclora.models.passes import Shapes
 from iclora.models.quantize import check_precision, quantize
 from iclora.models.widened import lend, narrow
 
@@ -54,6 +56,7 @@ ARMS = (
     "diffusers-compiled",
     "ours",
     "ours-compiled",
+    "ours-each",
     "ours-beside",
     "ours-fp8",
     "ours-streamed",
@@ -61,8 +64,8 @@ ARMS = (
 TARGETS = {("diffusers", "ours"): 1.6, ("diffusers", "ours-fp8"): 3.0}
 """How many times as fast as diffusers ours is to be, on an H100 at true size."""
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(z (1, n, c), sigma (1,)) to (1, n, c)."""
+Velocity = Callable[[Tensor, Tensor, Step | None], Tensor]
+"""(z (1, n, c), sigma (1,), where a sampling stands) to (1, n, c)."""
 ALTERING = frozenset({"ours-beside", "ours-fp8", "ours-streamed"})
 """Arms behind which the network is another; each runs alone, behind all that were named before."""
 
@@ -79,7 +82,7 @@ def theirs(net: Any, work: Work) -> Velocity:
     guidance = torch.full((1,), 3.5, device=work.x0.device)
     text = torch.zeros(TEXT, 3, device=work.x0.device)
 
-    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
+    def velocity(z: Tensor, sigma: Tensor, _: Step | None) -> Tensor:
         out: Tensor = net(
             hidden_states=z.bfloat16(),
             encoder_hidden_states=work.prompt,
@@ -95,12 +98,12 @@ def theirs(net: Any, work: Work) -> Velocity:
     return velocity
 
 
-def ours(net: Any, work: Work, compiled: bool = False) -> Velocity:
+def ours(net: Any, work: Work, compiled: bool = False, ahead: bool = True) -> Velocity:
     guidance = torch.full((1,), 3.5, device=work.x0.device)
     shapes = Shapes() if compiled else None
 
-    def velocity(z: Tensor, sigma: Tensor) -> Tensor:
-        levels = Levels(sigma[:, None], (z.shape[1],))
+    def velocity(z: Tensor, sigma: Tensor, step: Step | None) -> Tensor:
+        levels = Levels(sigma[:, None], (z.shape[1],), step if ahead else None)
         how = (work.prompt, work.pooled, levels, guidance, work.places)
         return flux_forward(net, z.bfloat16(), *how, shapes=shapes)
 
@@ -110,9 +113,10 @@ def ours(net: Any, work: Work, compiled: bool = False) -> Velocity:
 def sample(velocity: Velocity, noise: Tensor, sigmas: list[float]) -> Tensor:
     """Euler steps from noise, float32."""
     z = noise
-    for sigma, following in pairwise(sigmas):
-        level = torch.full((1,), sigma, device=z.device)
-        z = z + (following - sigma) * velocity(z, level).float()
+    with Schedule(sigmas) as schedule:
+        for sigma, following in pairwise(sigmas):
+            level = torch.full((1,), sigma, device=z.device)
+            z = z + (following - sigma) * velocity(z, level, schedule.at(sigma)).float()
     return z
 
 
@@ -161,7 +165,9 @@ def _begin(tell: Tell, name: str, net: Any, work: Work, first: list[Tensor]) -> 
     try:
         velocity = _arm(name, net, work)
         began = time.perf_counter()
-        v = velocity(work.eps, torch.full((1,), 0.5, device=device)).float()
+        with Schedule([1.0, 0.5, 0.0]) as schedule:
+            sigma = torch.full((1,), 0.5, device=device)
+            v = velocity(work.eps, sigma, schedule.at(0.5)).float()
         synchronize(device)
     except Exception as error:  # One arm's fault must not cost the others.
         _failed(tell, name, error, device)
@@ -212,7 +218,7 @@ def _ready(name: str, net: Any, work: Work) -> None:
         compile_blocks(net, name.endswith("compiled"))
     else:
         # Widens what can be: a compiled pass only finds what is.
-        ours(net, work)(work.eps, torch.full((1,), 0.5, device=work.x0.device))
+        ours(net, work)(work.eps, torch.full((1,), 0.5, device=work.x0.device), None)
 
 
 def _arm(name: str, net: Any, work: Work) -> Velocity:
@@ -232,7 +238,7 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
         FLUX.stream(net, work.x0.device)
         clear(work.x0.device)
     _ready(name, net, work)
-    return ours(net, work, name == "ours-compiled")
+    return ours(net, work, name == "ours-compiled", name != "ours-each")
 
 
 def _compare(
@@ -243,7 +249,7 @@ def _compare(
             if peer in times and mine in times:
                 least = TARGETS.get((peer, mine)) if goals else None
                 tell(f"{peer} / {mine}", _ratio(times, peer, mine), "times", least=least)
-    for other in ("ours-beside", "ours-streamed"):
+    for other in ("ours-each", "ours-beside", "ours-streamed"):
         if "ours" in times and other in times:
             tell(f"{other} / ours", _ratio(times, other, "ours"), "times")
     if "ours" in times:

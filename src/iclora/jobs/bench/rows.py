@@ -115,9 +115,9 @@ ROWS: tuple[Row, ...] = (
         "20 steps at FLUX.1-dev's size, 1024x1536, with an adapter: ours, in bf16 and fp8, against "
         "diffusers",
         "sample_step.py",
-        {"true_size": True, "arms": ["diffusers", "ours", "ours-beside", "ours-fp8"]},
-        limit=150,
-        takes=50,
+        {"true_size": True, "arms": ["diffusers", "ours", "ours-each", "ours-beside", "ours-fp8"]},
+        limit=160,
+        takes=60,
         on="card",
         memory=34,
     ),
