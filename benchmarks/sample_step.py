@@ -2,6 +2,7 @@
 
     python benchmarks/sample_step.py --width 512 --height 512    69M-parameter FLUX.1 on a CPU
     python benchmarks/sample_step.py --true-size                 FLUX.1-dev's size, on a GPU
+    python benchmarks/sample_step.py --base klein --true-size    FLUX.2-klein-base-4B's
 
 Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer of the blocks:
 
@@ -9,13 +10,16 @@ Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer 
     diffusers-compiled   that with compiled blocks, and cuDNN's attention on a GPU
     ours                 iclora's forward pass
     ours-compiled        that with compiled blocks, as `compile` makes sets
+    ours-graphs          iclora's, each pass recorded and replayed as `graphs` does, on a GPU
+    ours-compiled-graphs that of compiled blocks
     ours-each            iclora's, each step modulated by itself instead of all at once
     ours-beside          iclora's, the LoRA beside its matrices instead of in their products
     ours-fp8             that with the blocks' weights and products in fp8
     ours-streamed        iclora's, the blocks coming from the machine's memory one ahead (`offload`)
 
 A time is that of all steps, Euler steps included, texts and pictures apart. Before any, velocities
-must agree. Arms take turns, but for those that leave the weights another way (the last three).
+must agree, and what is sampled by replayed passes with what the same passes give as they are. Arms
+take turns, but for those that leave the weights another way (the last three).
 """
 
 from __future__ import annotations
@@ -26,9 +30,10 @@ import time
 import traceback
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from klein_step import KleinWork, net_of
 from torch import Tensor
 from train_step import (
     TEXT,
@@ -45,8 +50,13 @@ from train_step import (
 from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
-from iclora.models.flux.forward import FLUX, flux_forward
+from iclora.models.attention import pick_attention, steady
+from iclora.models.flux.forward import FLUX, Inputs
+from iclora.models.flux2.forward import FLUX2
+from iclora.models.flux2.forward import Inputs as KleinInputs
+from iclora.models.graphs import Graphs, Keyed
 from iclora.models.levels import Levels, Schedule, Step
+from iclora.models.network import Network
 from iclora.models.passes import Shapes
 from iclora.models.quantize import check_precision, quantize
 from iclora.models.widened import lend, narrow
@@ -56,6 +66,8 @@ ARMS = (
     "diffusers-compiled",
     "ours",
     "ours-compiled",
+    "ours-graphs",
+    "ours-compiled-graphs",
     "ours-each",
     "ours-beside",
     "ours-fp8",
@@ -64,6 +76,8 @@ ARMS = (
 TARGETS = {("diffusers", "ours"): 1.6, ("diffusers", "ours-fp8"): 3.0}
 """How many times as fast as diffusers ours is to be, on an H100 at true size."""
 
+FEW = [1.0, 0.75, 0.5, 0.25, 0.0]
+"""Steps in which passes are run, recorded and replayed."""
 Velocity = Callable[[Tensor, Tensor, Step | None], Tensor]
 """(z (1, n, c), sigma (1,), where a sampling stands) to (1, n, c)."""
 ALTERING = frozenset({"ours-beside", "ours-fp8", "ours-streamed"})
@@ -78,34 +92,91 @@ def lora(net: Any) -> None:
         parameter.data = parameter.data.bfloat16()
 
 
+class Base(NamedTuple):
+    """What there is to sample with."""
+
+    net: Callable[[bool], Any]
+    """At true size, or small."""
+    work: type[Work]
+    theirs: Callable[[Work], dict[str, Any]]
+    """What diffusers' model is told beside latents, prompt and level."""
+    network: Network
+    inputs: Callable[[Work, Tensor, Levels], Any]
+    """Those of the network, from latents and their levels."""
+    layers: int
+    """FLOPs of a token in the layers of a block, in squares of the width."""
+
+
+def _dev_told(work: Work) -> dict[str, Any]:
+    return {
+        "pooled_projections": work.pooled,
+        "guidance": _guidance(work),
+        "txt_ids": torch.zeros(TEXT, 3, device=work.x0.device),
+    }
+
+
+def _klein_told(work: Work) -> dict[str, Any]:
+    places = torch.zeros(TEXT, 4, device=work.x0.device)
+    places[:, 3] = torch.arange(TEXT)
+    return {"txt_ids": places}
+
+
+def _guidance(work: Work) -> Tensor:
+    return torch.full((1,), 3.5, device=work.x0.device)
+
+
+BASES = {
+    "dev": Base(
+        lambda true_size: dev_size() if true_size else proxy(),
+        Work,
+        _dev_told,
+        FLUX,
+        lambda w, z, levels: Inputs(z, w.prompt, w.pooled, levels, _guidance(w), w.places),
+        24,
+    ),
+    "klein": Base(
+        net_of,
+        KleinWork,
+        _klein_told,
+        FLUX2,
+        lambda w, z, levels: KleinInputs(z, w.prompt, levels, None, w.places),
+        26,
+    ),
+}
+
+
+def base_of(work: Work) -> Base:
+    return BASES["klein" if isinstance(work, KleinWork) else "dev"]
+
+
 def theirs(net: Any, work: Work) -> Velocity:
-    guidance = torch.full((1,), 3.5, device=work.x0.device)
-    text = torch.zeros(TEXT, 3, device=work.x0.device)
+    told = base_of(work).theirs(work)
 
     def velocity(z: Tensor, sigma: Tensor, _: Step | None) -> Tensor:
         out: Tensor = net(
             hidden_states=z.bfloat16(),
             encoder_hidden_states=work.prompt,
-            pooled_projections=work.pooled,
             timestep=sigma,
-            guidance=guidance,
             img_ids=work.places,
-            txt_ids=text,
             return_dict=False,
+            **told,
         )[0]
         return out
 
     return velocity
 
 
-def ours(net: Any, work: Work, compiled: bool = False, ahead: bool = True) -> Velocity:
-    guidance = torch.full((1,), 3.5, device=work.x0.device)
-    shapes = Shapes() if compiled else None
+def ours(
+    net: Any, work: Work, compiled: bool = False, ahead: bool = True, graphs: Graphs | None = None
+) -> Velocity:
+    base, shapes = base_of(work), Shapes() if compiled else None
+    attend = pick_attention(work.x0.device, on_cpu=steady)
+    keyed = Keyed(graphs) if graphs else None
 
     def velocity(z: Tensor, sigma: Tensor, step: Step | None) -> Tensor:
         levels = Levels(sigma[:, None], (z.shape[1],), step if ahead else None)
-        how = (work.prompt, work.pooled, levels, guidance, work.places)
-        return flux_forward(net, z.bfloat16(), *how, shapes=shapes)
+        inputs = base.inputs(work, z.bfloat16(), levels)
+        return base.network(net, inputs, attend, shapes=shapes, graphs=keyed)
 
     return velocity
 
@@ -120,17 +191,18 @@ def sample(velocity: Velocity, noise: Tensor, sigmas: list[float]) -> Tensor:
     return z
 
 
-def flops(config: Any, tokens: int) -> float:
+def flops(base: Base, config: Any, tokens: int) -> float:
     """Counted FLOPs of a pass."""
     width = config.num_attention_heads * config.attention_head_dim
     length, blocks = tokens + TEXT, config.num_layers + config.num_single_layers
-    return blocks * (24 * width**2 * length + 4 * length**2 * width)
+    return blocks * (base.layers * width**2 * length + 4 * length**2 * width)
 
 
 @torch.no_grad()
 def measure(
     tell: Tell,
     *,
+    base: str = "dev",
     true_size: bool = False,
     width: int = 1024,
     height: int = 1536,
@@ -140,14 +212,15 @@ def measure(
 ) -> None:
     """Time the arms that are named, by default all that this device can."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = build(dev_size if true_size else proxy, device)
+    sort = BASES[base]
+    net = build(lambda: sort.net(true_size), device)
     lora(net)
-    work = Work.draw(net, 1, width, height, device)
+    work = sort.work.draw(net, 1, width, height, device)
     # Exact in bf16, or the two would see another level: the pipeline rounds as we do.
     sigmas = [round((1 - n / steps) * 128) / 128 for n in range(steps)] + [0.0]
     times: dict[str, list[float]] = {}
     first: list[Tensor] = []
-    wanted = arms or list(ARMS)
+    wanted = arms or [n for n in ARMS if device.type == "cuda" or not n.endswith("graphs")]
     turns = [name for name in wanted if name not in ALTERING]
     for group in (turns, *([name] for name in wanted if name in ALTERING)):
         there = {name: arm for name in group if (arm := _begin(tell, name, net, work, first))}
@@ -156,7 +229,8 @@ def measure(
             note = f"peak {most / 2**30:.1f} GiB"
             tell(name, median(run), f"s for {steps} steps", note=note, all=run)
             times[name] = run
-    _compare(tell, times, flops(net.config, work.x0.shape[1]) * steps, device, true_size)
+    work_done = flops(sort, net.config, work.x0.shape[1]) * steps
+    _compare(tell, times, work_done, device, true_size and base == "dev")
 
 
 def _begin(tell: Tell, name: str, net: Any, work: Work, first: list[Tensor]) -> Velocity | None:
@@ -178,6 +252,10 @@ def _begin(tell: Tell, name: str, net: Any, work: Work, first: list[Tensor]) -> 
         bound = {} if name == "ours-fp8" else {"most": 0.05, "must": True}
         tell(f"{name}: velocity off by", off, **bound)
     first.append(v)
+    if name.endswith("graphs"):
+        plain = sample(ours(net, work, "compiled" in name), work.eps, FEW)
+        off = float((sample(velocity, work.eps, FEW) - plain).norm() / plain.norm())
+        tell(f"{name}: latents off those of passes as they are by", off, most=1e-3, must=True)
     return velocity
 
 
@@ -191,6 +269,9 @@ def _take_turns(
         for name, velocity in list(arms.items()):
             try:
                 _ready(name, net, work)
+                if name.endswith("graphs"):
+                    # Weights that moved for another arm are recorded where they lie now.
+                    sample(velocity, noise, FEW)
                 reset_peak(noise.device)
                 (took,) = seconds(
                     lambda v=velocity: sample(v, noise, sigmas), noise.device, 1, warm=0
@@ -235,10 +316,13 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
     if name == "ours-beside":
         lend(net)
     if name == "ours-streamed":
-        FLUX.stream(net, work.x0.device)
+        base_of(work).network.stream(net, work.x0.device)
         clear(work.x0.device)
     _ready(name, net, work)
-    return ours(net, work, name == "ours-compiled", name != "ours-each")
+    graphs = Graphs.on(work.x0.device) if name.endswith("graphs") else None
+    if graphs is not None and graphs.recorder is None:
+        raise RuntimeError(f"{work.x0.device} has no CUDA graphs")
+    return ours(net, work, "compiled" in name, name != "ours-each", graphs)
 
 
 def _compare(
@@ -249,9 +333,11 @@ def _compare(
             if peer in times and mine in times:
                 least = TARGETS.get((peer, mine)) if goals else None
                 tell(f"{peer} / {mine}", _ratio(times, peer, mine), "times", least=least)
-    for other in ("ours-each", "ours-beside", "ours-streamed"):
-        if "ours" in times and other in times:
-            tell(f"{other} / ours", _ratio(times, other, "ours"), "times")
+    pairs = [(other, "ours") for other in ("ours-each", "ours-beside", "ours-streamed")]
+    pairs += [("ours", "ours-graphs"), ("ours-compiled", "ours-compiled-graphs")]
+    for one, other in pairs:
+        if one in times and other in times:
+            tell(f"{one} / {other}", _ratio(times, one, other), "times")
     if "ours" in times:
         rate = matmul_rate(device)
         share = work / 1e12 / median(times["ours"]) / rate
@@ -268,6 +354,7 @@ def _ratio(times: dict[str, list[float]], one: str, other: str) -> float:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", choices=BASES, default="dev")
     parser.add_argument("--true-size", action="store_true")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1536)

@@ -71,6 +71,8 @@ _KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
 _CARDS = (80, 24, 16, 48, 12)
 """GB of the presets' cards, the ones that say most first."""
 _TRUE = {"true_size": True, "rounds": 2}
+_SQUARE = {"true_size": True, "width": 512, "height": 512}
+_REPLAYED = ["ours", "ours-graphs", "ours-compiled", "ours-compiled-graphs"]
 _SMALL = {"width": 256, "height": 384, "batch": 2, "rounds": 1}
 
 ROWS: tuple[Row, ...] = (
@@ -157,6 +159,17 @@ ROWS: tuple[Row, ...] = (
         on="card",
         memory=30,
     ),
+    _script(
+        "sample-klein-512",
+        "20 steps at klein 4B's size, 512x512, with an adapter: ours, plain, compiled and with "
+        "replayed passes, against diffusers",
+        "sample_step.py",
+        {**_SQUARE, "base": "klein", "arms": ["diffusers", *_REPLAYED]},
+        limit=180,
+        takes=60,
+        on="card",
+        memory=16,
+    ),
     _smoke("tiny-klein", limit=120, takes=15),
     _smoke("tiny-zimage", limit=120, takes=15),
     _smoke("tiny-krea", limit=120, takes=15),
@@ -221,12 +234,23 @@ ROWS: tuple[Row, ...] = (
         disk=24,
     ),
     _script(
-        "sample-dev-compiled",
-        "the same 20 steps: ours, plain and compiled, against diffusers with compiled blocks",
+        "sample-dev-512",
+        "20 steps at FLUX.1-dev's size, 512x512: ours, plain, compiled and with replayed passes",
         "sample_step.py",
-        {"true_size": True, "arms": ["diffusers-compiled", "ours", "ours-compiled"]},
-        limit=240,
-        takes=110,
+        {**_SQUARE, "arms": _REPLAYED},
+        limit=200,
+        takes=75,
+        on="card",
+        memory=34,
+    ),
+    _script(
+        "sample-dev-compiled",
+        "the 20 steps at 1024x1536: ours, plain, compiled and with replayed passes, against "
+        "diffusers with compiled blocks",
+        "sample_step.py",
+        {"true_size": True, "arms": ["diffusers-compiled", *_REPLAYED]},
+        limit=260,
+        takes=125,
         on="card",
         memory=34,
     ),
