@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 
 import pytest
 import torch
@@ -11,16 +12,18 @@ from torch import nn
 from iclora.adapter import remove
 from iclora.adapter.layers import apply
 from iclora.models import flow
-from iclora.models.base import Given
+from iclora.models.base import Given, Panels
 from iclora.models.double import of_silu
 from iclora.models.levels import Levels, Schedule
-from iclora.models.quantize import Frozen
+from iclora.models.quantize import Frozen, quantize
+from iclora.sets.layout import Layout
 from tests.models.helpers import random_lora
 
 SIZE, TOKENS, STEPS = (64, 32), 8, 3
 GIVEN = torch.arange(TOKENS) % 4 == 1
 MODULATING = re.compile(r".*(norm\d?(_context)?\.linear|odulation.*|_mod_proj|(img|txt)_mod\.1)$")
 """The layers that modulate, in all families."""
+HALF = torch.arange(TOKENS) >= TOKENS // 2
 
 
 @pytest.fixture(params=["clean", "klein", "zimage", "krea", "qwen"])
@@ -45,16 +48,22 @@ def sampled(model, texts, *, ahead=True, steps=STEPS, how="clean", sigmas=None, 
     noise = torch.randn(2, TOKENS, model.channels, generator=flow.generator("levels"))
     sigmas = sigmas or model.sigmas(steps, TOKENS)
     schedule = schedule or Schedule(sigmas)
-    given = Given(GIVEN, clean=True, isolated=how == "kept", cache=[] if how == "kept" else None)
-    guided, unguided = texts
+    given, panels, (guided, unguided) = Given(GIVEN, clean=True), None, texts
+    if how == "kept":
+        given = Given(GIVEN, clean=True, isolated=True, cache=[])
+    if how == "references":
+        given = Given(HALF, references=HALF.int())
+    if how == "apart":
+        text, lengths = model.as_one(guided)
+        guided, panels = [text] * 2, Panels.of(Layout.of_rows([2], *SIZE), lengths, model.grid)
 
     def velocity(z, sigma):
         step = schedule.at(sigma) if ahead else None
         level = torch.full((2,), sigma)
-        return model.velocity(z, level, guided, SIZE, 3.0, given, unguided, None, step)
+        return model.velocity(z, level, guided, SIZE, 3.0, given, unguided, panels, step)
 
     again = flow.Resample(1, 0.9, 1.0, lambda *at: noise.roll(sum(at), 1))
-    known = {"given": GIVEN, "x0": noise.roll(1, 2), "clean": True, "resample": again}
+    known = {"given": given.tokens, "x0": noise.roll(1, 2), "clean": True, "resample": again}
     with schedule:
         return flow.denoise(velocity, noise, sigmas, **known)
 
@@ -64,11 +73,13 @@ def near(one, other):
 
 
 def test_latents_are_those_of_steps_that_are_modulated_one_by_one(model):
-    """With clean given tokens, read at each step or once, without an adapter and with one."""
+    """With clean given tokens, read at each step or once, with texts read apart, and with
+    references; without an adapter and with one."""
     texts = texts_of(model)
     plain = sampled(model, texts, ahead=False)
     near(sampled(model, texts), plain)
-    near(sampled(model, texts, how="kept"), sampled(model, texts, ahead=False, how="kept"))
+    for how in ("kept", "apart", *["references"] * model.reads_references):
+        near(sampled(model, texts, how=how), sampled(model, texts, how=how, ahead=False))
     apply(model, [(random_lora(model), 0.2)])
     adapted = sampled(model, texts)
     near(adapted, sampled(model, texts, ahead=False))
@@ -133,6 +144,16 @@ def test_with_gradients_every_pass_makes_its_own(clean):
     assert all(a is b or torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert any(grad is not None and grad.any() for grad in found[0])
     remove(clean)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_blocks_are_modulated_as_level_after_level(clean, monkeypatch, kind):
+    whole = sampled(clean, texts := texts_of(clean))
+    net = quantize(deepcopy(clean.denoiser), kind, torch.device("cpu"), clean.block_prefixes)
+    monkeypatch.setitem(clean.__dict__, "denoiser", net)
+    found = sampled(clean, texts)
+    near(found, sampled(clean, texts, ahead=False))
+    assert (found - whole).abs().max() > 1e-4
 
 
 @torch.no_grad()
