@@ -24,6 +24,7 @@ from iclora.making.story import Story, extend, reroll
 from iclora.models import flow, load_model
 from iclora.models.base import Given
 from iclora.models.graphs import Graphs
+from iclora.models.levels import Schedule
 from iclora.models.outline import META
 from iclora.settings import MakeSettings, SampleSettings, TrainSettings, read_settings
 from iclora.train.ledger import Ledger
@@ -168,6 +169,18 @@ class There(TorchDispatchMode):
         return SimpleNamespace(replay=lambda: out, free=lambda: None)
 
 
+class Moved(TorchDispatchMode):
+    """Counts what is moved to the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        came = [x for x in tensors(args) if not x.is_meta and x.ndim]
+        self.count += bool(came) and any(x.is_meta for x in tensors(out))
+        return out
+
+
 @pytest.mark.parametrize("name", ["tiny", *FAMILIES])
 def test_no_step_of_sampling_or_training_waits_for_the_device(name):
     """On the meta device no number can be read: to ask for one, or to branch on it, raises.
@@ -184,16 +197,22 @@ def test_no_step_of_sampling_or_training_waits_for_the_device(name):
     tokens = torch.arange(24) % 2 == 1
     z = torch.empty(1, 24, model.channels, device=META)
 
-    def velocity(given, z, sigma):
+    def velocity(given, schedule, moved, z, sigma):
         sigmas = torch.full((1,), sigma, device=META)
-        return model.velocity(z, sigmas, [text], (64, 96), 4.0, given, unguided)
+        how = ((64, 96), 4.0, given, unguided, None, schedule.at(sigma))
+        with Moved() as moves:
+            out = model.velocity(z, sigmas, [text], *how)
+        moved.append(moves.count)
+        return out
 
     kept = Given(tokens, clean=True, isolated=True, cache=[])
-    for given, levels in ((kept, (1, 0.5, 0)), (Given(tokens, scale=2.0), (1, 0))):
+    for given, levels in ((kept, (1, 0.5, 0)), (Given(tokens, scale=2.0), (1, 0.5, 0))):
         # The ledger knows what torch takes long to say of tensors without content.
-        with Ledger(), torch.no_grad():
-            step = partial(velocity, given)
+        with Ledger(), torch.no_grad(), Schedule(levels) as schedule:
+            step = partial(velocity, given, schedule, moved := [])
             flow.denoise(step, z, levels, given=tokens.to(META), x0=z, clean=given.clean)
+        assert moved[0] > 0, "texts, at least"
+        assert not any(moved[1:]), "what is there is not moved again"
     attach(model, rank=2, alpha=2, targets="all", seed=0)
     for given in (None, Given(tokens, clean=True)):
         with Ledger():

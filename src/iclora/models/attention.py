@@ -92,7 +92,7 @@ def attention_to(
         assert given.clean, "noisy tokens are in no order of their own"
         return isolated(attend, given.count, given.cache, rest)
     if given.scale != 1:
-        tokens = given.tokens.to(device)
+        tokens = given.on(device)
         tokens = tokens if order is None else tokens[order]
         return scaled(rest, tokens, text_tokens + pads, given.scale)
     return rest

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +52,9 @@ __all__ = [
 
 MOST = 8
 """Kinds of passes that one model keeps, each a recording; the one used longest ago goes first."""
+
+_AHEAD = 2
+"""Replays that are launched and not computed yet: enough for a card to have the next at hand."""
 
 _log = logging.getLogger("iclora.models")
 
@@ -334,6 +337,8 @@ class CudaRecorder:
         self._pool: Any = None
         self._alive = 0
         """Recordings that are not freed yet."""
+        self._under_way: deque[Any] = deque()
+        """What tells that a replay has ended, of the last ones."""
 
     def warm(self, run: Callable[[], Tensor]) -> Tensor:
         here = torch.cuda.current_stream(self._device)
@@ -359,6 +364,16 @@ class CudaRecorder:
         self._alive += 1
         return _CudaRecording(graph, out, self)
 
+    def replay(self, graph: Any) -> None:
+        """Launch a graph, once the one before the last has run.
+
+        A launch takes no time: all steps would be told as done when the first one is computed.
+        """
+        if len(self._under_way) == _AHEAD:
+            self._under_way.popleft().synchronize()
+        graph.replay()
+        self._under_way.append(torch.cuda.current_stream(self._device).record_event())
+
     def free(self, graph: Any) -> None:
         """Give back what a graph holds, once it has run."""
         torch.cuda.synchronize(self._device)
@@ -373,7 +388,7 @@ class _CudaRecording:
     recorder: CudaRecorder
 
     def replay(self) -> Tensor:
-        self.graph.replay()
+        self.recorder.replay(self.graph)
         return self.out
 
     def free(self) -> None:

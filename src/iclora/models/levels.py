@@ -11,14 +11,16 @@ do not differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Levels", "Rows", "Schedule", "Step"]
+__all__ = ["Levels", "Rows", "Schedule", "Step", "once"]
+
+T = TypeVar("T")
 
 Rows = Tensor | tuple[Tensor, ...]
 """Of each level what was made of it, (R, width)."""
@@ -45,6 +47,7 @@ class Schedule:
         self._temb: Rows | None = None
         self._made: dict[int, Rows] = {}
         """What each layer made, by its id: layers outlive a sampling."""
+        self._once: dict[Hashable, Any] = {}
 
     def __enter__(self) -> Schedule:
         return self
@@ -52,6 +55,7 @@ class Schedule:
     def __exit__(self, *error: object) -> None:
         self._temb = None
         self._made.clear()
+        self._once.clear()
 
     @property
     def nbytes(self) -> int:
@@ -100,6 +104,13 @@ class Schedule:
             self._made[id(layer)] = found[0] if len(found) == 1 else torch.cat(found)
         return self._made[id(layer)]
 
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What no step of the sampling changes: made for the first one that asks."""
+        if what not in self._once:
+            self._once[what] = make()
+        found: T = self._once[what]
+        return found
+
     def known(self, layer: Any) -> bool:
         """True if a layer was computed."""
         return id(layer) in self._made
@@ -128,6 +139,11 @@ class Step(NamedTuple):
         first, *rest = (kept[place] for place in self.places[:segments])
         # As a layer's own output would lie, or compiled blocks would be compiled again for it.
         return torch.stack([first, *rest], 1) if rest else first[:, None]
+
+
+def once(step: Step | None, what: Hashable, make: Callable[[], T]) -> T:
+    """What no step of a sampling changes: made once in one, and each time outside."""
+    return make() if step is None else step.schedule.once(what, make)
 
 
 @dataclass(frozen=True)

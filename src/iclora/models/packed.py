@@ -23,7 +23,7 @@ from iclora.models import flow
 from iclora.models.base import Given, Panels, Text
 from iclora.models.folder import FolderModel
 from iclora.models.latents import PACK, fold, signal_of, to_pixels, unfold
-from iclora.models.levels import Step
+from iclora.models.levels import Step, once
 from iclora.models.passes import Placed, placed
 
 __all__ = ["PackedModel"]
@@ -105,6 +105,15 @@ class PackedModel(FolderModel):
         return to_pixels(painted[:, 0] if self.frames else painted)
 
     # -- passes ---------------------------------------------------------------------------------
+
+    def position_ids(self, step: Step | None, *of: Any) -> Tensor:
+        """Those of a canvas on the device, moved there once in a sampling.
+
+        Args:
+            of: what the family's `_position_ids` is told.
+        """
+        made: Callable[..., Tensor] = self._position_ids  # type: ignore[attr-defined]
+        return once(step, ("position ids", *of), lambda: made(*of).to(self.device))
 
     def in_passes(
         self,

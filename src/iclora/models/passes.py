@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from iclora.files import cache_home
 from iclora.models.attention import Attend
 from iclora.models.base import Given, Panels
-from iclora.models.levels import Levels, Step
+from iclora.models.levels import Levels, Step, once
 from iclora.models.streaming import arrive
 
 __all__ = [
@@ -90,13 +90,22 @@ def segments(
     step = None if torch.is_grad_enabled() else step
     if given is None or not given.clean or not given.count:
         own = panels.order if panels else None
-        return Levels(sigma[:, None], (count,), step), None if own is None else own.to(sigma.device)
+        levels = Levels(sigma[:, None], (count,), step)
+        if own is None:
+            return levels, None
+        # The host waits for what it moves to a device.
+        return levels, once(step, ("order", id(panels)), lambda: own.to(sigma.device))
+    order = once(step, ("order", id(panels)), lambda: _last(given, panels).to(sigma.device))
+    both = torch.stack([sigma, torch.zeros_like(sigma)], 1)
+    return Levels(both, (count - given.count, given.count), step), order
+
+
+def _last(given: Given, panels: Panels | None) -> Tensor:
+    """The order that brings given tokens last, and those of a panel together."""
     key = given.tokens.to(torch.uint8)
     if panels is not None:
         key = len(panels.lengths) * key.long() + panels.owner.to(key.device)
-    order = torch.argsort(key, dim=-1, stable=True).to(sigma.device)
-    both = torch.stack([sigma, torch.zeros_like(sigma)], 1)
-    return Levels(both, (count - given.count, given.count), step), order
+    return torch.argsort(key, dim=-1, stable=True)
 
 
 def in_order(x: Tensor, order: Tensor) -> Tensor:
@@ -150,7 +159,8 @@ def placed(
     levels, order = segments(sigma, given, z.shape[1], panels, step)
     if given and given.references is not None:
         assert panels is None, "references are read with one text for all panels"
-        order = torch.argsort(given.references, stable=True).to(z.device)
+        places, device = given.references, z.device
+        order = once(step, "references", lambda: torch.argsort(places, stable=True).to(device))
     if order is not None:
         z, position_ids = in_order(z, order), position_ids[order]
     if given and given.cache:

@@ -47,6 +47,16 @@ class Given:
         count = int(self.tokens.view(-1, self.tokens.shape[-1])[0].sum())
         object.__setattr__(self, "count", count)
 
+    def on(self, device: torch.device) -> Tensor:
+        """The tokens on a device, where they are moved once."""
+        if device not in self._on:
+            self._on[device] = self.tokens.to(device)
+        return self._on[device]
+
+    @cached_property
+    def _on(self) -> dict[torch.device, Tensor]:
+        return {}
+
 
 @dataclass(frozen=True)
 class Panels:

@@ -115,7 +115,7 @@ class Krea2Model(QwenVae, Qwen3VLModel):
         panels: Panels | None = None,
         step: Step | None = None,
     ) -> Tensor:
-        ids = self._position_ids(size).to(self.device)
+        ids = self.position_ids(step, size)
         kernel = grouped(pick_attention(self.device))
 
         def run(text: dict[str, Tensor], part: Placed, apart: Panels | None) -> Tensor:
