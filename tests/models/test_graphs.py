@@ -22,8 +22,10 @@ from iclora.adapter.layers import apply
 from iclora.jobs.bench.equality import replayed
 from iclora.jobs.opening import Opener, record_by
 from iclora.making.session import Ask, Session
+from iclora.models import flow
 from iclora.models.base import Given, Panels
 from iclora.models.graphs import Graphs, graphs_for, prevented
+from iclora.models.levels import Schedule
 from iclora.models.widened import narrow, widened
 from iclora.settings import MakingMachine
 from tests.conftest import CAPTION, picture
@@ -210,7 +212,7 @@ def words(model):
     return model.encode_text("a fox"), model.encode_text("")
 
 
-def velocity(model, given=None, sigma=0.5, z=None, panels=None):
+def velocity(model, given=None, sigma=0.5, z=None, schedule=None):
     """Of a canvas of 24 tokens, without gradients."""
     text, empty = words(model)
     free = [empty] if model.sampling.guided == "two-pass" else None
@@ -218,7 +220,17 @@ def velocity(model, given=None, sigma=0.5, z=None, panels=None):
         z = torch.randn(1, 24, model.channels, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         sigmas = torch.full((1,), sigma)
-        return model.velocity(z, sigmas, [text], (64, 96), 4.0, given, free, panels)
+        step = schedule and schedule.at(sigma)
+        return model.velocity(z, sigmas, [text], (64, 96), 4.0, given, free, None, step)
+
+
+def sampled(model):
+    """Latents behind four steps, which are modulated at once."""
+    levels = (1.0, 0.75, 0.5, 0.25, 0.0)
+    noise = torch.randn(1, 24, model.channels, generator=torch.Generator().manual_seed(2))
+    with Schedule(levels) as schedule:
+        step = lambda z, sigma: velocity(model, None, sigma, z, schedule=schedule)  # noqa: E731
+        return flow.denoise(step, noise, levels)
 
 
 # -- which passes, how many, how long -------------------------------------------------------------
@@ -393,6 +405,34 @@ def test_the_bench_finds_replayed_passes_equal_and_says_how_far_wrong_ones_are(b
     assert 1e-3 < replayed(base, Graphs(Wrong())) < 0.1
 
 
+@pytest.mark.parametrize("base", ["tiny"], indirect=True)
+@pytest.mark.parametrize("where", ["decode", "velocity"])
+def test_recordings_make_room_where_memory_is_missing(base, recorder, where, monkeypatch):
+    (ask,) = [ask for n, ask in enumerate(asks_of(base, None)) if n == 0]
+    expected, real, tried = latents(base, [ask]), getattr(base, where), []
+    base.graphs = Graphs(recorder)
+    latents(base, [ask])
+
+    def short(*how, **more):
+        tried.append(len(recorder.alive))
+        if recorder.alive:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*how, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(base, where, short)
+        patched.setattr("iclora.making.session.load_vae", lambda _: None)
+        found = latents(base, [ask])
+    assert all(map(torch.equal, expected[0], found[0]))
+    assert tried[:2] == [1, 0]
+    base.graphs = None
+    monkeypatch.setattr(recorder.made[0], "freed", False)
+    with monkeypatch.context() as patched:
+        patched.setattr(base, where, short)
+        with pytest.raises(torch.OutOfMemoryError):
+            latents(base, [ask])
+
+
 @pytest.mark.machine
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_are_recorded_without_being_compiled_again(zimage, counted):
@@ -406,11 +446,10 @@ def test_compiled_blocks_are_recorded_without_being_compiled_again(zimage, count
     began, recorder = counted(), Again()
     try:
         zimage.compiled = frozenset({"sampling"})
-        expected = velocity(zimage)
+        expected = sampled(zimage)
         traced = counted()
         zimage.graphs = Graphs(recorder)
-        for _ in range(3):
-            assert torch.equal(velocity(zimage), expected)
+        assert torch.equal(sampled(zimage), expected)
         assert counted() == traced > began
         assert recorder.made
     finally:

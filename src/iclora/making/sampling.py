@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from iclora.sets.tokens import cells_of
 
 __all__ = ["AS_IS", "AsIs", "Ask", "Read", "count_steps", "load_vae", "paint", "panel_noise"]
 
+T = TypeVar("T")
 OnStep = Callable[[int, int], None]
 """Hears of (steps done, steps in all)."""
 
@@ -78,9 +79,10 @@ def paint(
     Raises: AdapterError, ModelError for numbers that are not finite, which would be black.
     """
     with _Meter(model.device) as meter:
-        drawn = _denoise(model, asks, texts, on_step)
+        drawn = _with_room(model, lambda: _denoise(model, asks, texts, on_step))
         _check_finite(drawn, asks[0])
-        made = [_decode(model, tokens, ask) for tokens, ask in zip(drawn, asks, strict=True)]
+        pairs = list(zip(drawn, asks, strict=True))
+        made = _with_room(model, lambda: [_decode(model, *pair) for pair in pairs])
     cost = Cost(meter.seconds / len(asks), meter.memory)
     vae = model.fingerprint("vae")
     shared = {"together": len(asks)}
@@ -88,6 +90,20 @@ def paint(
         GeneratedSet(composite, panels, ask.request.model_copy(update=shared), latents, vae, cost)
         for (composite, panels, latents), ask in zip(made, asks, strict=True)
     ]
+
+
+def _with_room(model: DiffusionModel, work: Callable[[], T]) -> T:
+    """Do a work, and again without what recorded passes keep if it finds too little memory."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        if model.graphs is None or not model.graphs.count:
+            raise
+    # Not inside of the handler: the error holds what the work had made.
+    model.graphs.clear()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return work()
 
 
 def _check_finite(latents: Tensor, ask: Ask) -> None:
