@@ -18,71 +18,32 @@ Python's own state between passes must not reach a recording. What a sampling ma
 beforehand (`iclora.models.levels`) is an input, a step's rows of it, and the pass that makes it
 runs as it is. What attention is wrapped in is made for every pass; that of the recorded one is
 kept with it.
-
-Source: torch's documentation, "CUDA Graphs" (a side stream, one shared pool of memory).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from iclora.models.base import DiffusionModel, Given, Panels
 from iclora.models.levels import Levels, Rows, Step
+from iclora.models.recorder import CudaRecorder, Recorder, Recording
 from iclora.models.widened import moves, still
 
-__all__ = [
-    "MOST",
-    "CudaRecorder",
-    "Graphs",
-    "Keyed",
-    "Recorder",
-    "Recording",
-    "graphs_for",
-    "prevented",
-]
+__all__ = ["MOST", "Graphs", "Keyed", "graphs_for", "prevented"]
 
 MOST = 8
 """Kinds of passes that one model keeps, each a recording; the one used longest ago goes first."""
 
-_AHEAD = 2
-"""Replays that are launched and not computed yet: enough for a card to have the next at hand."""
-
 _log = logging.getLogger("iclora.models")
-
-
-class Recording(Protocol):
-    """A pass that was recorded."""
-
-    def replay(self) -> Tensor:
-        """Compute it again, on the tensors that it read.
-
-        Returns: the same tensor each time, which holds until any recording is replayed.
-        """
-
-    def free(self) -> None:
-        """Give back its memory; it is not replayed any more."""
-
-
-class Recorder(Protocol):
-    """What records on a device."""
-
-    def warm(self, run: Callable[[], Tensor]) -> Tensor:
-        """Run once as it is: what is made at first use is then there."""
-
-    def record(self, run: Callable[[], Tensor]) -> Recording:
-        """Record a run that was warmed, without computing it.
-
-        Raises: any exception, if something in it cannot be recorded.
-        """
 
 
 class Graphs:
@@ -168,7 +129,7 @@ class Graphs:
             self._drop(list(self._kept)[: -self._most])
             return out
         self._kept.move_to_end((moves(), key))
-        torch._foreach_copy_(kind.inputs, list(inputs))
+        kind.take(inputs)
         if kind.recording is None:
             try:
                 with still():
@@ -197,6 +158,13 @@ class _Kind:
     recording: Recording | None = None
     """None until the second pass."""
     held: Any = None
+
+    def take(self, inputs: Sequence[Tensor]) -> None:
+        """Copy inputs to where recorded passes read: those of one type by one kernel."""
+        pairs = list(zip(self.inputs, inputs, strict=True))
+        for dtype in {x.dtype for x in inputs}:
+            there, here = zip(*(pair for pair in pairs if pair[1].dtype == dtype), strict=True)
+            torch._foreach_copy_(there, here)
 
 
 class Keyed(NamedTuple):
@@ -319,77 +287,3 @@ def _way(given: Given | None) -> Hashable:
 
 def _content(tensor: Tensor) -> Hashable:
     return (*tensor.shape, tensor.cpu().numpy().tobytes())
-
-
-# -- a CUDA device --------------------------------------------------------------------------------
-
-
-class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory.
-
-    They may: they run one after the other, and what they return is copied before the next does.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream: Any = None
-        """The side stream, made when it is first used: it opens the card."""
-        self._pool: Any = None
-        self._alive = 0
-        """Recordings that are not freed yet."""
-        self._under_way: deque[Any] = deque()
-        """What tells that a replay has ended, of the last ones."""
-
-    def warm(self, run: Callable[[], Tensor]) -> Tensor:
-        here = torch.cuda.current_stream(self._device)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            out = run()
-        here.wait_stream(self._stream)
-        # What lies in memory of the side stream may be overwritten when that is used again.
-        return out.clone()
-
-    def record(self, run: Callable[[], Tensor]) -> Recording:
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device):
-            if not self._alive:
-                # torch takes no pool again that was given back.
-                self._pool = torch.cuda.graph_pool_handle()
-            # A server's other threads may use the card meanwhile.
-            mode = "thread_local"
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
-                out = run()
-        self._alive += 1
-        return _CudaRecording(graph, out, self)
-
-    def replay(self, graph: Any) -> None:
-        """Launch a graph, once the one before the last has run.
-
-        A launch takes no time: all steps would be told as done when the first one is computed.
-        """
-        if len(self._under_way) == _AHEAD:
-            self._under_way.popleft().synchronize()
-        graph.replay()
-        self._under_way.append(torch.cuda.current_stream(self._device).record_event())
-
-    def free(self, graph: Any) -> None:
-        """Give back what a graph holds, once it has run."""
-        torch.cuda.synchronize(self._device)
-        graph.reset()
-        self._alive -= 1
-
-
-@dataclass
-class _CudaRecording:
-    graph: Any
-    out: Tensor
-    recorder: CudaRecorder
-
-    def replay(self) -> Tensor:
-        self.recorder.replay(self.graph)
-        return self.out
-
-    def free(self) -> None:
-        self.recorder.free(self.graph)
