@@ -377,7 +377,7 @@ def test_a_base_whose_passes_are_not_recorded_is_said_once(base, caplog):
 
 def test_weights_that_moved_are_read_where_they_lie(base, recorder):
     wide = [name for name in base.lora_targets("all") if "to_qkv_mlp_proj" in name]
-    apply(base, [(random_lora(base, wide, rank=8), 1.0)])
+    apply(base, [(random_lora(base, wide, rank=32), 1.0)])
     base.graphs = Graphs(recorder)
     expected = [velocity(base) for _ in range(2)][-1]
     assert recorder.warmed == 1, "the first pass moves them"

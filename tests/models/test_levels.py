@@ -69,7 +69,8 @@ def sampled(model, texts, *, ahead=True, steps=STEPS, how="clean", sigmas=None, 
 
 
 def near(one, other):
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    # Some steps in float32, each of which adds its rounding to numbers of up to 3.
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
 
 
 def test_latents_are_those_of_steps_that_are_modulated_one_by_one(model):

@@ -7,7 +7,7 @@ import torch
 
 from iclora.models.attention import attention_to
 from iclora.models.base import Given
-from iclora.models.passes import in_order, in_place, segments, with_text
+from iclora.models.passes import in_order, in_place, joined, modulate, segments, with_text
 
 CPU = torch.device("cpu")
 
@@ -47,3 +47,27 @@ def test_given_tokens_are_counted_once_however_often_a_pass_asks(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the host waits"))
     segments(torch.tensor([0.5, 0.5]), given, 3)
     attention_to(given, 4, CPU)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_halves_of_a_blocks_output_are_joined_without_a_copy_and_others_with_one(batch):
+    both = torch.randn(batch, 5, 4)
+    with torch.no_grad():
+        txt, img = torch.split(both, [2, 3], 1)
+        assert joined(txt, img) is both
+        for other in (joined(txt.clone(), img), joined(txt, both[:, :3])):
+            assert other is not both
+        assert torch.equal(joined(txt.clone(), img), both)
+        assert torch.equal(joined(txt, both[:, :3]), torch.cat([txt, both[:, :3]], 1))
+    txt, img = torch.split(both, [2, 3], 1)
+    assert joined(txt, img) is not both, "a gradient would be written into it"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_sample_is_modulated_as_each_of_many(batch):
+    x, shift, scale = torch.randn(batch, 5, 8), torch.randn(batch, 2, 8), torch.randn(batch, 2, 8)
+    each = torch.tensor([0, 0, 0, 1, 1])
+    wanted = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+    wanted = wanted * (1 + scale[:, each]) + shift[:, each]
+    with torch.no_grad():
+        torch.testing.assert_close(modulate(x, shift, scale, (3, 2)), wanted)

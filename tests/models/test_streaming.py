@@ -55,8 +55,8 @@ def drawn(model):
     shapes = {n: model.denoiser.get_submodule(n).weight.shape for n in model.lora_targets("all")}
     weights = {}
     for name, (out, width) in shapes.items():
-        weights[f"{name}.lora_A.weight"] = torch.randn(8, width, generator=generator)
-        weights[f"{name}.lora_B.weight"] = torch.randn(out, 8, generator=generator)
+        weights[f"{name}.lora_A.weight"] = torch.randn(31, width, generator=generator) / 4
+        weights[f"{name}.lora_B.weight"] = torch.randn(out, 31, generator=generator)
     return weights
 
 

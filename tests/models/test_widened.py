@@ -10,7 +10,7 @@ from torch import nn
 
 from iclora.adapter.layers import apply, remove
 from iclora.models import load_model
-from iclora.models.linear import linear_of_two, linears
+from iclora.models.linear import Activated, linear, linear_of_two, linears, linears_into
 from iclora.models.quantize import Frozen
 from iclora.models.widened import lend, moves, narrow, still, widened
 
@@ -19,7 +19,7 @@ from .test_linear import formula, plain
 from .test_streaming import CAPTION, drawn, velocity
 
 ACTIVATIONS = ["none", "gelu", "swiglu"]
-WIDTH, OUT = 96, 64
+WIDTH, OUT = 512, 320
 layer_of = partial(test_linear.layer_of, width=WIDTH, out=OUT)
 
 
@@ -137,6 +137,31 @@ def test_another_lora_or_strength_in_its_place_is_noticed():
         torch.testing.assert_close(linears((layer,), x, "gelu")[0], exact, atol=1e-12, rtol=1e-9)
 
 
+def test_a_layer_without_a_bias_beside_one_with_it_has_none():
+    layers = frozen(*(layer_of(seed=seed) for seed in range(2)))
+    layers[1].base_layer.bias = None
+    x = torch.randn(1, 5, WIDTH, dtype=torch.float64)
+    for found, layer in zip(linears(layers, x, "gelu"), layers, strict=True):
+        exact = formula(layer, plain(x, "gelu"))
+        torch.testing.assert_close(found, exact, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+def test_an_activation_at_a_products_end_is_closer_to_float64_than_one_behind_it(beside):
+    layers = frozen(*(layer_of(seed=seed, out=WIDTH + 64).bfloat16() for seed in range(2)))
+    ups, last = layers[: beside + 1], frozen(layer_of(seed=3, width=WIDTH + 64).bfloat16())[0]
+    x = torch.randn(1, 256, WIDTH).bfloat16()
+    others, inner = linears_into(ups, x, "gelu")
+    ended = isinstance(inner, Activated)
+    assert ended == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    found = linear(last, inner, "gelu").double()
+    behind = linear(last, linears(ups, x)[-1], "gelu").double()
+    exact = formula(last.double(), plain(formula(ups[-1].double(), x.double()), "gelu"))
+    off, further = ((y - exact).norm() / exact.norm() for y in (found, behind))
+    assert off < (further if ended else 0.01)
+    assert len(others) == beside
+
+
 def test_what_is_trained_lent_or_in_few_bits_stays_as_it_is():
     x = torch.randn(1, 5, WIDTH, dtype=torch.float64)
     trained, (few, lent) = layer_of(), frozen(layer_of("int8"), layer_of())
@@ -150,14 +175,14 @@ def test_what_is_trained_lent_or_in_few_bits_stays_as_it_is():
 
 
 def test_layers_that_give_little_or_would_multiply_many_zeros_are_left_alone():
-    one, *many = frozen(*(layer_of(seed=seed) for seed in range(4)))
+    one, *many = frozen(*(layer_of(seed=seed) for seed in range(13)))
     assert OUT <= WIDTH
     for layers in ((one,), many):
         linears(layers, torch.randn(1, 5, WIDTH, dtype=torch.float64))
         assert not any(map(is_wide, layers))
-    # Not because they are three: with as many rows of the LoRA in a wider matrix they pay.
-    wide = frozen(*(layer_of(seed=seed, width=192) for seed in range(4)))
-    linears(wide, torch.randn(1, 5, 192, dtype=torch.float64))
+    # Not because they are twelve: with as many rows of the LoRA in a wider matrix they pay.
+    wide = frozen(*(layer_of(seed=seed, width=1024) for seed in range(12)))
+    linears(wide, torch.randn(1, 5, 1024, dtype=torch.float64))
     assert all(map(is_wide, wide))
 
 
@@ -165,7 +190,7 @@ def test_rows_of_inputs_begin_where_kernels_want_them():
     layers = frozen(*(layer_of(seed=seed, r=3) for seed in range(2)))
     linears(layers, torch.randn(1, 5, WIDTH, dtype=torch.float64))
     (found,) = widened(layers)
-    assert {len(found.down) % 8, found.weights[0].stride(0) % 8} == {0}
+    assert {len(found.down) % 32, found.weights[0].stride(0) % 32} == {0}
 
 
 @pytest.mark.machine

@@ -15,18 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iclora.models.linear import linear, linears
-from iclora.models.passes import (
-    Modulation,
-    Pass,
-    Rotary,
-    Streams,
-    compiled,
-    gated,
-    heads,
-    modulate,
-    modulations,
-)
+from iclora.models.linear import linear, linears, linears_into
+from iclora.models.passes import Modulation, Pass, Streams, compiled, gated, modulate, modulations
+from iclora.models.rotary import Rotary, heads
 
 __all__ = ["Parts", "double_block", "joint_heads", "joint_output", "modulations_by", "of_silu"]
 
@@ -73,7 +64,7 @@ def modulations_by(layer: Any, shared: Pass, first: bool = False) -> tuple[Modul
 
 def of_silu(layer: Any, temb: Tensor) -> Tensor:
     """What a layer makes of temb (..., h)."""
-    return linear(layer, F.silu(temb))
+    return linear(layer, F.silu(temb), often=False)
 
 
 def _before(
@@ -154,5 +145,5 @@ def joint_output(
 
 
 def _mlp(ff: Any, x: Tensor, mod: Modulation, tokens: tuple[int, ...]) -> Tensor:
-    inner = linear(ff.net[0].proj, modulate(x, mod.shift, mod.scale, tokens))
+    _, inner = linears_into((ff.net[0].proj,), modulate(x, mod.shift, mod.scale, tokens), "gelu")
     return gated(x, mod.gate, linear(ff.net[2], inner, "gelu"), tokens)

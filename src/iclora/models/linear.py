@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,7 +24,18 @@ from torch.nn import functional as F
 from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 from iclora.models.widened import Wide, wide
 
-__all__ = ["Activation", "Lora", "activate", "check_loras", "linear", "linear_of_two", "linears"]
+__all__ = [
+    "Activated",
+    "Activation",
+    "Inner",
+    "Lora",
+    "activate",
+    "check_loras",
+    "linear",
+    "linear_of_two",
+    "linears",
+    "linears_into",
+]
 
 Activation = Literal["none", "gelu", "swiglu"]
 """The function of a layer's input: GELU by its tanh formula; swiglu, of an input twice as wide as
@@ -125,19 +137,36 @@ def check_loras(net: nn.Module) -> None:
             assert isinstance(plain.lora_dropout[adapter], nn.Identity), f"{name} has dropout"
 
 
-def linear(layer: Any, x: Tensor, activation: Activation = "none") -> Tensor:
-    """The layer of activation(x), (B, S, in) to (B, S, out); only x is kept of it."""
-    return linears((layer,), x, activation)[0]
+class Activated(NamedTuple):
+    """What went through the next layer's activation already."""
+
+    x: Tensor
+
+
+Inner = Tensor | Activated
+"""The input of a layer with an activation."""
+
+
+def linear(layer: Any, x: Inner, activation: Activation = "none", *, often: bool = True) -> Tensor:
+    """The layer of activation(x), (B, S, in) to (B, S, out); only x is kept of it.
+
+    Args:
+        often: False for a layer that a sampling needs once, so that nothing is prepared for it.
+    """
+    return linears((layer,), x, activation, often=often)[0]
 
 
 def linears(
-    layers: Sequence[Any], x: Tensor, activation: Activation = "none"
+    layers: Sequence[Any], x: Inner, activation: Activation = "none", *, often: bool = True
 ) -> tuple[Tensor, ...]:
     """Several layers of one activation(x), (B, S, in) each to (B, S, out)."""
+    if isinstance(x, Activated):
+        x, activation = x.x, "none"
     bases, loras = zip(*map(_parts, layers), strict=True)
-    found = _wide(bases, loras, activation, x)
+    found = _wide(bases, loras, activation, x) if often else None
     if found:
-        return _widened(found, [(x, activation)])
+        both = _inputs(found, [(x, activation)])
+        return tuple(_product(both, weight, x.shape) for weight in found.weights)
     if all(loras):
         known = [m for m in map(matrix, bases) if m]
         if len(known) == len(bases) and len({m.kind for m in known}) == 1:
@@ -146,13 +175,54 @@ def linears(
     return tuple(_plain(base, lora, read) for base, lora in zip(bases, loras, strict=True))
 
 
-def linear_of_two(layer: Any, first: Tensor, second: Tensor, activation: Activation) -> Tensor:
+def linears_into(
+    layers: Sequence[Any], x: Tensor, activation: Activation
+) -> tuple[list[Tensor], Inner]:
+    """Several layers of x, and the last one's output for a layer that will activate it.
+
+    Where a product can do that on its way out, it has.
+
+    Args:
+        activation: what the layer that reads the last output is told.
+    """
+    bases, loras = zip(*map(_parts, layers), strict=True)
+    found = _wide(bases, loras, "none", x) if activation == "gelu" and _ends_in_gelu(x) else None
+    if not found:
+        *others, last = linears(layers, x)
+        return others, last
+    both = _inputs(found, [(x, "none")])
+    *weights, inside = found.weights
+    y = torch.ops.mkldnn._linear_pointwise(both, inside, None, "gelu", [], "tanh")
+    return [_product(both, weight, x.shape) for weight in weights], Activated(
+        y.view(*x.shape[:-1], -1)
+    )
+
+
+def _ends_in_gelu(x: Tensor) -> bool:
+    """True where a CPU's product ends in GELU, which alone takes as long as the product."""
+    plain = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return plain and not torch.compiler.is_compiling() and _has_products()
+
+
+@cache
+def _has_products() -> bool:
+    """True if this build of torch has oneDNN's products of bf16, which compiled code calls, too."""
+    there: Any = torch.backends.mkldnn.is_available
+    kit = torch.ops.mkldnn
+    return there() and hasattr(kit, "_linear_pointwise") and bool(kit._is_mkldnn_bf16_supported())
+
+
+def linear_of_two(layer: Any, first: Tensor, second: Inner, activation: Activation) -> Tensor:
     """The layer of [first, activation(second)] without joining them, each (B, S, ...)."""
     base, lora = _parts(layer)
     at, whole = first.shape[-1], matrix(base)
+    # What it is activated by decides, whoever does it.
     found = _wide((base,), (lora,), activation, first)
+    if isinstance(second, Activated):
+        second, activation = second.x, "none"
     if found:
-        return _widened(found, [(first, "none"), (second, activation)])[0]
+        both = _inputs(found, [(first, "none"), (second, activation)])
+        return _product(both, found.weights[0], first.shape)
     halves = _split(whole, at) if whole else None
     if halves is None or (not lora and type(base) is not nn.Linear):
         return _plain(base, lora, torch.cat([first, activate(second, activation)], -1))
@@ -200,9 +270,9 @@ def _wide(
     return found if found and found.down.dtype == x.dtype else None
 
 
-def _widened(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> tuple[Tensor, ...]:
-    """What they give for activations of inputs that stand side by side."""
-    shape, down = read[0][0].shape[:-1], layers.down
+def _inputs(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> Tensor:
+    """[x, x A', 1] for x of activations of inputs that stand side by side, (rows, in + R)."""
+    down = layers.down
     rows = [(x.flatten(0, -2), _FUNCTIONS[activation]) for x, activation in read]
     if torch.compiler.is_compiling():
         # A compiler lets what makes each part write it in place.
@@ -216,8 +286,13 @@ def _widened(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> tuple[T
             function.into(x, both[:, at : at + wide])
             at += wide
         torch.mm(both[:, :width], down.mT, out=both[:, width:])
-    pairs = zip(layers.weights, layers.layers, strict=True)
-    return tuple(F.linear(both, weight, base.bias).view(*shape, -1) for weight, base in pairs)
+    if layers.ones is not None:
+        both[:, layers.ones] = 1
+    return both
+
+
+def _product(both: Tensor, weight: Tensor, like: torch.Size) -> Tensor:
+    return F.linear(both, weight).view(*like[:-1], -1)
 
 
 def _adapted(

@@ -30,6 +30,7 @@ from iclora.files import cache_home
 from iclora.models.attention import Attend
 from iclora.models.base import Given, Panels
 from iclora.models.levels import Levels, Step, once
+from iclora.models.rotary import Rotary
 from iclora.models.streaming import arrive
 
 __all__ = [
@@ -45,15 +46,13 @@ __all__ = [
     "by_segment",
     "compiled",
     "gated",
-    "heads",
     "in_order",
     "in_place",
+    "joined",
     "modulate",
     "modulations",
     "placed",
     "prepare_compiler",
-    "rotary_of",
-    "rotate",
     "run_block",
     "segments",
     "with_text",
@@ -61,10 +60,6 @@ __all__ = [
 
 Streams = tuple[Tensor, ...]
 """The tensors that one block hands to the next, such as image and text tokens."""
-
-Rotary = Tensor
-"""Cosine and sine that turn each pair of a query's or key's, float32 (1 or B, S, 1, d / 2, 2)."""
-
 
 # -- segments -----------------------------------------------------------------------------------
 
@@ -197,7 +192,12 @@ def by_segment(
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, tokens: tuple[int, ...]) -> Tensor:
     """Layer norm without weights, scaled and shifted as each segment's level says."""
 
+    alone = len(x) == 1 and x.dtype == scale.dtype and not torch.is_grad_enabled()
+
     def run(shift: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+        if alone:
+            # As the norm's own weights: no pass over x for each. A batch would need one of each.
+            return F.layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), 1e-6)
         return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
     return by_segment(run, tokens, (shift, scale), x)
@@ -206,6 +206,18 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, tokens: tuple[int, ...]) -
 def gated(x: Tensor, gate: Tensor, y: Tensor, tokens: tuple[int, ...]) -> Tensor:
     """x + gate * y, by each segment's gate."""
     return by_segment(lambda gate, x, y: torch.addcmul(x, gate, y), tokens, (gate,), x, y)
+
+
+def joined(txt: Tensor, img: Tensor) -> Tensor:
+    """Text before image, (B, t + n, h); a block's output whose halves they are is not copied."""
+    whole = img._base
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or whole is None:
+        return torch.cat([txt, img], 1)
+    t, shape = txt.shape[1], (len(img), txt.shape[1] + img.shape[1], img.shape[2])
+    halves = whole.shape == shape and txt._base is whole
+    halves = halves and txt.storage_offset() == whole.storage_offset()
+    halves = halves and img.storage_offset() == whole.storage_offset() + t * whole.stride(1)
+    return whole if halves else torch.cat([txt, img], 1)
 
 
 class Modulation(NamedTuple):
@@ -220,39 +232,6 @@ def modulations(out: Tensor, width: int) -> tuple[Modulation, ...]:
     """A modulation for every three of the `width` wide parts of out, (B, G, 3 k width)."""
     parts = out.chunk(out.shape[-1] // width, -1)
     return tuple(Modulation(*parts[i : i + 3]) for i in range(0, len(parts), 3))
-
-
-def rotary_of(embedder: Any, position_ids: Tensor) -> Rotary:
-    """The turns of position ids (1 or B, S, axes)."""
-    # diffusers repeats every angle for both numbers of a pair; here a pair is turned as one.
-    shape = (*position_ids.shape[:2], 1, -1)
-    both = (t.view(shape)[..., ::2] for t in embedder(position_ids.flatten(0, 1)))
-    return torch.stack(tuple(both), -1)
-
-
-def heads(
-    qkv: Sequence[Tensor], norm_q: Any, norm_k: Any, rotary: Rotary, d: int
-) -> tuple[Tensor, ...]:
-    """q and k normed and rotated, and v, each (B, S, heads, d)."""
-    q, k, v = (x.view(*x.shape[:-1], -1, d) for x in qkv)
-    q, k = (
-        rotate(F.rms_norm(x, (d,), norm.weight, norm.eps), rotary)
-        for x, norm in ((q, norm_q), (k, norm_k))
-    )
-    return q, k, v
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn pairs of neighbours in the last dimension of x, (B, S, heads, d), in float32."""
-    pairs = x.float().view(*x.shape[:-1], -1, 2)
-    if torch.compiler.is_compiling():
-        # A compiler makes one loop of it, but none of complex numbers.
-        (a, b), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1)
-    else:
-        # The same numbers as one product, which takes a CPU a sixth of the time.
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
-    return turned.flatten(-2).to(x.dtype)
 
 
 # -- blocks -------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Frozen matrices with a LoRA in further columns: one product for both, while sampling.
 
-y = x W' + b + s (x A') B' is [x, x A'] [W, s B]' + b. A LoRA beside the matrix reads and writes y
+y = x W' + b + s (x A') B' is [x, x A', 1] [W, s B, b]'. A LoRA beside the matrix reads and writes y
 once more, which for a layer with several times as many outputs as inputs takes longer than to
 write [x, x A'] instead. W stays as it is, to the bit: to add B A to it would lose, in bf16, what is
 below W's last digit, and so paint at another strength.
@@ -23,8 +23,8 @@ __all__ = ["Half", "Wide", "lend", "moves", "narrow", "still", "wide", "widened"
 _STILL = ContextVar("_STILL", default=False)
 _moves = 0
 
-_ALIGNED = 8
-"""R is a multiple of it: kernels want rows that begin at multiples of 16 bytes."""
+_ALIGNED = 32
+"""R is a multiple of it: matrix units take so many numbers at a time (a CPU's tiles of bf16)."""
 _WASTE = 1 / 16
 """Share of a product that may be with zeros: about half of what the LoRA takes beside it."""
 
@@ -38,7 +38,9 @@ class Wide(NamedTuple):
     down: Tensor
     """All As and rows of zeros, (R, in), in the type of the weights."""
     weights: tuple[Tensor, ...]
-    """Of each layer [W, s B], (out, in + R): B in its own A's columns, 0 in those of others."""
+    """Of each layer [W, s B, b], (out, in + R): B in its own A's columns, 0 in those of others."""
+    ones: int | None
+    """The column that biases stand in, to be multiplied by 1; None without any."""
     layers: tuple[nn.Linear, ...]
     state: tuple[Any, ...]
     """What it was made of."""
@@ -51,7 +53,7 @@ def wide(layers: Sequence[Any], loras: Sequence[Half]) -> Wide | None:
         return found
     if found is not None:
         same = len(found.layers) == len(layers) and all(map(_is, found.layers, layers))
-        if same and _same(found.state, _state(loras)):
+        if same and _same(found.state, _state(layers, loras)):
             return found
     if _STILL.get():
         if found is not None:
@@ -109,7 +111,7 @@ def _may(layers: Sequence[Any], loras: Sequence[Half]) -> bool:
         return False
     outs = [each.out_features for each in layers]
     zeros = sum(
-        (_columns(loras) - len(a)) * out for out, (a, _, _) in zip(outs, loras, strict=True)
+        (_columns(layers, loras) - len(a)) * out for out, (a, _, _) in zip(outs, loras, strict=True)
     )
     if zeros > _WASTE * layers[0].in_features * sum(outs):
         return False
@@ -118,15 +120,18 @@ def _may(layers: Sequence[Any], loras: Sequence[Half]) -> bool:
     return len(kept) == 1 and weights[0].is_floating_point()
 
 
-def _columns(loras: Sequence[Half]) -> int:
+def _columns(layers: Sequence[Any], loras: Sequence[Half]) -> int:
     """R"""
-    return -(-sum(len(a) for a, _, _ in loras) // _ALIGNED) * _ALIGNED
+    used = sum(len(a) for a, _, _ in loras) + any(each.bias is not None for each in layers)
+    return -(-used // _ALIGNED) * _ALIGNED
 
 
 def _make(layers: Sequence[Any], loras: Sequence[Half]) -> Wide:
     like, width = layers[0].weight, layers[0].in_features
-    down = like.new_zeros(_columns(loras), width)
-    down[: sum(len(a) for a, _, _ in loras)] = torch.cat([a.detach() for a, _, _ in loras])
+    down = like.new_zeros(_columns(layers, loras), width)
+    ranks = sum(len(a) for a, _, _ in loras)
+    down[:ranks] = torch.cat([a.detach() for a, _, _ in loras])
+    ones = width + ranks if any(each.bias is not None for each in layers) else None
     made, at = [], width
     for layer, (_, up, scale) in zip(layers, loras, strict=True):
         weight, rank = layer.weight.detach(), up.shape[1]
@@ -134,13 +139,15 @@ def _make(layers: Sequence[Any], loras: Sequence[Half]) -> Wide:
         columns[:, :width] = weight
         exact = torch.promote_types(up.dtype, torch.float32)
         columns[:, at : at + rank] = up.detach().to(exact) * scale
+        if layer.bias is not None:
+            columns[:, ones] = layer.bias.detach()
         at += rank
         made.append(columns)
     _moved()
     for layer, columns in zip(layers, made, strict=True):
         # The memory it had is free from here on.
         layer.weight.data = columns[:, :width]
-    return Wide(down, tuple(made), tuple(layers), _state(loras))
+    return Wide(down, tuple(made), ones, tuple(layers), _state(layers, loras))
 
 
 def _undo(found: Wide) -> None:
@@ -156,8 +163,9 @@ def _moved() -> None:
     _moves += 1
 
 
-def _state(loras: Sequence[Half]) -> tuple[Any, ...]:
+def _state(layers: Sequence[Any], loras: Sequence[Half]) -> tuple[Any, ...]:
     tensors = [half for a, b, _ in loras for half in (a, b)]
+    tensors += [each.bias for each in layers if each.bias is not None]
     kept = [(half, half._version, half.data_ptr()) for half in tensors]
     return *kept, *(scale for _, _, scale in loras)
 

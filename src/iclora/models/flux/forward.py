@@ -27,22 +27,21 @@ from torch import Tensor, nn
 from iclora.models.attention import Attend, pick_attention, steady
 from iclora.models.double import Parts, double_block, modulations_by
 from iclora.models.graphs import Keyed
-from iclora.models.linear import linear_of_two, linears
+from iclora.models.linear import Inner, linear_of_two, linears_into
 from iclora.models.network import Network, read_out
 from iclora.models.passes import (
     Levels,
     Modulation,
     Pass,
-    Rotary,
     Shapes,
     Streams,
     compiled,
     gated,
-    heads,
+    joined,
     modulate,
-    rotary_of,
     with_text,
 )
+from iclora.models.rotary import Rotary, heads, rotary_of
 
 __all__ = ["FLUX", "Inputs", "embed", "flux_forward"]
 
@@ -173,12 +172,13 @@ def _single(block: Any, img: Tensor, txt: Tensor, shared: Pass) -> Streams:
 
 def _single_before(
     block: Any, img: Tensor, txt: Tensor, mod: Modulation, rotary: Rotary, tokens: tuple[int, ...]
-) -> tuple[list[Tensor], Tensor, Tensor]:
+) -> tuple[list[Tensor], Tensor, Inner]:
     """Queries, keys and values; both streams joined; the MLP's inside."""
-    attn, both = block.attn, torch.cat([txt, img], 1)
-    q, k, v, inner = linears(
+    attn, both = block.attn, joined(txt, img)
+    (q, k, v), inner = linears_into(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp),
         modulate(both, mod.shift, mod.scale, tokens),
+        "gelu",
     )
     qkv = heads((q, k, v), attn.norm_q, attn.norm_k, rotary, attn.head_dim)
     return [x.transpose(1, 2) for x in qkv], both, inner
@@ -188,7 +188,7 @@ def _single_after(
     block: Any,
     both: Tensor,
     attended: Tensor,
-    inner: Tensor,
+    inner: Inner,
     gate: Tensor,
     t: int,
     tokens: tuple[int, ...],

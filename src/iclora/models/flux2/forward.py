@@ -31,17 +31,16 @@ from iclora.models.passes import (
     Levels,
     Modulation,
     Pass,
-    Rotary,
     Shapes,
     Streams,
     compiled,
     gated,
-    heads,
+    joined,
     modulate,
     modulations,
-    rotary_of,
     with_text,
 )
+from iclora.models.rotary import Rotary, heads, rotary_of
 
 __all__ = ["FLUX2", "Inputs", "embed", "flux2_forward"]
 
@@ -198,7 +197,7 @@ def _single_before(
     block: Any, img: Tensor, txt: Tensor, mod: Tensor, rotary: Rotary, tokens: tuple[int, ...]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Queries, keys and values; both streams joined; the MLP's gate and value."""
-    attn, both = block.attn, torch.cat([txt, img], 1)
+    attn, both = block.attn, joined(txt, img)
     (own,) = modulations(mod, both.shape[-1])
     read = linear(attn.to_qkv_mlp_proj, modulate(both, own.shift, own.scale, tokens))
     *qkv, inner = torch.split(read, [attn.inner_dim] * 3 + [2 * attn.mlp_hidden_dim], -1)

@@ -32,17 +32,15 @@ from iclora.models.passes import (
     Levels,
     Modulation,
     Pass,
-    Rotary,
     Shapes,
     Streams,
     by_segment,
     compiled,
     gated,
     modulations,
-    rotary_of,
-    rotate,
     with_text,
 )
+from iclora.models.rotary import Rotary, rotary_of, rotate
 
 __all__ = ["KREA2", "Inputs", "embed", "krea2_forward"]
 
@@ -113,7 +111,7 @@ def _embed_levels(embedder: Any, sigma: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _of_gelu(layer: Any, temb: Tensor) -> Tensor:
     """The modulation that all blocks share, (..., 6 h)."""
-    return linear(layer, F.gelu(temb, approximate="tanh"))
+    return linear(layer, F.gelu(temb, approximate="tanh"), often=False)
 
 
 def _read_out(net: Any, streams: Streams, shared: Pass) -> Tensor:

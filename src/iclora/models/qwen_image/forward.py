@@ -26,7 +26,8 @@ from iclora.models.attention import Attend, pick_attention
 from iclora.models.double import Parts, double_block
 from iclora.models.graphs import Keyed
 from iclora.models.network import Network, read_out
-from iclora.models.passes import Levels, Pass, Rotary, Shapes, Streams
+from iclora.models.passes import Levels, Pass, Shapes, Streams
+from iclora.models.rotary import Rotary
 
 __all__ = ["QWEN_IMAGE", "Inputs", "embed", "qwen_image_forward"]
 

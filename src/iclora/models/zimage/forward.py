@@ -34,16 +34,15 @@ from iclora.models.network import Network
 from iclora.models.passes import (
     Levels,
     Pass,
-    Rotary,
     Shapes,
     Streams,
     by_segment,
     compiled,
     gated,
-    heads,
     modulate,
     with_text,
 )
+from iclora.models.rotary import Rotary, heads
 
 __all__ = ["FILLED", "ZIMAGE", "Attends", "Inputs", "embed", "zimage_forward"]
 
@@ -249,7 +248,7 @@ def _modulations(block: Any, shared: _Pass) -> tuple[_Modulation, ...]:
 
 def _scales_and_gates(layer: Any, temb: Tensor) -> Tensor:
     """Scale and gate of attention, and those of the MLP, (..., 4 h)."""
-    scale, gate, scale_mlp, gate_mlp = linear(layer, temb).chunk(4, -1)
+    scale, gate, scale_mlp, gate_mlp = linear(layer, temb, often=False).chunk(4, -1)
     return torch.cat([scale, gate.tanh(), scale_mlp, gate_mlp.tanh()], -1)
 
 
