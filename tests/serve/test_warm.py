@@ -116,8 +116,8 @@ def test_what_is_compiled_before_the_first_job_serves_every_adapter_and_strength
     Adapter({n: 2 * t for n, t in first.weights.items()}, first.info).save(other, torch.float32)
     left_out = list(warm.paint_once(model, [str(lora), str(other), str(tmp_path / "none")]))
     assert [note.partition(": ")[0] for note in left_out] == ["not painted once"]
-    # Two halves of two sorts of block, one modulation, and one more for words out of a block.
-    assert counted() - began == 6
+    # Two halves of two sorts of block, and one more for words out of a block.
+    assert counted() - began == 5
 
     def made(adapter, **more):
         told = {"base": "tiny", "prompt": [CAPTION], "steps": 2, "adapter": [adapter], **more}
@@ -129,9 +129,9 @@ def test_what_is_compiled_before_the_first_job_serves_every_adapter_and_strength
 
     asked, fast = made(str(lora), compile=True)
     _, stronger = made(f"{other}=0.7", compile=True)
-    assert counted() - began == 6
+    assert counted() - began == 5
     plain, slow = made(str(lora))
     assert (asked.compile, plain.compile) == (True, False)
-    assert counted() - began == 6
+    assert counted() - began == 5
     assert np.abs(fast - slow).max() <= 1
     assert np.abs(stronger - slow).max() > 8
