@@ -207,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=20, help="prompts of each other recipe")
     parser.add_argument("--seeds", type=int, default=2, help="seeds per prompt")
     parser.add_argument("--sets", type=int, nargs="+", default=[20, 40, 100], help="tuned on")
+    parser.add_argument("--all-sets", action="store_true", help="for each claim, not 40 alone")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
     parser.add_argument("--runs", type=int, nargs="+", default=[0, 1, 2], help="tuning seeds")
     parser.add_argument("--full", type=int, nargs="*", help="sets to tune every weight on")
     parser.add_argument("--full-lr", type=float, default=1e-4, help="learning rate for that")
@@ -226,7 +228,8 @@ def _claim(claim: str, task: Task, args: argparse.Namespace) -> str:
     out, usual = args.out / task.recipe, 40
     cases = prompt_cases(task, args.prompts, args.seeds)
     base = Arm("base")
-    counts = args.sets if claim == "sets" else [usual if usual in args.sets else args.sets[0]]
+    every = claim == "sets" or args.all_sets
+    counts = args.sets if every else [usual if usual in args.sets else args.sets[0]]
     tuned = [_adapter(task, out, count, run, args) for count in counts for run in args.runs]
     if claim == "told":
         told = _Part([Arm("base, told")], told_cases(task, cases))
@@ -235,7 +238,7 @@ def _claim(claim: str, task: Task, args: argparse.Namespace) -> str:
         parts = [_Part([base, *tuned], cases)]
     else:
         outside = outside_cases(task, args.pictures, args.each, args.seeds)
-        parts = [_Part([base, *at_strengths(tuned, STRENGTHS)], outside)]
+        parts = [_Part([base, *at_strengths(tuned, args.strengths)], outside)]
     if claim != "told":
         parts += [
             _Part([Arm(name)], parts[0].cases, str(folder))
