@@ -229,7 +229,10 @@ def sampled(model):
     levels = (1.0, 0.75, 0.5, 0.25, 0.0)
     noise = torch.randn(1, 24, model.channels, generator=torch.Generator().manual_seed(2))
     with Schedule(levels) as schedule:
-        step = lambda z, sigma: velocity(model, None, sigma, z, schedule=schedule)  # noqa: E731
+
+        def step(z, sigma):
+            return velocity(model, None, sigma, z, schedule=schedule)
+
         return flow.denoise(step, noise, levels)
 
 

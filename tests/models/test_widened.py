@@ -155,6 +155,7 @@ def test_an_activation_at_a_products_end_is_closer_to_float64_than_one_behind_it
     ended = isinstance(inner, Activated)
     assert ended == torch.ops.mkldnn._is_mkldnn_bf16_supported()
     found = linear(last, inner, "gelu").double()
+    assert is_wide(last), "an input that is activated already pays as much"
     behind = linear(last, linears(ups, x)[-1], "gelu").double()
     exact = formula(last.double(), plain(formula(ups[-1].double(), x.double()), "gelu"))
     off, further = ((y - exact).norm() / exact.norm() for y in (found, behind))

@@ -214,8 +214,9 @@ class DiffusionModel(ABC):
                 setting="text",
             )
 
-    def prime(self, texts: Sequence[Text], guidance: float) -> None:  # noqa: B027 (families know)
+    def prime(self, texts: Sequence[Text], guidance: float) -> None:  # noqa: ARG002 (families know)
         """Do what the first pass with an adapter does, before one is compiled."""
+        self.primed = True
 
     def check_offload(self, kind: Offload) -> None:
         """Raises: ModelError if the base cannot keep this in the machine's memory."""

@@ -89,7 +89,8 @@ def about(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         known["device"] = torch.cuda.get_device_name(device)
         known["cuda"] = torch.version.cuda or torch.version.hip
-        known["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        cudnn: Any = torch.backends.cudnn
+        known["cudnn"] = cudnn.version()
     return {name: str(value) for name, value in known.items()}
 
 

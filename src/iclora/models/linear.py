@@ -160,10 +160,12 @@ def linears(
     layers: Sequence[Any], x: Inner, activation: Activation = "none", *, often: bool = True
 ) -> tuple[Tensor, ...]:
     """Several layers of one activation(x), (B, S, in) each to (B, S, out)."""
-    if isinstance(x, Activated):
-        x, activation = x.x, "none"
     bases, loras = zip(*map(_parts, layers), strict=True)
-    found = _wide(bases, loras, activation, x) if often else None
+    read = x.x if isinstance(x, Activated) else x
+    # The next layer's activation decides, whoever computes it.
+    found = _wide(bases, loras, activation, read) if often else None
+    if isinstance(x, Activated):
+        x, activation = read, "none"
     if found:
         both = _inputs(found, [(x, activation)])
         return tuple(_product(both, weight, x.shape) for weight in found.weights)
@@ -171,8 +173,8 @@ def linears(
         known = [m for m in map(matrix, bases) if m]
         if len(known) == len(bases) and len({m.kind for m in known}) == 1:
             return _adapted(x, activation, known, loras)
-    read = activate(x, activation)
-    return tuple(_plain(base, lora, read) for base, lora in zip(bases, loras, strict=True))
+    y = activate(x, activation)
+    return tuple(_plain(base, lora, y) for base, lora in zip(bases, loras, strict=True))
 
 
 def linears_into(
@@ -185,8 +187,10 @@ def linears_into(
     Args:
         activation: what the layer that reads the last output is told.
     """
-    bases, loras = zip(*map(_parts, layers), strict=True)
-    found = _wide(bases, loras, "none", x) if activation == "gelu" and _ends_in_gelu(x) else None
+    found = None
+    if activation == "gelu" and _ends_in_gelu(x):
+        bases, loras = zip(*map(_parts, layers), strict=True)
+        found = _wide(bases, loras, "none", x)
     if not found:
         *others, last = linears(layers, x)
         return others, last
@@ -216,7 +220,7 @@ def linear_of_two(layer: Any, first: Tensor, second: Inner, activation: Activati
     """The layer of [first, activation(second)] without joining them, each (B, S, ...)."""
     base, lora = _parts(layer)
     at, whole = first.shape[-1], matrix(base)
-    # What it is activated by decides, whoever does it.
+    # As in `linears`.
     found = _wide((base,), (lora,), activation, first)
     if isinstance(second, Activated):
         second, activation = second.x, "none"
@@ -282,9 +286,9 @@ def _inputs(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> Tensor:
         width, at = down.shape[1], 0
         both = down.new_empty(len(rows[0][0]), width + len(down))
         for x, function in rows:
-            wide = x.shape[1] // 2 if function is _FUNCTIONS["swiglu"] else x.shape[1]
-            function.into(x, both[:, at : at + wide])
-            at += wide
+            columns = x.shape[1] // 2 if function is _FUNCTIONS["swiglu"] else x.shape[1]
+            function.into(x, both[:, at : at + columns])
+            at += columns
         torch.mm(both[:, :width], down.mT, out=both[:, width:])
     if layers.ones is not None:
         both[:, layers.ones] = 1

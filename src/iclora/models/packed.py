@@ -106,14 +106,9 @@ class PackedModel(FolderModel):
 
     # -- passes ---------------------------------------------------------------------------------
 
-    def position_ids(self, step: Step | None, *of: Any) -> Tensor:
-        """Those of a canvas on the device, moved there once in a sampling.
-
-        Args:
-            of: what the family's `_position_ids` is told.
-        """
-        made: Callable[..., Tensor] = self._position_ids  # type: ignore[attr-defined]
-        return once(step, ("position ids", *of), lambda: made(*of).to(self.device))
+    def once_there(self, step: Step | None, make: Callable[..., Tensor], *of: Any) -> Tensor:
+        """What `make` makes of these on the device, moved there once in a sampling."""
+        return once(step, (make.__name__, *of), lambda: make(*of).to(self.device))
 
     def in_passes(
         self,

@@ -64,7 +64,8 @@ class CudaRecorder:
     def warm(self, run: Callable[[], Tensor]) -> Tensor:
         here = torch.cuda.current_stream(self._device)
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            stream: Any = torch.cuda.Stream
+            self._stream = stream(self._device)
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
             out = run()

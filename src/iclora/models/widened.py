@@ -10,6 +10,7 @@ Nothing here has gradients. A layer is widened by its first pass, and `narrow` u
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -52,7 +53,7 @@ def wide(layers: Sequence[Any], loras: Sequence[Half]) -> Wide | None:
     if torch.compiler.is_compiling():
         return found
     if found is not None:
-        same = len(found.layers) == len(layers) and all(map(_is, found.layers, layers))
+        same = len(found.layers) == len(layers) and all(map(operator.is_, found.layers, layers))
         if same and _same(found.state, _state(layers, loras)):
             return found
     if _STILL.get():
@@ -177,7 +178,3 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
         a[0] is b[0] and a[1:] == b[1:] if isinstance(a, tuple) else a == b
         for a, b in zip(one, other, strict=True)
     )
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other

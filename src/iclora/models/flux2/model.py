@@ -142,7 +142,7 @@ class KleinModel(Qwen3Model):
         panels: Panels | None = None,
         step: Step | None = None,
     ) -> Tensor:
-        ids = self.position_ids(step, size, given.references if given else None)
+        ids = self.once_there(step, self._position_ids, size, given.references if given else None)
         told = self.sampling.guided == "embedded"
         value = torch.full((len(z),), guidance, device=self.device) if told else None
 

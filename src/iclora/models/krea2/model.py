@@ -115,7 +115,7 @@ class Krea2Model(QwenVae, Qwen3VLModel):
         panels: Panels | None = None,
         step: Step | None = None,
     ) -> Tensor:
-        ids = self.position_ids(step, size)
+        ids = self.once_there(step, self._position_ids, size)
         kernel = grouped(pick_attention(self.device))
 
         def run(text: dict[str, Tensor], part: Placed, apart: Panels | None) -> Tensor:

@@ -139,7 +139,7 @@ class QwenImageModel(QwenVae, QwenVLModel):
         step: Step | None = None,
     ) -> Tensor:
         rows, columns = size[1] // self.grid, size[0] // self.grid
-        ids = self.position_ids(step, rows, columns)
+        ids = self.once_there(step, self._position_ids, rows, columns)
         start = max(rows, columns) // 2
 
         def run(text: dict[str, Tensor], part: Placed, apart: Panels | None) -> Tensor:

@@ -138,7 +138,7 @@ class ZImageModel(Qwen3Model):
         lengths = panels.lengths if panels else (self.text_tokens(texts[0]),)
         free = (self.text_tokens(unguided[0]),) if unguided else ()
         # The frame is where the longest text ends, in both passes: they may share cached keys.
-        ids = self.position_ids(step, size, 1 + max(*lengths, *free, 0))
+        ids = self.once_there(step, self._position_ids, size, 1 + max(*lengths, *free, 0))
         fill = -z.shape[1] % FILLED
 
         def run(text: dict[str, Tensor], part: Placed, apart: Panels | None) -> Tensor:
