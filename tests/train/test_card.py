@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import iclora.train.card as room
 from iclora.errors import SettingsError
 from iclora.settings import TrainSettings
 from iclora.train.card import GB, Card, find_card, speed_of
+
+MEMINFO = Path("/proc/meminfo")
 
 
 def settings(**given) -> TrainSettings:
@@ -31,11 +34,13 @@ def test_processes_that_share_a_run_do_not_each_ask_their_own_card(monkeypatch):
         find_card(settings(vram="auto", device="cpu"), here=True)
 
 
-def test_a_system_that_does_not_tell_its_free_memory_is_asked_for_vram(monkeypatch):
-    """As Windows, whose Python has no os.sysconf."""
-    monkeypatch.delattr(os, "sysconf")
-    with pytest.raises(SettingsError, match="Give `vram` in GB"):
-        find_card(settings(vram="auto", device="cpu"), here=True)
+@pytest.mark.skipif(not MEMINFO.exists(), reason="only Linux tells it in a file")
+def test_memory_that_holds_files_that_were_read_counts_as_free():
+    """Linux fills all memory with them in a day: a machine of 24 GB had 0.3 GB free in CI."""
+    found = find_card(settings(vram="auto", device="cpu"), here=True).memory
+    told = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text(encoding="ascii"))
+    # Other tests take and give back memory in between.
+    assert found == pytest.approx(1024 * int(told[1]), rel=0.2)
 
 
 def test_only_the_first_of_several_processes_measures_the_speed_of_a_card(monkeypatch):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -270,7 +271,8 @@ class FolderModel(DiffusionModel):
         if module is None:
             return False
         size = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
-        if not self.rests or (self.device.type != "cpu" and size + _SPARE > _available()):
+        available = psutil.virtual_memory().available
+        if not self.rests or (self.device.type != "cpu" and size + _SPARE > available):
             del self._resting[folder]
             return False
         narrow(module)
@@ -371,16 +373,6 @@ class FolderModel(DiffusionModel):
             known = stamp, pieces
             self._hashed[folder] = known
         return known[1]
-
-
-def _available() -> int:
-    """Bytes of memory that processes can still take; 0 if the system does not say."""
-    try:
-        said = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", said, re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
 
 
 def _content(path: Path) -> str:

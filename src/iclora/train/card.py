@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from iclora.errors import SettingsError
@@ -77,17 +78,12 @@ def find_card(settings: TrainSettings, here: bool) -> Card:
 
 
 def _memory(device: torch.device) -> int:
-    """Ask how many bytes are free."""
+    """Ask how many bytes a process can take."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError) as error:  # Windows has no os.sysconf
-        raise SettingsError(
-            "this machine does not say how much memory is free",
-            "Give `vram` in GB.",
-            setting="vram",
-        ) from error
+    # With what the system keeps of files that were read, and gives back: after a day of reading
+    # pictures nothing else is left free.
+    return int(psutil.virtual_memory().available)
 
 
 def speed_of(card: Card) -> float | None:

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import iclora
 from iclora.files import digest_each
 
@@ -38,14 +40,13 @@ def describe(commit: str | None) -> dict[str, Any]:
     Args:
         commit: to write down; None asks git.
     """
-    memory = _memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cards": driver(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "processor": _processor(),
         "cores": cores,
-        "memory GB": None if memory is None else round(memory / 1e9, 1),
+        "memory GB": round(psutil.virtual_memory().total / 1e9, 1),
         "python": platform.python_version(),
         "iclora": iclora.__version__,
         "commit": commit or commit_of(home()),
@@ -147,10 +148,3 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     found = re.search(r"model name\s*:\s*(.+)", text)
     return found[1].strip() if found else platform.machine()
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -6,9 +6,9 @@ import os
 import shutil
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
@@ -66,20 +66,10 @@ def _devices(workers: tuple[str, ...], _moment: int) -> list[dict[str, Any]]:
     cards = gpus() if any(each.startswith("cuda") for each in workers) else []
     if cards:
         return [{name: getattr(gpu, name) for name in Device.model_fields} for gpu in cards]
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES")
-    load = min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    return [{"name": "CPU", "used": total - _free(page), "total": total, "load": load}]
-
-
-def _free(page: int) -> int:
-    """Bytes of memory that programs could have."""
-    try:
-        told = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        lines = dict(line.split(":", 1) for line in told)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return page * os.sysconf("SC_AVPHYS_PAGES")
+    memory = psutil.virtual_memory()
+    used = memory.total - memory.available
+    load = min(1.0, psutil.getloadavg()[0] / (os.cpu_count() or 1))
+    return [{"name": "CPU", "used": used, "total": memory.total, "load": load}]
 
 
 class Origin(BaseModel):
