@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iclora.models import attention_cpu
+from iclora.models import attention_cpu, products
 from iclora.models.attention_cpu import blockwise, fused, headwise, shortest, steady
 
 WAYS = (fused, headwise, blockwise, shortest, steady)
@@ -45,15 +45,25 @@ def test_every_way_is_softmax_and_its_gradient(attend, queries):
         (steady, "float32", 2048, True, "fused"),
         (steady, "bfloat16", 2048, True, "headwise"),
         (steady, "float32", 4, False, "fused"),
+        (steady, "bfloat16", 2047, True, "blockwise"),
     ],
 )
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_way_depends_on_type_keys_and_gradient(
     attend, kind, keys, learns, way, enabled, monkeypatch
 ):
+    monkeypatch.setattr(products, "SLOW", False)
     for name in ("fused", "headwise", "blockwise"):
         monkeypatch.setattr(attention_cpu, name, lambda *_, name=name: name)
     q, k = (torch.empty(1, 1, n, 8, dtype=getattr(torch, kind)) for n in (1, keys))
     # What a frozen layer gives needs no gradient either, also while gradients are enabled.
     with torch.set_grad_enabled(enabled):
         assert attend(q.requires_grad_(learns), k, k) == (way if enabled else "fused")
+
+
+@pytest.mark.parametrize("attend", [shortest, steady])
+def test_a_cpu_without_products_of_bf16_makes_every_gradient_in_float32(attend, monkeypatch):
+    monkeypatch.setattr(products, "SLOW", True)
+    monkeypatch.setattr(attention_cpu, "headwise", lambda *_: "headwise")
+    q = torch.empty(1, 1, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert attend(q, q, q) == "headwise"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from iclora.models.products import exact, is_slow
+
 __all__ = ["Attend", "blockwise", "fused", "headwise", "shortest", "steady"]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,16 +29,17 @@ def shortest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Forward and backward, one thread of a Xeon with AMX, 8 heads of 128: 4,608 tokens in float32
     take `fused` 2.5 s, `headwise` 2.7 and `blockwise` 4.4; in bfloat16 1.2, 1.0 and 2.2. Without a
-    gradient `fused` takes half of `blockwise`'s time or less, from 256 tokens on.
+    gradient `fused` takes half of `blockwise`'s time or less, from 256 tokens on. A CPU without
+    products of bf16 makes `headwise`'s gradient in float32.
     """
     if q.dtype != torch.bfloat16 or not _learns(q, k, v):
         return fused(q, k, v)
-    return headwise(q, k, v) if k.shape[2] >= _LONG else blockwise(q, k, v)
+    return blockwise(q, k, v) if k.shape[2] < _LONG and not is_slow(q) else headwise(q, k, v)
 
 
 def steady(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`shortest`, but for gradients of small canvases: FLUX.1's adapters keep their bytes."""
-    small = k.shape[2] < _LONG
+    small = k.shape[2] < _LONG and not is_slow(q)
     return blockwise(q, k, v) if small and _learns(q, k, v) else shortest(q, k, v)
 
 
@@ -112,7 +115,8 @@ class _Headwise(torch.autograd.Function):
         grads = tuple(torch.empty_like(x) for x in (q, k, v))
         for b in range(q.shape[0]):
             for h in range(q.shape[1]):
-                _head_back(*(x[b, h] for x in (q, k, v, out, grad, *grads)))
+                read = (exact(x[b, h]) for x in (q, k, v, out, grad))
+                _head_back(*read, *(x[b, h] for x in grads))
         return grads
 
 
@@ -129,9 +133,8 @@ def _head_back(
         probs = torch._softmax(q[rows] @ k.mT, -1, False)
         of_v.addmm_(probs.mT, grad[rows])
         scores = (grad[rows] @ v.mT).sub_(drop[rows]).mul_(probs)
-        gq[rows] = scores @ k
+        gq[rows] = (scores @ k).mul_(scale)
         of_k.addmm_(scores.mT, q[rows])
-    gq.mul_(scale)
     gk.copy_(of_k)
     gv.copy_(of_v)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iclora.models import products
 from iclora.models.quantize import KINDS, Matrix, Parts, matrix
 from iclora.models.widened import Wide, wide
 
@@ -196,7 +197,9 @@ def linears_into(
         return others, last
     both = _inputs(found, [(x, "none")])
     *weights, inside = found.weights
-    y = torch.ops.mkldnn._linear_pointwise(both, inside, None, "gelu", [], "tanh")
+    y = torch.ops.mkldnn._linear_pointwise(
+        both, inside.to(both.dtype), None, "gelu", [], "tanh"
+    ).to(x.dtype)
     return [_product(both, weight, x.shape) for weight in weights], Activated(
         y.view(*x.shape[:-1], -1)
     )
@@ -232,8 +235,8 @@ def linear_of_two(layer: Any, first: Tensor, second: Inner, activation: Activati
         return _plain(base, lora, torch.cat([first, activate(second, activation)], -1))
     left, right = halves
     if not lora:
-        y = F.linear(first, left.parts[0], left.bias)
-        return y + F.linear(activate(second, activation), right.parts[0])
+        y = products.linear(first, left.parts[0], left.bias)
+        return y + products.linear(activate(second, activation), right.parts[0])
     one, two = (Lora(d, lora.up, lora.scale) for d in (lora.down[:, :at], lora.down[:, at:]))
     return (
         _adapted(first, "none", [left], [one])[0] + _adapted(second, activation, [right], [two])[0]
@@ -275,7 +278,10 @@ def _wide(
 
 
 def _inputs(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> Tensor:
-    """[x, x A', 1] for x of activations of inputs that stand side by side, (rows, in + R)."""
+    """[x, x A', 1] for x of activations of inputs that stand side by side, (rows, in + R).
+
+    In the type to multiply it in.
+    """
     down = layers.down
     rows = [(x.flatten(0, -2), _FUNCTIONS[activation]) for x, activation in read]
     if torch.compiler.is_compiling():
@@ -292,11 +298,12 @@ def _inputs(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> Tensor:
         torch.mm(both[:, :width], down.mT, out=both[:, width:])
     if layers.ones is not None:
         both[:, layers.ones] = 1
-    return both
+    return products.exact(both)
 
 
 def _product(both: Tensor, weight: Tensor, like: torch.Size) -> Tensor:
-    return F.linear(both, weight).view(*like[:-1], -1)
+    y = F.linear(both, weight.to(both.dtype)).to(weight.dtype)
+    return y.view(*like[:-1], -1)
 
 
 def _adapted(
@@ -331,18 +338,18 @@ class _Adapted(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         halves, biases, matrices = _Adapted.sorted(tensors, len(scales))
-        flat = _FUNCTIONS[activation].run(x).flatten(0, -2)
+        flat = products.exact(_FUNCTIONS[activation].run(x).flatten(0, -2))
         downs, ups = halves[::2], halves[1::2]
-        u = flat @ _joined(downs).to(x.dtype).mT
+        u = flat @ _joined(downs).to(flat.dtype).mT
         ys = KINDS[kind].times(matrices, flat, biases)
         at = 0
         for y, scale, up in zip(ys, scales, ups, strict=True):
             rank = up.shape[1]
-            y.addmm_(u[:, at : at + rank], up.to(x.dtype).mT, alpha=scale)
+            y.addmm_(u[:, at : at + rank], up.to(y.dtype).mT, alpha=scale)
             at += rank
         ctx.save_for_backward(x, u, *tensors)
         ctx.activation, ctx.kind, ctx.scales = activation, kind, scales
-        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
+        return tuple(y.to(x.dtype).view(*x.shape[:-1], -1) for y in ys)
 
     @staticmethod
     def sorted(tensors: Sequence[Any], count: int) -> tuple[list[Tensor], list[Any], list[Parts]]:
@@ -357,7 +364,7 @@ class _Adapted(torch.autograd.Function):
         x, u, *tensors = ctx.saved_tensors
         halves, _, matrices = _Adapted.sorted(tensors, len(ctx.scales))
         downs, ups = halves[::2], halves[1::2]
-        flat = [g.flatten(0, -2) for g in grads]
+        flat = [products.exact(g.flatten(0, -2)) for g in grads]
         inner, at, up_grads = [], 0, []
         for g, up, scale in zip(flat, ups, ctx.scales, strict=True):
             rank = up.shape[1]
@@ -371,9 +378,9 @@ class _Adapted(torch.autograd.Function):
             gx = joined @ _joined(downs).to(joined.dtype)
             for g, parts in zip(flat, matrices, strict=True):
                 KINDS[ctx.kind].add_back(gx, parts, g)
-            gx = gx.view(*x.shape[:-1], -1)
-        read = function.run(x)
-        down = (joined.mT @ read.flatten(0, -2)).to(downs[0].dtype)
+            gx = gx.to(x.dtype).view(*x.shape[:-1], -1)
+        read = products.exact(function.run(x).flatten(0, -2))
+        down = (joined.mT @ read).to(downs[0].dtype)
         if gx is not None:
             gx = function.back(gx, x)
         pairs = zip(torch.split(down, [d.shape[0] for d in downs]), up_grads, strict=True)

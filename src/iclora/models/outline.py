@@ -28,6 +28,7 @@ from iclora.models.levels import Schedule
 from iclora.models.network import Network
 from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
+from iclora.models.products import quicken
 from iclora.models.quantize import quantize
 from iclora.models.qwen import QwenModel
 from iclora.settings import Precision
@@ -198,13 +199,17 @@ def built(make: Callable[[], Any], part: str, name: str, dtype: torch.dtype) -> 
 
 
 def as_loaded(net: Any, dtype: torch.dtype) -> Any:
-    """A module in the types that its library loads it in: diffusers keeps some in float32."""
+    """A module in the types that its library loads it in: diffusers keeps some in float32.
+
+    Its layers multiply as those of a base do.
+    """
     # diffusers' own `to` would warn of a cast that its loader also makes.
     nn.Module.to(net, dtype)
     kept: Any = isinstance(net, diffusers.ModelMixin) and net._keep_in_fp32_modules
     for name, module in net.named_modules():
         if name.rpartition(".")[2] in (kept or ()):
             module.float()
+    quicken(net)
     return net
 
 

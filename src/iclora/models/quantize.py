@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iclora.errors import SettingsError
+from iclora.models.products import exact
 from iclora.settings import Precision
 
 __all__ = [
@@ -69,14 +70,24 @@ class Kind:
         self, matrices: Sequence[Parts], x: Tensor, biases: Sequence[Tensor | None]
     ) -> list[Tensor]:
         """x W' + b for each of several matrices."""
+        read = exact(x)
         return [
-            F.linear(x, self.unpack(parts, x.dtype), bias)
+            F.linear(read, self.unpack(parts, read.dtype), _as(bias, read)).to(x.dtype)
             for parts, bias in zip(matrices, biases, strict=True)
         ]
 
     def add_back(self, gx: Tensor, parts: Parts, g: Tensor) -> None:
         """Add the gradient of the input, g W, to `gx` in place."""
-        gx.addmm_(g, self.unpack(parts, g.dtype))
+        read = exact(g)
+        weight = self.unpack(parts, read.dtype)
+        if read.dtype == gx.dtype:
+            gx.addmm_(read, weight)
+        else:
+            gx += read @ weight
+
+
+def _as(bias: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(like.dtype)
 
 
 class _Int8(Kind):

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from iclora.errors import SettingsError
+from iclora.models.products import exact
 from iclora.models.registry import pick_device, pick_dtype
 from iclora.settings import TrainSettings
 from iclora.train.costs import Kernels
@@ -100,7 +101,7 @@ def speed_of(card: Card) -> float | None:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the FLOP/s of a large matrix product, in some tenths of a second."""
     side = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(side, side, device=device).to(dtype)
+    a = exact(torch.randn(side, side, device=device).to(dtype))
     best = float("inf")
     for _ in range(4):
         began = time.perf_counter()

@@ -20,6 +20,7 @@ from iclora.adapter import attach
 from iclora.models.attention import Attend
 from iclora.models.outline import META, Batch, Outline, Streams, loss
 from iclora.models.passes import Pass
+from iclora.models.products import COUNTED
 from iclora.models.quantize import Frozen
 from iclora.models.streaming import block_bytes, slot_bytes
 from iclora.settings import TrainSettings
@@ -44,6 +45,15 @@ class _As(TorchFunctionMode):
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
+
+    def __enter__(self) -> _As:
+        self._before = COUNTED.set(self.kernels == "cpu")
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        COUNTED.reset(self._before)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
