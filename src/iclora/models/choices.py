@@ -17,7 +17,7 @@ import logging
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
@@ -106,18 +106,16 @@ class Choices:
         """Wait until no other process writes the file. Raises: StorageError."""
         last = time.monotonic() + _WAIT
         while True:
-            held = alone(self.path.with_suffix(".lock"), self.path, _Busy)
-            try:
-                held.__enter__()
-                break
-            except _Busy:
-                if time.monotonic() > last:
-                    raise
-                time.sleep(0.02)
-        try:
-            yield
-        finally:
-            held.__exit__(None, None, None)
+            with ExitStack() as held:
+                try:
+                    held.enter_context(alone(self.path.with_suffix(".lock"), self.path, _Busy))
+                except _Busy:
+                    if time.monotonic() > last:
+                        raise
+                else:
+                    yield
+                    return
+            time.sleep(0.02)
 
     def _read_or_set_aside(self) -> _Kept:
         try:
