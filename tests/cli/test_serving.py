@@ -10,6 +10,7 @@ from iclora.cli import serving
 from iclora.cli.main import main
 from iclora.cli.output import Terminal
 from iclora.errors import SettingsError
+from iclora.serve import local
 from iclora.settings import ServeSettings
 
 
@@ -69,6 +70,18 @@ def test_a_missing_package_is_named_with_what_to_install(tmp_path, capsys, monke
     found = said(capsys)
     assert "python_multipart" in found
     assert "iclora[serve]" in found
+
+
+def test_workers_open_the_base_as_the_server_was_told(tmp_path, monkeypatch):
+    """With all of it: a base that does not fit a card whole must not be put there at the start."""
+    seen = []
+    monkeypatch.setattr(local, "LocalEngine", lambda devices, machine, **_: seen.append(machine))
+    told = {"dtype": "bf16", "precision": "int8", "offload": "blocks", "graphs": True}
+    own = {"folder": str(tmp_path), "base": "toyland", "device": "cpu"}
+    serving._engine_of(ServeSettings(**told, **own), "toyland", Terminal(ServeSettings))
+    assert seen[0].model_dump(exclude_unset=True) == told
+    serving._engine_of(ServeSettings(**own), "toyland", Terminal(ServeSettings))
+    assert seen[1].model_dump(exclude_unset=True) == {}
 
 
 @pytest.mark.parametrize(

@@ -154,13 +154,7 @@ def _engine_of(settings: ServeSettings, base: str, console: Console) -> Engine:
     from iclora.serve.catalog import Catalog
     from iclora.serve.local import LocalEngine
 
-    machine = MakingMachine(
-        **{
-            n: getattr(settings, n)
-            for n in ("dtype", "precision", "compile", "graphs")
-            if n in settings.model_fields_set
-        }
-    )
+    machine = MakingMachine(**settings.of_workers())
     logs = Path(settings.folder).resolve() / ".iclora" / "logs"
     warm = settings.warm
     if machine.compile and not warm:

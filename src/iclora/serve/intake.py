@@ -29,8 +29,6 @@ __all__ = ["Intake"]
 _MOST_SETS = 8
 _MOST_COMPARED = 1000
 _LONGEST_PROMPT = 20_000
-_MACHINE = ("dtype", "precision", "offload", "compile", "graphs")
-"""Each worker has a device of its own."""
 _IN_OUT = frozenset({"generate", "complete", "reroll", "extend", "evaluate", "check", "prompt"})
 
 
@@ -117,9 +115,9 @@ class Intake:
             return own
         if "base" in fields:
             own["base"] = self._base
-        told = self._settings.model_fields_set
-        names = [n for n in _MACHINE if n in fields and n in told and n in server_decides(kind)]
-        return own | {n: getattr(self._settings, n) for n in names}
+        told = self._settings.of_workers()
+        here = fields.keys() & server_decides(kind)
+        return own | {name: value for name, value in told.items() if name in here}
 
     # -- ids --------------------------------------------------------------------------------------
 

@@ -131,6 +131,11 @@ class MakingMachine(Machine):
     on a fast card, where starting a pass takes longer than computing it. Numbers stay the same; it
     takes the memory of one more pass. Not measured on a card yet"""
 
+    def of_workers(self) -> dict[str, Any]:
+        """What was set of all this but the device: each worker has one of its own."""
+        names = [n for n in MakingMachine.model_fields if n != "device"]
+        return {n: getattr(self, n) for n in names if n in self.model_fields_set}
+
 
 class OnBase(MakingMachine):
     base: FilePath | None = None
