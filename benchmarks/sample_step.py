@@ -4,7 +4,7 @@
     python benchmarks/sample_step.py --true-size                 FLUX.1-dev's size, on a GPU
     python benchmarks/sample_step.py --base klein --true-size    FLUX.2-klein-base-4B's
 
-Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer of the blocks:
+Arms, on the same noise, text and LoRA of rank 16 in one type on every linear layer of the blocks:
 
     diffusers            its model under no_grad, the LoRA in PEFT's layers beside the weights
     diffusers-compiled   that with compiled blocks, and cuDNN's attention on a GPU
@@ -19,7 +19,9 @@ Arms, on the same noise, text and LoRA of rank 16 in bf16 on every linear layer 
 
 A time is that of all steps, Euler steps included, texts and pictures apart. Before any, velocities
 must agree, and what is sampled by replayed passes with what the same passes give as they are. Arms
-take turns, but for those that leave the weights another way (the last three).
+take turns, but for those that leave the weights another way (the last three). On a CPU diffusers
+has a network of its own, as ours has for whoever samples with it: weights that have just moved, to
+lie as the other wants them, cost the next run time there.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -51,6 +54,7 @@ from iclora.jobs.bench.child import in_short
 from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
 from iclora.models.attention import pick_attention, steady
+from iclora.models.base import DTYPES
 from iclora.models.flux.forward import FLUX, Inputs
 from iclora.models.flux2.forward import FLUX2
 from iclora.models.flux2.forward import Inputs as KleinInputs
@@ -85,11 +89,12 @@ ALTERING = frozenset({"ours-beside", "ours-fp8", "ours-streamed"})
 
 
 def lora(net: Any) -> None:
-    """A LoRA on every linear layer of the blocks, in bf16; the same numbers each time."""
+    """A LoRA on every linear layer of the blocks, in its type; the same numbers each time."""
     torch.manual_seed(3)
+    kind = net.dtype
     for parameter in adapters(net, "all"):
         parameter.requires_grad_(False)
-        parameter.data = parameter.data.bfloat16()
+        parameter.data = parameter.data.to(kind)
 
 
 class Base(NamedTuple):
@@ -154,7 +159,7 @@ def theirs(net: Any, work: Work) -> Velocity:
 
     def velocity(z: Tensor, sigma: Tensor, _: Step | None) -> Tensor:
         out: Tensor = net(
-            hidden_states=z.bfloat16(),
+            hidden_states=z.to(work.prompt.dtype),
             encoder_hidden_states=work.prompt,
             timestep=sigma,
             img_ids=work.places,
@@ -175,7 +180,7 @@ def ours(
 
     def velocity(z: Tensor, sigma: Tensor, step: Step | None) -> Tensor:
         levels = Levels(sigma[:, None], (z.shape[1],), step if ahead else None)
-        inputs = base.inputs(work, z.bfloat16(), levels)
+        inputs = base.inputs(work, z.to(work.prompt.dtype), levels)
         return base.network(net, inputs, attend, shapes=shapes, graphs=keyed)
 
     return velocity
@@ -204,6 +209,7 @@ def measure(
     *,
     base: str = "dev",
     true_size: bool = False,
+    dtype: str = "bf16",
     width: int = 1024,
     height: int = 1536,
     steps: int = 20,
@@ -213,24 +219,36 @@ def measure(
     """Time the arms that are named, by default all that this device can."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sort = BASES[base]
-    net = build(lambda: sort.net(true_size), device)
-    lora(net)
-    work = sort.work.draw(net, 1, width, height, device)
+    wanted = arms or [n for n in ARMS if device.type == "cuda" or not n.endswith("graphs")]
+    kind = DTYPES[dtype]
+    nets = _nets(wanted, lambda: build(lambda: sort.net(true_size), device).to(kind), device)
+    drawn = sort.work.draw(nets[wanted[0]], 1, width, height, device)
+    work = replace(drawn, prompt=drawn.prompt.to(kind), pooled=drawn.pooled.to(kind))
     # Exact in bf16, or the two would see another level: the pipeline rounds as we do.
     sigmas = [round((1 - n / steps) * 128) / 128 for n in range(steps)] + [0.0]
     times: dict[str, list[float]] = {}
     first: list[Tensor] = []
-    wanted = arms or [n for n in ARMS if device.type == "cuda" or not n.endswith("graphs")]
     turns = [name for name in wanted if name not in ALTERING]
     for group in (turns, *([name] for name in wanted if name in ALTERING)):
-        there = {name: arm for name in group if (arm := _begin(tell, name, net, work, first))}
-        found = _take_turns(tell, there, net, work, sigmas, rounds)
+        there = {
+            name: arm for name in group if (arm := _begin(tell, name, nets[name], work, first))
+        }
+        found = _take_turns(tell, there, nets, work, sigmas, rounds)
         for name, (run, most) in found.items():
             note = f"peak {most / 2**30:.1f} GiB"
             tell(name, median(run), f"s for {steps} steps", note=note, all=run)
             times[name] = run
-    work_done = flops(sort, net.config, work.x0.shape[1]) * steps
-    _compare(tell, times, work_done, device, true_size and base == "dev")
+    work_done = flops(sort, nets[wanted[0]].config, work.x0.shape[1]) * steps
+    _compare(tell, times, work_done, device, kind, true_size and base == "dev")
+
+
+def _nets(wanted: list[str], make: Callable[[], Any], device: torch.device) -> dict[str, Any]:
+    """The network of each arm: the same for all on a GPU, which could not hold two."""
+    apart = {n: device.type == "cpu" and n.startswith("diffusers") for n in wanted}
+    made = {whose: make() for whose in set(apart.values())}
+    for net in made.values():
+        lora(net)
+    return {name: made[whose] for name, whose in apart.items()}
 
 
 def _begin(tell: Tell, name: str, net: Any, work: Work, first: list[Tensor]) -> Velocity | None:
@@ -260,7 +278,12 @@ def _begin(tell: Tell, name: str, net: Any, work: Work, first: list[Tensor]) -> 
 
 
 def _take_turns(
-    tell: Tell, arms: dict[str, Velocity], net: Any, work: Work, sigmas: list[float], rounds: int
+    tell: Tell,
+    arms: dict[str, Velocity],
+    nets: dict[str, Any],
+    work: Work,
+    sigmas: list[float],
+    rounds: int,
 ) -> dict[str, tuple[list[float], int]]:
     """The seconds of each round of each arm, and the most memory it took, in bytes."""
     noise = work.eps
@@ -268,7 +291,7 @@ def _take_turns(
     for _ in range(rounds):
         for name, velocity in list(arms.items()):
             try:
-                _ready(name, net, work)
+                _ready(name, nets[name], work)
                 if name.endswith("graphs"):
                     # Weights that moved for another arm are recorded where they lie now.
                     sample(velocity, noise, FEW)
@@ -326,7 +349,12 @@ def _arm(name: str, net: Any, work: Work) -> Velocity:
 
 
 def _compare(
-    tell: Tell, times: dict[str, list[float]], work: float, device: torch.device, goals: bool
+    tell: Tell,
+    times: dict[str, list[float]],
+    work: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    goals: bool,
 ) -> None:
     for peer in ("diffusers", "diffusers-compiled"):
         for mine in (name for name in ARMS if name.startswith("ours")):
@@ -339,7 +367,7 @@ def _compare(
         if one in times and other in times:
             tell(f"{one} / {other}", _ratio(times, one, other), "times")
     if "ours" in times:
-        rate = matmul_rate(device)
+        rate = matmul_rate(device, dtype)
         share = work / 1e12 / median(times["ours"]) / rate
         tell("MFU of ours", share, note=f"of this run's matrix product, {rate:.4g} TFLOP/s")
 
@@ -356,6 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", choices=BASES, default="dev")
     parser.add_argument("--true-size", action="store_true")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1536)
     parser.add_argument("--steps", type=int, default=20)

@@ -43,6 +43,7 @@ from iclora.jobs.bench.measuring import median, peak, reset_peak, seconds, synch
 from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import flux_forward
 from iclora.models.passes import Levels, Shapes, prepare_compiler
+from iclora.models.products import exact
 
 SCRIPT_TARGETS = (
     "attn.to_k",
@@ -301,11 +302,11 @@ def ready_optimizer(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
     return optimizer
 
 
-def matmul_rate(device: torch.device) -> float:
-    """TFLOP/s of a bf16 matrix product, the yardstick of this machine in this run."""
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+    """TFLOP/s of a matrix product of a type as this machine makes it, its yardstick in this run."""
     cuda = device.type == "cuda"
     size = 8192 if cuda else 2048
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    a, b = (exact(torch.randn(size, size, device=device).to(dtype)) for _ in range(2))
     times = seconds(lambda: a @ b, device, 6, warm=2, calls=4 if cuda else 1)
     return 2 * size**3 / min(times) / 1e12
 
