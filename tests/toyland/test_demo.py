@@ -21,7 +21,9 @@ def test_the_command_line_offers_every_toy_task():
 
 
 @pytest.mark.usefixtures("plots")
-@pytest.mark.parametrize("task", ["film-storyboard", "visual-identity"])
+@pytest.mark.parametrize(
+    "task", ["film-storyboard", pytest.param("visual-identity", marks=pytest.mark.machine)]
+)
 def test_a_smoke_run_ends_in_a_page_that_needs_no_other_file(tmp_path, capsys, task, monkeypatch):
     # As many pictures as there are, of as few steps as there can be.
     monkeypatch.setattr(demo, "_QUICK", replace(demo._QUICK, tuning=1, steps=1))

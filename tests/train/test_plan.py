@@ -251,7 +251,7 @@ RUN_FILES = {
 """The base and the cards of every run file that ships."""
 LESS = {"official-12gb": (512, 768, 1024), "krea-16gb": (512, 768, 1024, 1280)}
 """The sides of those that do not reach 1536 px."""
-QUICK = {"official-24gb", "official-12gb", "klein-24gb", "zimage-80gb", "krea-48gb"}
+QUICK = {"official-24gb", "klein-24gb"}
 """Those that `make test` plans: all of them take a minute."""
 
 

@@ -143,6 +143,7 @@ def test_words_stand_for_words_at_the_same_letters_and_the_end_for_whole_panels(
     assert first.tolist() == list(range(start, min(end, count)))
 
 
+@pytest.mark.machine
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(painter, "_HELD", 2)
     monkeypatch.setattr(painter, "SHARES", {"single": 1.0})
