@@ -82,6 +82,12 @@ def test_a_slow_cpu_multiplies_no_bf16(slow, monkeypatch):
     assert (BF16 in seen.types) is not slow
 
 
+def test_a_weight_that_is_trained_has_its_gradient():
+    layer, x = products.quicken(nn.Linear(300, 50).to(BF16)), bf16(40, 300)
+    layer(x).sum().backward()
+    assert off(layer.weight.grad, x.double().sum(0).expand(50, -1)) < ULP
+
+
 def test_nothing_in_float32_is_kept_for_the_backward_pass():
     x, weight = bf16(40, 300).requires_grad_(), bf16(50, 300)
     kept = []

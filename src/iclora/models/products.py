@@ -19,11 +19,17 @@ from torch.nn import functional as F
 
 __all__ = ["COUNTED", "SLOW", "exact", "is_slow", "linear", "quicken"]
 
-SLOW = platform.machine().lower() in ("x86_64", "amd64") and not (
-    torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-)
-"""True if this CPU is one of those. Others than x86 were not measured and keep torch's way."""
 
+def _lacks_bf16() -> bool:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False  # not measured
+    # Not public in torch: one without them keeps its own way.
+    asked = (getattr(torch.cpu, f"_is_{it}_supported", None) for it in ("avx512_bf16", "amx_tile"))
+    return all(ask is not None and not ask() for ask in asked)
+
+
+SLOW = _lacks_bf16()
+"""True if this CPU is one of those."""
 
 COUNTED: ContextVar[bool] = ContextVar("COUNTED", default=False)
 """True while tensors on the meta device stand for this CPU's, so that their memory is counted."""
@@ -42,8 +48,11 @@ def exact(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W' + b in x's type; for gradients of x nothing but W is kept, which has none itself."""
-    if not is_slow(x):
+    """x W' + b in x's type; for the gradient of x nothing but W is kept.
+
+    A weight that is trained is multiplied as torch does.
+    """
+    if not is_slow(x) or weight.requires_grad:
         return F.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return y
