@@ -143,6 +143,10 @@ def compare(
     model.recompute = config.recomputed(model.blocks)
     outline = outline_of(model, model.dtype, config.precision)
     costs = Costs(outline, config, "cuda" if cuda else "cpu")
+    if cuda and costs.held > (there := torch.cuda.mem_get_info()[0]):
+        note = f"{costs.held / GB:.1f} GB are held all the time, and {there / GB:.1f} are there"
+        tell(name, None, note=note)
+        return
     random_denoiser(model)
     state = TrainState.fresh(model, config)
     for size in dict.fromkeys([sizes[-1], sizes[0]] if cuda else [sizes[-1]]):

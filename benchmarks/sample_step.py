@@ -181,7 +181,10 @@ def ours(
     def velocity(z: Tensor, sigma: Tensor, step: Step | None) -> Tensor:
         levels = Levels(sigma[:, None], (z.shape[1],), step if ahead else None)
         inputs = base.inputs(work, z.to(work.prompt.dtype), levels)
-        return base.network(net, inputs, attend, shapes=shapes, graphs=keyed)
+        v = base.network(net, inputs, attend, shapes=shapes, graphs=keyed)
+        if graphs is not None and graphs.recorder is None:
+            raise RuntimeError("a pass could not be recorded")
+        return v
 
     return velocity
 
@@ -267,8 +270,9 @@ def _begin(tell: Tell, name: str, net: Any, work: Work, first: list[Tensor]) -> 
     tell(f"{name}, first pass", time.perf_counter() - began, "s", note="not timed below")
     if first:
         off = float((v - first[0]).norm() / first[0].norm())
-        bound = {} if name == "ours-fp8" else {"most": 0.05, "must": True}
-        tell(f"{name}: velocity off by", off, **bound)
+        # fp8 was 0.018 off on the small network; 0.2 is not a picture any more.
+        most = 0.2 if name == "ours-fp8" else 0.05
+        tell(f"{name}: velocity off by", off, most=most, must=True)
     first.append(v)
     if name.endswith("graphs"):
         plain = sample(ours(net, work, "compiled" in name), work.eps, FEW)

@@ -380,6 +380,14 @@ TARGETS = {
     ("ai-toolkit", "ours-all"): 2.5,
 }
 """How many times as fast as a peer ours is to be, on an H100 at true size."""
+RECIPE = 5000
+"""Steps of the official recipe."""
+
+
+def tell_recipe(tell: Tell, step: float, most: float | None) -> None:
+    """How long the official recipe's steps take at the measured one's rate, in minutes."""
+    note = "the median step above, times 5000; encoding and previews come on top"
+    tell(f"{RECIPE} steps at this rate", RECIPE * step / 60, "min", most=most, note=note)
 
 
 def report(tell: Tell, arms: list[Arm], work: Work, net: Any) -> None:
@@ -395,6 +403,9 @@ def report(tell: Tell, arms: list[Arm], work: Work, net: Any) -> None:
     for arm in timed.values():
         middle = median(arm.seconds)
         tell(arm.name, middle, "s a step", note=f"peak {arm.peak:.1f} GiB", all=arm.seconds)
+    if "ours" in timed:
+        official = goals and (batch, tokens) == (4, 1024 * 1536 // 256)
+        tell_recipe(tell, median(timed["ours"].seconds), 150 if official else None)
     for (theirs, mine), target in TARGETS.items():
         if theirs in timed and mine in timed:
             ratio = median(timed[theirs].seconds) / median(timed[mine].seconds)

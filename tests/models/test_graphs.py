@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from iclora.adapter import Adapter, attach, remove
 from iclora.adapter.layers import apply
+from iclora.jobs.bench import smoke
 from iclora.jobs.bench.equality import replayed
 from iclora.jobs.opening import Opener, record_by
 from iclora.making.session import Ask, Session
@@ -406,6 +407,26 @@ def test_the_bench_finds_replayed_passes_equal_and_says_how_far_wrong_ones_are(b
             return super().record(lambda: run() * 1.01)
 
     assert 1e-3 < replayed(base, Graphs(Wrong())) < 0.1
+
+
+@pytest.mark.parametrize("base", ["tiny"], indirect=True)
+def test_passes_that_could_not_be_recorded_are_never_measured_as_replayed(base):
+    """Recording gives up by a warning, and all passes are then run as they are: 0 off."""
+
+    class Unable(CpuRecorder):
+        def record(self, run):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def make(*_, **__):
+        with pytest.raises(RuntimeError, match="could not be recorded"):
+            replayed(base, Graphs(Unable()))
+
+    failed = []
+    bench = SimpleNamespace(fail=lambda *why: failed.append(why))
+    smoke.replaying(SimpleNamespace(make=make, bench=bench), {})
+    ((what, why),) = failed
+    assert what == "generate, passes replayed"
+    assert "operation not permitted" in why
 
 
 @pytest.mark.parametrize("base", ["tiny"], indirect=True)

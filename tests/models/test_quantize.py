@@ -143,11 +143,16 @@ def test_fp8_is_as_near_to_the_exact_gradient_as_its_two_bits_of_mantissa_allow(
     assert off(layer(x), x.double() @ whole.weight.double().T + whole.bias.double()) < 0.05
 
 
-def test_few_rows_are_not_rounded_to_fp8():
-    layer = frozen("fp8")
-    x = torch.randn(3, 1, 128)
-    exact = x.double() @ weight_of(layer).T + layer.bias.double()
-    assert off(layer(x), exact) < 1e-6
+@pytest.mark.parametrize(("rows", "out", "width"), [(3, 64, 128), (40, 64, 170), (40, 170, 64)])
+def test_few_rows_and_sides_that_no_card_multiplies_are_not_rounded_to_fp8(rows, out, width):
+    layer = frozen("fp8", out=out, width=width)
+    x = torch.randn(rows, 1, width, requires_grad=True)
+    weight = weight_of(layer)
+    y = layer(x)
+    assert off(y, x.double() @ weight.T + layer.bias.double()) < 1e-6
+    g = torch.randn_like(y)
+    y.backward(g)
+    assert off(x.grad, g.double() @ weight) < 1e-6
 
 
 @pytest.mark.parametrize("kind", FEW_BITS)

@@ -48,6 +48,9 @@ _TWICE = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
 _FEW = 32
 """Rows below which an fp8 product saves no time: modulation has one a sample."""
 
+_SIDE = 16
+"""A card multiplies fp8 matrices whose sides are multiples of it."""
+
 
 class Kind:
     """One way to keep a frozen matrix and to compute with it; this one keeps it as it is.
@@ -150,7 +153,7 @@ class _Fp8(Kind):
     def times(
         self, matrices: Sequence[Parts], x: Tensor, biases: Sequence[Tensor | None]
     ) -> list[Tensor]:
-        if len(x) < _FEW:
+        if len(x) < _FEW or any(side % _SIDE for codes, _ in matrices for side in codes.shape):
             return super().times(matrices, x, biases)
         read = _to_fp8(x, torch.float8_e4m3fn)
         ys = []
@@ -160,10 +163,10 @@ class _Fp8(Kind):
         return ys
 
     def add_back(self, gx: Tensor, parts: Parts, g: Tensor) -> None:
-        if len(g) < _FEW:
+        codes, scale = parts
+        if len(g) < _FEW or any(side % _SIDE for side in codes.shape):
             super().add_back(gx, parts, g)
             return
-        codes, scale = parts
         # The sum runs over outputs here: their scales go to the gradient before it is rounded.
         read = _to_fp8(g * scale.mT.to(g.dtype), torch.float8_e5m2)
         # The hardware reads the second factor column by column.

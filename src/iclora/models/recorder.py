@@ -81,7 +81,9 @@ class CudaRecorder:
                 self._pool = torch.cuda.graph_pool_handle()
             # A server's other threads may use the card meanwhile.
             mode = "thread_local"
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
+            # torch leaves its side stream current if the end of a recording fails.
+            here = torch.cuda.stream(torch.cuda.current_stream(self._device))
+            with here, torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
                 out = run()
         self._alive += 1
         return _CudaRecording(graph, out, self)

@@ -8,7 +8,7 @@
     child       a row's process; telling: how it says what it measured
     measuring   seconds and peaks; weights: random ones, made on the device
 
-    card, smoke, equality, attention, memory, encoding, starting, scripts: the rows
+    card, smoke, equality, attention, layers, encoding, starting, scripts: the rows
 
 A row that fails, hangs, runs out of memory or is killed costs that row: the one that watches
 imports no torch, touches no card, and writes what is known after each.

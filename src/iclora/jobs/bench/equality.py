@@ -111,6 +111,8 @@ def replayed(model: DiffusionModel, graphs: Graphs) -> float:
     """How far samplings with recorded and replayed passes are from those with passes as they are.
 
     One without given tokens, and one that keeps the keys and values of every second token.
+
+    Raises: RuntimeError if recording failed, behind which passes are run as they are.
     """
     text, empty = model.encode_text(_WORDS), model.encode_text("")
     unguided = [empty] if model.sampling.guided == "two-pass" else None
@@ -139,6 +141,8 @@ def replayed(model: DiffusionModel, graphs: Graphs) -> float:
             found.append(sampled(kept))
         away.append(off(found[1], found[0]))
     model.graphs = None
+    if graphs.recorder is None:
+        raise RuntimeError("a pass could not be recorded: all were run as they are")
     return max(away)
 
 

@@ -58,7 +58,7 @@ def _smoke(base: str, **more: Any) -> Row:
 def _kinds(base: str) -> Row:
     return Row(
         f"precisions-{base}",
-        f"training and making on {base} in fp8, int8 and nf4, with blocks recomputed, resumed",
+        f"training and making on {base} in fp8, int8 and nf4, with blocks recomputed, streamed",
         "iclora.jobs.bench.smoke:precisions",
         {"base": base},
         limit=150,
@@ -207,7 +207,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "compile",
-        "a run of two steps with compiled blocks on tiny, and the time of compiling",
+        "a run of three steps with compiled blocks on tiny, and the time of compiling",
         "iclora.jobs.bench.smoke:compiled",
         limit=200,
         takes=60,
