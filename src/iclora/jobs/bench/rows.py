@@ -58,11 +58,22 @@ def _smoke(base: str, **more: Any) -> Row:
 def _kinds(base: str) -> Row:
     return Row(
         f"precisions-{base}",
-        f"training and making on {base} in fp8, int8 and nf4, with blocks recomputed, streamed",
+        f"training and making on {base} in fp8, int8 and nf4, resumed, blocks recomputed, streamed",
         "iclora.jobs.bench.smoke:precisions",
         {"base": base},
         limit=150,
         takes=18,
+    )
+
+
+def _compiled(base: str) -> Row:
+    return Row(
+        f"compile-{base}",
+        f"a run of three steps with compiled blocks on {base}, and the time of compiling",
+        "iclora.jobs.bench.smoke:compiled",
+        {"base": base},
+        limit=200,
+        takes=60,
     )
 
 
@@ -174,7 +185,7 @@ ROWS: tuple[Row, ...] = (
     _smoke("tiny-zimage", limit=120, takes=15),
     _smoke("tiny-krea", limit=120, takes=15),
     _smoke("tiny-qwen", limit=120, takes=15),
-    *map(_kinds, ("tiny", "tiny-klein", "tiny-zimage", "tiny-krea", "tiny-qwen")),
+    *map(_kinds, ("tiny", "toyland", "tiny-klein", "tiny-zimage", "tiny-krea", "tiny-qwen")),
     _script(
         "memory-klein",
         "the same peaks at FLUX.2-klein-base-4B's size",
@@ -205,13 +216,7 @@ ROWS: tuple[Row, ...] = (
         on="card",
         memory=16,
     ),
-    Row(
-        "compile",
-        "a run of three steps with compiled blocks on tiny, and the time of compiling",
-        "iclora.jobs.bench.smoke:compiled",
-        limit=200,
-        takes=60,
-    ),
+    *map(_compiled, ("tiny", "toyland")),
     _script(
         "train-dev-all",
         "the step with a LoRA on every linear layer: ours against ai-toolkit's way",

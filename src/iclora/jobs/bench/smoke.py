@@ -214,7 +214,9 @@ def precisions(bench: Bench, base: str) -> None:
     walk = _Walk(bench, base)
     for kind in ("int8", "nf4", "fp8"):
         if walk.train(f"train in {kind}", kind, precision=kind):
-            adapter = str(walk.folder / kind / "adapter.safetensors")
+            run = walk.folder / kind
+            walk.do(f"train in {kind}, resumed", "train", resume=str(run), steps=5)
+            adapter = str(run / "adapter.safetensors")
             how = {"precision": kind, "adapter": (adapter,)}
             walk.make(f"generate in {kind}", "generate", f"made-{kind}", **how)
         clear(torch.device(bench.device))
@@ -228,9 +230,9 @@ def precisions(bench: Bench, base: str) -> None:
     bench.tell("commands that passed", walk.passed)
 
 
-def compiled(bench: Bench) -> None:
+def compiled(bench: Bench, base: str) -> None:
     """A run with compiled blocks; its first steps compile."""
-    walk = _Walk(bench, "tiny")
+    walk = _Walk(bench, base)
     walk.train("train, compiled: compiling and 3 steps", "one", compile=True, resolutions=(128,))
     walk.train("the same again in this process", "two", compile=True, resolutions=(128,))
 
