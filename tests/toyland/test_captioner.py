@@ -20,6 +20,7 @@ from tests.vlm.test_local import serving, serving_here
 SHIPPED = captioner_folder()
 
 
+@pytest.mark.machine
 def test_sets_go_through_a_server_that_dies_half_way_and_then_on_this_machine(tmp_path):
     task, port = TASKS["film-storyboard"], processes.port_aside()
     for name in ("remote", "local"):

@@ -253,6 +253,7 @@ def test_the_group_of_processes_is_left_in_the_end(together):
     assert all(found["left"] for found in together)
 
 
+@pytest.mark.machine
 def test_a_run_with_a_spread_base_trains_what_one_process_would(clean, config, tmp_path):
     settings = {"batch": 4, "lr": 0.01, "steps": 2, "held_out": 0.3, "gradient_checkpointing": True}
     settings["targets"] = "all"

@@ -173,9 +173,8 @@ def _losses(
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
     """Bring a tensor to the device, without waiting for it.
 
-    Nothing in a step waits, so the next micro-batch is drawn and sent while a card computes this
-    one; its copy, some megabytes, stands in the same queue: a stream of its own would save less
-    than a thousandth of a micro-batch's seconds.
+    Nothing in a step waits, so the next micro-batch is drawn and pinned while a card computes this
+    one. Its copy, some megabytes, stands in the same queue: a stream of its own would save little.
     """
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -29,6 +29,7 @@ def told(tmp_path, monkeypatch):
     return told, started
 
 
+@pytest.mark.machine
 def test_a_replica_passes_lines_to_a_worker_with_the_threads_of_the_front(told):
     told, started = told
     actor = Replica()
