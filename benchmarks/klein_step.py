@@ -35,6 +35,7 @@ from train_step import (
     printed,
     ready_optimizer,
     step,
+    take_turns,
     tell_recipe,
 )
 
@@ -143,11 +144,14 @@ def measure(
     arms = gate(arms, net, parameters, work, tell, 0.1 if true_size else 0.03)
     optimizer = ready_optimizer(parameters)
     processor: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for _ in range(rounds):
-        for arm in arms:
-            began = time.process_time()
-            step(arm, net, parameters, optimizer, work)
-            processor[arm.name].append(time.process_time() - began)
+
+    def timed(arm: Arm) -> None:
+        began = time.process_time()
+        step(arm, net, parameters, optimizer, work)
+        processor[arm.name].append(time.process_time() - began)
+
+    take_turns(arms, rounds, timed, work, tell)
+    arms = [arm for arm in arms if arm.seconds]
     tell("bf16 matrix product in the same run", matmul_rate(device), "TFLOP/s")
     # On a CPU that others use, too, its own time compares; a GPU's is the clock's.
     times = {

@@ -30,6 +30,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -39,7 +40,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from iclora.jobs.bench.child import in_short
-from iclora.jobs.bench.measuring import median, peak, reset_peak, seconds, synchronize
+from iclora.jobs.bench.measuring import clear, median, peak, reset_peak, seconds, synchronize
 from iclora.jobs.bench.telling import Tell
 from iclora.models.flux.forward import flux_forward
 from iclora.models.passes import Levels, Shapes, prepare_compiler
@@ -235,6 +236,7 @@ def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, wor
     device = work.x0.device
     synchronize(device)
     reset_peak(device)
+    optimizer.zero_grad(set_to_none=True)
     began = time.perf_counter()
     loss = arm.run(net, work)
     nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -290,6 +292,23 @@ def gate(
         off = float((grad - first).norm() / first.norm())
         tell(f"gradients of {arm.name} from {running[0].name}'s", off, most=most, must=True)
     return running
+
+
+def take_turns(
+    group: list[Arm], rounds: int, run: Callable[[Arm], None], work: Work, tell: Tell
+) -> None:
+    """A step of each arm a round. One that runs out of memory is told so and left out."""
+    left = list(group)
+    for _ in range(rounds):
+        for arm in list(left):
+            try:
+                run(arm)
+                continue
+            except torch.OutOfMemoryError:
+                tell(arm.name, None, note="its steps do not fit in memory")
+            left.remove(arm)
+            arm.seconds.clear()
+            clear(work.x0.device)
 
 
 def ready_optimizer(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
@@ -367,9 +386,8 @@ def measure(
         _compiled.clear()
         group = gate(group, net, parameters, work, tell, 0.1 if true_size else 0.03)
         optimizer = ready_optimizer(parameters)
-        for _ in range(rounds):
-            for arm in group:
-                step(arm, net, parameters, optimizer, work)
+        run = partial(step, net=net, parameters=parameters, optimizer=optimizer, work=work)
+        take_turns(group, rounds, run, work, tell)
         net.unload_lora()
     report(tell, every, work, net)
 
