@@ -5,7 +5,10 @@
 The network stands on torch's meta device with a LoRA of rank 16 in bf16 on every linear layer of
 its blocks. FLOPs are torch's own count. Bytes are those of every operation's tensors, read and
 written once each, as plain kernels do; attention and a norm are one kernel. Nothing is timed. A
-pass is any but the first of a sampling of 20 steps, which also modulates all others.
+pass is any but the first of a sampling of 20 steps, which also modulates all others. Of matrices in
+few bits codes and scales are weights, and what is made of them for a product is all else. The last
+rows are two panels of 512 px without a LoRA: all computed, and the made one alone, which reads the
+kept keys of the given one.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from cached_completion import Canvas, operations
 from sample_step import Velocity, lora, ours, theirs
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step import Work, build, dev_size
 
 from iclora.models.levels import Schedule
+from iclora.models.quantize import quantize
 from iclora.models.widened import lend, narrow
+from iclora.settings import Precision
 
 META = torch.device("meta")
 STEPS = 20
@@ -106,10 +112,14 @@ def count(net: Any, work: Work, velocity: Velocity, began: bool = True) -> tuple
     run()
     with FlopCounterMode(display=False) as flops:
         run()
-    traffic = Traffic(net.parameters())
+    return flops.get_total_flops() / 1e12, traffic_of(net, run)
+
+
+def traffic_of(net: Any, run: Callable[[], Any]) -> Traffic:
+    traffic = Traffic((*net.parameters(), *net.buffers()))
     with as_kernels(traffic), traffic:
         run()
-    return flops.get_total_flops() / 1e12, traffic
+    return traffic
 
 
 def arms(net: Any, work: Work) -> Iterator[tuple[str, Callable[[], Velocity]]]:
@@ -132,6 +142,29 @@ def arms(net: Any, work: Work) -> Iterator[tuple[str, Callable[[], Velocity]]]:
     yield "ours without a LoRA", bare
 
 
+def in_few_bits(kind: Precision) -> Any:
+    """The network with its blocks' matrices in a kind, each with its LoRA."""
+    net = build(dev_size, META)
+    quantize(net, kind, META, ("transformer_blocks.", "single_transformer_blocks."))
+    lora(net)
+    return net
+
+
+def tell(name: str, canvas: str, flops: float, found: Traffic) -> None:
+    cells = (f"{flops:.1f}", f"{found.weights / 1e9:.1f}", f"{found.others / 1e9:.1f}")
+    print(f"| {name} | {canvas} | {' | '.join(cells)} | {found.operations} |")
+
+
+def completing() -> None:
+    """One panel given and one made, of 512 px."""
+    net = build(dev_size, META)
+    canvas, kept = Canvas(net, 1, 1, META), []
+    canvas.fill(kept)
+    ways = {"all computed": canvas.plain, "the given one's keys kept": lambda: canvas.read(kept)}
+    for name, run in ways.items():
+        tell(f"ours, two panels, {name}", "512x1024", operations(run) / 1e12, traffic_of(net, run))
+
+
 @torch.no_grad()
 def main() -> None:
     """The command."""
@@ -144,9 +177,11 @@ def main() -> None:
         lora(net)
         work = Work.draw(net, 1, width, height, META)
         for name, arm in arms(net, work):
-            flops, found = count(net, work, arm(), began=name != FIRST)
-            cells = (f"{flops:.1f}", f"{found.weights / 1e9:.1f}", f"{found.others / 1e9:.1f}")
-            print(f"| {name} | {width}x{height} | {' | '.join(cells)} | {found.operations} |")
+            tell(name, f"{width}x{height}", *count(net, work, arm(), began=name != FIRST))
+        for kind in ("int8", "nf4", "fp8"):
+            net = in_few_bits(kind)
+            tell(f"ours in {kind}", f"{width}x{height}", *count(net, work, ours(net, work)))
+    completing()
 
 
 if __name__ == "__main__":
