@@ -14,8 +14,8 @@ python=${PYTHON:-python3}
 
 # The versions this project is tested with, for CPython 3.12 on Linux; VERSION=3.11 takes another.
 wanted="diffusers peft pydantic tomli-w"
-# What the row `layers` sets beside ours; PEERS="bitsandbytes==0.50.2 optimum-quanto==0.2.7" brings more
-# (43 MB), which with a checkout of 48 MB is more than some machines take.
+# What the row `layers` sets beside ours; PEERS="bitsandbytes==0.50.2 optimum-quanto==0.2.7" brings more:
+# 43 MB, which with a checkout of 48 MB is more than some machines take.
 peers="torchao==0.18.0 ${PEERS:-}"
 beside="pydantic-core annotated-types typing-inspection importlib-metadata zipp"
 
@@ -33,9 +33,10 @@ if [ "${1:-}" = wheels ]; then
         --implementation cp "${platforms[@]}" -d "$folder" \
         ${beside/pydantic-core/pydantic-core==$core}
     du -sh "$folder"
-    # What travels with it, where the tracked files do.
-    ! size=$(cd "$here" && git ls-files -z | du -cb --files0-from=- | tail -1 | cut -f1) \
-        || echo "$((size / 1000000)) MB: the checkout's tracked files"
+    # Where the checkout travels with them.
+    if size=$(cd "$here" && git ls-files -z | du -cb --files0-from=- | tail -1 | cut -f1); then
+        echo "$((size / 1000000)) MB: the checkout's tracked files"
+    fi
     exit
 fi
 

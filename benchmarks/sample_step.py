@@ -20,8 +20,7 @@ Arms, on the same noise, text and LoRA of rank 16 in one type on every linear la
 A time is that of all steps, Euler steps included, texts and pictures apart. Before any, velocities
 must agree, and what is sampled by replayed passes with what the same passes give as they are. Arms
 take turns, but for those that leave the weights another way (the last three). On a CPU diffusers
-has a network of its own, as ours has for whoever samples with it: weights that have just moved, to
-lie as the other wants them, cost the next run time there.
+has a network of its own: no user's weights move between two samplings.
 """
 
 from __future__ import annotations

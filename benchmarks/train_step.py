@@ -236,6 +236,7 @@ def step(arm: Arm, net: Any, parameters: list[nn.Parameter], optimizer: Any, wor
     device = work.x0.device
     synchronize(device)
     reset_peak(device)
+    # An arm that found no memory has left some.
     optimizer.zero_grad(set_to_none=True)
     began = time.perf_counter()
     loss = arm.run(net, work)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from iclora.models import products
 from iclora.models.attention_cpu import headwise
 from iclora.models.linear import linear_of_two, linears, linears_into
-from iclora.models.quantize import KINDS, Frozen
+from iclora.models.quantize import KINDS, Frozen, Matrix, matrix, product, quicken
 from iclora.models.widened import widened
 
 BF16 = torch.bfloat16
@@ -48,7 +48,7 @@ def rounded_once(found, exact):
 
 def test_a_product_and_its_gradient_are_rounded_once():
     x, weight, bias = bf16(2, 40, 300).requires_grad_(), bf16(50, 300, seed=1), bf16(50, seed=2)
-    y = products.linear(x, weight, bias)
+    y = product(x, Matrix("full", (weight,), bias))
     assert rounded_once(y, F.linear(x.double(), weight.double(), bias.double()))
     grad = bf16(*y.shape, seed=3)
     (gx,) = torch.autograd.grad(y, x, grad)
@@ -73,7 +73,7 @@ def test_a_slow_cpu_multiplies_no_bf16(slow, monkeypatch):
     """Layers with a LoRA, forward and backward, attention's gradient, layers of a VAE."""
     monkeypatch.setattr(products, "SLOW", slow)
     layer, x = layer_of("full"), bf16(1, 30, WIDTH).requires_grad_()
-    conv = products.quicken(nn.Conv2d(3, 3, 3).to(BF16).requires_grad_(False))
+    conv = quicken(nn.Conv2d(3, 3, 3).to(BF16).requires_grad_(False))
     with Multiplied() as seen:
         (y,) = linears((layer,), x, "gelu")
         heads = y.view(1, 30, 5, -1).transpose(1, 2)
@@ -83,7 +83,7 @@ def test_a_slow_cpu_multiplies_no_bf16(slow, monkeypatch):
 
 
 def test_a_weight_that_is_trained_has_its_gradient():
-    layer, x = products.quicken(nn.Linear(300, 50).to(BF16)), bf16(40, 300)
+    layer, x = quicken(nn.Linear(300, 50).to(BF16)), bf16(40, 300)
     layer(x).sum().backward()
     assert off(layer.weight.grad, x.double().sum(0).expand(50, -1)) < ULP
 
@@ -92,7 +92,7 @@ def test_nothing_in_float32_is_kept_for_the_backward_pass():
     x, weight = bf16(40, 300).requires_grad_(), bf16(50, 300)
     kept = []
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        products.linear(x, weight)
+        product(x, Matrix("full", (weight,), None))
     assert [each.data_ptr() for each in kept] == [weight.data_ptr()]
 
 
@@ -106,8 +106,8 @@ def test_a_cpu_with_such_instructions_multiplies_as_torch_does(monkeypatch):
     layer = nn.Linear(300, 50, dtype=BF16).requires_grad_(False)
     x = bf16(40, 300)
     want = layer(x)
-    assert torch.equal(products.quicken(layer)(x), want)
-    assert torch.equal(products.linear(x, layer.weight, layer.bias), want)
+    assert torch.equal(quicken(layer)(x), want)
+    assert torch.equal(product(x, matrix(layer)), want)
     assert products.exact(x) is x
 
 
@@ -192,7 +192,7 @@ def test_a_quickened_layer_is_rounded_once(make, shape):
     torch.manual_seed(0)
     layer = make().to(BF16).requires_grad_(False)
     x = bf16(*shape)
-    found = products.quicken(layer)(x)
+    found = quicken(layer)(x)
     assert rounded_once(found, layer.double()(x.double()))
 
 
@@ -205,16 +205,22 @@ def test_a_quickened_network_is_no_further_from_float64(sort, monkeypatch):
         config = transformers.T5Config(vocab_size=50, feed_forward_proj="gated-gelu", **small)
         net = transformers.T5EncoderModel(config)
         x = torch.arange(12)[None]
-        run = lambda: net(x).last_hidden_state  # noqa: E731
+
+        def run():
+            return net(x).last_hidden_state
+
     else:
         net = AutoencoderKL(block_out_channels=(32,), layers_per_block=1, latent_channels=4)
         x = bf16(1, 4, 8, 8)
-        run = lambda: net.decode(x.to(net.dtype)).sample  # noqa: E731
+
+        def run():
+            return net.decode(x.to(net.dtype)).sample
+
     net.to(BF16).eval().requires_grad_(False)
     monkeypatch.setattr(products, "SLOW", False)
     before = run()
     monkeypatch.setattr(products, "SLOW", True)
-    products.quicken(net)
+    quicken(net)
     after = run()
     exact = net.double() and run()
     assert off(after, exact) < 1.1 * off(before, exact)

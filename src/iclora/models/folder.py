@@ -28,8 +28,7 @@ from iclora.models.complete import check_loaded, check_numbers
 from iclora.models.names import Names, linears_of
 from iclora.models.network import Network
 from iclora.models.passes import Shapes
-from iclora.models.products import quicken
-from iclora.models.quantize import quantize
+from iclora.models.quantize import quantize, quicken
 from iclora.models.sizes import check_sizes
 from iclora.models.widened import narrow
 from iclora.settings import Offload, Precision
@@ -193,7 +192,8 @@ class FolderModel(DiffusionModel):
             ) from error
         if isinstance(model, nn.Module):
             model.requires_grad_(False).eval()
-            quicken(model)
+            if device.type == "cpu":
+                quicken(model)
             streams = part in self.folders["denoiser"] and self.offload == "blocks"
             if part in self.folders["denoiser"]:
                 # Layer by layer, so that the device never holds them whole.

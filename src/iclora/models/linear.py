@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iclora.models import products
-from iclora.models.quantize import KINDS, Matrix, Parts, matrix
+from iclora.models.products import exact
+from iclora.models.quantize import KINDS, Matrix, Parts, matrix, product
 from iclora.models.widened import Wide, wide
 
 __all__ = [
@@ -235,8 +235,7 @@ def linear_of_two(layer: Any, first: Tensor, second: Inner, activation: Activati
         return _plain(base, lora, torch.cat([first, activate(second, activation)], -1))
     left, right = halves
     if not lora:
-        y = products.linear(first, left.parts[0], left.bias)
-        return y + products.linear(activate(second, activation), right.parts[0])
+        return product(first, left) + product(activate(second, activation), right)
     one, two = (Lora(d, lora.up, lora.scale) for d in (lora.down[:, :at], lora.down[:, at:]))
     return (
         _adapted(first, "none", [left], [one])[0] + _adapted(second, activation, [right], [two])[0]
@@ -298,7 +297,7 @@ def _inputs(layers: Wide, read: Sequence[tuple[Tensor, Activation]]) -> Tensor:
         torch.mm(both[:, :width], down.mT, out=both[:, width:])
     if layers.ones is not None:
         both[:, layers.ones] = 1
-    return products.exact(both)
+    return exact(both)
 
 
 def _product(both: Tensor, weight: Tensor, like: torch.Size) -> Tensor:
@@ -338,7 +337,7 @@ class _Adapted(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         halves, biases, matrices = _Adapted.sorted(tensors, len(scales))
-        flat = products.exact(_FUNCTIONS[activation].run(x).flatten(0, -2))
+        flat = exact(_FUNCTIONS[activation].run(x).flatten(0, -2))
         downs, ups = halves[::2], halves[1::2]
         u = flat @ _joined(downs).to(flat.dtype).mT
         ys = KINDS[kind].times(matrices, flat, biases)
@@ -364,7 +363,7 @@ class _Adapted(torch.autograd.Function):
         x, u, *tensors = ctx.saved_tensors
         halves, _, matrices = _Adapted.sorted(tensors, len(ctx.scales))
         downs, ups = halves[::2], halves[1::2]
-        flat = [products.exact(g.flatten(0, -2)) for g in grads]
+        flat = [exact(g.flatten(0, -2)) for g in grads]
         inner, at, up_grads = [], 0, []
         for g, up, scale in zip(flat, ups, ctx.scales, strict=True):
             rank = up.shape[1]
@@ -379,7 +378,7 @@ class _Adapted(torch.autograd.Function):
             for g, parts in zip(flat, matrices, strict=True):
                 KINDS[ctx.kind].add_back(gx, parts, g)
             gx = gx.to(x.dtype).view(*x.shape[:-1], -1)
-        read = products.exact(function.run(x).flatten(0, -2))
+        read = exact(function.run(x).flatten(0, -2))
         down = (joined.mT @ read).to(downs[0].dtype)
         if gx is not None:
             gx = function.back(gx, x)

@@ -28,8 +28,7 @@ from iclora.models.levels import Schedule
 from iclora.models.network import Network
 from iclora.models.packed import PackedModel
 from iclora.models.passes import Block, Levels, Pass, Streams, run_block
-from iclora.models.products import quicken
-from iclora.models.quantize import quantize
+from iclora.models.quantize import quantize, quicken
 from iclora.models.qwen import QwenModel
 from iclora.settings import Precision
 from iclora.settings.registry import Registry

@@ -9,15 +9,14 @@ holds a layer's weights in float32 while it multiplies. Nothing here changes on 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from types import MethodType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-__all__ = ["COUNTED", "SLOW", "exact", "is_slow", "linear", "quicken"]
+__all__ = ["SLOW", "counted", "exact", "is_slow"]
 
 
 def _lacks_bf16() -> bool:
@@ -31,64 +30,26 @@ def _lacks_bf16() -> bool:
 SLOW = _lacks_bf16()
 """True if this CPU is one of those."""
 
-COUNTED: ContextVar[bool] = ContextVar("COUNTED", default=False)
-"""True while tensors on the meta device stand for this CPU's, so that their memory is counted."""
+_COUNTED = ContextVar("_COUNTED", default=False)
+
+
+@contextmanager
+def counted(here: bool) -> Iterator[None]:
+    """Let tensors on the meta device stand for this CPU's, if `here`: their memory is counted."""
+    before = _COUNTED.set(here)
+    try:
+        yield
+    finally:
+        _COUNTED.reset(before)
 
 
 def is_slow(x: Tensor) -> bool:
     """True if x is bf16 on such a CPU."""
     if not SLOW or x.dtype != torch.bfloat16:
         return False
-    return x.device.type == "cpu" or (x.is_meta and COUNTED.get())
+    return x.device.type == "cpu" or (x.is_meta and _COUNTED.get())
 
 
 def exact(x: Tensor) -> Tensor:
     """x in the type to multiply it in: float32 if it `is_slow`, else its own."""
     return x.float() if is_slow(x) else x
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W' + b in x's type; for the gradient of x nothing but W is kept.
-
-    A weight that is trained is multiplied as torch does.
-    """
-    if not is_slow(x) or weight.requires_grad:
-        return F.linear(x, weight, bias)
-    y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        b = None if bias is None else bias.float()
-        return F.linear(x.float(), weight.float(), b).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return (grad.float() @ weight.float()).to(grad.dtype), None, None
-
-
-def quicken(net: nn.Module) -> nn.Module:
-    """Let all frozen layers of a network that multiply do so as above; the same network."""
-    if SLOW:
-        for module in net.modules():
-            one: Any = module
-            if type(module) is nn.Linear:
-                one.forward = MethodType(_forward, module)
-            elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                one._conv_forward = MethodType(_conv_forward, module)
-    return net
-
-
-def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, layer.weight, layer.bias)
-
-
-def _conv_forward(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if is_slow(x):
-        weight, bias = weight.float(), None if bias is None else bias.float()
-    y: Tensor = type(layer)._conv_forward(layer, exact(x), weight, bias)
-    return y.to(x.dtype)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iclora.errors import SettingsError
-from iclora.models.products import exact
+from iclora.models import products
+from iclora.models.products import exact, is_slow
 from iclora.settings import Precision
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "check_precision",
     "matrix",
     "nf4_levels",
+    "product",
     "quantize",
+    "quicken",
 ]
 
 Parts = tuple[Tensor, ...]
@@ -153,7 +157,7 @@ class _Fp8(Kind):
     def times(
         self, matrices: Sequence[Parts], x: Tensor, biases: Sequence[Tensor | None]
     ) -> list[Tensor]:
-        if len(x) < _FEW or any(side % _SIDE for codes, _ in matrices for side in codes.shape):
+        if not all(_pays(x, parts) for parts in matrices):
             return super().times(matrices, x, biases)
         read = _to_fp8(x, torch.float8_e4m3fn)
         ys = []
@@ -163,10 +167,10 @@ class _Fp8(Kind):
         return ys
 
     def add_back(self, gx: Tensor, parts: Parts, g: Tensor) -> None:
-        codes, scale = parts
-        if len(g) < _FEW or any(side % _SIDE for side in codes.shape):
+        if not _pays(g, parts):
             super().add_back(gx, parts, g)
             return
+        codes, scale = parts
         # The sum runs over outputs here: their scales go to the gradient before it is rounded.
         read = _to_fp8(g * scale.mT.to(g.dtype), torch.float8_e5m2)
         # The hardware reads the second factor column by column.
@@ -185,6 +189,11 @@ def nf4_levels() -> Tensor:
     below = torch.special.ndtri(torch.linspace(edge, 0.5, 8, dtype=torch.float64))[:-1]
     levels = torch.cat([-below, torch.zeros(1, dtype=torch.float64), above.flip(0)])
     return (levels / levels.max()).float()
+
+
+def _pays(rows: Tensor, parts: Parts) -> bool:
+    """True if these rows and a matrix are multiplied in fp8."""
+    return len(rows) >= _FEW and not any(side % _SIDE for side in parts[0].shape)
 
 
 def _to_fp8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -226,8 +235,7 @@ class Frozen(nn.Linear):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(input, self.kind, self.bias, *self.parts)  # type: ignore[no-untyped-call]
-        return y
+        return product(input, Matrix(self.kind, self.parts, self.bias))
 
     @property
     def parts(self) -> Parts:
@@ -243,6 +251,40 @@ class Matrix(NamedTuple):
     kind: str
     parts: Parts
     bias: Tensor | None
+
+
+def product(x: Tensor, layer: Matrix) -> Tensor:
+    """The layer of x, (..., in) to (..., out); for the gradient of x only its parts are kept."""
+    if layer.kind == "full" and (layer.parts[0].requires_grad or not is_slow(x)):
+        return F.linear(x, layer.parts[0], layer.bias)
+    function: Any = _Product
+    y: Tensor = function.apply(x, layer.kind, layer.bias, *layer.parts)
+    return y
+
+
+def quicken(net: nn.Module) -> nn.Module:
+    """Let layers of bf16 multiply in float32 on a CPU that needs it (`products`); the same network.
+
+    Linear layers that are replaced later, or have a LoRA, do so of themselves.
+    """
+    if products.SLOW:
+        for module in net.modules():
+            one: Any = module
+            if type(module) is nn.Linear:
+                one.forward = MethodType(_forward, module)
+            elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                one._conv_forward = MethodType(_conv_forward, module)
+    return net
+
+
+def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    return product(x, Matrix("full", (layer.weight,), layer.bias))
+
+
+def _conv_forward(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    read = exact(x)
+    y: Tensor = type(layer)._conv_forward(layer, read, weight.to(read.dtype), _as(bias, read))
+    return y.to(x.dtype)
 
 
 class _Product(torch.autograd.Function):

@@ -8,6 +8,7 @@ are alike, so one of each is counted, kept and recomputed, and the pass is put t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from iclora.adapter import attach
 from iclora.models.attention import Attend
 from iclora.models.outline import META, Batch, Outline, Streams, loss
 from iclora.models.passes import Pass
-from iclora.models.products import COUNTED
+from iclora.models.products import counted
 from iclora.models.quantize import Frozen
 from iclora.models.streaming import block_bytes, slot_bytes
 from iclora.settings import TrainSettings
@@ -39,21 +40,12 @@ _FLASH = {
 }
 
 
-class _As(TorchFunctionMode):
+class _Kernels(TorchFunctionMode):
     """Functions as a device's kernels compute them; the meta device has its own ways."""
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
         self.kernels = kernels
-
-    def __enter__(self) -> _As:
-        self._before = COUNTED.set(self.kernels == "cpu")
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)  # type: ignore[no-untyped-call]
-        COUNTED.reset(self._before)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,6 +57,12 @@ class _As(TorchFunctionMode):
         if func is nn.functional.rms_norm and self.kernels == "cuda":
             return _RmsNorm.apply(args[0])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
+
+
+@contextmanager
+def _as(kernels: Kernels) -> Iterator[None]:
+    with counted(kernels == "cpu"), _Kernels(kernels):
+        yield
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -158,7 +156,7 @@ def _count(
     Args:
         last: of its streams nothing but the first, the image, is read afterwards.
     """
-    with Ledger() as ledger, _As(kernels):
+    with Ledger() as ledger, _as(kernels):
         leaves = [torch.empty_like(x).requires_grad_() for x in shapes]
         inside = _Source.apply(*leaves)  # type: ignore[no-untyped-call]
         before = ledger.mark()
@@ -276,7 +274,7 @@ class Costs:
             def block(*given: Any) -> Any:
                 # Here as well as around all: a block that is computed again is so inside of a
                 # call of backward, and a mode is off inside of what passes through it.
-                with _As(self.kernels):
+                with _as(self.kernels):
                     return piece.block(*given)
 
             run = replace(piece, block=block).run if again else piece.run
@@ -294,7 +292,7 @@ class Costs:
         if batch not in self._arounds:
             # Tables that a network makes once and keeps are there from here on.
             self._begin(batch)
-            with Ledger() as ledger, _As(self.kernels), torch.no_grad():
+            with Ledger() as ledger, _as(self.kernels), torch.no_grad():
                 inputs = self.outline.inputs(batch, self._attend)
                 # A step's latents, its noise, and both mixed, in float32.
                 z = inputs[0].z
@@ -380,7 +378,7 @@ class Costs:
 
     def _without_gradient(self, run: Callable[[], object]) -> int:
         ledger = Ledger()
-        with torch.no_grad(), ledger, _As(self.kernels):
+        with torch.no_grad(), ledger, _as(self.kernels):
             run()
         return ledger.peak
 

@@ -49,34 +49,33 @@ def _script(name: str, about: str, script: str, told: Mapping[str, Any], **more:
     return Row(name, about, call, {"script": script, "settings": told}, script=script, **more)
 
 
-def _smoke(base: str, **more: Any) -> Row:
-    about = f"verbs that train and make, on the base {base} of random weights" * (base != "toyland")
-    about = about or "verbs that train and make, on toyland, the small trained base"
-    return Row(f"smoke-{base}", about, "iclora.jobs.bench.smoke:verbs", {"base": base}, **more)
+_WALKS = {
+    "smoke": ("verbs", "verbs that train and make, on {}", 120, 15),
+    "precisions": (
+        "precisions",
+        "training and making on {} in fp8, int8 and nf4, resumed, blocks recomputed, streamed",
+        150,
+        18,
+    ),
+    "compile": (
+        "compiled",
+        "a run of three steps with compiled blocks on {}, and the time of compiling",
+        200,
+        60,
+    ),
+}
+"""The function of `smoke`, what it measures on a base, its limit, and what it takes."""
 
 
-def _kinds(base: str) -> Row:
-    return Row(
-        f"precisions-{base}",
-        f"training and making on {base} in fp8, int8 and nf4, resumed, blocks recomputed, streamed",
-        "iclora.jobs.bench.smoke:precisions",
-        {"base": base},
-        limit=150,
-        takes=18,
-    )
+def _walk(sort: str, base: str) -> Row:
+    function, about, limit, takes = _WALKS[sort]
+    called = f"iclora.jobs.bench.smoke:{function}"
+    on = base if base == "toyland" else f"{base} (random weights)"
+    told = {"base": base}
+    return Row(f"{sort}-{base}", about.format(on), called, told, limit=limit, takes=takes)
 
 
-def _compiled(base: str) -> Row:
-    return Row(
-        f"compile-{base}",
-        f"a run of three steps with compiled blocks on {base}, and the time of compiling",
-        "iclora.jobs.bench.smoke:compiled",
-        {"base": base},
-        limit=200,
-        takes=60,
-    )
-
-
+_TINY = ("tiny-klein", "tiny-zimage", "tiny-krea", "tiny-qwen")
 _DEV = "black-forest-labs/FLUX.1-dev"
 _KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
 _CARDS = (80, 24, 16, 48, 12)
@@ -95,7 +94,7 @@ ROWS: tuple[Row, ...] = (
         takes=15,
         packages=(),
     ),
-    _smoke("tiny", limit=120, takes=15),
+    _walk("smoke", "tiny"),
     Row(
         "equal",
         "velocity, loss, gradient and picture against a CPU's in float32, on six bases",
@@ -159,7 +158,7 @@ ROWS: tuple[Row, ...] = (
         on="card",
         memory=79,
     ),
-    _smoke("toyland", limit=120, takes=15),
+    _walk("smoke", "toyland"),
     _script(
         "cached-dev",
         "completing at FLUX.1-dev's size with kept keys and values, 1 given and 1 made",
@@ -181,11 +180,8 @@ ROWS: tuple[Row, ...] = (
         on="card",
         memory=16,
     ),
-    _smoke("tiny-klein", limit=120, takes=15),
-    _smoke("tiny-zimage", limit=120, takes=15),
-    _smoke("tiny-krea", limit=120, takes=15),
-    _smoke("tiny-qwen", limit=120, takes=15),
-    *map(_kinds, ("tiny", "toyland", "tiny-klein", "tiny-zimage", "tiny-krea", "tiny-qwen")),
+    *(_walk("smoke", base) for base in _TINY),
+    *(_walk("precisions", base) for base in ("tiny", "toyland", *_TINY)),
     _script(
         "memory-klein",
         "the same peaks at FLUX.2-klein-base-4B's size",
@@ -216,7 +212,7 @@ ROWS: tuple[Row, ...] = (
         on="card",
         memory=16,
     ),
-    *map(_compiled, ("tiny", "toyland")),
+    *(_walk("compile", base) for base in ("tiny", "toyland")),
     _script(
         "train-dev-all",
         "the step with a LoRA on every linear layer: ours against ai-toolkit's way",
